@@ -1,0 +1,37 @@
+"""Fixtures for all tests: the smallest real models."""
+
+import pytest
+import torch
+
+from hf_lomdm import LoMDMConfig, LoMDMForMaskedDiffusion
+
+TINY = {
+    "vocab_size": 11,
+    "mask_token_id": 10,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 32,
+    "dropout": 0.0,
+}
+
+
+def build_model(**overrides) -> LoMDMForMaskedDiffusion:
+    """A random model in eval mode whose token laws and rates differ clearly between positions."""
+    generator_state = torch.get_rng_state()
+    torch.manual_seed(overrides.pop("seed", 0))
+    model = LoMDMForMaskedDiffusion(LoMDMConfig(**{**TINY, "initializer_range": 0.3, **overrides}))
+    for head in (model.phi, model.psi):
+        if head is not None:
+            torch.nn.init.normal_(head.out.weight, std=1.0)
+    torch.set_rng_state(generator_state)
+    return model.eval()
+
+
+@pytest.fixture
+def make_model():
+    """The factory `build_model`: keyword arguments override the tiny configuration, `seed` the weights."""
+    return build_model
