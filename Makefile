@@ -1,0 +1,43 @@
+# Two commands do all the set-up: `make demo` and `make test`.
+# PYTHON: any Python 3.11 or newer, used to make VENV. Installation runs again only where its inputs changed.
+PYTHON ?= python3
+VENV ?= .venv
+CHECKPOINT ?= checkpoints/lomdm-enwiki
+
+run := "$(VENV)/bin/python"
+inputs := setup.py pyproject.toml constraints.txt tools/install.sh
+sources := src tests tools training_scripts setup.py
+
+.PHONY: help demo test test-slow format lint
+.NOTPARALLEL:
+
+help:
+	@echo "make demo       install, then write text with the shipped checkpoint and show the order of writing"
+	@echo "make test       install what tests need, run the fast suite"
+	@echo "make test-slow  run the slow tests"
+	@echo "make format     format and fix the code;  make lint checks only"
+
+$(VENV)/.installed-demo: $(inputs)
+	PYTHON="$(PYTHON)" tools/install.sh "$(VENV)" train,viz
+	@touch "$@"
+
+$(VENV)/.installed-dev: $(inputs)
+	PYTHON="$(PYTHON)" tools/install.sh "$(VENV)" dev
+	@touch "$@"
+
+demo: $(VENV)/.installed-demo
+	$(run) training_scripts/sample.py --model "$(CHECKPOINT)" --num_inference_steps 64 --seed 0 --show_order
+
+test: $(VENV)/.installed-dev
+	$(run) -m pytest -m "not slow"
+
+test-slow: $(VENV)/.installed-dev
+	$(run) -m pytest -m slow
+
+format: $(VENV)/.installed-dev
+	$(run) -m ruff format $(sources)
+	$(run) -m ruff check --fix $(sources)
+
+lint: $(VENV)/.installed-dev
+	$(run) -m ruff format --check $(sources)
+	$(run) -m ruff check $(sources)

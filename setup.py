@@ -1,0 +1,34 @@
+"""Packaging of hf_lomdm; the tools' settings are in pyproject.toml, the tested versions in constraints.txt."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+TRAIN = ["tensorboard>=2.14", "pyyaml>=6"]
+EVAL = ["scipy>=1.11"]
+VIZ = ["matplotlib>=3.8"]
+DEV = ["pytest>=8", "pytest-timeout>=2.2", "ruff>=0.9", "peft>=0.17", "build>=1.2", *TRAIN, *EVAL, *VIZ]
+
+setup(
+    name="hf-lomdm",
+    version="0.1.0",
+    description="Learnable-order masked diffusion language models (LoMDM) for transformers and diffusers",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    package_dir={"": "src"},
+    packages=find_packages("src"),
+    python_requires=">=3.11",
+    install_requires=[
+        "torch>=2.6",
+        "transformers>=5",
+        "diffusers>=0.36",
+        "accelerate>=1.10",
+        "datasets>=4",
+        "huggingface-hub>=1",
+        "safetensors>=0.5",
+        "evaluate>=0.4",
+    ],
+    extras_require={"train": TRAIN, "eval": EVAL, "viz": VIZ, "dev": DEV},
+)

@@ -1,0 +1,255 @@
+"""Bounds on `-log P(x)` with their Monte-Carlo error, and `log P(x)` itself where it can be enumerated."""
+
+import contextlib
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..modeling.configuration_lomdm import BOUNDS
+from ..modeling.modeling_lomdm import as_bool, check_inputs, check_labels, position_ids, stack_views, wide
+from ..modeling.process_lomdm import draw_order, log_prob_prefix, position_exponentials, row_seeds
+
+MAX_EXACT_POSITIONS = 14  # 2^14 passes of one text
+# Floats in the largest tensor of one chunk, logits or MLP activations: 128 MiB in float32.
+CHUNK_ELEMENTS = 2**25
+
+
+@dataclass(frozen=True)
+class NelboEstimate:
+    """Bounds on `-log P(x)` for each text of a batch, in nats per text; float64 tensors on the CPU.
+
+    Attributes:
+        nelbo: `[B]`, unbiased estimate of the bound; `main + velocity`.
+        standard_error: `[B]`, Monte-Carlo standard error of `nelbo` for the given texts, `None` from a single draw. The
+            error from the choice of the texts is not in it.
+        main: `[B]`, the token part. With several orders: the mean of `-log p` over the orders.
+        velocity: `[B]`, the order part. With several orders: the rest of the bound, which may be negative.
+    """
+
+    nelbo: Tensor
+    standard_error: Tensor | None
+    main: Tensor
+    velocity: Tensor
+
+
+def nelbo(
+    model: nn.Module,
+    input_ids: Tensor,
+    attention_mask: Tensor | None = None,
+    labels: Tensor | None = None,
+    bound: str = "order",
+    num_samples: int = 2,
+    num_orders: int | None = None,
+    generator: torch.Generator | list[torch.Generator] | None = None,
+) -> NelboEstimate:
+    """Estimates an upper bound on `-log P(x)` of each text (docs/method.md, "time bound" and "order bound").
+
+    The draws of the number of reveals (order bound) or of the local time (time bound) are stratified within each text,
+    so every row is unbiased on its own. The time bound is the uncut integral. Runs in eval mode, which it restores.
+
+    Args:
+        model: a `LoMDMForMaskedDiffusion`, on any device and in any dtype.
+        input_ids: `[B, L]` int64, clean texts.
+        attention_mask: `[B, L]`, 1 = real, 0 = padding; `None` = nothing padded.
+        labels: `[B, L]`, the clean token ids, -100 = given (neither masked nor counted); default: nothing is given.
+        bound: `"order"` or `"time"`.
+        num_samples: passes per text; with `num_orders` the number of independent groups of orders. They are split into
+            independent replicates, whose spread is the standard error: from 2 samples on.
+        num_orders: `K` replaces the order bound by the tighter `-log mean_k P(x, order_k) / q(order_k | x)`, at
+            `num_samples * K * n` passes per text of `n` maskable positions.
+        generator: source of all draws; one, or one per text (then a text does not depend on its batch or padding).
+    Raises:
+        ValueError: shapes, ids or options that do not fit, or a model whose bound is not finite.
+    """
+    _check_options(bound, num_samples, num_orders)
+    maskable, clean = _clean_texts(model, input_ids, attention_mask, labels)
+    with _evaluating(model):
+        rates = model.forward_rates(clean, attention_mask)
+        texts = (model, clean, rates, maskable, attention_mask)
+        if num_orders is None:
+            replicates = _one_view_replicates(*texts, bound, num_samples, generator)
+        else:
+            replicates = torch.stack([_order_group(*texts, num_orders, generator) for _ in range(num_samples)])
+    return _summarise(replicates)
+
+
+@torch.no_grad()
+def exact_log_likelihood(
+    model: nn.Module, input_ids: Tensor, labels: Tensor | None = None, attention_mask: Tensor | None = None
+) -> Tensor:
+    """`log P(x)` of each text, the sum over all `n!` orders, by dynamic programming over its `2^n` masked subsets.
+
+    Args:
+        model: a `LoMDMForMaskedDiffusion`. input_ids: `[B, L]` int64, clean texts.
+        labels: `[B, L]`, the clean token ids, -100 = given; at most 14 positions of a text may be neither given nor
+            padding. The result is then the conditional log-probability of these, given the others.
+        attention_mask: `[B, L]`, 1 = real, 0 = padding; `None` = nothing padded.
+    Returns:
+        `[B]` float64 on the CPU, nats; 0 for a text in which everything is given.
+    Raises:
+        ValueError: more than 14 positions to sum over, shapes or ids that do not fit, a model that is not finite.
+    """
+    maskable, clean = _clean_texts(model, input_ids, attention_mask, labels)
+    longest = int(maskable.sum(-1).max()) if len(maskable) else 0
+    if longest > MAX_EXACT_POSITIONS:
+        raise ValueError(
+            f"input_ids has a text with {longest} maskable positions; exact_log_likelihood takes at most "
+            f"{MAX_EXACT_POSITIONS} (2^n passes). Give more positions by labels of -100, or use nelbo(num_orders=...)."
+        )
+    with _evaluating(model):
+        values = [_subset_sum(model, *rows) for rows in _single_texts(clean, maskable, attention_mask)]
+    return _require_finite(torch.tensor(values, dtype=torch.float64), "log-likelihood")
+
+
+def _check_options(bound: str, num_samples: int, num_orders: int | None) -> None:
+    if bound not in BOUNDS:
+        raise ValueError(f"bound must be one of {BOUNDS}, got {bound!r}.")
+    if num_samples < 1:
+        raise ValueError(f"num_samples must be at least 1, got {num_samples}. Pass 2 or more for a standard error.")
+    if num_orders is not None and num_orders < 1:
+        raise ValueError(f"num_orders must be None or at least 1, got {num_orders}.")
+    if num_orders is not None and bound != "order":
+        raise ValueError(f"num_orders={num_orders} needs bound='order', got {bound!r}. Leave num_orders out.")
+
+
+def _clean_texts(model, input_ids, attention_mask, labels) -> tuple[Tensor, Tensor]:
+    """Checks the input; which positions are maskable `[B, L]` bool, and the clean texts `[B, L]`."""
+    check_inputs(input_ids, attention_mask, model.config)
+    real = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else as_bool(attention_mask)
+    if labels is None:
+        labels = input_ids.masked_fill(~real, -100)
+        if (labels == model.config.mask_token_id).any():
+            raise ValueError(
+                f"input_ids contain the mask token ({model.config.mask_token_id}). Pass clean texts."
+            )
+    check_labels(input_ids, labels, None, model.config)
+    maskable = real & (labels != -100)
+    return maskable, torch.where(maskable, labels, input_ids)
+
+
+@contextlib.contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    # module by module: a user may have frozen parts of a training model in eval mode
+    modes = {module: module.training for module in model.modules()}
+    try:
+        model.eval()
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+def _one_view_replicates(model, clean, rates, maskable, attention_mask, bound, num_samples, generator) -> Tensor:
+    """`[R, 2, B]` float64: main and velocity part of each replicate."""
+    sizes = _replicate_sizes(num_samples)
+    offset_seeds = row_seeds(generator, len(clean), clean.device)
+    offsets = torch.exp(-position_exponentials(offset_seeds, torch.arange(len(sizes), device=clean.device)[None]))
+    replicates = []
+    for offset, size in zip(offsets.unbind(-1), sizes, strict=True):
+        total = torch.zeros(2, len(clean), dtype=torch.float64)
+        for stratum in range(size):
+            quantiles = (offset + stratum) / size  # [B]
+            seeds = row_seeds(generator, len(clean), clean.device)
+            terms, _ = model.estimate_bound(clean, rates, maskable, quantiles, seeds, attention_mask, bound)
+            total += torch.stack([terms.main, terms.velocity]).cpu().double().sum(-1) / size
+        replicates.append(total)
+    return torch.stack(replicates)
+
+
+def _replicate_sizes(num_samples: int) -> list[int]:
+    """Strata of each replicate. About `sqrt(S)` replicates: few strata stratify badly, few replicates measure badly."""
+    count = min(num_samples, max(2, math.isqrt(num_samples)))
+    return [num_samples // count + (r < num_samples % count) for r in range(count)]
+
+
+def _summarise(replicates: Tensor) -> NelboEstimate:
+    """The mean over replicates `[R, 2, B]`, independent and each unbiased, and the standard error of that mean."""
+    main, velocity = replicates.mean(0)
+    error = replicates.sum(1).std(0) / len(replicates) ** 0.5 if len(replicates) > 1 else None
+    return NelboEstimate(_require_finite(main + velocity, "nelbo"), error, main, velocity)
+
+
+def _require_finite(values: Tensor, name: str) -> Tensor:
+    if not values.isfinite().all():
+        rows = (~values.isfinite()).nonzero().flatten().tolist()
+        raise ValueError(f"The {name} of texts {rows[:8]} is not finite. Check the model's weights for NaN and inf.")
+    return values
+
+
+def _order_group(model, clean, rates, maskable, attention_mask, num_orders, generator) -> Tensor:
+    """`[2, B]` float64, main and velocity part of `-log mean_k P(x, order_k) / q(order_k|x)` for `K` drawn orders."""
+    seeds = torch.cat([row_seeds(generator, len(clean), clean.device) for _ in range(num_orders)])
+    texts = (clean, rates, maskable, attention_mask)
+    clean, rates, maskable, attention_mask = (stack_views(values, num_orders) for values in texts)  # [K * B, L]
+    exponentials = position_exponentials(seeds, position_ids(attention_mask, clean.shape[1], clean.device))
+    rank = draw_order(exponentials.to(rates.device), rates, maskable)
+    log_q = log_prob_prefix(rank, maskable.sum(-1, keepdim=True), rates, maskable).sum(-1).cpu().double()
+    log_choices, log_tokens = _log_prob_of_order(model, clean, rank, maskable, attention_mask)
+    log_ratio = (log_choices + log_tokens - log_q).view(num_orders, -1)
+    bound = math.log(num_orders) - log_ratio.logsumexp(0)
+    main = -log_tokens.view(num_orders, -1).mean(0)
+    return torch.stack([main, bound - main])
+
+
+def _log_prob_of_order(model, clean, rank, maskable, attention_mask) -> tuple[Tensor, Tensor]:
+    """Log-probabilities `[B]` that the model reveals the positions by `rank`, and these tokens along the way."""
+    choices, tokens = torch.zeros(2, len(clean), dtype=torch.float64)
+    for step in range(int(maskable.sum(-1).max()) if len(clean) else 0):
+        left = maskable & (rank >= step)
+        for rows in left.any(-1).nonzero().flatten().split(_chunk_rows(model, clean.shape[1], 1)):
+            at = rank[rows] == step
+            padding = None if attention_mask is None else attention_mask[rows]
+            log_choice, log_token = _log_reveals(model, clean[rows], left[rows], at, padding)
+            choices[rows.cpu()] += log_choice
+            tokens[rows.cpu()] += log_token
+    return choices, tokens
+
+
+def _subset_sum(model, clean: Tensor, maskable: Tensor, attention_mask: Tensor | None) -> float:
+    """`log P` of one text (`[1, L]` each): `P(S) = sum_{i in S} (v_i / V) p_i(x_i) P(S without i)`, `P({}) = 1`."""
+    places = maskable[0].nonzero().flatten()  # [n]
+    bit = torch.arange(len(places))
+    members = (torch.arange(2 ** len(places))[:, None] >> bit) % 2 == 1  # [2^n, n], row S = the subset S
+    log_next = torch.full(members.shape, -torch.inf, dtype=torch.float64)  # of each reveal from each subset
+    rows = _chunk_rows(model, clean.shape[1], max(1, len(places)))
+    for part, values in zip(members.split(rows), log_next.split(rows), strict=True):
+        masked = torch.zeros(len(part), clean.shape[1], dtype=torch.bool, device=clean.device)
+        masked[:, places] = part.to(clean.device)
+        padding = None if attention_mask is None else attention_mask.expand(len(part), -1)
+        log_choice, log_token = _log_reveals(model, clean.expand(len(part), -1), masked, masked, padding)
+        values[part] = log_choice + log_token
+    log_rest = torch.zeros(len(members), dtype=torch.float64)
+    for size in range(1, len(places) + 1):
+        subset = (members.sum(-1) == size).nonzero().flatten()
+        without = (subset[:, None] - 2**bit).clamp(min=0)  # of no effect where i is not a member
+        log_rest[subset] = (log_next[subset] + log_rest[without]).logsumexp(-1)
+    return log_rest[-1].item()
+
+
+def _log_reveals(model, clean, masked, at, attention_mask) -> tuple[Tensor, Tensor]:
+    """Log-probabilities that the next reveal is position `i`, and that it gets its token `x_i`: `[M]` float64 each.
+
+    Args:
+        clean: `[R, L]`. masked: `[R, L]` bool, the state. at: `[R, L]` bool, the `M` masked positions asked for.
+    """
+    out = model(clean.masked_fill(masked, model.config.mask_token_id), attention_mask, output_logits=False)
+    log_choice = out.rates.log().masked_fill(~masked, -torch.inf).log_softmax(-1)[at]
+    log_law = wide(model.token_logits(out.last_hidden_state[at])).log_softmax(-1)  # [M, V]
+    log_token = log_law.gather(-1, clean[at][:, None]).squeeze(-1)
+    return log_choice.cpu().double(), log_token.cpu().double()
+
+
+def _chunk_rows(model, length: int, projected: int) -> int:
+    """Rows per pass that keep memory bounded, `projected` positions of each going through the LM head."""
+    largest = max(projected * model.config.vocab_size, length * model.config.intermediate_size)
+    return max(1, CHUNK_ELEMENTS // largest)
+
+
+def _single_texts(clean: Tensor, maskable: Tensor, attention_mask: Tensor | None) -> Iterator[tuple]:
+    for b in range(len(clean)):
+        padding = None if attention_mask is None else attention_mask[b : b + 1]
+        yield clean[b : b + 1], maskable[b : b + 1], padding

@@ -1,0 +1,1 @@
+"""Samplers of masked diffusion language models as a diffusers scheduler."""

@@ -1,0 +1,173 @@
+"""What a training run can be told, as plain data: one dataclass per part, parsed by `transformers.HfArgumentParser`.
+
+The transformers settings (learning rate, steps, output folder, ...) are the third part, in the same namespace: no name
+here may be one of `transformers.TrainingArguments`.
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+import torch
+from transformers import HfArgumentParser, TrainingArguments
+from transformers.integrations import is_tensorboard_available
+
+
+@dataclass
+class DataArguments:
+    """Which text is read, how it is cut into rows and by which tokenizer. Checked by `hf_lomdm.training.data`."""
+
+    dataset_name: str | None = field(
+        default=None,
+        metadata={"help": "Hub name or folder of a data set; `pydoc_topics` is the reference inside every CPython."},
+    )
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of the data set."})
+    dataset_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the data set."})
+    train_split: str = field(default="train", metadata={"help": "Split to train on, for example `train[:-1000]`."})
+    validation_split: str | None = field(
+        default=None, metadata={"help": "Split to validate on; without one the last tenth of the train text."}
+    )
+    train_file: str | None = field(
+        default=None, metadata={"help": "Text to train on: a .txt, .jsonl, .csv or .parquet file, or a folder of them."}
+    )
+    validation_file: str | None = field(default=None, metadata={"help": "Text to validate on, like `train_file`."})
+    sample_by: str = field(
+        default="paragraph",
+        metadata={
+            "help": "What one document is in a .txt file.",
+            "choices": ["line", "paragraph", "document"],
+        },
+    )
+    text_column: str = field(default="text", metadata={"help": "Column that holds the text."})
+    detokenizer: str | None = field(
+        default=None, metadata={"help": "Undo the tokenisation of a corpus: lm1b, ptb, wikitext or lambada."}
+    )
+    tokenizer: str | None = field(default=None, metadata={"help": "Hub name or folder of a tokenizer."})
+    train_tokenizer: str | None = field(
+        default=None, metadata={"help": "Make a tokenizer from the train text instead: bpe:4096, char or byte."}
+    )
+    max_length: int = field(default=1024, metadata={"help": "Tokens per row."})
+    packing: bool = field(
+        default=True, metadata={"help": "Cut the concatenated documents into full rows; else one document per row."}
+    )
+    insert_special_tokens: bool = field(default=True, metadata={"help": "BOS in front of each row and EOS behind it."})
+    max_train_rows: int | None = field(default=None, metadata={"help": "Use the first rows only."})
+    max_validation_rows: int | None = field(default=None, metadata={"help": "Use the first rows only."})
+
+
+@dataclass
+class ModelArguments:
+    """Sizes and process of the model; the names and meanings of `LoMDMConfig`."""
+
+    hidden_size: int = field(default=768, metadata={"help": "Hidden units; a multiple of 2 * num_attention_heads."})
+    num_hidden_layers: int = field(default=12, metadata={"help": "Transformer blocks of the backbone."})
+    num_attention_heads: int = field(default=12, metadata={"help": "Attention heads per block."})
+    max_position_embeddings: int | None = field(default=None, metadata={"help": "Longest text; default max_length."})
+    rate_type: str = field(default="learned", metadata={"help": "learned (LoMDM) or uniform (MDLM)."})
+    c1: float = field(default=0.7, metadata={"help": "Level of the learned rates."})
+    c2: float = field(default=0.65, metadata={"help": "Range of the learned rates; 0 <= c2 < c1."})
+    bound: str = field(default="order", metadata={"help": "What training minimises: order, or time (the paper's)."})
+    time_epsilon: float | None = field(default=None, metadata={"help": "Cut of the time bound in training, or none."})
+    dropout: float = field(default=0.1, metadata={"help": "Dropout of the backbone in training."})
+    tie_word_embeddings: bool = field(default=False, metadata={"help": "The LM head uses the embedding matrix."})
+
+
+@dataclass
+class LoMDMTrainingArguments(TrainingArguments):
+    """`transformers.TrainingArguments` with what LoMDM adds and defaults that suit it.
+
+    Raises:
+        ValueError: an option that cannot work here, with the remedy.
+    """
+
+    learning_rate: float = field(default=3e-4, metadata={"help": "Peak learning rate of the backbone and LM head."})
+    head_learning_rate: float = field(default=1e-4, metadata={"help": "Peak learning rate of the order heads."})
+    ema_decay: float = field(default=0.9999, metadata={"help": "Decay of the moving average of the weights; 0 = none."})
+    eval_num_samples: int = field(
+        default=2, metadata={"help": "Passes per text at evaluation, 2 or more for an error."}
+    )
+    resume_from_checkpoint: str | None = field(
+        default="auto",
+        metadata={"help": "auto: the newest complete checkpoint of output_dir, if there is one; or a folder."},
+    )
+    logging_nan_inf_filter: bool = field(
+        default=False, metadata={"help": "Hide losses that are not finite. They stop training here, so leave it off."}
+    )
+    ddp_find_unused_parameters: bool | None = field(
+        default=False, metadata={"help": "Every weight takes part in every step, so that DDP need not search."}
+    )
+    report_to: None | str | list[str] = field(
+        default=None, metadata={"help": "Where logs go; default tensorboard if it is installed, else none."}
+    )
+
+    def __post_init__(self):
+        if self.report_to is None:
+            self.report_to = "tensorboard" if is_tensorboard_available() else "none"
+        if self.data_seed is None:
+            self.data_seed = self.seed  # else the order of the texts hangs on the global random state
+        self.dataloader_pin_memory &= torch.accelerator.is_available()  # pinning needs one, and warns otherwise
+        if self.fp16:
+            raise ValueError("fp16=True is not supported: rates and their gradients need the range of bf16. Pass bf16.")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay must be in [0, 1), got {self.ema_decay}. Pass for example 0.9999; 0 = none.")
+        if self.eval_num_samples < 1:
+            raise ValueError(f"eval_num_samples must be at least 1, got {self.eval_num_samples}. The default is 2.")
+        super().__post_init__()
+
+
+PARTS = (DataArguments, ModelArguments, LoMDMTrainingArguments)
+
+
+def parse_arguments(
+    arguments: Sequence[str] | None = None,
+) -> tuple[DataArguments, ModelArguments, LoMDMTrainingArguments]:
+    """Parses `[--config FILE.yaml] [--key value ...]`; what stands on the command line wins over the file.
+
+    Args:
+        arguments: the words of the command line; default `sys.argv[1:]`.
+    Raises:
+        ValueError: a key that does not exist, in the file or on the command line, or a file that cannot be read.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    while "--config" in words:
+        place = words.index("--config")
+        if place + 1 == len(words):
+            raise ValueError("--config needs a file. Pass for example --config training_scripts/configs/tiny.yaml.")
+        words = config_words(Path(words[place + 1])) + words[:place] + words[place + 2 :]
+    *parts, unknown = HfArgumentParser(PARTS, allow_abbrev=False).parse_args_into_dataclasses(
+        words, return_remaining_strings=True
+    )
+    if unknown:
+        raise ValueError(f"Unknown argument {unknown[0]!r}. Run with --help for all names.")
+    return tuple(parts)
+
+
+def config_words(path: Path) -> list[str]:
+    """The flat YAML file `path` as words of a command line.
+
+    Raises:
+        ValueError: a missing file, one that is not a flat mapping, or a key that is no argument.
+    """
+    import yaml  # of the extra `train`
+
+    if not path.is_file():
+        raise ValueError(f"--config {path} does not exist. The shipped ones are in training_scripts/configs.")
+    settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if not isinstance(settings, dict):
+        raise ValueError(f"--config {path} must hold lines of the form `key: value`.")
+    known = {one.name for part in PARTS for one in fields(part) if one.init}
+    words = []
+    for key, value in settings.items():
+        if key not in known:
+            raise ValueError(f"Unknown key {key!r} in {path}. Run training_scripts/train.py --help for all names.")
+        if value is not None:  # a key without a value keeps its default
+            words += [f"--{key}", *_as_words(value)]
+    return words
+
+
+def _as_words(value) -> list[str]:
+    if isinstance(value, list):
+        return [str(one) for one in value]
+    return [json.dumps(value) if isinstance(value, dict) else str(value)]

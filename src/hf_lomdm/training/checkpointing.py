@@ -1,0 +1,110 @@
+"""Checkpoint folders that are complete or absent, whatever happens while they are written.
+
+A checkpoint is written to a folder beside its place, flushed to the disk and renamed. A folder that is being written
+or removed has a name that starts with `_`, which resuming ignores, cleaning removes and Hub uploads leave out.
+"""
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+
+MANIFEST = "complete.json"
+_PREFIX = "_checkpoint-"
+
+
+def staging_folder(output_dir: str | Path, step: int) -> Path:
+    """Where the checkpoint of `step` is written before it is complete."""
+    return Path(output_dir) / f"{_PREFIX}{step}-incomplete"
+
+
+def publish(staged: Path, final: Path) -> None:
+    """Moves the folder `staged` to `final` so that `final` is complete at any moment that it exists.
+
+    The manifest lists the size of each file, every file and folder is flushed to the disk, then the folder is renamed.
+    A folder that already has the name `final` is replaced.
+    """
+    files = sorted(path for path in staged.rglob("*") if path.is_file())
+    sizes = {str(path.relative_to(staged)): path.stat().st_size for path in files}
+    manifest = staged / MANIFEST
+    manifest.write_text(json.dumps(sizes, indent=1))
+    for path in (*files, manifest, *(path for path in staged.rglob("*") if path.is_dir()), staged):
+        _flush(path)
+    remove(final)
+    staged.rename(final)
+    _flush(final.parent)
+
+
+def remove(folder: Path) -> None:
+    """Removes a folder if it is there; it loses its name first, so that no half of it is ever taken for a checkpoint."""
+    if not folder.is_dir():
+        return
+    doomed = folder.with_name(f"{_PREFIX}{folder.name.removeprefix('checkpoint-')}-removed")
+    shutil.rmtree(doomed, ignore_errors=True)
+    folder.rename(doomed)
+    shutil.rmtree(doomed)
+
+
+def clean(output_dir: str | Path) -> None:
+    """Removes what interrupted writing and interrupted removing have left in `output_dir`."""
+    for folder in Path(output_dir).glob(f"{_PREFIX}*"):
+        if re.fullmatch(rf"{_PREFIX}\d+-(incomplete|removed)", folder.name):
+            shutil.rmtree(folder)
+
+
+def rotate(output_dir: str | Path, limit: int | None, keep: set[Path]) -> None:
+    """Removes the oldest complete checkpoints until `limit` are left, but none of `keep`; `None` or 0 keeps all."""
+    checkpoints = complete_checkpoints(output_dir)
+    surplus = len(checkpoints) - limit if limit else 0
+    removable = [folder for folder in checkpoints if folder not in keep]
+    for folder in removable[: max(surplus, 0)]:
+        remove(folder)
+
+
+def complete_checkpoints(output_dir: str | Path) -> list[Path]:
+    """Complete checkpoints of `output_dir`, oldest step first."""
+    found = [folder for folder in Path(output_dir).glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", folder.name)]
+    return sorted((folder for folder in found if is_complete(folder)), key=lambda folder: int(folder.name[11:]))
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether `folder` has its manifest and every file of it in full size."""
+    manifest = folder / MANIFEST
+    if not manifest.is_file():
+        return False
+    sizes = json.loads(manifest.read_text())
+    return all((folder / name).is_file() and (folder / name).stat().st_size == size for name, size in sizes.items())
+
+
+def choose_checkpoint(resume_from: str | bool | None, output_dir: str | Path) -> Path | None:
+    """The checkpoint to resume from, or `None` to start anew.
+
+    Args:
+        resume_from: `"auto"`, the newest complete checkpoint of `output_dir` if there is one; `True`, the same but
+            there must be one; a folder; `None` or `False`, no checkpoint.
+    Raises:
+        ValueError: a folder that is not a complete checkpoint, or no checkpoint where there must be one.
+    """
+    if resume_from in (None, False):
+        return None
+    if resume_from is True or resume_from == "auto":
+        newest = complete_checkpoints(output_dir)[-1:]
+        if not newest and resume_from is True:
+            raise ValueError(f"resume_from_checkpoint is True, but {output_dir} has no complete checkpoint. Pass 'auto'.")
+        return newest[0] if newest else None
+    folder = Path(resume_from)
+    if not is_complete(folder):
+        raise ValueError(
+            f"resume_from_checkpoint={str(folder)!r} is not a complete checkpoint: its {MANIFEST} is missing or names "
+            "files that are missing or cut. Pass 'auto' for the newest complete one of output_dir."
+        )
+    return folder
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

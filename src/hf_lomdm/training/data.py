@@ -1,0 +1,299 @@
+"""From text to rows of tokens: tokenise, pack or pad, cache, collate.
+
+Rows depend on the text, the tokenizer and the arguments alone: documents are read in their order by one process and
+concatenated over the whole split, so neither the number of processes nor any batch size moves a row boundary.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import torch
+from datasets import Dataset, DatasetDict
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from .arguments import DataArguments
+from .detokenizers import get_detokenizer
+from .text import documents, load_text, split_document
+from .tokenizers import load_tokenizer, train_tokenizer
+
+# Bounds what is tokenised at once.
+BATCH_CHARACTERS = 1 << 20
+# Part of the name of a cached file: raise it when the same arguments come to mean other rows.
+ROWS_VERSION = 1
+
+
+def load_data(arguments: DataArguments, output_dir: str | Path) -> tuple[DatasetDict, PreTrainedTokenizerBase]:
+    """Everything a training run needs of its data: rows of tokens (`train`, `validation`) and the tokenizer.
+
+    A tokenizer made from the text is kept in `output_dir/tokenizer` and reused from there. Rows are kept in the cache
+    of `datasets` (`HF_DATASETS_CACHE`). Of several processes on a machine, let the first do this before the others.
+
+    Raises:
+        ValueError: an argument, a file or the text cannot be used; says which and what to do.
+    """
+    check_arguments(arguments)
+    texts = load_text(arguments)
+    if arguments.train_tokenizer:
+        train_documents = documents(texts["train"], arguments.detokenizer)
+        pieces = (piece for document in train_documents for piece in split_document(document))
+        tokenizer = train_tokenizer(arguments.train_tokenizer, pieces, Path(output_dir) / "tokenizer")
+    else:
+        tokenizer = load_tokenizer(arguments.tokenizer)
+    limits = {"train": arguments.max_train_rows, "validation": arguments.max_validation_rows}
+    rows = {split: tokenize(texts[split], tokenizer, arguments, limits[split], split) for split in limits}
+    return DatasetDict(rows), tokenizer
+
+
+def check_arguments(arguments: DataArguments) -> None:
+    """Raise `ValueError` where the arguments contradict each other or are out of range; reads nothing."""
+    get_detokenizer(arguments.detokenizer)
+    if bool(arguments.tokenizer) == bool(arguments.train_tokenizer):
+        raise ValueError(
+            f"give either tokenizer (got {arguments.tokenizer!r}) or train_tokenizer "
+            f"(got {arguments.train_tokenizer!r}); an empty string switches one off."
+        )
+    if bool(arguments.dataset_name) == bool(arguments.train_file):
+        raise ValueError(
+            f"give either dataset_name (got {arguments.dataset_name!r}) or train_file (got {arguments.train_file!r}); "
+            "an empty string switches one off."
+        )
+    shortest = 3 if arguments.insert_special_tokens else 1
+    if arguments.max_length < shortest:
+        raise ValueError(f"max_length must be at least {shortest}, got {arguments.max_length}. For example: 128.")
+    for name in ("max_train_rows", "max_validation_rows"):
+        limit = getattr(arguments, name)
+        if limit is not None and limit < 1:
+            raise ValueError(f"{name} must be at least 1, got {limit}. Leave it out to use every row.")
+
+
+@dataclass
+class RowCounts:
+    """What became of a split. `tokens` are those in the rows, special tokens included."""
+
+    documents: int = 0
+    rows: int = 0
+    tokens: int = 0
+    unknown: int = 0
+    dropped: int = 0
+
+    def describe(self, split: str, packing: bool) -> str:
+        """One line for people."""
+        where = "behind the last full row" if packing else "behind max_length"
+        line = f"{split}: {self.rows:,} rows, {self.tokens:,} tokens, {self.documents:,} documents"
+        line += f"; {self.dropped:,} tokens {where} dropped" if self.dropped else ""
+        return line + (f"; {self.unknown:,} tokens unknown to the tokenizer" if self.unknown else "")
+
+
+def tokenize(
+    texts: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    arguments: DataArguments,
+    max_rows: int | None = None,
+    split: str = "train",
+) -> Dataset:
+    """Rows `input_ids` (int32, at most `max_length` each) of one split; prints what there is.
+
+    Packed rows are all `max_length` long; padded ones are stored without their padding, which the collator adds.
+
+    Raises:
+        ValueError: there is no text, or not enough of it for one packed row.
+    """
+    key = _fingerprint(texts, tokenizer, arguments, max_rows)
+    path = Path(datasets.config.HF_DATASETS_CACHE) / "hf_lomdm" / f"{key}.arrow"
+    if not path.is_file():
+        _write_cache(path, texts, tokenizer, arguments, max_rows, split)
+    counts = RowCounts(**json.loads(path.with_suffix(".json").read_text()))
+    if os.environ.get("RANK", "0") == "0":
+        print(counts.describe(split, arguments.packing), flush=True)
+    return Dataset.from_file(str(path)).with_format("numpy")
+
+
+def _fingerprint(
+    texts: Dataset, tokenizer: PreTrainedTokenizerBase, arguments: DataArguments, max_rows: int | None
+) -> str:
+    """Names everything that rows depend on."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    vocabulary = backend.to_str() if backend is not None else json.dumps(sorted(tokenizer.get_vocab().items()))
+    cut = (arguments.max_length, arguments.packing, arguments.insert_special_tokens, max_rows)
+    ids = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id)
+    parts = (ROWS_VERSION, texts._fingerprint, arguments.detokenizer, cut, ids, vocabulary)
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+
+
+def _write_cache(
+    path: Path,
+    texts: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    arguments: DataArguments,
+    max_rows: int | None,
+    split: str,
+) -> None:
+    """Write rows to `path` and their counts beside it. `path` appears last and in one move: what exists is whole."""
+    counts = RowCounts()
+    tokenised = token_batches(documents(texts, arguments.detokenizer), tokenizer, counts)
+    make = pack if arguments.packing else cut_documents
+    ends = (tokenizer.bos_token_id, tokenizer.eos_token_id)
+    blocks = make(tokenised, arguments.max_length, *ends, arguments.insert_special_tokens, counts)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}.unfinished")
+    try:
+        with pa.OSFile(str(unfinished), "wb") as sink:
+            _write_blocks(sink, blocks, max_rows, counts)
+        _check_rows(counts, arguments, split)
+        path.with_suffix(".json").write_text(json.dumps(asdict(counts)))
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _write_blocks(sink: pa.OSFile, blocks: Iterable[list[np.ndarray]], max_rows: int | None, counts: RowCounts) -> None:
+    schema = pa.schema([("input_ids", pa.list_(pa.int32()))])
+    with pa.ipc.new_stream(sink, schema) as writer:
+        for block in blocks:
+            rows = block if max_rows is None else block[: max_rows - counts.rows]
+            lengths = [len(row) for row in rows]
+            offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32))
+            values = pa.array(np.concatenate(rows))
+            writer.write_batch(pa.record_batch([pa.ListArray.from_arrays(offsets, values)], schema=schema))
+            counts.rows += len(rows)
+            counts.tokens += sum(lengths)
+            if counts.rows == max_rows:
+                return
+
+
+def _check_rows(counts: RowCounts, arguments: DataArguments, split: str) -> None:
+    if counts.documents == 0:
+        raise ValueError(
+            f"the {split} text holds no document that is not blank. Check the file, or the split and text_column."
+        )
+    if counts.rows == 0:
+        raise ValueError(
+            f"the {split} text has {counts.dropped} tokens, too few for one row: max_length is {arguments.max_length}. "
+            "Lower max_length, give more text, or pass packing=False to pad."
+        )
+
+
+def token_batches(
+    texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, counts: RowCounts
+) -> Iterator[list[tuple[np.ndarray, bool]]]:
+    """Tokens of the documents, a bounded number at a time: `(ids [n] int32, is this the end of a document)`."""
+    batch: list[tuple[str, bool]] = []
+    size = 0
+    for text in texts:
+        counts.documents += 1
+        pieces = list(split_document(text))
+        for index, piece in enumerate(pieces, start=1):
+            batch.append((piece, index == len(pieces)))
+            size += len(piece)
+            if size >= BATCH_CHARACTERS:
+                yield _encode(batch, tokenizer, counts)
+                batch, size = [], 0
+    if batch:
+        yield _encode(batch, tokenizer, counts)
+
+
+def _encode(
+    batch: list[tuple[str, bool]], tokenizer: PreTrainedTokenizerBase, counts: RowCounts
+) -> list[tuple[np.ndarray, bool]]:
+    # split_special_tokens: a text that spells out "[MASK]" is text and must not put the mask's id into clean data.
+    encoded = tokenizer(
+        [piece for piece, _ in batch],
+        add_special_tokens=False,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+        split_special_tokens=True,
+        verbose=False,
+    )["input_ids"]
+    arrays = [np.asarray(ids, dtype=np.int32) for ids in encoded]
+    if tokenizer.unk_token_id is not None:
+        counts.unknown += sum(int((ids == tokenizer.unk_token_id).sum()) for ids in arrays)
+    return [(ids, end) for ids, (_, end) in zip(arrays, batch, strict=True)]
+
+
+def pack(
+    batches: Iterable[list[tuple[np.ndarray, bool]]],
+    max_length: int,
+    bos: int,
+    eos: int,
+    insert_special_tokens: bool,
+    counts: RowCounts,
+) -> Iterator[list[np.ndarray]]:
+    """Concatenate all documents, EOS behind each, and cut into full rows; the last remainder is dropped, once.
+
+    Each row is `max_length` long: `[BOS] chunk [EOS]` with `insert_special_tokens`, else the chunk alone.
+    """
+    width = max_length - 2 if insert_special_tokens else max_length
+    rest = np.empty(0, dtype=np.int32)
+    stop = np.array([eos], dtype=np.int32)
+    for batch in batches:
+        rest = np.concatenate([rest, *(part for ids, end in batch for part in ((ids, stop) if end else (ids,)))])
+        rows = rest[: len(rest) // width * width].reshape(-1, width)
+        rest = rest[rows.size :]
+        if insert_special_tokens:
+            rows = np.pad(rows, ((0, 0), (1, 1)), constant_values=((0, 0), (bos, eos)))
+        if len(rows):
+            yield list(rows)
+    counts.dropped = len(rest)
+
+
+def cut_documents(
+    batches: Iterable[list[tuple[np.ndarray, bool]]],
+    max_length: int,
+    bos: int,
+    eos: int,
+    insert_special_tokens: bool,
+    counts: RowCounts,
+) -> Iterator[list[np.ndarray]]:
+    """One row per document, cut at `max_length`: `[BOS] text [EOS]`, or the text alone, as in `pack`."""
+    width = max_length - 2 if insert_special_tokens else max_length
+    front, back = ([bos], [eos]) if insert_special_tokens else ([], [])
+    parts: list[np.ndarray] = []
+    for batch in batches:
+        rows = []
+        for ids, end in batch:
+            parts.append(ids)
+            if end:
+                whole = np.concatenate(parts)
+                counts.dropped += max(len(whole) - width, 0)
+                rows.append(np.concatenate([front, whole[:width], back]).astype(np.int32))
+                parts = []
+        if rows:
+            yield rows
+
+
+@dataclass
+class TextCollator:
+    """Rows to a batch: pads on the right to `max_length`, the same for every batch, so that shapes never change.
+
+    Returns `input_ids` and `labels`, both `[B, max_length]` int64; labels are -100 at padding and where a row's own
+    `labels` (optional, as long as its `input_ids`) say -100 = given. `attention_mask` (1 = real) is there only if
+    something is padded.
+    """
+
+    pad_token_id: int
+    max_length: int
+
+    def __call__(self, rows: list[dict]) -> dict[str, Tensor]:
+        shape = (len(rows), self.max_length)
+        input_ids = torch.full(shape, self.pad_token_id)
+        labels = torch.full(shape, -100)
+        attention_mask = torch.zeros(shape, dtype=torch.long)
+        for index, row in enumerate(rows):
+            length = len(row["input_ids"])
+            if length > self.max_length:
+                raise ValueError(
+                    f"a row of {length} tokens is longer than max_length {self.max_length}. Raise it, or cut the rows."
+                )
+            input_ids[index, :length] = torch.as_tensor(row["input_ids"])
+            labels[index, :length] = torch.as_tensor(row.get("labels", row["input_ids"]))
+            attention_mask[index, :length] = 1
+        batch = {"input_ids": input_ids, "labels": labels}
+        return batch if bool(attention_mask.all()) else {**batch, "attention_mask": attention_mask}

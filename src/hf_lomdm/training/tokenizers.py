@@ -1,0 +1,179 @@
+"""Tokenizers for masked diffusion: any of the Hub, or one made from the train text.
+
+Every tokenizer that leaves this file has a padding, a BOS, an EOS and a mask token, and padding and mask are ids of
+their own. A shared id is a silent fault: padding would be read as masked text, or the end of a text as padding.
+"""
+
+import os
+import re
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+SPECIAL_TOKENS = {
+    "pad_token": "[PAD]",
+    "bos_token": "[BOS]",
+    "eos_token": "[EOS]",
+    "mask_token": "[MASK]",
+    "unk_token": "[UNK]",
+}
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a Hub name or folder, completed with the special tokens it lacks.
+
+    Raises:
+        ValueError: there is no tokenizer at `name`.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"tokenizer {name!r} could not be loaded. Give a Hub name or a folder with tokenizer.json. {error}"
+        ) from error
+    added = complete_special_tokens(tokenizer)
+    if added and os.environ.get("RANK", "0") == "0":
+        ids = ", ".join(f"{token} = {tokenizer.convert_tokens_to_ids(token)}" for token in added)
+        print(f"tokenizer {name}: added {ids}", flush=True)
+    return tokenizer
+
+
+def complete_special_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Give `tokenizer`, in place, what it lacks of mask, padding, BOS and EOS; returns the tokens that are new.
+
+    BOS and EOS default to `[CLS]` and `[SEP]` where the tokenizer has them (BERT), else BOS is EOS (GPT-2). The mask
+    comes first, so that it gets the id after the last one, as in the published MDLM checkpoints.
+    """
+    size = len(tokenizer)
+    if tokenizer.eos_token is None and tokenizer.sep_token is not None:
+        tokenizer.eos_token = tokenizer.sep_token
+    elif tokenizer.eos_token is None:
+        tokenizer.add_special_tokens({"eos_token": SPECIAL_TOKENS["eos_token"]})
+    if tokenizer.bos_token is None:
+        tokenizer.bos_token = tokenizer.cls_token or tokenizer.eos_token
+    if tokenizer.mask_token is None or tokenizer.mask_token_id in (tokenizer.bos_token_id, tokenizer.eos_token_id):
+        tokenizer.add_special_tokens({"mask_token": SPECIAL_TOKENS["mask_token"]})
+    taken = (tokenizer.mask_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id)
+    if tokenizer.pad_token is None or tokenizer.pad_token_id in taken:
+        tokenizer.add_special_tokens({"pad_token": SPECIAL_TOKENS["pad_token"]})
+    added = [token for token, index in tokenizer.get_vocab().items() if index >= size]
+    return sorted(added, key=tokenizer.convert_tokens_to_ids)
+
+
+def special_token_ids(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+    """What LoMDMConfig must know of a tokenizer: `vocab_size` and the ids of mask, padding, BOS and EOS.
+
+    Raises:
+        ValueError: one of them is missing, or mask and padding share an id.
+    """
+    ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("mask", "pad", "bos", "eos")}
+    missing = [name for name, index in ids.items() if index is None]
+    if missing or ids["mask_token_id"] == ids["pad_token_id"]:
+        raise ValueError(
+            f"tokenizer must have mask, padding, BOS and EOS tokens, and mask and padding must differ, got {ids}. "
+            "Load it by hf_lomdm.training.load_tokenizer, which adds what is missing."
+        )
+    # Not len(tokenizer): a vocabulary may have gaps, and the embedding must reach its last id.
+    return {"vocab_size": max(tokenizer.get_vocab().values()) + 1, **ids}
+
+
+def train_tokenizer(kind: str, texts: Iterable[str], folder: str | Path | None = None) -> PreTrainedTokenizerFast:
+    """Make a tokenizer of `kind` from `texts`; saved to `folder` where one is given, or read from it if already there.
+
+    Args:
+        kind: `bpe:4096` (byte-level BPE with that many tokens in all), `byte` (256 bytes) or `char` (the characters of
+            the texts; others become `[UNK]`). Decoding gives the encoded text back, but for unknown characters.
+        texts: the train text, in pieces of any length.
+        folder: where to keep it, so that a resumed run has the same ids.
+    Raises:
+        ValueError: `kind` is none of these, the BPE is too small for its 256 bytes, or `folder` holds another kind.
+    """
+    size = _vocabulary_size(kind)
+    if folder is not None and (Path(folder) / "tokenizer.json").is_file():
+        return _reuse(kind, Path(folder))
+    if kind == "char":
+        model = _character_model(texts)
+    else:
+        model = _byte_model(texts, size)
+    # `trained_as` is kept in tokenizer_config.json; nothing is cleaned up, so that decoding gives the text back.
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=model, clean_up_tokenization_spaces=False, trained_as=kind, **SPECIAL_TOKENS
+    )
+    if folder is not None:
+        _save_whole(tokenizer, Path(folder))
+    return tokenizer
+
+
+def _vocabulary_size(kind: str) -> int:
+    """Tokens in all of a BPE; 0 for the kinds whose size the text decides."""
+    if kind in ("char", "byte"):
+        return 0
+    match = re.fullmatch(r"bpe:(\d+)", kind)
+    if match is None:
+        raise ValueError(f"train_tokenizer must be bpe:SIZE, char or byte, got {kind!r}. For example: bpe:4096.")
+    smallest = 256 + len(SPECIAL_TOKENS)
+    if int(match[1]) < smallest:
+        raise ValueError(
+            f"train_tokenizer {kind!r} is too small: {smallest} tokens are the bytes and the special tokens. "
+            f"Pass bpe:{smallest} or more, or byte."
+        )
+    return int(match[1])
+
+
+def _character_model(texts: Iterable[str]) -> Tokenizer:
+    """One token per character that occurs: a BPE without merges, several times as fast as a word-level model."""
+    characters: set[str] = set()
+    for text in texts:
+        characters.update(text)
+    vocabulary = {token: index for index, token in enumerate([*SPECIAL_TOKENS.values(), *sorted(characters)])}
+    model = Tokenizer(models.BPE(vocabulary, [], unk_token=SPECIAL_TOKENS["unk_token"]))
+    model.decoder = decoders.Fuse()
+    _add_special_tokens(model)
+    return model
+
+
+def _byte_model(texts: Iterable[str], size: int) -> Tokenizer:
+    """Byte-level BPE with `size` tokens, or the bare bytes for size 0."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    specials = list(SPECIAL_TOKENS.values())
+    if size:
+        model = Tokenizer(models.BPE())
+        trainer = trainers.BpeTrainer(
+            vocab_size=size, special_tokens=specials, initial_alphabet=alphabet, show_progress=False
+        )
+        model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        model.train_from_iterator(texts, trainer)
+    else:
+        model = Tokenizer(models.BPE({token: index for index, token in enumerate([*specials, *alphabet])}, []))
+        model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    model.decoder = decoders.ByteLevel()
+    _add_special_tokens(model)
+    return model
+
+
+def _add_special_tokens(model: Tokenizer) -> None:
+    model.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS.values()])
+
+
+def _reuse(kind: str, folder: Path) -> PreTrainedTokenizerFast:
+    """The tokenizer that an earlier run left in `folder`; it must be of the same kind."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    found = tokenizer.init_kwargs.get("trained_as")
+    if found != kind:
+        raise ValueError(
+            f"train_tokenizer is {kind!r}, but {folder} already holds a tokenizer of kind {found!r}. "
+            "Choose another output_dir, or delete that folder."
+        )
+    return tokenizer
+
+
+def _save_whole(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """Write `folder` in one move, so that a run killed here leaves no half tokenizer to be reused."""
+    unfinished = folder.with_name(folder.name + ".unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    tokenizer.save_pretrained(unfinished)
+    shutil.rmtree(folder, ignore_errors=True)
+    unfinished.rename(folder)

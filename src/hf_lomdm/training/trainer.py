@@ -1,0 +1,351 @@
+"""`LoMDMTrainer`: transformers' Trainer with the draws, the logs, the average and the guarantees of LoMDM training."""
+
+import hashlib
+import logging
+import math
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
+from transformers import Trainer, TrainerCallback
+from transformers.trainer_utils import EvalLoopOutput
+
+from ..evaluation import nelbo
+from . import checkpointing
+from .ema import EMA
+from .training_log import TrainingLog
+
+logger = logging.getLogger(__name__)
+
+EMA_FILE = "ema.safetensors"
+STATE_FILE = "trainer_state.json"
+EVALUATION_SEED = 20260202
+
+
+class LoMDMTrainer(Trainer):
+    """Trains `LoMDMForMaskedDiffusion`; what differs from `transformers.Trainer`:
+
+    - Text `j` of the global batch of step `s` sees the same quantile and the same draws however the batch is split into
+      micro-steps and processes; quantiles are stratified over the global batch.
+    - The loss is the bound of the global batch divided by its maskable tokens, for texts of unequal length too.
+    - The order heads have `head_learning_rate`; weights are averaged (`ema_decay`), the average is what is evaluated and
+      what `save_model` writes.
+    - Evaluation is by the order bound, with its standard error, on fixed draws.
+    - A checkpoint is complete or absent; training that is killed and started again gives the same weights, bit by bit
+      on the CPU. A loss or gradient that is not finite stops training before it reaches the weights.
+
+    Takes the arguments of `transformers.Trainer`, with `args` a `LoMDMTrainingArguments`. Batches hold `input_ids` and
+    `labels` `[B, L]` (-100 = given or padding), and `attention_mask` `[B, L]` where something is padded.
+    """
+
+    # The loss of `compute_loss` is a share of the global batch: the Trainer is not to divide it by accumulation steps.
+    loss_is_scaled_for_ga = True
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        if self.args.n_gpu > 1:
+            raise ValueError(
+                f"{self.args.n_gpu} GPUs in one process are not supported. Start one process per GPU: "
+                "accelerate launch training_scripts/train.py ..., or set CUDA_VISIBLE_DEVICES=0."
+            )
+        self.model_accepts_loss_kwargs = True  # makes the Trainer count the tokens of the global batch
+        self.ema: EMA | None = None
+        self._checkpoint: Path | None = None  # the one that training resumed from
+        self._staging: Path | None = None  # where a checkpoint is being written
+        self._step_loss = 0.0
+        self._training_log = TrainingLog(self.model)
+        self.add_callback(_EMACallback(self))
+
+    # ------------------------------------------------------------------------------------------------ the step
+
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        """Fetches the micro-batches of one optimizer step and adds to each text its quantile and generator."""
+        if self.state.global_step >= self.state.max_steps:  # resumed after the last step: nothing is left to do
+            self.control.should_training_stop = True
+            return [], None
+        batches, tokens = super().get_batch_samples(epoch_iterator, num_batches, device)
+        ranks, size = self.accelerator.num_processes, self._train_batch_size
+        global_size = self.args.gradient_accumulation_steps * ranks * size
+        for micro_step, batch in enumerate(batches):
+            first = (micro_step * ranks + self.accelerator.process_index) * size
+            texts = range(first, first + len(batch["input_ids"]))
+            batch["quantiles"] = step_quantiles(self.args.seed, self.state.global_step, texts, global_size)
+            batch["generator"] = step_generators(self.args.seed, self.state.global_step, texts)
+        return batches, tokens
+
+    def _get_num_items_in_batch(self, batch_samples, device) -> Tensor:
+        """Maskable tokens of all micro-batches on all processes."""
+        tokens = sum(maskable(batch).sum() for batch in batch_samples)
+        return self.accelerator.reduce(torch.as_tensor(tokens, device=device, dtype=torch.int64), "sum")
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """This micro-batch's share of the loss, times the number of processes (whose gradients are averaged)."""
+        # 1. Both views of each text and all heads in one call: DDP and FSDP wrap `forward` alone
+        outputs = model(**inputs)
+        # 2. From nats per token of this micro-batch to its share of the global batch
+        share = maskable(inputs).sum() / num_items_in_batch.clamp(min=1)
+        loss = outputs.loss * share * self.accelerator.num_processes
+        # 3. Every term of the bound, added up on the device until the next log
+        self._training_log.add(outputs, maskable(inputs))
+        return (loss, outputs) if return_outputs else loss
+
+    def training_step(self, model, inputs, num_items_in_batch=None) -> Tensor:
+        """Forward and backward of a micro-batch; with the gradients complete, they are measured and checked."""
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self._step_loss = self._step_loss + loss
+        if self.accelerator.sync_gradients:
+            self._check_finite(self._step_loss, gradient_norm(model))
+            self._training_log.add_gradient(gradient_norm(model, "phi"))
+            self._step_loss = 0.0
+        return loss
+
+    def _check_finite(self, loss: Tensor, norm: Tensor) -> None:
+        if not bool(torch.isfinite(loss) & torch.isfinite(norm)):
+            last = checkpointing.complete_checkpoints(self.args.output_dir)[-1:]
+            raise FloatingPointError(
+                f"Training stopped at step {self.state.global_step + 1}: loss {float(loss):.4g}, gradient norm "
+                f"{float(norm):.4g}. The weights were not updated; the last complete checkpoint is "
+                f"{last[0] if last else 'none'}. Lower the learning rate or look for faulty data, then start again."
+            )
+
+    # ------------------------------------------------------------------------------------- optimizer and logging
+
+    def create_optimizer(self, model=None):
+        """AdamW (or `--optim`), without decay of biases and norms, the order heads in groups of their own."""
+        if self.optimizer is None:
+            optimizer = super().create_optimizer(model)
+            heads = {id(weight) for weight in head_weights(self.model if model is None else model)}
+            for group in list(optimizer.param_groups):
+                own = [weight for weight in group["params"] if id(weight) in heads]
+                if own:
+                    group["params"] = [weight for weight in group["params"] if id(weight) not in heads]
+                    optimizer.add_param_group({**group, "params": own, "lr": self.args.head_learning_rate})
+        return self.optimizer
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds the terms of the bound, the rates and the gradient of phi to the Trainer's training logs."""
+        if self.is_in_train and "loss" in logs:
+            logs.update(self._training_log.take(self.accelerator))
+        super().log(logs, start_time)
+
+    # ------------------------------------------------------------------------------------------------- evaluation
+
+    @contextmanager
+    def averaged_weights(self):
+        """Within this context the model holds the moving average, if there is one."""
+        with self.ema.weights_of(self.model) if self.ema else nullcontext():
+            yield
+
+    def evaluation_loop(self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"):
+        """The order bound on `dataloader` on fixed draws, with the averaged weights.
+
+        Returns:
+            `EvalLoopOutput` whose metrics are, with the prefix: `nelbo`, `main`, `velocity` (nats per maskable token),
+            `perplexity`, `nelbo_standard_error` (texts and Monte-Carlo draws), `nelbo_monte_carlo_error` (draws alone;
+            with `eval_num_samples >= 2`), `tokens`, and `loss`, which equals `nelbo`.
+        """
+        self.callback_handler.eval_dataloader = dataloader
+        rows = []
+        with self.averaged_weights(), self.accelerator.autocast():
+            for step, batch in enumerate(dataloader):
+                texts = self._evaluate_batch(step, self._prepare_inputs(batch))
+                rows.append(self.accelerator.gather_for_metrics(texts).cpu())
+                self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
+        metrics = summarise_texts(torch.cat(rows))
+        named = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
+        return EvalLoopOutput(predictions=None, label_ids=None, metrics=named, num_samples=sum(map(len, rows)))
+
+    def evaluate_without_order(self) -> dict[str, float]:
+        """`evaluate` with all rates equal (`c2 = 0`), under the prefix `eval_without_order`: what the order is worth."""
+        config = self.accelerator.unwrap_model(self.model).config
+        c2, config.c2 = config.c2, 0.0
+        try:
+            return self.evaluate(metric_key_prefix="eval_without_order")
+        finally:
+            config.c2 = c2
+
+    def _evaluate_batch(self, step: int, batch: dict[str, Tensor]) -> Tensor:
+        """`[B, 4]`: maskable tokens, main, velocity and Monte-Carlo error of each text (NaN from a single sample)."""
+        first = (step * self.accelerator.num_processes + self.accelerator.process_index) * self.args.eval_batch_size
+        generators = step_generators(EVALUATION_SEED, 0, range(first, first + len(batch["input_ids"])))
+        estimate = nelbo(self.model, **batch, num_samples=self.args.eval_num_samples, generator=generators)
+        error = torch.full_like(estimate.main, math.nan) if estimate.standard_error is None else estimate.standard_error
+        columns = torch.stack([maskable(batch).sum(-1).cpu(), estimate.main, estimate.velocity, error], dim=-1)
+        return columns.float().to(self.args.device)
+
+    # ------------------------------------------------------------------------------------ saving and resuming
+
+    def train(self, resume_from_checkpoint=None, trial=None, ignore_keys_for_eval=None):
+        """Trains, from the newest complete checkpoint of `output_dir` with `"auto"`, from a folder, or anew (`None`).
+
+        Raises:
+            ValueError: a checkpoint that is not complete or belongs to another model.
+            FloatingPointError: a loss or gradient that is not finite.
+            OSError: a checkpoint could not be written; the ones before it are kept.
+        """
+        if self.args.should_save:
+            checkpointing.clean(self.args.output_dir)
+        self.accelerator.wait_for_everyone()
+        self._checkpoint = checkpointing.choose_checkpoint(resume_from_checkpoint, self.args.output_dir)
+        if self._checkpoint is not None:
+            logger.warning("Resuming from %s.", self._checkpoint)
+        resume = None if self._checkpoint is None else str(self._checkpoint)
+        return super().train(resume, trial, ignore_keys_for_eval)
+
+    def start_ema(self) -> None:
+        """Starts the moving average from the weights, or takes it from the checkpoint that training resumes from."""
+        self.ema = EMA(self.model, self.args.ema_decay) if self.args.ema_decay else None
+        if self.ema is not None and self._checkpoint is not None:
+            self.ema.load(self._checkpoint / EMA_FILE)
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        if self.ema is not None:
+            self.ema.load(Path(self.state.best_model_checkpoint) / EMA_FILE)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Writes the averaged weights, configuration and tokenizer; a checkpoint gets the training weights instead."""
+        with nullcontext() if self._staging else self.averaged_weights():
+            super().save_model(output_dir, _internal_call)
+
+    def _get_output_dir(self, trial) -> str:
+        return super()._get_output_dir(trial) if self._staging is None else str(self._staging)
+
+    def _save_checkpoint(self, model: nn.Module, trial) -> None:
+        """Writes beside its place, flushes and renames, so that a checkpoint folder is complete or absent."""
+        name, output_dir = f"checkpoint-{self.state.global_step}", Path(self._get_output_dir(trial))
+        self._staging = checkpointing.staging_folder(output_dir, self.state.global_step)
+        try:
+            self._write_checkpoint(model, trial, self._staging / name, output_dir)
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                checkpointing.publish(self._staging / name, output_dir / name)
+                self._staging.rmdir()
+        except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors do not raise OSError
+            last = checkpointing.complete_checkpoints(output_dir)[-1:]
+            checkpointing.clean(output_dir)
+            raise OSError(
+                f"Checkpoint {output_dir / name} could not be written: {error}. The last complete checkpoint is "
+                f"{last[0] if last else 'none'}. Make room on the disk (or set save_total_limit), then start again."
+            ) from error
+        finally:
+            self._staging = None
+        self.accelerator.wait_for_everyone()
+        self._after_checkpoint(output_dir, name)
+
+    def _write_checkpoint(self, model: nn.Module, trial, folder: Path, output_dir: Path) -> None:
+        super()._save_checkpoint(model, trial)
+        if self.ema is not None:
+            self.ema.save(folder / EMA_FILE, write=self.args.should_save)
+        best = output_dir / f"checkpoint-{self.state.best_global_step}"
+        if best.is_dir() or best.name == folder.name:  # the Trainer looked for it in the folder that it wrote to
+            self.state.best_model_checkpoint = str(best)
+            if self.args.should_save:
+                self.state.save_to_json(str(folder / STATE_FILE))
+
+    def _after_checkpoint(self, output_dir: Path, name: str) -> None:
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(str(output_dir / name))
+        if self.args.should_save:
+            keep = {output_dir / name, Path(self.state.best_model_checkpoint or output_dir / name)}
+            checkpointing.rotate(output_dir, self.args.save_total_limit, keep)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        if self._staging is None:  # the upload runs in the background: it must not see the folder that is renamed
+            super()._push_from_checkpoint(checkpoint_folder)
+
+    def _issue_warnings_after_load(self, load_result) -> None:
+        """Keys that are missing or unexpected in a checkpoint are an error, not a warning."""
+        tied = set(self.model.all_tied_weights_keys)
+        missing, unexpected = sorted(set(load_result.missing_keys) - tied), load_result.unexpected_keys
+        if missing or unexpected:
+            raise ValueError(
+                f"The checkpoint does not fit the model: missing {missing[:5]}, unexpected {unexpected[:5]}. Resume with "
+                "the configuration that was saved, or train in another --output_dir."
+            )
+
+
+class _EMACallback(TrainerCallback):
+    """Starts the moving average when the weights are in place and updates it after every optimizer step."""
+
+    def __init__(self, trainer: LoMDMTrainer):
+        self.trainer = trainer
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.trainer.start_ema()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if self.trainer.ema is not None:
+            self.trainer.ema.update(self.trainer.model)
+
+
+# --------------------------------------------------------------------------------------------- draws and measures
+
+
+def step_quantiles(seed: int, step: int, texts: range, global_size: int) -> Tensor:
+    """Quantiles `frac(U + j / global_size)` of the texts `j` of step `step`, `U` hashed from seed and step.
+
+    Stratified over the global batch without communication; the same whoever computes them. `[len(texts)]` float32,
+    inside `(0, 1)`.
+    """
+    offset = _hash(seed, step, -1) / 2**64
+    values = torch.tensor([(offset + j / global_size) % 1 for j in texts], dtype=torch.float64)
+    return values.float().clamp(2**-25, 1 - 2**-24)
+
+
+def step_generators(seed: int, step: int, texts: range) -> list[torch.Generator]:
+    """A CPU generator for each text `j` of step `step`, seeded by a hash of seed, step and `j`."""
+    return [torch.Generator().manual_seed(_hash(seed, step, j)) for j in texts]
+
+
+def _hash(*values: int) -> int:
+    text = ",".join(map(str, values)).encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest())
+
+
+def maskable(batch: dict[str, Tensor]) -> Tensor:
+    """Which positions of a batch are neither given nor padding: `[B, L]` bool."""
+    labelled = batch["labels"] != -100
+    padding = batch.get("attention_mask")
+    return labelled if padding is None else labelled & padding.bool()
+
+
+def head_weights(model: nn.Module, heads: tuple[str, ...] = ("phi", "psi")) -> list[nn.Parameter]:
+    """The trainable weights of the order heads, whatever wraps the model."""
+    named = model.named_parameters()
+    return [weight for name, weight in named if weight.requires_grad and not set(heads).isdisjoint(name.split("."))]
+
+
+def gradient_norm(model: nn.Module, head: str | None = None) -> Tensor:
+    """Euclidean norm of the gradients of the model, or of one order head; 0 where there are none."""
+    weights = model.parameters() if head is None else head_weights(model, (head,))
+    norm = get_total_norm([weight.grad for weight in weights if weight.grad is not None])
+    return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+
+
+def summarise_texts(texts: Tensor) -> dict[str, float]:
+    """Corpus metrics from rows `[N, 4]` of maskable tokens, main, velocity and Monte-Carlo error of each text.
+
+    The standard error is that of the ratio estimator `sum nelbo / sum tokens` over texts as a sample; as each text's
+    nelbo carries its Monte-Carlo error, both errors are in it.
+    """
+    tokens, main, velocity, error = texts.double().unbind(-1)
+    total = tokens.sum().clamp(min=1)
+    value = (main + velocity).sum() / total
+    residual = main + velocity - value * tokens
+    spread = residual.square().sum() * len(texts) / max(len(texts) - 1, 1)
+    metrics = {
+        "loss": value,
+        "nelbo": value,
+        "nelbo_standard_error": spread.sqrt() / total,
+        "main": main.sum() / total,
+        "velocity": velocity.sum() / total,
+        "perplexity": value.exp(),
+        "tokens": tokens.sum(),
+    }
+    if not error.isnan().any():
+        metrics["nelbo_monte_carlo_error"] = error.square().sum().sqrt() / total
+    return {name: float(number) for name, number in metrics.items()}

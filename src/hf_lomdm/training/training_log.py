@@ -1,0 +1,72 @@
+"""What LoMDM training logs beside the loss, averaged over the steps between two logs."""
+
+import torch
+from torch import Tensor, nn
+
+_NAMES = ("tokens", "texts", "main", "velocity", "score", "score_share", "score_share_squared", "forward_spread",
+          "reverse_spread", "rate_ratio", "steps", "phi_grad_norm")
+
+
+class TrainingLog:
+    """Sums of every term since the last log, kept on the device: nothing synchronises until `take`.
+
+    Args:
+        model: if it has an order head `psi`, a hook on it measures the spread of the reverse rates.
+    """
+
+    def __init__(self, model: nn.Module):
+        self._sums: dict[str, Tensor] = {}
+        self._reverse_spread: Tensor | None = None
+        self._c2 = model.config.c2
+        for name, module in model.named_modules():
+            if name.split(".")[-1] == "psi":
+                module.register_forward_hook(self._watch_reverse_rates)
+
+    def _watch_reverse_rates(self, module, args, scores: Tensor) -> None:
+        real = args[1] if len(args) > 1 and args[1] is not None else torch.ones_like(scores)
+        self._reverse_spread = self._c2 * masked_std(scores.detach().sigmoid(), real).mean()
+
+    def add(self, outputs, maskable: Tensor) -> None:
+        """Adds a micro-batch: its `LoMDMOutput` and which of its positions are maskable `[B, L]`."""
+        tokens = maskable.sum(-1).float()
+        self._add(tokens=tokens.sum(), texts=torch.ones_like(tokens).sum())
+        self._add(main=outputs.main.sum(), velocity=outputs.velocity.sum())
+        if outputs.score is not None:
+            share = outputs.score / tokens.clamp(min=1)
+            spread = masked_std(outputs.forward_rates, maskable).sum()
+            self._add(score=outputs.score.sum(), score_share=share.sum(), score_share_squared=share.square().sum())
+            self._add(forward_spread=spread, reverse_spread=self._reverse_spread * len(tokens))
+            self._add(rate_ratio=outputs.rate_ratio.sum())
+
+    def add_gradient(self, phi_norm: Tensor) -> None:
+        """Adds the gradient norm of phi of one optimizer step."""
+        self._add(steps=torch.ones_like(phi_norm), phi_grad_norm=phi_norm)
+
+    def _add(self, **terms: Tensor) -> None:
+        for name, term in terms.items():
+            self._sums[name] = self._sums.get(name, 0.0) + term.float()
+
+    def take(self, accelerator) -> dict[str, float]:
+        """The averages over all processes since the last call; per token in nats, or per text."""
+        zero = torch.zeros(())
+        stacked = torch.stack([self._sums.get(name, zero).to(accelerator.device) for name in _NAMES])
+        values = dict(zip(_NAMES, accelerator.reduce(stacked, "sum").tolist(), strict=True))
+        learned = "score" in self._sums
+        self._sums = {}
+        tokens, texts = max(values["tokens"], 1), max(values["texts"], 1)
+        logs = {"main": values["main"] / tokens, "velocity": values["velocity"] / tokens}
+        if learned:
+            mean = values["score_share"] / texts
+            logs["score"] = values["score"] / tokens
+            logs["score_std"] = max(values["score_share_squared"] / texts - mean**2, 0.0) ** 0.5
+            logs |= {name: values[name] / texts for name in ("forward_spread", "reverse_spread", "rate_ratio")}
+            logs["phi_grad_norm"] = values["phi_grad_norm"] / max(values["steps"], 1)
+        return logs
+
+
+def masked_std(values: Tensor, mask: Tensor) -> Tensor:
+    """Standard deviation `[B]` of `values` `[B, L]` over the positions where `mask` `[B, L]` is true."""
+    mask = mask.to(values.dtype)
+    count = mask.sum(-1, keepdim=True).clamp(min=1)
+    centred = (values - (values * mask).sum(-1, keepdim=True) / count) * mask
+    return (centred.square().sum(-1) / count[:, 0]).sqrt()

@@ -1,0 +1,83 @@
+"""The generation order as terminal text: the text coloured by its step of reveal, and the text as it grew."""
+
+import math
+from typing import Any
+
+SHARES = (0.25, 0.5, 0.75, 1.0)
+HIDDEN = "·"
+RESET = "\x1b[0m"
+# 256-colour codes from early (blue) through green and yellow to late (red); given tokens keep the terminal's colour.
+COLOURS = (21, 27, 33, 39, 45, 49, 47, 82, 118, 154, 190, 226, 220, 214, 208, 202, 196)
+LEGEND_WIDTH = 40
+INCOMPLETE = "\ufffd"  # what a decoder gives for the first bytes of a character
+
+
+def token_texts(tokenizer: Any, ids: list[int]) -> list[str]:
+    """Text of each token within its sequence: joined, they are the decoded text.
+
+    A token that ends within a character has the text `""`; the character goes to the token that completes it.
+
+    Args:
+        tokenizer: a transformers tokenizer.
+        ids: the token ids of one sequence, special tokens included; they are shown.
+    """
+    pieces, shown = [], ""
+    for end in range(1, len(ids) + 1):
+        text = tokenizer.decode(ids[:end], clean_up_tokenization_spaces=False)
+        piece = "" if text.endswith(INCOMPLETE) and end < len(ids) else text[len(shown) :]
+        shown += piece
+        pieces.append(piece)
+    return pieces
+
+
+def order_text(tokens: list[str], order: list[int], color: bool) -> str:
+    """The text with its order of generation, then snapshots of it at 25, 50, 75 and 100 % of the reveals.
+
+    Args:
+        tokens: text of each token, so that they read as the text when joined (spaces included).
+        order: step of reveal of each token; -1 = given, -2 = padding (left out).
+        color: `True` colours the text by 256-colour ANSI codes, `False` uses no escape codes: only the snapshots, where
+            `·` stands for each character of a masked token, show the order.
+    Returns:
+        Lines of text, without a newline at the end.
+    Raises:
+        ValueError: if `tokens` and `order` differ in length.
+    """
+    if len(tokens) != len(order):
+        raise ValueError(f"tokens and order must have the same length, got {len(tokens)} and {len(order)}.")
+    pairs = [(token, step) for token, step in zip(tokens, order, strict=True) if step > -2]
+    steps = sorted(step for _, step in pairs if step >= 0)
+    if not steps:
+        return "".join(token for token, _ in pairs)
+    parts = [_coloured(pairs, steps) + "\n\n" + _legend(steps)] if color else []
+    for share in SHARES:
+        last = steps[math.ceil(share * len(steps)) - 1]
+        title = f"after step {last + 1}: {sum(step <= last for step in steps)} of {len(steps)} tokens revealed"
+        parts.append(f"{title}\n{_snapshot(pairs, last)}")
+    return "\n\n".join(parts)
+
+
+def _colour(step: int, steps: list[int]) -> str:
+    """Escape code of a step: its place between the first and the last one."""
+    place = (step - steps[0]) / max(1, steps[-1] - steps[0])
+    return f"\x1b[38;5;{COLOURS[round(place * (len(COLOURS) - 1))]}m"
+
+
+def _coloured(pairs: list[tuple[str, int]], steps: list[int]) -> str:
+    return "".join(token if step < 0 else f"{_colour(step, steps)}{token}{RESET}" for token, step in pairs)
+
+
+def _legend(steps: list[int]) -> str:
+    """A bar in all the colours, from the first step of reveal to the last one."""
+    places = [steps[0] + (steps[-1] - steps[0]) * i / (LEGEND_WIDTH - 1) for i in range(LEGEND_WIDTH)]
+    bar = "".join(f"{_colour(place, steps)}█" for place in places)
+    return f"step {steps[0] + 1} {bar}{RESET} step {steps[-1] + 1}; uncoloured: given"
+
+
+def _snapshot(pairs: list[tuple[str, int]], last: int) -> str:
+    """The text after step `last`; what is still masked is hidden, line breaks stay."""
+    return "".join(token if step <= last else _hide(token) for token, step in pairs)
+
+
+def _hide(token: str) -> str:
+    return "".join(character if character == "\n" else HIDDEN for character in token)

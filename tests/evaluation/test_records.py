@@ -1,0 +1,22 @@
+"""Records hold the environment and are written whole."""
+
+import json
+
+import pytest
+import torch
+
+from hf_lomdm.evaluation.records import environment, write_record
+
+
+def test_environment_names_versions_device_and_seed():
+    record = environment("cpu", torch.bfloat16, seed=3)
+    assert record["versions"]["torch"] == torch.__version__
+    assert (record["device_type"], record["dtype"], record["seed"]) == ("cpu", "bfloat16", 3)
+
+
+def test_a_record_that_cannot_be_written_leaves_the_old_one(tmp_path):
+    path = tmp_path / "deep" / "record.json"
+    write_record(path, {"value": 1})
+    with pytest.raises(TypeError):
+        write_record(path, {"value": object()})
+    assert json.loads(path.read_text()) == {"value": 1}

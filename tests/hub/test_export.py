@@ -1,0 +1,120 @@
+"""From a checkpoint to a Hub folder, by the function and by the script; and the sampling script on that folder."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from hf_lomdm import LoMDMPipeline
+from hf_lomdm.hub import export_to_hub_folder
+from tiny_tokenizer import build_tokenizer
+
+SCRIPTS = Path(__file__).parents[2] / "training_scripts"
+
+
+def load_script(name: str):
+    spec = importlib.util.spec_from_file_location(f"training_scripts_{name}", SCRIPTS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def checkpoint(make_model, tmp_path) -> Path:
+    make_model().save_pretrained(tmp_path / "checkpoint")
+    build_tokenizer().save_pretrained(tmp_path / "checkpoint")
+    return tmp_path / "checkpoint"
+
+
+def test_checkpoint_folder_becomes_a_hub_folder(checkpoint, make_model, tmp_path):
+    folder = export_to_hub_folder(
+        checkpoint,
+        tmp_path / "hub",
+        scheduler_config={"sampler": "ancestral", "temperature": 0.5},
+        dtype=torch.bfloat16,
+        model_card="# Tiny\n",
+    )
+    pipe = LoMDMPipeline.from_pretrained(folder)
+    assert pipe.scheduler.config.sampler == "ancestral" and pipe.scheduler.config.temperature == 0.5
+    assert pipe.tokenizer.mask_token_id == 10 and (folder / "README.md").read_text().endswith("# Tiny\n")
+    for name, value in make_model().state_dict().items():
+        assert torch.equal(pipe.model.state_dict()[name], value.to(torch.bfloat16)), name
+
+
+def test_exported_model_is_left_as_it_is(make_model, tmp_path):
+    model = make_model()
+    export_to_hub_folder(model, tmp_path / "hub", build_tokenizer(), dtype=torch.float16)
+    assert model.dtype is torch.float32
+    assert LoMDMPipeline.from_pretrained(tmp_path / "hub").model.dtype is torch.float16
+
+
+def test_checkpoint_can_become_a_hub_folder_in_place(checkpoint, make_model):
+    (checkpoint / "trainer_state.json").write_text("{}")
+    export_to_hub_folder(checkpoint, checkpoint)
+    assert (checkpoint / "trainer_state.json").exists() and (checkpoint / "model_index.json").exists()
+    pipe = LoMDMPipeline.from_pretrained(checkpoint)
+    assert torch.equal(pipe.model.lm_head.weight, make_model().lm_head.weight) and pipe.tokenizer is not None
+
+
+def test_unusable_arguments_are_refused_and_nothing_is_written(checkpoint, tmp_path):
+    with pytest.raises(ValueError, match="floating-point"):
+        export_to_hub_folder(checkpoint, tmp_path / "hub", dtype=torch.int8)
+    with pytest.raises(ValueError, match="sampler"):
+        export_to_hub_folder(checkpoint, tmp_path / "hub", scheduler_config={"sampler": "best"})
+    with pytest.raises(OSError, match="no file named model.safetensors"):
+        export_to_hub_folder(tmp_path, tmp_path / "hub")
+    assert not (tmp_path / "hub").exists()
+
+
+def test_export_script_writes_the_folder_and_lists_it(checkpoint, tmp_path, capsys):
+    (tmp_path / "card.md").write_text("# From a file\n")
+    arguments = ["--model", str(checkpoint), "--output", str(tmp_path / "hub"), "--dtype", "bfloat16"]
+    arguments += ["--sampler", "random", "--model_card", str(tmp_path / "card.md"), "--max_shard_size", "10KB"]
+    load_script("export_to_hub").main(arguments)
+    listed = capsys.readouterr().out
+    assert "scheduler/scheduling_lomdm.py" in listed and "model-00001-of-" in listed
+    pipe = LoMDMPipeline.from_pretrained(tmp_path / "hub")
+    assert pipe.model.dtype is torch.bfloat16 and pipe.scheduler.config.sampler == "random"
+    assert "# From a file" in (tmp_path / "hub" / "README.md").read_text()
+
+
+def test_export_script_does_not_ignore_private_without_a_repository(checkpoint, tmp_path):
+    with pytest.raises(SystemExit, match="--private needs --repo_id"):
+        load_script("export_to_hub").main(["--model", str(checkpoint), "--output", str(tmp_path / "h"), "--private"])
+
+
+def test_sample_script_writes_texts_their_order_and_a_picture(checkpoint, tmp_path, capsys, monkeypatch):
+    pytest.importorskip("matplotlib")
+    arguments = ["--model", str(checkpoint), "--prompt", "ab", "--prompt", "c<mask>d", "--num_return_sequences", "2"]
+    arguments += ["--num_inference_steps", "4", "--max_length", "12", "--seed", "5", "--sampler", "random"]
+    arguments += ["--temperature", "0.7", "--top_p", "0.9", "--png", str(tmp_path / "order.png")]
+    script = load_script("sample")
+    script.main(arguments)
+    printed = capsys.readouterr().out
+    generators = [torch.Generator().manual_seed(seed) for seed in (5, 6, 7, 8)]
+    settings = {"sampler": "random", "temperature": 0.7, "top_p": 0.9, "num_return_sequences": 2}
+    out = LoMDMPipeline.from_pretrained(checkpoint)(["ab", "c<mask>d"], 4, 12, generator=generators, **settings)
+    for number, text in enumerate(out.texts):
+        assert f"--- text {number + 1}, seed {5 + number}\n{text}\n" in printed
+    assert "--- 20 tokens in 4 forward passes" in printed and (tmp_path / "order.png").stat().st_size > 1000
+    script.main([*arguments, "--show_order"])
+    assert "tokens revealed\n<bos>ab" in capsys.readouterr().out
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    script.main([*arguments, "--show_order"])
+    assert "\x1b[38;5;" in capsys.readouterr().out
+
+
+def test_sample_script_computes_in_float32_on_the_cpu_unless_told_otherwise(make_model, checkpoint, tmp_path):
+    export_to_hub_folder(checkpoint, tmp_path / "hub", dtype=torch.bfloat16)
+    script = load_script("sample")
+    for dtype, arguments in ((torch.float32, []), (torch.bfloat16, ["--dtype", "bfloat16"])):
+        options = script.parse_arguments(["--model", str(tmp_path / "hub"), *arguments])
+        assert script.load(options, "cpu").model.dtype is dtype
+
+
+def test_sample_script_needs_a_tokenizer(make_model, tmp_path):
+    make_model().save_pretrained(tmp_path)
+    with pytest.raises(SystemExit, match="has no tokenizer"):
+        load_script("sample").main(["--model", str(tmp_path)])

@@ -1,0 +1,201 @@
+"""Mean gradients of the training loss against autograd through the enumerated bounds: exact, no draw is left.
+
+The noise behind the views is replaced by values that produce every pair of views in turn; each pair counts with its
+probability. What comes out is the expected gradient of the loss at one quantile.
+"""
+
+import itertools
+
+import pytest
+import torch
+
+import oracles
+from hf_lomdm.modeling import modeling_lomdm
+from hf_lomdm.modeling import process_lomdm as process
+
+# float64, the sum of up to 64 gradients
+EXACT = {"rtol": 1e-8, "atol": 1e-10}
+TEXT = torch.tensor([0, 2, 1])
+GROUPS = {"phi": "forward", "psi": "reverse", "model": "nll", "lm_head": "nll"}
+
+
+@pytest.fixture
+def model(make_model):
+    return oracles.vivid(make_model(**oracles.SMALLEST)).train()
+
+
+def parameters(model, group):
+    return dict(getattr(model, group).named_parameters())
+
+
+def order_noise(table):
+    """Noise `[L]` that produces each order, with the order's probability."""
+    for order, probability in oracles.order_probabilities(table.forward.detach()):
+        noise = torch.empty(len(order), dtype=torch.float64)
+        for rank, i in enumerate(order):
+            noise[i] = (rank + 1) * table.forward[i].detach()  # reveal time of the rank, times the rate
+        yield noise, probability
+
+
+def mask_noise(table, log_u):
+    """Noise `[L]` that produces each set of masked positions at a local time, with the set's probability."""
+    law = oracles.time_law(table, log_u.exp()[None])[0].detach()
+    for masked, probability in zip(table.masked, law, strict=True):
+        yield torch.where(masked, 1e9, 1e-300), probability
+
+
+def mean_gradient(model, monkeypatch, draws, bound, quantile):
+    """Adds the expected gradient of the loss of one text at one quantile, over all tuples of independent views.
+
+    Returns the expected bound.
+    """
+    total = 0.0
+    for views in itertools.product(list(draws), repeat=model.num_views):
+        noise = torch.stack([n for n, _ in views])
+        monkeypatch.setattr(modeling_lomdm, "position_exponentials", lambda *_, noise=noise: noise)
+        probability = torch.stack([p for _, p in views]).prod()
+        batch = TEXT[None]
+        out = model(input_ids=batch, labels=batch, bound=bound, quantiles=torch.tensor([quantile], dtype=torch.float64))
+        (probability * out.loss * len(TEXT)).backward()
+        total = total + probability * out.nelbo[0]
+    return total
+
+
+def check_gradients(model, expected, groups=GROUPS):
+    """Every parameter's gradient equals that of `expected(tables)` through the quantity its group may see."""
+    for group, visible in groups.items():
+        names = parameters(model, group)
+        value = expected(oracles.keep_gradient(oracles.tables(model, TEXT), visible))
+        exact = torch.autograd.grad(value, list(names.values()), allow_unused=True)
+        assert any(g is not None and g.abs().max() > 1e-3 for g in exact), group  # the test could tell
+        for (name, parameter), gradient in zip(names.items(), exact, strict=True):
+            gradient = torch.zeros_like(parameter) if gradient is None else gradient
+            actual = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            torch.testing.assert_close(actual, gradient, msg=lambda m, n=f"{group}.{name}": f"{n}: {m}", **EXACT)
+
+
+def test_mean_gradient_of_the_order_bound_is_the_enumerated_one(model, monkeypatch):
+    table = oracles.tables(model, TEXT)
+    total = 0.0
+    for k in range(len(TEXT)):
+        total += mean_gradient(model, monkeypatch, order_noise(table), "order", (k + 0.5) / len(TEXT)) / len(TEXT)
+    torch.testing.assert_close(total, sum(oracles.order_bound(table)).detach(), **EXACT)
+    check_gradients(model, lambda table: len(TEXT) * sum(oracles.order_bound(table)))  # gradients add up over k
+
+
+@pytest.mark.parametrize("quantile", [0.3, 0.9])
+def test_mean_gradient_of_the_time_bound_is_the_enumerated_one(model, monkeypatch, quantile):
+    table = oracles.tables(model, TEXT)
+    kappa = table.forward.detach().min() / 2  # of the importance-sampled time; no gradient flows through it
+    log_u = torch.tensor(quantile, dtype=torch.float64).log() / kappa
+
+    def expected(table):
+        return oracles.time_law(table, log_u.exp()[None])[0] @ sum(oracles.rate_terms(table)) / (kappa * quantile)
+
+    total = mean_gradient(model, monkeypatch, mask_noise(table, log_u), "time", quantile)
+    torch.testing.assert_close(total, expected(table).detach(), **EXACT)
+    check_gradients(model, expected)
+
+
+@pytest.mark.parametrize("quantile", [0.01, 0.6], ids=["reconstruction", "above the cut"])
+def test_mean_gradient_of_the_cut_time_bound_is_the_enumerated_one(make_model, monkeypatch, quantile):
+    epsilon, share = 0.2, process.RECONSTRUCTION_SHARE
+    model = oracles.vivid(make_model(**oracles.SMALLEST, time_epsilon=epsilon)).train()
+    table = oracles.tables(model, TEXT)
+    u = torch.tensor(max(epsilon, epsilon + (1 - epsilon) * (quantile - share) / (1 - share)), dtype=torch.float64)
+
+    def expected(table):
+        if quantile < share:
+            return oracles.reconstruction(table, epsilon) / share
+        return oracles.time_law(table, u[None])[0] @ sum(oracles.rate_terms(table)) * (1 - epsilon) / (1 - share) / u
+
+    total = mean_gradient(model, monkeypatch, mask_noise(table, u.log()), "time", quantile)
+    torch.testing.assert_close(total, expected(table).detach(), **EXACT)
+    groups = dict(GROUPS)
+    if quantile < share:  # the velocity has no part in the reconstruction term
+        assert all(p.grad.abs().max() == 0 for p in model.psi.parameters())
+        del groups["psi"]
+    check_gradients(model, expected, groups)
+
+
+@pytest.mark.parametrize("bound", ["order", "time"])
+def test_mean_gradient_with_uniform_rates_is_the_enumerated_one(make_model, monkeypatch, bound):
+    model = oracles.vivid(make_model(**oracles.SMALLEST, rate_type="uniform")).train()
+    table = oracles.tables(model, TEXT)
+    quantile, kappa = 0.5, 0.5
+    log_u = torch.tensor(quantile, dtype=torch.float64).log() / kappa
+
+    def expected(table):
+        if bound == "time":
+            return oracles.time_law(table, log_u.exp()[None])[0] @ oracles.rate_terms(table)[0] / (kappa * quantile)
+        return (
+            len(TEXT)
+            * oracles.prefix_law(table.forward, 1)
+            @ torch.stack(
+                [oracles.order_terms(table, s)[0] if s else table.nll.sum() * 0 for s in range(len(table.masked))]
+            )
+        )
+
+    draws = order_noise(table) if bound == "order" else mask_noise(table, log_u)
+    mean_gradient(model, monkeypatch, draws, bound, quantile)
+    check_gradients(model, expected, {"model": "nll", "lm_head": "nll"})
+
+
+@pytest.mark.parametrize(
+    "output, reached",
+    [("forward_rates", {"phi"}), ("rates", {"psi"}), ("logits", {"model", "lm_head"})],
+)
+def test_each_output_reaches_only_its_own_parameters(model, output, reached):
+    noisy = torch.tensor([[0, 3, 1]])
+    value = model.forward_rates(TEXT[None]) if output == "forward_rates" else getattr(model(input_ids=noisy), output)
+    weight = torch.arange(value.numel(), dtype=torch.float64).view_as(value)  # a plain sum of the rates is constant
+    (value.clamp(min=-1e3) * weight).sum().backward()
+    touched = {n.split(".")[0] for n, p in model.named_parameters() if p.grad is not None and p.grad.abs().max() > 0}
+    assert touched == reached
+
+
+def test_the_score_is_part_of_the_gradient_in_training_only(model):
+    gradients = []
+    for mode in (True, False):
+        model.train(mode).zero_grad()
+        batch = TEXT.expand(16, -1)
+        model(batch, labels=batch, generator=torch.Generator().manual_seed(0)).loss.backward()
+        gradients.append({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
+    for name, gradient in gradients[0].items():
+        if name.startswith("phi"):
+            continue
+        torch.testing.assert_close(gradient, gradients[1][name], **EXACT)
+    assert (gradients[0]["phi.out.weight"] - gradients[1]["phi.out.weight"]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("bound", ["order", "time"])
+def test_the_two_views_of_a_text_are_independent(model, monkeypatch, bound):
+    # the RLOO term is biased for dependent views; the enumeration above takes their independence for granted
+    seen, draw = [], getattr(modeling_lomdm, f"draw_{bound}_view")
+
+    def recording(*args, **kwargs):
+        seen.append(draw(*args, **kwargs))
+        return seen[-1]
+
+    monkeypatch.setattr(modeling_lomdm, f"draw_{bound}_view", recording)
+    copies, quantile = 20_000, 0.5
+    batch = TEXT.expand(copies, -1)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        quantiles = torch.full((copies,), quantile, dtype=torch.float64)
+        model(batch, labels=batch, bound=bound, quantiles=quantiles, generator=generator)
+        table = oracles.tables(model, TEXT)
+    states = (seen[0].masked * 2 ** torch.arange(3)).sum(-1)
+    law = oracles.prefix_law(table.forward, 1)
+    if bound == "time":
+        kappa = table.forward.min() / 2
+        law = oracles.time_law(table, torch.tensor([quantile ** (1 / kappa)], dtype=torch.float64))[0]
+    pairs = torch.bincount(states[:copies] * 8 + states[copies:], minlength=64).double()
+    assert abs(oracles.chi_square_z(pairs, torch.outer(law, law).flatten())) < 4  # probability 6e-5
+
+
+def test_dropout_leaves_the_forward_rates_alone(make_model):
+    model = make_model(dropout=0.5)
+    text = torch.arange(3, 10)[None]
+    evaluated = model.forward_rates(text)
+    torch.testing.assert_close(model.train().forward_rates(text), evaluated, rtol=0, atol=0)

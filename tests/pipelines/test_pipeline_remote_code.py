@@ -1,0 +1,69 @@
+"""A saved folder works on a machine without the package: in a process in which `import hf_lomdm` fails."""
+
+import pytest
+import torch
+
+from hf_lomdm import LoMDMPipeline, LoMDMScheduler
+from tiny_tokenizer import build_tokenizer
+from without_package import run_without_package
+
+PIPELINE = """
+import json
+import torch
+from diffusers import DiffusionPipeline
+
+first, second = sys.argv[1:]
+pipe = DiffusionPipeline.from_pretrained(first, trust_remote_code=True)
+pipe.save_pretrained(second, max_shard_size="10KB")
+pipe = DiffusionPipeline.from_pretrained(second, trust_remote_code=True)
+out = pipe("ab", 5, max_length=20, generator=torch.Generator().manual_seed(3))
+same = type(pipe).from_pretrained(first, trust_remote_code=True)
+sums = [model.lm_head.weight.sum().item() for model in (pipe.model, same.model)]
+print("RESULT", json.dumps([out.texts, out.sequences.tolist(), out.order.tolist(), sums, pipe.model.__module__]))
+"""
+
+AUTO_CLASSES = """
+import json
+import torch
+from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, AutoTokenizer
+
+first, second = sys.argv[1:]
+config = AutoConfig.from_pretrained(first, trust_remote_code=True)
+models = [auto.from_pretrained(first, trust_remote_code=True) for auto in (AutoModel, AutoModelForMaskedLM)]
+models[0].save_pretrained(second)  # transformers carries the code along
+models.append(AutoModel.from_pretrained(second, trust_remote_code=True))
+ids = torch.tensor([AutoTokenizer.from_pretrained(first)("<bos>ab<mask><mask>")["input_ids"]])
+rates = [model(ids).rates.tolist() for model in models]
+print("RESULT", json.dumps([config.c1, rates, type(models[0]).__name__]))
+"""
+
+
+@pytest.fixture
+def pipe(make_model):
+    pipe = LoMDMPipeline(make_model(), LoMDMScheduler(mask_token_id=10), build_tokenizer())
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def test_pipeline_loads_saves_and_loads_as_remote_code_and_writes_the_same(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path / "first")
+    code, folders = PIPELINE, (tmp_path / "first", tmp_path / "second")
+    texts, sequences, order, sums, module = run_without_package(code, *folders, folder=tmp_path)
+    expected = pipe("ab", 5, max_length=20, generator=torch.Generator().manual_seed(3))
+    assert module.startswith("diffusers_modules.")
+    assert texts == expected.texts and sequences == expected.sequences.tolist() and order == expected.order.tolist()
+    assert sums == [pipe.model.lm_head.weight.sum().item()] * 2
+    again = LoMDMPipeline.from_pretrained(tmp_path / "second")
+    assert again("ab", 5, max_length=20, generator=torch.Generator().manual_seed(3)).texts == texts
+
+
+@pytest.mark.slow
+def test_auto_classes_load_as_remote_code_with_the_same_weights(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path / "first")
+    folders = (tmp_path / "first", tmp_path / "second")
+    c1, rates, name = run_without_package(AUTO_CLASSES, *folders, folder=tmp_path)
+    with torch.no_grad():
+        expected = pipe.model(torch.tensor([[1, 3, 4, 10, 10]])).rates
+    assert c1 == 0.7 and name == "LoMDMForMaskedDiffusion"
+    for values in rates:
+        assert torch.allclose(torch.tensor(values), expected, atol=1e-6)  # threads may sum in another order

@@ -1,0 +1,372 @@
+"""What `LoMDMPipeline` samples: agreement of its paths, laws, prompts, per-call settings, callbacks."""
+
+import pytest
+import torch
+from diffusers.callbacks import PipelineCallback
+from scipy.stats import chisquare
+
+from hf_lomdm import LoMDMPipeline, LoMDMScheduler
+from tiny_tokenizer import build_tokenizer
+
+SAMPLERS = ("sequential", "ancestral", "random", "left_to_right", "confidence", "margin", "entropy")
+MASK, PAD, BOS, EOS = 10, 0, 1, 2
+PROMPTS = [[3, 4, 5], [6], [7, MASK, MASK, 8, 9, MASK]]
+
+
+def make_pipe(model, tokenizer=None, **settings) -> LoMDMPipeline:
+    pipe = LoMDMPipeline(model, LoMDMScheduler(mask_token_id=MASK, **settings), tokenizer)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def generators(*seeds: int) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+def sample_with_all_logits(model, scheduler, sample, attention_mask, steps, generator):
+    """The plain path by hand: all logits in every step, `scheduler.step`, no skipping."""
+    order = torch.full_like(sample, -1)
+    scheduler.set_timesteps(steps)
+    for step, timestep in enumerate(scheduler.timesteps):
+        with torch.no_grad():
+            out = model(input_ids=sample, attention_mask=attention_mask)
+        result = scheduler.step(out.logits, timestep, sample, out.rates, generator, attention_mask)
+        sample, order = result.prev_sample, order.masked_fill(result.revealed, step)
+    return sample, order
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_pipeline_equals_the_plain_path_token_for_token(make_model, sampler, dtype):
+    model = make_model().to(dtype)
+    pipe = make_pipe(model, sampler=sampler, temperature=0.8, top_p=0.9, top_k=7)
+    out = pipe(PROMPTS, num_inference_steps=4, max_length=12, generator=generators(0, 1, 2))
+    rows = [[BOS, 3, 4, 5] + [MASK] * 8, [BOS, 6] + [MASK] * 10, [BOS, 7, MASK, MASK, 8, 9, MASK] + [PAD] * 5]
+    real = torch.tensor([[1] * 12, [1] * 12, [1] * 7 + [0] * 5])
+    plain = sample_with_all_logits(model, pipe.scheduler, torch.tensor(rows), real, 4, generators(0, 1, 2))
+    assert torch.equal(out.sequences, plain[0])
+    assert torch.equal(out.order, plain[1].masked_fill(real == 0, -2))
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_given_tokens_stay_all_masks_are_filled_and_the_order_says_so(make_model, sampler):
+    out = make_pipe(make_model(), sampler=sampler)(PROMPTS, num_inference_steps=5, max_length=12)
+    template, order = out.sequences[2], out.order[2]
+    assert template[[0, 1, 4, 5]].tolist() == [BOS, 7, 8, 9] and template[7:].tolist() == [PAD] * 5
+    assert order[[0, 1, 4, 5]].tolist() == [-1] * 4 and order[7:].tolist() == [-2] * 5
+    assert (order[[2, 3, 6]] >= 0).all() and (order <= 4).all()
+    assert (out.order[:2, 4:] >= 0).all() and (out.order[0, :4] == -1).all()
+    assert not (out.sequences == MASK).any()
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_result_does_not_depend_on_its_batch_nor_on_padding(make_model, sampler):
+    pipe = make_pipe(make_model().double(), sampler=sampler)  # float64: batching moves logits by 1e-15 only
+    together = pipe(PROMPTS[:2], num_inference_steps=3, max_new_tokens=6, generator=generators(5, 6))
+    for row, seed in ((0, 5), (1, 6)):
+        alone = pipe([PROMPTS[row]], num_inference_steps=3, max_new_tokens=6, generator=generators(seed))
+        length = alone.sequences.shape[1]
+        assert torch.equal(together.sequences[row, :length], alone.sequences[0])
+        assert torch.equal(together.order[row, :length], alone.order[0])
+        assert (together.order[row, length:] == -2).all()
+
+
+def test_attention_mask_is_passed_only_where_something_is_padded(make_model, monkeypatch):
+    model, masks = make_model(), []
+    forward = model.forward
+    monkeypatch.setattr(model, "forward", lambda **inputs: masks.append(inputs["attention_mask"]) or forward(**inputs))
+    pipe = make_pipe(model)
+    pipe([[3], [4, 5]], num_inference_steps=1, max_length=8)
+    pipe([[3], [4, 5]], num_inference_steps=1, max_new_tokens=3)
+    assert masks[0] is None
+    assert masks[1].tolist() == [[1] * 5 + [0], [1] * 6]
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_forward_passes_are_counted_and_steps_with_nothing_left_make_none(make_model, sampler):
+    model, calls = make_model(), []
+    model.register_forward_hook(lambda *_: calls.append(1))
+    out = make_pipe(model, sampler=sampler)([[3, 4]], num_inference_steps=20, max_new_tokens=5)
+    assert out.num_forward_passes == len(calls) <= 20
+    if sampler != "ancestral":  # one reveal per pass
+        assert len(calls) == 5 and sorted(out.order[0].tolist()) == [-1, -1, -1, 0, 1, 2, 3, 4]
+
+
+def test_only_revealed_positions_are_projected_to_the_vocabulary(make_model):
+    model, projected = make_model(), []
+    model.lm_head.register_forward_hook(lambda _, inputs, __: projected.append(inputs[0].shape[:-1].numel()))
+    pipe = make_pipe(model)
+    pipe(num_inference_steps=4, max_length=13)
+    assert projected == [3, 3, 3, 3]
+    projected.clear()
+    pipe(num_inference_steps=4, max_length=13, sampler="ancestral")
+    assert sum(projected) == 12
+
+
+def test_single_masked_token_follows_the_softmax_of_its_logits(make_model):
+    """Chi-square over 4,000 draws with a fixed seed; p > 1e-3."""
+    model = make_model()
+    template = [BOS, 3, MASK, 4]
+    out = make_pipe(model)([template], 1, num_return_sequences=4000, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        law = model(input_ids=torch.tensor([template])).logits[0, 2].double().softmax(-1)
+    counts = torch.bincount(out.sequences[:, 2], minlength=11)
+    kept = law * 4000 > 5
+    expected = torch.cat([law[kept], law[~kept].sum()[None]]).clamp(min=1e-12)
+    observed = torch.cat([counts[kept], counts[~kept].sum()[None]])
+    assert counts[MASK] == 0
+    assert chisquare(observed.numpy(), (expected / expected.sum() * 4000).numpy()).pvalue > 1e-3
+
+
+def test_temperature_does_not_move_the_order(make_model):
+    pipe = make_pipe(make_model(rate_type="uniform"))
+    results = [pipe([[3]], 6, temperature=t, generator=generators(3)) for t in (0.0, 0.5, 1.0, 3.0)]
+    assert all(torch.equal(out.order, results[0].order) for out in results)
+    assert not torch.equal(results[0].sequences, results[3].sequences)
+
+
+def test_generators_make_results_reproducible_and_leave_the_global_one_alone(make_model):
+    pipe = make_pipe(make_model())
+    state = torch.get_rng_state()
+    first, second = (pipe(None, 8, generator=torch.Generator().manual_seed(1)).sequences for _ in range(2))
+    assert torch.equal(first, second) and torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(4)
+    third = pipe(None, 8).sequences
+    torch.manual_seed(4)
+    assert torch.equal(pipe(None, 8).sequences, third)
+    torch.set_rng_state(state)
+
+
+def test_sequences_of_one_prompt_stand_side_by_side(make_model):
+    out = make_pipe(make_model())([[3], [4]], 2, max_length=6, num_return_sequences=3, generator=generators(*range(6)))
+    assert out.sequences[:, 1].tolist() == [3, 3, 3, 4, 4, 4]
+    assert len({tuple(row) for row in out.sequences.tolist()}) == 6
+
+
+def test_texts_hold_the_prompt_and_end_before_the_first_eos_after_it(make_model, monkeypatch):
+    pipe = make_pipe(make_model(), build_tokenizer())
+    drawn = iter([[5, EOS, 6, EOS], [EOS, 5, 6, 7], [3, 4, 5, 6]])
+
+    def write(canvas, *_):
+        for row, tokens in zip(canvas.sample, drawn, strict=True):
+            row[row == MASK] = torch.tensor(tokens)
+        return 1
+
+    monkeypatch.setattr(pipe, "_reveal", write)
+    out = pipe(["ab", "<eos>b", "ag"], max_new_tokens=4)
+    assert out.texts == ["abc", "b", "agabcd"]  # the EOS within the prompt ends nothing; special tokens are left out
+    assert out.sequences[0].tolist() == [BOS, 3, 4, 5, EOS, 6, EOS]
+
+
+def test_text_prompts_and_templates_are_the_token_prompts(make_model):
+    pipe = make_pipe(make_model(), build_tokenizer())
+    texts = pipe(["abc", "d", "e<mask><mask>fg<mask>"], 4, max_length=12, generator=generators(0, 1, 2))
+    ids = pipe(PROMPTS, 4, max_length=12, generator=generators(0, 1, 2))
+    assert torch.equal(texts.sequences, ids.sequences)
+    assert texts.texts == ids.texts and texts.texts[0].startswith("abc") and len(texts.texts) == 3
+
+
+def test_bos_is_put_in_front_once_and_only_if_the_model_has_one(make_model):
+    sequences = make_pipe(make_model())([[BOS, 3], [3]], 1, max_length=4).sequences
+    assert sequences[:, :2].tolist() == [[BOS, 3], [BOS, 3]]
+    out = make_pipe(make_model(bos_token_id=None))(None, 1, max_length=4)
+    assert (out.order >= 0).all()
+
+
+def test_padding_without_a_padding_token_is_never_taken_for_a_mask(make_model):
+    model = make_model(pad_token_id=None, eos_token_id=None, mask_token_id=0)
+    pipe = LoMDMPipeline(model, LoMDMScheduler(mask_token_id=0))
+    pipe.set_progress_bar_config(disable=True)
+    out = pipe([[3], [4, 5, 6]], 2, max_new_tokens=2)
+    assert out.order[0, 4:].tolist() == [-2, -2] and (out.sequences != 0).all()
+
+
+def test_settings_of_a_call_hold_for_that_call_only(make_model):
+    pipe = make_pipe(make_model(), temperature=0.0, sampler="left_to_right")
+    before = dict(pipe.scheduler.config)
+    greedy = pipe(None, 31, generator=generators(0))
+    other = pipe(None, 31, sampler="sequential", temperature=2.0, top_p=0.9, top_k=5, generator=generators(0))
+    again = pipe(None, 31, generator=generators(9))
+    assert not torch.equal(other.order, greedy.order) and not torch.equal(other.sequences, greedy.sequences)
+    assert torch.equal(again.sequences, greedy.sequences)  # greedy and left to right: nothing is random
+    with pytest.raises(ValueError, match="top_p"):
+        pipe(None, 4, sampler="random", top_p=2.0)
+    assert dict(pipe.scheduler.config) == before and pipe.scheduler.timesteps is None
+
+
+def test_output_forms(make_model):
+    pipe = make_pipe(make_model(), build_tokenizer())
+    out = pipe("a", 2, max_length=6, generator=generators(0))
+    texts, sequences, order, passes = pipe("a", 2, max_length=6, generator=generators(0), return_dict=False)
+    assert texts == out.texts and torch.equal(sequences, out.sequences) and torch.equal(order, out.order)
+    assert passes == out.num_forward_passes == 2
+    assert pipe("a", 2, max_length=6, output_type="seq").texts is None
+    assert make_pipe(make_model())([[3]], 2).texts is None  # without a tokenizer there is no text
+
+
+def test_dropout_is_off_while_sampling_and_the_mode_of_every_module_comes_back(make_model):
+    model = make_model(dropout=0.5)
+    pipe = make_pipe(model)
+    expected = pipe(None, 8, generator=generators(0)).sequences
+    model.train()
+    model.psi.eval()
+    assert torch.equal(pipe(None, 8, generator=generators(0)).sequences, expected)
+    assert model.training and model.model.training and not model.psi.training
+
+
+def test_compiled_model_samples_the_same_without_graph_breaks(make_model):
+    model = make_model()
+    expected = make_pipe(model)([[3], [4, 5]], 3, max_new_tokens=4, generator=generators(0, 1)).sequences
+    pipe = make_pipe(torch.compile(model, backend="eager", fullgraph=True))
+    assert torch.equal(pipe([[3], [4, 5]], 3, max_new_tokens=4, generator=generators(0, 1)).sequences, expected)
+
+
+# --------------------------------------------------------------------------------------------------------- callbacks
+
+
+@pytest.mark.parametrize("name", LoMDMPipeline._callback_tensor_inputs)
+def test_every_advertised_tensor_reaches_the_callback_in_every_step(make_model, name):
+    seen = []
+
+    def callback(pipe, step, timestep, tensors):
+        assert list(tensors) == [name] and pipe.num_timesteps == 9
+        seen.append((step, round(float(timestep) * 9), tensors[name].clone()))
+        return tensors
+
+    pipe = make_pipe(make_model())
+    out = pipe(
+        [[3, 4]],
+        num_inference_steps=9,
+        max_new_tokens=5,
+        callback_on_step_end=callback,
+        callback_on_step_end_tensor_inputs=[name],
+    )
+    assert [entry[:2] for entry in seen] == [(i, 9 - i) for i in range(9)]  # with the steps that reveal nothing
+    last, shapes = seen[-1][2], {tuple(tensor.shape) for *_, tensor in seen}
+    assert shapes == {(1, 8)}
+    reveals = {"sample": out.sequences, "order": out.order, "revealed": torch.zeros_like(out.order).bool()}
+    assert (last > 0).all() if name == "rates" else torch.equal(last, reveals[name])
+    if name == "revealed":
+        assert [int(tensor.sum()) for *_, tensor in seen] == [1, 1, 1, 1, 1, 0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("sampler", ["sequential", "ancestral", "confidence"])
+def test_masks_that_a_callback_puts_back_are_revealed_again(make_model, sampler):
+    def callback(pipe, step, timestep, tensors):
+        return {"sample": tensors["sample"].index_fill(1, torch.tensor([3]), MASK)} if step == 2 else None
+
+    pipe = make_pipe(make_model(), sampler=sampler)
+    out = pipe([[3, 4]], 6, max_new_tokens=5, callback_on_step_end=callback)
+    assert out.order[0, 3] > 2 and not (out.sequences == MASK).any()
+
+
+def test_tokens_and_order_that_a_callback_writes_are_kept(make_model):
+    def callback(pipe, step, timestep, tensors):
+        if step:
+            return {}
+        sample, order = tensors["sample"].clone(), tensors["order"].clone()
+        sample[:, 3:6], order[:, 3:6] = 7, -1
+        return {"sample": sample, "order": order}
+
+    pipe, names = make_pipe(make_model()), ["sample", "order"]
+    out = pipe(None, 4, max_length=8, callback_on_step_end=callback, callback_on_step_end_tensor_inputs=names)
+    assert out.sequences[0, 3:6].tolist() == [7, 7, 7] and out.order[0, 3:6].tolist() == [-1, -1, -1]
+
+
+def test_pipeline_callback_names_its_own_tensors(make_model):
+    class Recorder(PipelineCallback):
+        tensor_inputs = ["order", "rates"]
+        seen: list = []
+
+        def callback_fn(self, pipeline, step_index, timestep, callback_kwargs):
+            self.seen.append(sorted(callback_kwargs))
+            return callback_kwargs
+
+    make_pipe(make_model())(None, 3, callback_on_step_end=Recorder())
+    assert Recorder.seen == [["order", "rates"]] * 3
+
+
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        (lambda tensors: {"rates": tensors["rates"] * 2}, "'rates', which is for reading"),
+        (lambda tensors: {"order": 0}, "'order', which it was not given"),
+        (
+            lambda tensors: {"sample": tensors["sample"][:, 1:]},
+            r"shape \[1, 7\], expected torch.int64 of shape \[1, 8\]",
+        ),
+    ],
+)
+def test_unusable_results_of_a_callback_are_refused(make_model, returned, message):
+    with pytest.raises(ValueError, match=message):
+        make_pipe(make_model())(
+            num_inference_steps=2,
+            max_length=8,
+            callback_on_step_end=lambda pipe, step, timestep, tensors: returned(tensors),
+            callback_on_step_end_tensor_inputs=["sample", "rates"],
+        )
+
+
+def test_progress_bar_counts_every_step(make_model, monkeypatch):
+    pipe, updates = make_pipe(make_model()), []
+    bar = pipe.progress_bar
+
+    def watched(total):
+        made = bar(total=total)
+        monkeypatch.setattr(made, "update", lambda: updates.append(total))
+        return made
+
+    monkeypatch.setattr(pipe, "progress_bar", watched)
+    pipe(None, 7, max_length=4)
+    assert updates == [7] * 7
+
+
+# ------------------------------------------------------------------------------------------------------------ errors
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"prompt": []}, "prompt must be .* at least one entry"),
+        ({"prompt": 3}, "prompt must be .* got 3"),
+        ({"prompt": [3, 4]}, "Put a single list of ids into a list"),
+        ({"prompt": ["a", [3]]}, "not a mixture"),
+        ({"prompt": [[3], [11]]}, "prompt 1 has the token id 11, outside the vocabulary of 11"),
+        ({"prompt": [[-1]]}, "token id -1"),
+        ({"prompt": [[3] * 40]}, "prompt 0 needs 41 tokens .* limit of 32"),
+        ({"prompt": [[3] * 8], "max_length": 5}, "needs 9 tokens .* limit of 5"),
+        ({"prompt": [[3] * 8], "max_length": 9}, "leaves nothing to write"),
+        ({"prompt": [[MASK] * 9], "max_length": 5}, "needs 10 tokens .* limit of 5"),
+        ({"prompt": [[3] * 8], "max_new_tokens": 30}, "needs 39 tokens"),
+        ({"prompt": [[3, MASK]], "max_new_tokens": 3}, "is a template"),
+        ({"max_length": 33}, "max_length must be in 1..32"),
+        ({"max_length": 5, "max_new_tokens": 3}, "exclude each other"),
+        ({"max_new_tokens": 0}, "max_new_tokens must be at least 1, got 0"),
+        ({"num_inference_steps": 0}, "num_inference_steps must be at least 1, got 0"),
+        ({"num_return_sequences": 0}, "num_return_sequences must be at least 1, got 0"),
+        ({"generator": [torch.Generator()] * 2}, "generator has 2 entries"),
+        ({"output_type": "np"}, "output_type must be 'text' or 'seq', got 'np'"),
+        ({"sampler": "best"}, "sampler must be one of"),
+        ({"temperature": -1.0}, "temperature must be"),
+        ({"callback_on_step_end": print, "callback_on_step_end_tensor_inputs": ["latents"]}, "latents"),
+    ],
+)
+def test_unusable_input_is_refused_by_name(make_model, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        make_pipe(make_model(), build_tokenizer())(**{"num_inference_steps": 2, **arguments})
+
+
+def test_texts_without_a_tokenizer_or_with_a_foreign_one_are_refused(make_model):
+    with pytest.raises(ValueError, match="needs a tokenizer"):
+        make_pipe(make_model())("a")
+    with pytest.raises(ValueError, match="tokenizer.mask_token_id is 10, the model's mask_token_id 9"):
+        make_pipe(make_model(mask_token_id=9), build_tokenizer())("a")
+
+
+@pytest.mark.parametrize("sampler", ["sequential", "random", "confidence"])
+@pytest.mark.parametrize("part", ["psi.out", "lm_head", "model.norm"])
+def test_weights_with_nan_are_an_error_not_a_text(make_model, sampler, part):
+    model = make_model()
+    torch.nn.init.constant_(model.get_parameter(f"{part}.weight"), float("nan"))
+    with pytest.raises(ValueError, match="Check (its|the|the model's) weights"):
+        make_pipe(model, sampler=sampler)(None, 4)

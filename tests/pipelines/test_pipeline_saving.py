@@ -1,0 +1,205 @@
+"""What `LoMDMPipeline.save_pretrained` writes, what it leaves alone, and what `from_pretrained` makes of it."""
+
+import errno
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
+
+from hf_lomdm import LoMDMForMaskedDiffusion, LoMDMPipeline, LoMDMScheduler
+from tiny_tokenizer import build_tokenizer
+
+CODE = {"configuration_lomdm.py", "modeling_lomdm.py", "process_lomdm.py"}
+LAYOUT = {
+    *("README.md", "config.json", "model.safetensors", "model_index.json", "pipeline_lomdm.py", *CODE),
+    *("tokenizer.json", "tokenizer_config.json"),
+    *("model/config.json", "model/model.safetensors.index.json", *(f"model/{name}" for name in CODE)),
+    *("scheduler/scheduler_config.json", "scheduler/scheduling_lomdm.py"),
+}
+
+
+@pytest.fixture
+def pipe(make_model):
+    pipe = LoMDMPipeline(make_model(), LoMDMScheduler(mask_token_id=10, sampler="ancestral"), build_tokenizer())
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def files(folder) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+def write(pipe: LoMDMPipeline) -> torch.Tensor:
+    pipe.set_progress_bar_config(disable=True)
+    return pipe([[3, 4]], 4, max_length=16, generator=torch.Generator().manual_seed(1)).sequences
+
+
+def test_saved_folder_has_the_layout_and_one_copy_of_the_weights(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path / "new" / "folder")
+    folder = tmp_path / "new" / "folder"
+    assert files(folder) == LAYOUT
+    index = json.loads((folder / "model_index.json").read_text())
+    assert index["_class_name"] == ["pipeline_lomdm", "LoMDMPipeline"]
+    assert index["model"] == ["modeling_lomdm", "LoMDMForMaskedDiffusion"]
+    assert index["scheduler"] == ["scheduling_lomdm", "LoMDMScheduler"] and index["tokenizer"][0] == "transformers"
+    weight_map = json.loads((folder / "model/model.safetensors.index.json").read_text())["weight_map"]
+    assert set(weight_map) == set(load_file(folder / "model.safetensors")) and set(weight_map.values()) == {
+        "../model.safetensors"
+    }
+    assert (folder / "README.md").read_text().startswith("---\nlibrary_name: transformers\npipeline_tag: text-gen")
+    assert list(folder.parent.iterdir()) == [folder]  # the temporary folder is gone
+
+
+def test_code_in_the_folder_names_neither_the_package_nor_what_it_cannot_reach(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path / "out")
+    for path in (tmp_path / "out").rglob("*.py"):
+        lines = [line.strip() for line in path.read_text().splitlines()]
+        imports = [line for line in lines if line.startswith(("import ", "from "))]
+        assert not [line for line in imports if "hf_lomdm" in line]
+        siblings = {line.split()[1] for line in imports if line.split()[1].startswith(".")}
+        assert {f"{name[1:]}.py" for name in siblings} <= CODE
+        assert not siblings or path.name == "modeling_lomdm.py"
+
+
+@pytest.mark.parametrize("max_shard_size", [None, "10KB"])
+def test_folder_loads_as_pipeline_and_as_model_without_remote_code(pipe, tmp_path, max_shard_size):
+    folder = tmp_path / "out"
+    pipe.save_pretrained(folder, max_shard_size=max_shard_size)
+    shards = list(folder.glob("model-*-of-*.safetensors"))
+    assert len(shards) > 1 if max_shard_size else not shards
+    again = LoMDMPipeline.from_pretrained(folder)
+    assert type(again.model) is LoMDMForMaskedDiffusion and type(again.scheduler) is LoMDMScheduler
+    assert dict(again.scheduler.config)["sampler"] == "ancestral" and again.tokenizer.mask_token_id == 10
+    assert torch.equal(write(again), write(pipe))
+    for source, auto in ((folder, AutoModel), (folder, AutoModelForMaskedLM), (folder / "model", AutoModel)):
+        model = auto.from_pretrained(source)
+        assert all(torch.equal(value, model.state_dict()[name]) for name, value in pipe.model.state_dict().items())
+    assert AutoTokenizer.from_pretrained(folder)("ab<mask>")["input_ids"] == [3, 4, 10]
+
+
+def test_a_second_save_replaces_the_weights_and_leaves_foreign_files_and_the_card(pipe, make_model, tmp_path):
+    pipe.save_pretrained(tmp_path, max_shard_size="10KB")
+    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "events").write_text("mine too")
+    (tmp_path / "README.md").write_text("my card")
+    other = LoMDMPipeline(make_model(seed=1), pipe.scheduler, pipe.tokenizer)
+    other.save_pretrained(tmp_path)
+    assert files(tmp_path) == LAYOUT | {"notes.txt", "runs/events"}
+    assert (tmp_path / "README.md").read_text() == "my card"
+    assert torch.equal(write(LoMDMPipeline.from_pretrained(tmp_path)), write(other))
+    assert not torch.equal(write(other), write(pipe))
+
+
+def test_saving_survives_loading_and_saving_again(pipe, tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    pipe.save_pretrained(first)
+    LoMDMPipeline.from_pretrained(first).save_pretrained(second)
+    assert files(first) == files(second)
+    for name in files(first):
+        if not name.endswith(("README.md", "config.json")):
+            assert (first / name).read_bytes() == (second / name).read_bytes(), name
+
+
+def test_a_full_disk_loses_nothing(pipe, make_model, tmp_path, monkeypatch):
+    folder = tmp_path / "out"
+    pipe.save_pretrained(folder)
+    before = {name: (folder / name).read_bytes() for name in files(folder)}
+    other = LoMDMPipeline(make_model(seed=1), pipe.scheduler)
+
+    def fail(directory):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(other.scheduler, "save_pretrained", fail)
+    with pytest.raises(OSError, match="No space left"):
+        other.save_pretrained(folder)
+    assert {name: (folder / name).read_bytes() for name in files(folder)} == before
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_targets_that_are_not_ours_are_not_touched(pipe, tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(ValueError, match="is a file"):
+        pipe.save_pretrained(tmp_path / "file")
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionPipeline"}))
+    with pytest.raises(ValueError, match="holds another pipeline .StableDiffusionPipeline."):
+        pipe.save_pretrained(other)
+    assert files(other) == {"model_index.json"} and (tmp_path / "file").read_text() == "x"
+
+
+def test_components_that_cannot_travel_are_refused(pipe, tmp_path):
+    peft = pytest.importorskip("peft")
+    adapted = peft.get_peft_model(pipe.model, peft.LoraConfig(target_modules=["qkv_proj"]))
+    with pytest.raises(ValueError, match="merge_and_unload"):
+        LoMDMPipeline(adapted, pipe.scheduler).save_pretrained(tmp_path / "a")
+
+    class HomeMade(type(pipe.tokenizer)):
+        pass
+
+    tokenizer = HomeMade(tokenizer_object=pipe.tokenizer.backend_tokenizer)
+    with pytest.raises(ValueError, match="PreTrainedTokenizerFast"):
+        LoMDMPipeline(adapted.merge_and_unload(), pipe.scheduler, tokenizer).save_pretrained(tmp_path / "b")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("options", [{"safe_serialization": False}, {"variant": "fp16"}])
+def test_other_formats_are_refused(pipe, tmp_path, options):
+    with pytest.raises(ValueError, match="only plain safetensors"):
+        pipe.save_pretrained(tmp_path / "out", **options)
+
+
+def test_compiled_model_is_saved_as_itself(pipe, tmp_path):
+    expected = write(pipe)
+    pipe.model = torch.compile(pipe.model, backend="eager")
+    pipe.save_pretrained(tmp_path / "out")
+    assert torch.equal(write(LoMDMPipeline.from_pretrained(tmp_path / "out")), expected)
+
+
+def test_model_card_gets_a_header_unless_it_has_one(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path, model_card="# Mine\n")
+    card = (tmp_path / "README.md").read_text()
+    assert card.startswith("---\n") and card.endswith("---\n\n# Mine\n")
+    pipe.save_pretrained(tmp_path, model_card="---\nlicense: mit\n---\n")
+    assert (tmp_path / "README.md").read_text() == "---\nlicense: mit\n---\n"
+
+
+def test_plain_checkpoint_loads_with_a_default_scheduler(make_model, tmp_path):
+    model = make_model()
+    model.save_pretrained(tmp_path)
+    pipe = LoMDMPipeline.from_pretrained(tmp_path)
+    assert pipe.tokenizer is None and dict(pipe.scheduler.config)["sampler"] == "sequential"
+    assert torch.equal(write(pipe), write(LoMDMPipeline(model, LoMDMScheduler(mask_token_id=10))))
+
+
+def test_tied_weights_survive(make_model, tmp_path):
+    model = make_model(tie_word_embeddings=True)
+    LoMDMPipeline(model, LoMDMScheduler(mask_token_id=10)).save_pretrained(tmp_path)
+    again = LoMDMPipeline.from_pretrained(tmp_path).model
+    assert again.lm_head.weight is again.model.embed_tokens.weight
+    assert torch.equal(again.lm_head.weight, model.lm_head.weight)
+
+
+@pytest.mark.parametrize("kind", ["missing", "unexpected"])
+def test_checkpoints_that_do_not_fit_their_configuration_are_refused(pipe, tmp_path, kind):
+    pipe.save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    if kind == "missing":
+        del weights["psi.dense.weight"]
+    else:
+        weights["psi.old.weight"] = torch.zeros(1)
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=f"{kind}_keys': .'psi"):
+        LoMDMPipeline.from_pretrained(tmp_path)
+
+
+def test_loading_takes_given_components_and_the_dtype(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path)
+    scheduler = LoMDMScheduler(mask_token_id=10, sampler="random")
+    again = LoMDMPipeline.from_pretrained(tmp_path, scheduler=scheduler, tokenizer=None, dtype=torch.bfloat16)
+    assert again.scheduler is scheduler and again.tokenizer is None and again.model.dtype is torch.bfloat16
+    assert LoMDMPipeline.from_pretrained(tmp_path, torch_dtype=torch.float64).model.dtype is torch.float64
+    assert LoMDMPipeline.from_pretrained(tmp_path, model=pipe.model, trust_remote_code=True).model is pipe.model

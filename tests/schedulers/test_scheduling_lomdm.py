@@ -1,0 +1,432 @@
+"""The contract of `LoMDMScheduler`: what holds for every draw. The laws of the draws: test_sampling_laws.py."""
+
+import json
+
+import pytest
+import torch
+
+from hf_lomdm.modeling import process_lomdm as process
+from hf_lomdm.schedulers import scheduling_lomdm as scheduling
+from hf_lomdm.schedulers.scheduling_lomdm import SAMPLERS, LoMDMScheduler
+
+MASK, VOCAB = 10, 11
+# every sampler, both grids, with and without blocks
+KINDS = [
+    dict(sampler=sampler, grid=grid, block_size=block_size)
+    for sampler in SAMPLERS
+    for grid in (("adaptive", "uniform") if sampler == "ancestral" else ("adaptive",))
+    for block_size in (None, 4)
+]
+kinds = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: "-".join(str(value) for value in kind.values()))
+
+
+def generators(*seeds: int) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+def random_output(batch: int, length: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits `[B, L, V]` with the mask token at -inf and rates `[B, L]` in (0.05, 1.35), as a model gives them."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = 2 * torch.randn(batch, length, VOCAB, generator=generator)
+    logits[..., MASK] = -torch.inf
+    return logits, 0.05 + 1.3 * torch.rand(batch, length, generator=generator)
+
+
+def make(num_inference_steps: int, **config) -> LoMDMScheduler:
+    scheduler = LoMDMScheduler(MASK, **config)
+    scheduler.set_timesteps(num_inference_steps)
+    return scheduler
+
+
+def run(scheduler, sample, logits, rates, generator, attention_mask=None) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """The whole loop with a network that says the same at every step; the final sample and what each step revealed."""
+    history = []
+    for t in scheduler.timesteps:
+        sample, revealed = scheduler.step(logits, t, sample, rates, generator, attention_mask, return_dict=False)
+        history.append(revealed)
+    return sample, history
+
+
+@kinds
+@pytest.mark.parametrize("num_inference_steps", [1, 4, 5, 12, 30])
+def test_all_is_revealed_once_and_given_positions_never_change(kind, num_inference_steps):
+    logits, rates = random_output(3, 12)
+    start = torch.full((3, 12), MASK)
+    start[0, :5], start[1, 3:9:2] = 7, 3
+    start[2] = 1  # nothing to do
+    given = start != MASK
+    sample, history = run(make(num_inference_steps, **kind), start, logits, rates, generators(1, 2, 3))
+    assert (sample != MASK).all()
+    assert torch.equal(sample[given], start[given])
+    assert torch.equal(torch.stack(history).sum(0), (~given).to(torch.int64))
+
+
+@kinds
+def test_batch_equals_single_and_padded_equals_alone(kind):
+    lengths, canvas, seeds = (9, 12, 5), 14, (5, 6, 7)
+    logits, rates = random_output(3, canvas)
+    for side in ("left", "right"):
+        start, mask = torch.full((3, canvas), MASK), torch.zeros(3, canvas, dtype=torch.int64)
+        real = [slice(canvas - n, canvas) if side == "left" else slice(0, n) for n in lengths]
+        for row in range(3):
+            mask[row, real[row]] = 1
+            start[row, real[row]][1] = 4  # one given position
+        start[0, ~mask[0].bool()] = 0  # padding may be the pad token or, as in the other rows, a mask
+        batch, _ = run(make(3, **kind), start, logits, rates, generators(*seeds), mask)
+        assert torch.equal(batch[mask == 0], start[mask == 0])
+        for row in range(3):
+            at = (slice(row, row + 1), real[row])
+            alone, _ = run(make(3, **kind), start[at], logits[at], rates[at], generators(seeds[row]))
+            assert torch.equal(batch[at], alone), (side, row)
+
+
+@kinds
+@pytest.mark.parametrize("other", [dict(temperature=0.0), dict(temperature=0.3), dict(top_p=0.5), dict(top_k=1)])
+def test_temperature_and_truncation_move_tokens_but_no_position(kind, other):
+    logits, rates = random_output(16, 12)
+    start = torch.full((16, 12), MASK)
+    plain, plain_history = run(make(4, **kind), start, logits, rates, generators(*range(16)))
+    changed, history = run(make(4, **kind, **other), start, logits, rates, generators(*range(16)))
+    assert all(torch.equal(a, b) for a, b in zip(plain_history, history, strict=True))
+    assert not torch.equal(plain, changed)
+
+
+@kinds
+def test_positions_first_equals_step(kind):
+    """The fast path: `select`, logits of the revealed positions only, `draw_tokens`."""
+    logits, rates = random_output(3, 12)
+    start = torch.full((3, 12), MASK)
+    start[1, :4] = 2
+    mask = torch.ones_like(start)
+    mask[2, :3] = 0
+    scheduler, slow, fast = make(5, **kind), generators(1, 2, 3), generators(1, 2, 3)
+    plain = quick = start
+    for t in scheduler.timesteps:
+        plain = scheduler.step(logits, t, plain, rates, slow, mask).prev_sample
+        revealed = scheduler.select(
+            rates, t, quick, fast, mask, logits if scheduler.position_draw_needs_logits else None
+        )
+        rows, columns = revealed.nonzero(as_tuple=True)
+        positions = scheduler.positions(quick, mask)[rows, columns]
+        tokens = scheduler.draw_tokens(logits[rows, columns], rows, positions, len(start), fast)
+        quick = quick.index_put((rows, columns), tokens)
+        assert torch.equal(plain, quick)
+
+
+@pytest.mark.parametrize("sampler", [sampler for sampler in SAMPLERS if sampler != "ancestral"])
+def test_counts_spread_the_positions_evenly(sampler):
+    logits, rates = random_output(2, 11)
+    start = torch.full((2, 11), MASK)
+    start[1, :8] = 0
+    _, history = run(make(4, sampler=sampler), start, logits, rates, None)
+    assert [r.sum(1).tolist() for r in history] == [[3, 1], [3, 1], [3, 1], [2, 0]]
+
+
+def test_reference_orders_reveal_in_their_order():
+    law = torch.tensor([[[0.5, 0.3, 0.2], [0.46, 0.45, 0.09], [0.55, 0.4, 0.05], [0.4, 0.35, 0.25]]])
+    logits = torch.cat([law.log() + 3, torch.full((1, 4, 1), torch.inf)], -1)  # the mask token is no candidate
+    expected = dict(left_to_right=[0, 1, 2, 3], confidence=[2, 0, 1, 3], margin=[0, 2, 3, 1])
+    expected["entropy"] = (law * law.log()).sum(-1)[0].argsort(descending=True).tolist()
+    for sampler, order in expected.items():
+        scheduler = LoMDMScheduler(3, sampler=sampler)
+        scheduler.set_timesteps(4)
+        _, history = run(scheduler, torch.full((1, 4), 3), logits, None, None)
+        assert [int(r[0].nonzero()) for r in history] == order, sampler
+    assert expected["entropy"] not in (expected["margin"], expected["left_to_right"])
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind["block_size"]], ids=lambda kind: kind["sampler"])
+def test_blocks_are_revealed_from_left_to_right(kind):
+    """A step may finish a block and go on to the next; it never leaves masks behind in a block to its left."""
+    logits, rates = random_output(64, 12)
+    sample = torch.full((64, 12), MASK)
+    _, history = run(make(6, **kind), sample, logits, rates, torch.Generator().manual_seed(0))
+    masked = torch.ones(64, 12, dtype=torch.bool)
+    for revealed in history:
+        masked = masked & ~revealed
+        left_in_block = masked.view(64, 3, 4).any(-1)
+        began = (~masked).view(64, 3, 4).any(-1)
+        assert not (left_in_block[:, :-1] & began[:, 1:]).any()
+
+
+def test_masks_left_in_a_window_that_is_over_are_revealed():
+    """A loop may start late, on a text whose first blocks hold masks still."""
+    logits, rates = random_output(1, 12)
+    scheduler = make(6, sampler="ancestral", grid="uniform", block_size=4)
+    revealed = scheduler.select(rates, scheduler.timesteps[4], torch.full((1, 12), MASK))
+    assert revealed[0, :8].all()
+
+
+def test_fillers_of_a_gather_may_hold_anything():
+    """A row with fewer reveals is filled up with other columns, and padding may hold NaN."""
+    logits, rates = random_output(2, 4)
+    sample, mask = torch.full((2, 4), MASK), torch.tensor([[1, 1, 1, 1], [1, 0, 0, 0]])
+    logits[1, 1:], rates[1, 1:] = torch.nan, torch.nan
+    prev_sample, revealed = make(1).step(logits, 1.0, sample, rates, None, mask, return_dict=False)
+    assert torch.equal(revealed, mask.bool()) and torch.equal(prev_sample == MASK, mask == 0)
+
+
+def test_ties_go_to_the_left_and_padding_does_not_move_them():
+    logits = torch.zeros(1, 40, VOCAB)
+    for sampler in ("confidence", "margin", "entropy"):
+        revealed = make(4, sampler=sampler).select(None, 1.0, torch.full((1, 40), MASK), logits=logits)
+        assert revealed[0, :10].all() and revealed.sum() == 10
+    logits[..., MASK] = -torch.inf
+    drawn = LoMDMScheduler(MASK, top_k=1).draw_tokens(logits, torch.zeros(1, 1).long(), torch.arange(40)[None], 1)
+    assert not drawn.any()
+
+
+def test_grid_is_uniform_and_one_generator_or_none_works():
+    scheduler = make(4)
+    assert scheduler.timesteps.tolist() == [1.0, 0.75, 0.5, 0.25] and scheduler.timesteps.dtype == torch.float32
+    logits, rates = random_output(2, 6)
+    start = torch.full((2, 6), MASK)
+    first, _ = run(scheduler, start, logits, rates, torch.Generator().manual_seed(3))
+    again, _ = run(scheduler, start, logits, rates, torch.Generator().manual_seed(3))
+    other, _ = run(scheduler, start, logits, rates, torch.Generator().manual_seed(4))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+    torch.manual_seed(3)
+    assert torch.equal(run(scheduler, start, logits, rates, None)[0], first)  # no generator is the global one
+
+
+def test_step_takes_float_and_tensor_times_and_returns_an_output_or_a_tuple():
+    logits, rates = random_output(1, 6)
+    start = torch.full((1, 6), MASK)
+    for steps in (3, 7, 1000):
+        scheduler = make(steps, sampler="ancestral")
+        t = scheduler.timesteps[-1]
+        assert (scheduler.step(logits, float(t), start, rates).prev_sample != MASK).all()
+        output = scheduler.step(logits, t, start, rates, *generators(0))
+        sample, revealed = scheduler.step(logits, t[None], start, rates, *generators(0), return_dict=False)
+        assert torch.equal(output.prev_sample, sample) and torch.equal(output.revealed, revealed)
+
+
+def test_input_is_left_untouched_and_dtypes_are_kept():
+    logits, rates = random_output(2, 6)
+    start = torch.full((2, 6), MASK, dtype=torch.int32)
+    before = logits.clone(), rates.clone(), start.clone()
+    out = make(2).step(logits, 1.0, start, rates)
+    assert out.prev_sample.dtype == torch.int32 and out.revealed.dtype == torch.bool
+    assert all(torch.equal(a, b) for a, b in zip(before, (logits, rates, start), strict=True))
+    out = make(1).step(logits.to(torch.bfloat16), 1.0, start, rates.to(torch.bfloat16))
+    assert (out.prev_sample < MASK).all()
+
+
+def test_slices_of_the_token_draw_change_nothing(monkeypatch):
+    logits, rates = random_output(2, 12)
+    start = torch.full((2, 12), MASK)
+    for sampler in ("sequential", "entropy"):
+        whole, _ = run(make(3, sampler=sampler), start, logits, rates, generators(1, 2))
+        with monkeypatch.context() as patch:
+            patch.setattr(scheduling, "SLICE_SIZE", 30)  # two positions at a time
+            sliced, _ = run(make(3, sampler=sampler), start, logits, rates, generators(1, 2))
+        assert torch.equal(whole, sliced)
+
+
+def test_config_survives_saving(tmp_path):
+    config = dict(sampler="ancestral", grid="uniform", block_size=4, temperature=0.5, top_p=0.9, top_k=7)
+    LoMDMScheduler(MASK, **config).save_pretrained(tmp_path)
+    stored = json.loads((tmp_path / "scheduler_config.json").read_text())
+    assert stored["_class_name"] == "LoMDMScheduler" and stored["mask_token_id"] == MASK
+    loaded = LoMDMScheduler.from_pretrained(tmp_path)
+    assert {key: loaded.config[key] for key in config} == config and loaded.config.mask_token_id == MASK
+    changed = LoMDMScheduler.from_config(loaded.config, sampler="margin", temperature=1.0)
+    assert changed.position_draw_needs_logits and not changed.position_draw_needs_rates
+    assert changed.config.top_k == 7 and loaded.config.sampler == "ancestral"
+    with pytest.raises(ValueError, match="top_p must be"):
+        LoMDMScheduler.from_config(loaded.config, top_p=2.0)
+
+
+# ----------------------------------------------------------------------------------------------------- forward process
+
+
+@pytest.mark.parametrize("block_size", [None, 1, 4, 5])
+def test_velocity_is_minus_the_slope_of_alpha_over_one_minus_alpha(block_size):
+    _, rates = random_output(1, 10)
+    scheduler, rates = LoMDMScheduler(MASK, block_size=block_size), rates.double()
+    for t in (0.03, 0.37, 0.62, 0.95):
+        step = 1e-6
+        slope = (scheduler.alpha(t + step, rates) - scheduler.alpha(t - step, rates)) / (2 * step)
+        hidden = 1 - scheduler.alpha(t, rates)
+        inside = (hidden > 0) & (hidden < 1)
+        velocity = scheduler.velocity(t, rates)
+        # 1e-5: the central difference has an error of about step^2 / t^3, rounding of 1e-16 / step
+        torch.testing.assert_close(velocity[inside], (-slope / hidden)[inside], rtol=1e-5, atol=1e-8)
+        assert inside.any() and not velocity[~inside].any()
+
+
+def test_alpha_is_one_for_data_zero_for_all_masked_and_takes_a_time_per_row():
+    _, rates = random_output(3, 8)
+    for block_size in (None, 3):
+        scheduler = LoMDMScheduler(MASK, block_size=block_size)
+        assert (scheduler.alpha(0.0, rates) == 1).all() and (scheduler.alpha(1.0, rates) == 0).all()
+        assert scheduler.alpha(0.5, rates).dtype == torch.float32
+        times = torch.tensor([0.2, 0.5, 0.9])
+        each = torch.cat([scheduler.alpha(float(t), rates[i : i + 1]) for i, t in enumerate(times)])
+        for shaped in (times, times[:, None]):
+            torch.testing.assert_close(scheduler.alpha(shaped, rates), each)
+
+
+def test_windows_of_blocks_count_real_positions_only():
+    _, rates = random_output(1, 6)
+    scheduler = LoMDMScheduler(MASK, block_size=2)
+    padded, mask = (
+        torch.cat([torch.ones(1, 3), rates, torch.ones(1, 2)], 1),
+        torch.tensor([[0] * 3 + [1] * 6 + [0] * 2]),
+    )
+    for function in (scheduler.alpha, scheduler.velocity):
+        assert torch.equal(function(0.4, padded, mask)[:, 3:9], function(0.4, rates))
+
+
+def test_add_noise_masks_with_probability_one_minus_alpha():
+    rates = torch.tensor([0.05, 0.4, 1.0, 1.35, 0.7, 0.7]).expand(40_000, 6)
+    text = torch.arange(6).expand_as(rates)
+    mask = torch.tensor([0, 1, 1, 1, 1, 1]).expand_as(text)
+    scheduler = LoMDMScheduler(MASK)
+    noisy = scheduler.add_noise(text, rates, 0.3, torch.Generator().manual_seed(0), mask)
+    hidden = noisy == MASK
+    assert torch.equal(noisy[~hidden], text[~hidden]) and not hidden[:, 0].any()
+    expected = 0.3 ** rates[0, 1:].double()
+    z = (hidden[:, 1:].double().mean(0) - expected) / (expected * (1 - expected) / len(text)).sqrt()
+    assert z.abs().max() < 4
+    both = (hidden[:, 4] & hidden[:, 5]).double().mean()  # neighbours are independent
+    assert abs(both - expected[3] ** 2) < 4 * (0.25 / len(text)) ** 0.5
+    assert (scheduler.add_noise(text, rates, 1.0)[0] == MASK).all()
+    assert torch.equal(scheduler.add_noise(text, rates, 0.0), text)
+
+
+def test_add_noise_of_a_padded_text_equals_alone():
+    _, rates = random_output(1, 6)
+    text, padded = torch.arange(6)[None], torch.tensor([[0, 0, *range(6), 0]])
+    mask = torch.tensor([[0] * 2 + [1] * 6 + [0]])
+    wide = torch.cat([torch.ones(1, 2), rates, torch.ones(1, 1)], 1)
+    for seed in range(20):
+        alone = LoMDMScheduler(MASK).add_noise(text, rates, 0.5, *generators(seed))
+        assert torch.equal(LoMDMScheduler(MASK).add_noise(padded, wide, 0.5, *generators(seed), mask)[:, 2:8], alone)
+
+
+# ---------------------------------------------------------------------------------------------- parity with the process
+
+
+@pytest.mark.parametrize("block_size", [None, 4])
+def test_restated_formulas_equal_those_of_the_process(block_size):
+    _, rates = random_output(1, 10)
+    scheduler, rates = LoMDMScheduler(MASK, block_size=block_size), rates.double()
+    index = torch.arange(10)[None] // (block_size or 10)
+    blocks = process.Blocks(index, block_size or 10, int(index.max()) + 1)
+    for t in (0.11, 0.5, 0.93):
+        time = torch.tensor([[t]], dtype=torch.float64)
+        log_u = process.spread_blocks(process.log_local_time(time, blocks), blocks)
+        mine = scheduler._local_time(time, 1, *scheduler._blocks(rates, None))
+        torch.testing.assert_close(mine.log(), log_u, rtol=1e-12, atol=0)
+        torch.testing.assert_close(scheduler.alpha(t, rates).log(), process.log_alpha(log_u, rates))
+        inside = (log_u < 0) & log_u.isfinite()
+        expected = process.velocity(log_u, rates, blocks.count)
+        torch.testing.assert_close(scheduler.velocity(t, rates)[inside], expected[inside])
+        earlier = process.spread_blocks(process.log_local_time(time * 0.9, blocks), blocks)
+        torch.testing.assert_close(
+            scheduling._reveal_probability(log_u, earlier, rates)[inside],
+            process.reveal_probability(log_u, earlier, rates)[inside],
+        )
+
+
+def test_draws_equal_those_of_the_process_from_the_same_generator():
+    """Same seeds, same hash: the scheduler's noise is the training's, its sequential order the training's order."""
+    _, rates = random_output(64, 12)
+    text = torch.zeros(64, 12, dtype=torch.int64)
+    maskable, position = torch.ones_like(text).bool(), torch.arange(12)[None]
+    seeds = process.row_seeds(torch.Generator().manual_seed(1), 64, torch.device("cpu"))
+    exponentials = process.position_exponentials(seeds, position)
+    masked = process.draw_masks(exponentials, torch.tensor(0.5).log(), rates, maskable)
+    noisy = LoMDMScheduler(MASK).add_noise(text, rates, 0.5, torch.Generator().manual_seed(1))
+    assert torch.equal(noisy == MASK, masked)
+    rank = process.draw_order(exponentials, rates, maskable)
+    revealed = make(3).select(rates, 1.0, text + MASK, torch.Generator().manual_seed(1))
+    assert torch.equal(revealed, rank < 4)
+
+
+# ------------------------------------------------------------------------------------------------------------ bad input
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        dict(mask_token_id=-1),
+        dict(sampler="greedy"),
+        dict(grid="cosine"),
+        dict(block_size=0),
+        dict(temperature=-0.1),
+        dict(temperature=float("nan")),
+        dict(temperature=float("inf")),
+        dict(top_p=0.0),
+        dict(top_p=1.5),
+        dict(top_k=0),
+    ],
+    ids=str,
+)
+def test_bad_config_names_the_argument(config):
+    with pytest.raises(ValueError, match=f"{next(iter(config))} must be .*got .*Pass "):
+        LoMDMScheduler(**{"mask_token_id": MASK, **config})
+
+
+def test_bad_steps_and_times_are_refused():
+    with pytest.raises(ValueError, match="num_inference_steps must be at least 1, got 0. Pass"):
+        LoMDMScheduler(MASK).set_timesteps(0)
+    logits, rates = random_output(1, 4)
+    sample = torch.full((1, 4), MASK)
+    with pytest.raises(ValueError, match="Call set_timesteps"):
+        LoMDMScheduler(MASK).step(logits, 1.0, sample, rates)
+    for bad in (0.9, 0.0, 1.25, float("nan"), torch.tensor(0.3)):
+        with pytest.raises(ValueError, match="not in the grid of 4 steps"):
+            make(4).step(logits, bad, sample, rates)
+    with pytest.raises(ValueError, match="timestep must be one number"):
+        make(4).step(logits, torch.tensor([1.0, 0.5]), sample, rates)
+    for bad in (1.5, torch.tensor([0.1, 0.2]), float("nan")):
+        with pytest.raises(ValueError, match="timesteps must"):
+            LoMDMScheduler(MASK).alpha(bad, rates)
+
+
+def test_bad_tensors_are_refused():
+    logits, rates = random_output(2, 4)
+    sample = torch.full((2, 4), MASK)
+    step = make(2).step
+    with pytest.raises(ValueError, match="rates is None.*sequential"):
+        step(logits, 1.0, sample)
+    with pytest.raises(ValueError, match="logits is None.*entropy"):
+        make(2, sampler="entropy").select(None, 1.0, sample)
+    with pytest.raises(ValueError, match="rates must have the shape"):
+        step(logits, 1.0, sample, rates[:1])
+    with pytest.raises(ValueError, match="logits must have the shape"):
+        step(logits[:, :3], 1.0, sample, rates)
+    with pytest.raises(ValueError, match="attention_mask must have the shape"):
+        step(logits, 1.0, sample, rates, None, torch.ones(2, 5))
+    with pytest.raises(ValueError, match="sample must be token ids"):
+        step(logits, 1.0, sample[0], rates)
+    with pytest.raises(ValueError, match="generator has 3 entries for a batch of 2"):
+        step(logits, 1.0, sample, rates, generators(1, 2, 3))
+
+
+@pytest.mark.parametrize("bad", [0.0, -1.0, float("nan"), float("inf")])
+def test_bad_rates_are_refused_where_they_count(bad):
+    logits, rates = random_output(1, 4)
+    rates[0, 2] = bad
+    sample = torch.full((1, 4), MASK)
+    for sampler in ("sequential", "ancestral"):
+        with pytest.raises(ValueError, match="rates must be positive and finite"):
+            make(2, sampler=sampler).step(logits, 1.0, sample, rates)
+        sample_with_given = sample.index_fill(1, torch.tensor([2]), 3)
+        make(2, sampler=sampler).step(logits, 1.0, sample_with_given, rates)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("sampler", ["sequential", "confidence", "entropy"])
+def test_bad_logits_are_refused_where_they_count(bad, sampler):
+    logits, rates = random_output(1, 4)
+    logits[0, 2] = bad
+    sample = torch.full((1, 4), MASK)
+    for temperature in (0.0, 1.0):
+        scheduler = make(1, sampler=sampler, temperature=temperature)
+        with pytest.raises(ValueError, match="logits give no law"):
+            scheduler.step(logits, 1.0, sample, rates)
+        given = sample.index_fill(1, torch.tensor([2]), 3)
+        assert (scheduler.step(logits, 1.0, given, rates).prev_sample != MASK).all()

@@ -1,0 +1,370 @@
+"""LoMDMTrainer: draws, loss, logs, optimizer, average, evaluation, and what stops it."""
+
+import copy
+import math
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_training import collate, make_texts, make_trainer
+from transformers import TrainerCallback
+
+from hf_lomdm import LoMDMForMaskedDiffusion
+from hf_lomdm.evaluation import nelbo
+from hf_lomdm.training.arguments import LoMDMTrainingArguments
+from hf_lomdm.training.ema import EMA
+from hf_lomdm.training.trainer import (
+    EVALUATION_SEED,
+    gradient_norm,
+    maskable,
+    step_generators,
+    step_quantiles,
+    summarise_texts,
+)
+
+SGD = {"optim": "sgd", "learning_rate": 0.1, "head_learning_rate": 0.1, "lr_scheduler_type": "constant"}
+
+
+def steps_of(trainer) -> list[dict]:
+    return [entry for entry in trainer.state.log_history if "loss" in entry]
+
+
+def first_batch(trainer) -> dict[str, torch.Tensor]:
+    """The first global batch, and the draws that belong to it."""
+    batch = next(iter(trainer.get_train_dataloader()))
+    texts = range(len(batch["input_ids"]))
+    seed = trainer.args.seed
+    return {
+        **batch,
+        "quantiles": step_quantiles(seed, 0, texts, len(texts)),
+        "generator": step_generators(seed, 0, texts),
+    }
+
+
+# ------------------------------------------------------------------------------------------------------- the draws
+
+
+@pytest.mark.parametrize("global_size", [1, 8, 24])
+def test_quantiles_are_stratified_over_the_global_batch_and_differ_between_steps(global_size):
+    for step in range(5):
+        quantiles = step_quantiles(3, step, range(global_size), global_size)
+        strata = (quantiles.double() * global_size).floor().long().sort().values
+        # rounding to float32 may move one quantile at the edge of its stratum by one
+        assert (strata - torch.arange(global_size)).abs().sum() <= 1
+        assert ((quantiles > 0) & (quantiles < 1)).all()
+    one_of_many = torch.stack([step_quantiles(3, step, range(1), 8) for step in range(2000)])
+    counts = torch.histc(one_of_many, 10, 0, 1)
+    assert ((counts - 200) ** 2 / 200).sum() < 27.9  # chi-square with 9 degrees of freedom, p = 0.001
+
+
+def test_the_draws_of_a_text_do_not_depend_on_the_split():
+    whole = step_quantiles(1, 7, range(8), 8), step_generators(1, 7, range(8))
+    parts = [(step_quantiles(1, 7, texts, 8), step_generators(1, 7, texts)) for texts in (range(0, 3), range(3, 8))]
+    assert torch.equal(whole[0], torch.cat([quantiles for quantiles, _ in parts]))
+    seeds = [generator.initial_seed() for generator in whole[1]]
+    assert seeds == [generator.initial_seed() for _, generators in parts for generator in generators]
+    others = [one.initial_seed() for run in ((2, 7), (1, 8)) for one in step_generators(*run, range(8))]
+    assert len({*seeds, *others}) == 24
+
+
+# -------------------------------------------------------------------------------------------- the loss and its split
+
+
+@pytest.mark.parametrize("unequal", [False, True])
+@pytest.mark.parametrize("rate_type", ["learned", "uniform"])
+def test_four_accumulated_batches_of_two_equal_one_batch_of_eight(tmp_path, make_model, unequal, rate_type):
+    runs = []
+    for name, split in {"one": (8, 1), "four": (2, 4)}.items():
+        sizes = {"per_device_train_batch_size": split[0], "gradient_accumulation_steps": split[1]}
+        trainer = make_trainer(tmp_path / name, make_model(rate_type=rate_type), unequal, **SGD, **sizes)
+        trainer.train()
+        runs.append(trainer)
+    start, losses = make_model(rate_type=rate_type).state_dict(), [[e["loss"] for e in steps_of(t)] for t in runs]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)  # float32 sums in another order
+    for name, weight in runs[0].model.state_dict().items():
+        torch.testing.assert_close(weight, runs[1].model.state_dict()[name], rtol=0, atol=1e-5)
+        assert not torch.equal(weight, start[name])  # all of them moved, by far more than the tolerance
+    assert gradient_moved(start, runs[0].model.state_dict()) > 1e-2
+
+
+def gradient_moved(before: dict, after: dict) -> float:
+    return max(float((before[name] - after[name]).abs().max()) for name in before)
+
+
+def test_logged_terms_equal_the_bound_of_the_global_batch(tmp_path, make_model):
+    trainer = make_trainer(tmp_path, unequal=True, per_device_train_batch_size=2, gradient_accumulation_steps=4, max_steps=1)
+    batch = first_batch(make_trainer(tmp_path, unequal=True, max_steps=1))
+    trainer.train()
+    model = make_model().train()
+    out = model(**batch)
+    out.loss.backward()
+    real = maskable(batch)
+    tokens, texts = real.sum(), len(real)
+    spread = sum(out.forward_rates[b][real[b]].std(correction=0) for b in range(texts)) / texts
+    share = out.score / real.sum(-1)
+    phi = torch.sqrt(sum(weight.grad.square().sum() for weight in model.phi.parameters()))
+    expected = {
+        "loss": out.nelbo.sum() / tokens,
+        "main": out.main.sum() / tokens,
+        "velocity": out.velocity.sum() / tokens,
+        "score": out.score.sum() / tokens,
+        "score_std": share.std(correction=0),
+        "forward_spread": spread,
+        "rate_ratio": out.rate_ratio.mean(),
+        "phi_grad_norm": phi,
+        "grad_norm": torch.sqrt(sum(weight.grad.square().sum() for weight in model.parameters())),
+    }
+    logged = steps_of(trainer)[0]
+    for name, value in expected.items():
+        assert logged[name] == pytest.approx(float(value), rel=1e-4, abs=1e-6), name  # float32
+    assert logged["forward_spread"] > 0.01 and abs(logged["score"]) > 1e-4
+
+
+def test_logged_terms_are_means_over_the_steps_of_a_window(tmp_path):
+    each, window = (make_trainer(tmp_path, logging_steps=steps) for steps in (1, 4))
+    each.train()
+    window.train()
+    assert len(steps_of(window)) == 1
+    for name in ("loss", "main", "velocity", "rate_ratio", "phi_grad_norm", "reverse_spread"):
+        values = [entry[name] for entry in steps_of(each)]
+        assert steps_of(window)[0][name] == pytest.approx(sum(values) / 4, rel=1e-5), name
+
+
+def test_logged_reverse_spread_is_that_of_the_reverse_rates(tmp_path, make_model):
+    trainer = make_trainer(tmp_path, make_model(), unequal=True)
+    batch = collate(make_texts(count=5, unequal=True))
+    noisy = batch["input_ids"].masked_fill(batch["attention_mask"].bool().cumsum(-1) % 2 == 1, 10)
+    rates = trainer.model(noisy, batch["attention_mask"]).rates.detach()
+    real = batch["attention_mask"].bool()
+    expected = sum(rates[b][real[b]].std(correction=0) for b in range(5)) / 5
+    assert float(trainer._training_log._reverse_spread) == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_uniform_rates_log_no_rates_and_no_score(tmp_path, make_model):
+    trainer = make_trainer(tmp_path, make_model(rate_type="uniform"))
+    trainer.train()
+    assert "main" in steps_of(trainer)[0] and not {"score", "rate_ratio", "phi_grad_norm"} & set(steps_of(trainer)[0])
+
+
+# ------------------------------------------------------------------------------------------------------- optimizer
+
+
+def test_order_heads_have_their_own_learning_rate_and_biases_and_norms_no_decay(tmp_path):
+    trainer = make_trainer(tmp_path, weight_decay=0.1, learning_rate=1e-3, head_learning_rate=1e-5)
+    groups = trainer.create_optimizer().param_groups
+    found = {}
+    for group in groups:
+        for weight in group["params"]:
+            assert id(weight) not in found
+            found[id(weight)] = (group["lr"], group["weight_decay"])
+    for name, weight in trainer.model.named_parameters():
+        rate = 1e-5 if name.startswith(("phi.", "psi.")) else 1e-3
+        decay = 0.0 if name.endswith("bias") or "norm" in name else 0.1
+        assert found.pop(id(weight)) == (rate, decay), name
+    assert not found
+
+
+def test_a_schedule_scales_both_learning_rates(tmp_path):
+    trainer = make_trainer(tmp_path, lr_scheduler_type="linear", learning_rate=1e-3, head_learning_rate=1e-5)
+    trainer.train()
+    trainer.create_scheduler(8)
+    assert {group["initial_lr"] for group in trainer.optimizer.param_groups} == {1e-3, 1e-5}
+    assert all(rate < 1e-9 for rate in trainer.lr_scheduler.get_last_lr())  # after the last of 4 steps
+
+
+# ------------------------------------------------------------------------------------------------------------- EMA
+
+
+class Watch(TrainerCallback):
+    """Copies one weight after every step."""
+
+    def __init__(self):
+        self.weights = []
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        self.weights.append(model.lm_head.weight.detach().clone())
+
+
+def test_the_average_follows_its_recursion_with_warm_up(tmp_path, make_model):
+    watch, start = Watch(), make_model().lm_head.weight.detach().double()
+    trainer = make_trainer(tmp_path, callbacks=[watch], ema_decay=0.15)
+    trainer.train()
+    expected = start
+    for decay, weight in zip([1 / 10, 0.15, 0.15, 0.15], watch.weights, strict=True):  # (1 + 1) / (10 + 1) > 0.15
+        expected = decay * expected + (1 - decay) * weight.double()
+    torch.testing.assert_close(trainer.ema.average["lm_head.weight"].double(), expected, rtol=0, atol=1e-6)
+
+
+def test_average_is_swapped_in_saved_and_loaded_exactly(tmp_path, make_model):
+    model, other = make_model(), make_model(seed=1)
+    own = copy.deepcopy(model.state_dict())
+    ema = EMA(other, 0.5)
+    with pytest.raises(KeyboardInterrupt), ema.weights_of(model):
+        assert all(torch.equal(value, other.state_dict()[name]) for name, value in model.state_dict().items())
+        raise KeyboardInterrupt
+    assert all(torch.equal(value, own[name]) for name, value in model.state_dict().items())
+    ema.update(model)
+    ema.save(tmp_path / "ema.safetensors")
+    again = EMA(model, 0.5)
+    again.load(tmp_path / "ema.safetensors")
+    assert again.num_updates == 1 and all(torch.equal(again.average[name], ema.average[name]) for name in ema.average)
+    with pytest.raises(ValueError, match="Resume with the model that was saved"):
+        EMA(make_model(hidden_size=20), 0.5).load(tmp_path / "ema.safetensors")
+
+
+def test_average_of_bfloat16_weights_is_kept_in_float32_and_frozen_weights_are_left_out(make_model):
+    model = make_model().bfloat16()
+    model.lm_head.requires_grad_(False)
+    ema = EMA(model, 0.9)
+    assert {value.dtype for value in ema.average.values()} == {torch.float32} and "lm_head.weight" not in ema.average
+    with ema.weights_of(model):
+        assert {value.dtype for value in model.state_dict().values()} == {torch.bfloat16}
+
+
+def test_the_final_folder_holds_the_average_and_checkpoints_the_training_weights(tmp_path):
+    trainer = make_trainer(tmp_path, save_strategy="steps", save_steps=2)
+    trainer.train()
+    trainer.save_model()
+    training = trainer.model.state_dict()
+    final = LoMDMForMaskedDiffusion.from_pretrained(tmp_path).state_dict()
+    assert all(torch.equal(final[name], trainer.ema.average[name]) for name in training)
+    assert all(torch.equal(load_file(tmp_path / "checkpoint-4" / "model.safetensors")[name], training[name]) for name in training)
+    assert not torch.equal(final["lm_head.weight"], training["lm_head.weight"])
+
+
+def test_without_average_the_training_weights_are_evaluated_and_saved(tmp_path):
+    trainer = make_trainer(tmp_path, ema_decay=0)
+    trainer.train()
+    trainer.save_model()
+    final = LoMDMForMaskedDiffusion.from_pretrained(tmp_path).state_dict()
+    assert trainer.ema is None and torch.equal(final["lm_head.weight"], trainer.model.lm_head.weight)
+
+
+def test_the_best_model_comes_back_with_its_average(tmp_path):
+    settings = {"save_strategy": "steps", "save_steps": 1, "eval_strategy": "steps", "eval_steps": 1}
+    best = {"load_best_model_at_end": True, "metric_for_best_model": "nelbo", "greater_is_better": True}
+    trainer = make_trainer(tmp_path, max_steps=6, save_total_limit=1, **settings, **best)
+    trainer.train()
+    values = [entry["eval_nelbo"] for entry in trainer.state.log_history if "eval_nelbo" in entry]
+    folder = tmp_path / f"checkpoint-{1 + values.index(max(values))}"
+    assert folder.name != "checkpoint-6" and trainer.state.best_model_checkpoint == str(folder)
+    average = load_file(folder / "ema.safetensors")
+    assert all(torch.equal(average[name], value) for name, value in trainer.ema.average.items())
+    assert trainer.evaluate()["eval_nelbo"] == pytest.approx(max(values), abs=1e-6)
+
+
+# ------------------------------------------------------------------------------------------------------ evaluation
+
+
+@pytest.mark.parametrize("unequal", [False, True])
+def test_evaluation_is_the_order_bound_of_the_average_on_fixed_draws_for_any_batch_size(tmp_path, unequal):
+    trainer = make_trainer(tmp_path, unequal=unequal, eval_num_samples=4, per_device_eval_batch_size=4)
+    trainer.train()
+    model = copy.deepcopy(trainer.model)
+    model.load_state_dict({**model.state_dict(), **trainer.ema.average})
+    batch = collate(make_texts(count=6, unequal=unequal, seed=1))
+    estimate = nelbo(model, **batch, num_samples=4, generator=step_generators(EVALUATION_SEED, 0, range(6)))
+    tokens = maskable(batch).sum(-1).double()
+    value = float(estimate.nelbo.sum() / tokens.sum())
+    variance = sum(float(bound - value * n) ** 2 for bound, n in zip(estimate.nelbo, tokens, strict=True)) * 6 / 5
+    metrics = trainer.evaluate()
+    expected = {
+        "nelbo": value,
+        "loss": value,
+        "perplexity": math.exp(value),
+        "nelbo_standard_error": variance**0.5 / float(tokens.sum()),
+        "nelbo_monte_carlo_error": float(estimate.standard_error.square().sum().sqrt() / tokens.sum()),
+        "main": float(estimate.main.sum() / tokens.sum()),
+        "velocity": float(estimate.velocity.sum() / tokens.sum()),
+        "tokens": float(tokens.sum()),
+    }
+    for name, number in expected.items():
+        assert metrics[f"eval_{name}"] == pytest.approx(number, rel=1e-4), name  # float32 with another padding
+
+
+def test_standard_error_covers_the_spread_over_texts():
+    generator = torch.Generator().manual_seed(0)
+    values, errors = [], []
+    for _ in range(2000):
+        tokens = torch.randint(5, 15, (30,), generator=generator).float()
+        main = 2 * tokens + tokens.sqrt() * torch.randn(30, generator=generator)
+        metrics = summarise_texts(torch.stack([tokens, main, 0 * main, main.new_full((30,), math.nan)], dim=-1))
+        values.append(metrics["nelbo"])
+        errors.append(metrics["nelbo_standard_error"])
+        assert "nelbo_monte_carlo_error" not in metrics
+    covered = sum(abs(value - 2) < 2.045 * error for value, error in zip(values, errors, strict=True))
+    assert abs(covered - 1900) < 60  # t with 29 degrees of freedom: 95 %; binomial sd 9.7, the rest: a ratio's bias
+
+
+def test_evaluation_between_steps_does_not_change_training(tmp_path):
+    runs = []
+    for settings in ({}, {"eval_strategy": "steps", "eval_steps": 1}):
+        trainer = make_trainer(tmp_path, **settings)
+        trainer.train()
+        runs.append(trainer)
+    plain, evaluated = (trainer.model.state_dict() for trainer in runs)
+    assert all(torch.equal(plain[name], evaluated[name]) for name in plain)
+    assert len([entry for entry in runs[1].state.log_history if "eval_nelbo" in entry]) == 4
+
+
+def test_evaluation_without_order_has_equal_rates_and_restores_c2(tmp_path, make_model):
+    trainer = make_trainer(tmp_path, make_model())
+    metrics, plain = trainer.evaluate_without_order(), trainer.evaluate()
+    assert metrics["eval_without_order_velocity"] == pytest.approx(0, abs=1e-6) and plain["eval_velocity"] > 1e-4
+    assert trainer.model.config.c2 == make_model().config.c2
+    equal = make_trainer(tmp_path, make_model(c2=0.0)).evaluate()
+    assert metrics["eval_without_order_nelbo"] == pytest.approx(equal["eval_nelbo"], rel=1e-6)
+
+
+# ------------------------------------------------------------------------------------------------------- what stops
+
+
+class Poison(TrainerCallback):
+    """Before step 3 puts a NaN into a weight, or infinity into a gradient."""
+
+    def __init__(self, gradient: bool):
+        self.gradient = gradient
+
+    def on_step_begin(self, args, state, control, model=None, **kwargs):
+        if state.global_step != 2:
+            return
+        if self.gradient:
+            model.lm_head.bias.register_hook(lambda grad: grad * torch.inf)
+        else:
+            model.psi.dense.bias.data[0] = torch.nan
+        self.before = copy.deepcopy(model.state_dict())
+
+
+@pytest.mark.parametrize("gradient", [False, True])
+def test_a_loss_or_gradient_that_is_not_finite_stops_before_it_reaches_the_weights(tmp_path, gradient):
+    poison = Poison(gradient)
+    trainer = make_trainer(tmp_path, callbacks=[poison], save_strategy="steps", save_steps=1)
+    with pytest.raises(FloatingPointError, match="stopped at step 3: .*checkpoint-2. Lower the learning rate"):
+        trainer.train("auto")
+    after = trainer.model.state_dict()
+    assert all(torch.equal(after[name].nan_to_num(), value.nan_to_num()) for name, value in poison.before.items())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-1", "checkpoint-2"]
+    make_trainer(tmp_path, save_strategy="steps", save_steps=1).train("auto")
+    assert (tmp_path / "checkpoint-4").is_dir()
+
+
+def test_settings_that_cannot_work_are_errors_with_a_remedy(tmp_path, monkeypatch):
+    for settings, message in [
+        ({"fp16": True}, "fp16=True is not supported.*bf16"),
+        ({"ema_decay": 1.0}, r"ema_decay must be in \[0, 1\), got 1.0"),
+        ({"eval_num_samples": 0}, "eval_num_samples must be at least 1, got 0"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            LoMDMTrainingArguments(str(tmp_path), **settings)
+    monkeypatch.setattr(LoMDMTrainingArguments, "n_gpu", 2)
+    with pytest.raises(ValueError, match="2 GPUs in one process.*accelerate launch"):
+        make_trainer(tmp_path)
+
+
+def test_gradient_norm_is_the_euclidean_norm_of_all_or_of_one_head(make_model):
+    model = make_model().train()
+    assert float(gradient_norm(model)) == 0
+    model(**collate(make_texts(count=4))).loss.backward()
+    square = sum(float(weight.grad.square().sum()) for weight in model.phi.parameters())
+    assert float(gradient_norm(model, "phi")) == pytest.approx(square**0.5, rel=1e-5)
+    assert float(gradient_norm(model)) > float(gradient_norm(model, "phi")) > 0

@@ -1,0 +1,184 @@
+"""Breaks the library on purpose and checks that the tests notice.
+
+    python tools/mutations.py        # about three minutes on two cores; exit status 1 if a mutation survives
+
+Each mutation replaces one piece of source in a temporary copy of the project and runs the tests that ought to fail
+there. The table says which test killed it.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+PROCESS = "modeling/process_lomdm.py"
+MODEL = "modeling/modeling_lomdm.py"
+SCHEDULER = "schedulers/scheduling_lomdm.py"
+VALUES = ("tests/modeling/test_process.py", "tests/modeling/test_bounds.py")
+GRADIENTS = ("tests/modeling/test_gradients.py",)
+SAMPLING = ("tests/pipelines/test_sampling_law.py",)
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """One piece of `src/hf_lomdm/<file>`, what to put in its place, and the test files that must notice."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+
+MUTATIONS = (
+    Mutation(
+        "drop the score term", MODEL, "objective = nelbo + score - score.detach()", "objective = nelbo", GRADIENTS
+    ),
+    Mutation(
+        "use the same draw for both views",
+        MODEL,
+        "seeds = torch.cat([row_seeds(generator, batch, clean.device) for _ in range(self.num_views)])",
+        "seeds = row_seeds(generator, batch, clean.device).repeat(self.num_views)",
+        GRADIENTS,
+    ),
+    Mutation(
+        "let the heads reach the backbone",
+        MODEL,
+        "scores = head(features.detach(), attention_mask)",
+        "scores = head(features, attention_mask)",
+        GRADIENTS,
+    ),
+    Mutation("drop the velocity term of the loss", MODEL, "nelbo = (main + velocity)", "nelbo = main", VALUES),
+    Mutation(
+        "drop the velocity term of the order bound",
+        PROCESS,
+        "return BoundTerms(view.weight * main, view.weight * divergence, (safe_v / safe_w).detach())",
+        "return BoundTerms(view.weight * main, 0 * divergence, (safe_v / safe_w).detach())",
+        VALUES,
+    ),
+    Mutation(
+        "flip the order's sort",
+        PROCESS,
+        "order = log_time.argsort(dim=-1, stable=True)",
+        "order = log_time.argsort(dim=-1, stable=True, descending=True)",
+        VALUES,
+    ),
+    Mutation(
+        "sum W over all positions",
+        PROCESS,
+        "return w_masked, block_sum(w_masked, blocks), block_sum(v * masked, blocks)",
+        "return w_masked, block_sum(w, blocks), block_sum(v * masked, blocks)",
+        VALUES,
+    ),
+    Mutation(
+        "drop 1/u",
+        PROCESS,
+        "weight = 1 / (kappa * quantiles)",
+        "weight = log_u.exp() / (kappa * quantiles)",
+        VALUES,
+    ),
+    Mutation(
+        "drop 1/u above the cut",
+        PROCESS,
+        "(1 - epsilon) / ((1 - share) * u))",
+        "(1 - epsilon) / (1 - share))",
+        VALUES,
+    ),
+    Mutation(
+        "drop the reconstruction term",
+        PROCESS,
+        "weight = torch.where(reconstruction, 1 / share,",
+        "weight = torch.where(reconstruction, 0.0,",
+        VALUES,
+    ),
+    Mutation(
+        "count padding in the mean of NormSig",
+        PROCESS,
+        "weight = torch.ones_like(scores) if real is None else real.to(scores.dtype)",
+        "weight = torch.ones_like(scores)",
+        VALUES,
+    ),
+    Mutation(
+        "leak temperature into the reveal of sequential",
+        SCHEDULER,
+        "return uniforms.log() / rates  #",
+        "return uniforms.log() / rates ** (1 / self.config.temperature)  #",
+        SAMPLING,
+    ),
+    Mutation(
+        "leak temperature into the reveal of ancestral",
+        SCHEDULER,
+        "masked & (uniforms < self._ancestral(",
+        "masked & (uniforms**self.config.temperature < self._ancestral(",
+        SAMPLING,
+    ),
+)
+
+
+def mutate(text: str, mutation: Mutation) -> str:
+    """The source with the mutation in it.
+
+    Raises:
+        ValueError: if what it replaces is not there exactly once.
+    """
+    count = text.count(mutation.old)
+    if count != 1:
+        raise ValueError(
+            f"mutation {mutation.name!r}: its text occurs {count} times in {mutation.file}, expected once. "
+            "Adapt it in tools/mutations.py to the present source."
+        )
+    return text.replace(mutation.old, mutation.new)
+
+
+def failing_tests(tests: tuple[str, ...], mutation: Mutation | None = None) -> list[str]:
+    """The tests, among `tests` (files), that fail first in a copy of the project with the mutation; none: it survives.
+
+    Raises:
+        RuntimeError: if the tests could not run in the copy at all.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder)
+        for part in ("src", "tests"):
+            shutil.copytree(ROOT / part, copy / part, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copy(ROOT / "pyproject.toml", copy)
+        if mutation is not None:
+            source = copy / "src" / "hf_lomdm" / mutation.file
+            source.write_text(mutate(source.read_text(encoding="utf-8"), mutation), encoding="utf-8")
+        return _run(copy, tests)
+
+
+def _run(copy: Path, tests: tuple[str, ...]) -> list[str]:
+    environment = {**os.environ, "PYTHONPATH": str(copy / "src"), "PYTHONDONTWRITEBYTECODE": "1"}
+    where = [sys.executable, "-c", "import importlib.util as u; print(u.find_spec('hf_lomdm').origin)"]
+    origin = subprocess.run(where, cwd=copy, env=environment, capture_output=True, text=True, check=True).stdout
+    if not Path(origin.strip()).resolve().is_relative_to(copy.resolve()):
+        raise RuntimeError(f"the copy's tests would import the package from {origin.strip()}")
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-m", "not slow", "-p", "no:cacheprovider", *tests]
+    done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True)
+    if done.returncode not in (0, 1):  # pytest: 1 is a failed test, all else is no answer
+        raise RuntimeError(f"pytest ended with status {done.returncode}:\n{done.stdout}\n{done.stderr}")
+    return re.findall(r"^(?:FAILED|ERROR) (\S+)", done.stdout, flags=re.MULTILINE)
+
+
+def main() -> int:
+    """Runs everything, prints the table; 1 if a mutation survives or the tests fail without one."""
+    broken = failing_tests(tuple(sorted({test for mutation in MUTATIONS for test in mutation.tests})))
+    if broken:
+        print(f"the tests fail without any mutation: {broken[0]}")
+        return 1
+    survivors = 0
+    for mutation in MUTATIONS:
+        killers = failing_tests(mutation.tests, mutation)
+        survivors += not killers
+        print(f"{mutation.name:46s} {killers[0] if killers else 'SURVIVED'}", flush=True)
+    print(f"{len(MUTATIONS) - survivors} of {len(MUTATIONS)} mutations killed")
+    return int(survivors > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

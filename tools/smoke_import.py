@@ -1,0 +1,37 @@
+"""Imports every module and every public name of the installed hf_lomdm: `python tools/smoke_import.py`.
+
+Run it outside the repository, in an environment that holds the built wheel and none of the extras: it fails where a
+module is missing from the wheel, needs something that a plain installation lacks, or advertises a name it has not.
+"""
+
+import importlib
+import pkgutil
+import sys
+import sysconfig
+from pathlib import Path
+
+
+def public_names(module_name: str) -> list[str]:
+    """Import `module_name` and every name in its `__all__`; returns them as dotted names."""
+    module = importlib.import_module(module_name)
+    names = getattr(module, "__all__", [])
+    for name in names:
+        getattr(module, name)
+    return [f"{module_name}.{name}" for name in names]
+
+
+def main() -> None:
+    """Import everything, print how much that was; exits with an error where the package is not the installed one."""
+    package = importlib.import_module("hf_lomdm")
+    installed = Path(sysconfig.get_paths()["purelib"]).resolve()
+    if installed not in Path(package.__file__).resolve().parents:
+        sys.exit(f"hf_lomdm was imported from {package.__file__}, not from {installed}: install the wheel first.")
+    modules = ["hf_lomdm", *(found.name for found in pkgutil.walk_packages(package.__path__, "hf_lomdm."))]
+    top, *others = [public_names(name) for name in modules]
+    if not top:
+        sys.exit("hf_lomdm.__all__ is empty: the package has no public names.")
+    print(f"imported {len(modules)} modules and {len(top) + sum(map(len, others))} public names of {package.__file__}")
+
+
+if __name__ == "__main__":
+    main()

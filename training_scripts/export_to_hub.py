@@ -1,0 +1,50 @@
+"""Turns a checkpoint into a folder for the Hub, and uploads it if asked to.
+
+GPU or laptop (seconds):  python training_scripts/export_to_hub.py --model runs/owt --output export/lomdm-owt \
+                              --dtype bfloat16 --repo_id org/lomdm-owt --private
+Laptop, without upload:   python training_scripts/export_to_hub.py --model runs/tiny --output export/lomdm-tiny
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from hf_lomdm.hub import export_to_hub_folder
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="folder of the checkpoint")
+    parser.add_argument("--output", required=True, help="folder to write")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: as stored")
+    parser.add_argument("--sampler", help="sampler that the folder's scheduler starts with")
+    parser.add_argument("--model_card", type=Path, help="file whose text becomes README.md")
+    parser.add_argument("--max_shard_size", help='for example "5GB"')
+    parser.add_argument("--repo_id", help="upload to this repository")
+    parser.add_argument("--private", action="store_true", help="make a new repository private")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = parse_arguments(arguments)
+    if options.private and options.repo_id is None:
+        raise SystemExit("--private needs --repo_id: nothing is uploaded without it.")
+    upload = {}
+    if options.repo_id is not None:
+        upload = {"push_to_hub": True, "repo_id": options.repo_id, "private": options.private or None}
+    folder = export_to_hub_folder(
+        options.model,
+        options.output,
+        scheduler_config=None if options.sampler is None else {"sampler": options.sampler},
+        dtype=None if options.dtype is None else getattr(torch, options.dtype),
+        model_card=None if options.model_card is None else options.model_card.read_text(encoding="utf-8"),
+        max_shard_size=options.max_shard_size,
+        **upload,
+    )
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        print(f"{path.stat().st_size:>12,}  {path.relative_to(folder)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""Writes text with a LoMDM and shows in which order it was written.
+
+GPU (seconds):            python training_scripts/sample.py --model org/lomdm-owt --num_inference_steps 256 --top_p 0.9
+Laptop (under a minute):  python training_scripts/sample.py --model runs/tiny --max_length 128 --show_order
+"""
+
+import argparse
+import sys
+import time
+
+import torch
+
+from hf_lomdm import LoMDMPipeline
+from hf_lomdm.visualization import order_picture, order_text, token_texts
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="folder or repository of a model")
+    parser.add_argument("--prompt", action="append", help="prefix, or template with mask tokens; may be repeated")
+    parser.add_argument("--num_inference_steps", type=int, default=256)
+    parser.add_argument("--max_length", type=int, help="tokens, prompt included; default: the model's longest")
+    parser.add_argument("--sampler", help="default: the folder's")
+    parser.add_argument("--temperature", type=float)
+    parser.add_argument("--top_p", type=float)
+    parser.add_argument("--seed", type=int, default=0, help="of the first text, the others follow")
+    parser.add_argument("--num_return_sequences", type=int, default=1, help="texts per prompt")
+    parser.add_argument("--dtype", choices=DTYPES, help="default: as stored; on the CPU float32")
+    parser.add_argument("--show_order", action="store_true", help="colour the text by step of reveal")
+    parser.add_argument("--png", help="write a picture of the order of the first text to this file")
+    return parser.parse_args(arguments)
+
+
+def load(options: argparse.Namespace, device: str) -> LoMDMPipeline:
+    """The pipeline on `device`; half precision is slow on most CPUs, so there float32 is the default."""
+    dtype = options.dtype or ("float32" if device == "cpu" else None)
+    pipe = LoMDMPipeline.from_pretrained(options.model, **({} if dtype is None else {"dtype": getattr(torch, dtype)}))
+    if pipe.tokenizer is None:
+        raise SystemExit(f"{options.model} has no tokenizer (tokenizer_config.json), so there is no text to show.")
+    return pipe.to(device)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = parse_arguments(arguments)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    pipe = load(options, device)
+    batch = len(options.prompt or [None]) * max(0, options.num_return_sequences)
+    start = time.perf_counter()
+    output = pipe(
+        options.prompt,
+        num_inference_steps=options.num_inference_steps,
+        max_length=options.max_length,
+        num_return_sequences=options.num_return_sequences,
+        sampler=options.sampler,
+        temperature=options.temperature,
+        top_p=options.top_p,
+        generator=[torch.Generator().manual_seed(options.seed + i) for i in range(batch)],
+    )
+    seconds = time.perf_counter() - start
+    orders = [[step for step in order if step > -2] for order in output.order.tolist()]
+    tokens = [
+        token_texts(pipe.tokenizer, ids[: len(order)])
+        for ids, order in zip(output.sequences.tolist(), orders, strict=True)
+    ]
+    for number, text in enumerate(output.texts):
+        print(f"--- text {number + 1}, seed {options.seed + number}")
+        print(order_text(tokens[number], orders[number], sys.stdout.isatty()) if options.show_order else text)
+    written = sum(step >= 0 for order in orders for step in order)
+    print(f"--- {written} tokens in {output.num_forward_passes} forward passes, {seconds:.1f} s on {device}")
+    if options.png:
+        order_picture(tokens[0], orders[0], options.png)
+
+
+if __name__ == "__main__":
+    main()
