@@ -1,6 +1,6 @@
 """Breaks the library on purpose and checks that the tests notice.
 
-    python tools/mutations.py        # about three minutes on two cores; exit status 1 if a mutation survives
+    python tools/mutations.py        # about four minutes on two cores; exit status 1 if a mutation survives
 
 Each mutation replaces one piece of source in a temporary copy of the project and runs the tests that ought to fail
 there. The table says which test killed it.
@@ -18,9 +18,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 PROCESS = "modeling/process_lomdm.py"
 MODEL = "modeling/modeling_lomdm.py"
+LIKELIHOOD = "evaluation/likelihood.py"
 SCHEDULER = "schedulers/scheduling_lomdm.py"
 VALUES = ("tests/modeling/test_process.py", "tests/modeling/test_bounds.py")
 GRADIENTS = ("tests/modeling/test_gradients.py",)
+EVALUATION = ("tests/evaluation/test_likelihood.py",)
 SAMPLING = ("tests/pipelines/test_sampling_law.py",)
 
 
@@ -104,6 +106,34 @@ MUTATIONS = (
         VALUES,
     ),
     Mutation(
+        "leave the proposal out of several orders",
+        LIKELIHOOD,
+        "log_ratio = (log_choices + log_tokens - log_q)",
+        "log_ratio = (log_choices + log_tokens)",
+        EVALUATION,
+    ),
+    Mutation(
+        "report the spread of replicates as standard error",
+        LIKELIHOOD,
+        "error = replicates.sum(1).std(0) / len(replicates) ** 0.5",
+        "error = replicates.sum(1).std(0)",
+        EVALUATION,
+    ),
+    Mutation(
+        "do not stratify within a text",
+        LIKELIHOOD,
+        "quantiles = (offset + stratum) / size",
+        "quantiles = offset",
+        EVALUATION,
+    ),
+    Mutation(
+        "leave the choice of the position out of the exact likelihood",
+        LIKELIHOOD,
+        "values[part] = log_choice + log_token",
+        "values[part] = log_token",
+        EVALUATION,
+    ),
+    Mutation(
         "leak temperature into the reveal of sequential",
         SCHEDULER,
         "return uniforms.log() / rates  #",
@@ -175,7 +205,7 @@ def main() -> int:
     for mutation in MUTATIONS:
         killers = failing_tests(mutation.tests, mutation)
         survivors += not killers
-        print(f"{mutation.name:46s} {killers[0] if killers else 'SURVIVED'}", flush=True)
+        print(f"{mutation.name:60s} {killers[0] if killers else 'SURVIVED'}", flush=True)
     print(f"{len(MUTATIONS) - survivors} of {len(MUTATIONS)} mutations killed")
     return int(survivors > 0)
 

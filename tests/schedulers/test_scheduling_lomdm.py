@@ -166,6 +166,26 @@ def test_fillers_of_a_gather_may_hold_anything():
     assert torch.equal(revealed, mask.bool()) and torch.equal(prev_sample == MASK, mask == 0)
 
 
+@kinds
+def test_times_that_stay_on_a_device_give_the_same_positions(kind, monkeypatch):
+    """There the steps left are a tensor, so that nothing waits for the device."""
+    logits, rates = random_output(3, 12)
+    scheduler, sample = make(5, **kind), torch.full((3, 12), MASK)
+    for t in scheduler.timesteps:
+        expected = scheduler.select(rates, t, sample, generators(1, 2, 3), logits=logits)
+        with monkeypatch.context() as patch:
+            patch.setattr(scheduler, "_steps_left", lambda t, device: (t * 5).round().to(torch.int64))
+            revealed = scheduler.select(rates, t, sample, generators(1, 2, 3), logits=logits)
+        assert torch.equal(revealed, expected)
+
+
+def test_gather_width_off_the_cpu_is_a_bound_that_needs_no_look_at_the_data():
+    revealed = torch.zeros(2, 11, dtype=torch.bool, device="meta")
+    widths = [make(4).revealed_columns(revealed, t).shape[1] for t in make(4).timesteps]
+    assert widths == [3, 4, 6, 11]
+    assert make(4, sampler="ancestral").revealed_columns(revealed, 1.0).shape[1] == 11
+
+
 def test_ties_go_to_the_left_and_padding_does_not_move_them():
     logits = torch.zeros(1, 40, VOCAB)
     for sampler in ("confidence", "margin", "entropy"):

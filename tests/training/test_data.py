@@ -80,9 +80,10 @@ def test_rows_do_not_depend_on_batch_and_piece_sizes(tokenizer, monkeypatch):
         assert write_rows(texts, tokenizer) == reference
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "bert", "char", "byte"])
+@pytest.mark.parametrize("kind", ["gpt2", "bert", "bpe:300", "char", "byte"])
 def test_pieces_of_a_long_document_have_the_tokens_of_the_whole(kind, monkeypatch):
-    document = " ".join(random_texts(20, 40))
+    # Runs of up to 29 blanks, so that some lie across a cut; bpe:300 has tokens of many blanks, so that it would show.
+    document = "".join(one + " " * (1 + 7 * index % 29) for index, one in enumerate(random_texts(60, 15)))
     if kind in ("gpt2", "bert"):
         tokenizer = load_tokenizer(str(FIXTURES / f"{kind}_tokenizer"))
     else:
@@ -110,8 +111,9 @@ def test_special_tokens_spelled_out_in_a_text_are_text(tokenizer):
     assert tokenizer.decode(flat).startswith("a [MASK] b [PAD] <|endoftext|>")
 
 
-def test_limits_keep_the_first_rows(tokenizer):
+def test_limits_keep_the_first_rows(tokenizer, monkeypatch):
     texts = random_texts(40, 30)
+    monkeypatch.setattr(data, "BATCH_CHARACTERS", 50)
     arguments = DataArguments(max_length=16)
     limited = tokenize(as_dataset(texts), tokenizer, arguments, max_rows=5)
     assert [row["input_ids"].tolist() for row in limited] == write_rows(texts, tokenizer)[:5]

@@ -92,7 +92,9 @@ def gradient_moved(before: dict, after: dict) -> float:
 
 
 def test_logged_terms_equal_the_bound_of_the_global_batch(tmp_path, make_model):
-    trainer = make_trainer(tmp_path, unequal=True, per_device_train_batch_size=2, gradient_accumulation_steps=4, max_steps=1)
+    trainer = make_trainer(
+        tmp_path, unequal=True, per_device_train_batch_size=2, gradient_accumulation_steps=4, max_steps=1
+    )
     batch = first_batch(make_trainer(tmp_path, unequal=True, max_steps=1))
     trainer.train()
     model = make_model().train()
@@ -228,7 +230,10 @@ def test_the_final_folder_holds_the_average_and_checkpoints_the_training_weights
     training = trainer.model.state_dict()
     final = LoMDMForMaskedDiffusion.from_pretrained(tmp_path).state_dict()
     assert all(torch.equal(final[name], trainer.ema.average[name]) for name in training)
-    assert all(torch.equal(load_file(tmp_path / "checkpoint-4" / "model.safetensors")[name], training[name]) for name in training)
+    assert all(
+        torch.equal(load_file(tmp_path / "checkpoint-4" / "model.safetensors")[name], training[name])
+        for name in training
+    )
     assert not torch.equal(final["lm_head.weight"], training["lm_head.weight"])
 
 

@@ -1,4 +1,4 @@
-"""A tiny training run for the tests of the trainer, also as a process of its own that is killed or joined by another."""
+"""A tiny training run for the tests of the trainer, also as a process of its own that is killed or joined."""
 
 import multiprocessing
 import os
@@ -7,9 +7,9 @@ from contextlib import suppress
 from pathlib import Path
 
 import torch
-from conftest import build_model
 from safetensors.torch import load_file
 
+from conftest import build_model
 from hf_lomdm.training import checkpointing, ema
 from hf_lomdm.training.arguments import LoMDMTrainingArguments
 from hf_lomdm.training.trainer import LoMDMTrainer

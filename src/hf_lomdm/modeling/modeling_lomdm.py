@@ -161,6 +161,9 @@ class LoMDMLayer(GradientCheckpointingLayer):
         self.attention = LoMDMAttention(config)
         self.mlp_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.mlp = LoMDMMLP(config)
+        # the sum over 2 * num_hidden_layers residual branches starts with the variance of one
+        residual_std = config.initializer_range / (2 * config.num_hidden_layers) ** 0.5
+        self.attention.o_proj.init_std = self.mlp.down_proj.init_std = residual_std
 
     def forward(
         self, hidden: Tensor, attention_mask: Tensor | None, rotary: tuple[Tensor, Tensor], dropout: float = 0.0
@@ -186,22 +189,37 @@ class LoMDMPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
 
+    @classmethod
+    def from_pretrained(cls, *args, output_loading_info: bool = False, **kwargs):
+        """`PreTrainedModel.from_pretrained` that refuses a checkpoint with missing or unexpected weights.
+
+        With `output_loading_info=True` it returns `(model, info)` as in transformers and leaves the judgement of
+        `info["missing_keys"]`, which got random values, to the caller.
+
+        Raises:
+            ValueError: if weights are missing or unexpected, with their names.
+        """
+        model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        if output_loading_info:
+            return model, info
+        missing, unexpected = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
+        if missing or unexpected:
+            raise ValueError(
+                f"The checkpoint does not fit {cls.__name__}: missing {missing[:5]}, unexpected {unexpected[:5]}. "
+                "Check config.json, or pass output_loading_info=True to accept random values for missing weights."
+            )
+        return model
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        std = self.config.initializer_range
+        # Of custom code transformers passes leaf modules only: layers say on the leaf what is special (`init_std`).
         if isinstance(module, (nn.Linear, nn.Embedding)):
-            nn.init.normal_(module.weight, std=std)
+            nn.init.normal_(module.weight, std=getattr(module, "init_std", self.config.initializer_range))
             if getattr(module, "bias", None) is not None:
                 nn.init.zeros_(module.bias)
         elif isinstance(module, nn.LayerNorm):
             nn.init.ones_(module.weight)
             nn.init.zeros_(module.bias)
-        elif isinstance(module, LoMDMLayer):  # children come first: this scales the residual branches down
-            residual_std = std / (2 * self.config.num_hidden_layers) ** 0.5
-            nn.init.normal_(module.attention.o_proj.weight, std=residual_std)
-            nn.init.normal_(module.mlp.down_proj.weight, std=residual_std)
-        elif isinstance(module, LoMDMOrderHead):
-            nn.init.zeros_(module.out.weight)
 
 
 class LoMDMModel(LoMDMPreTrainedModel):
@@ -258,6 +276,7 @@ class LoMDMOrderHead(nn.Module):
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
         self.act = nn.GELU(approximate="tanh")
         self.out = nn.Linear(config.hidden_size, 1, bias=False)
+        self.out.init_std = 0.0
 
     def forward(self, features: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Scores `[B, L]` (float32 or wider, mean zero over the real positions) of features `[B, L, D]`."""

@@ -161,7 +161,7 @@ def _mix(values: Tensor) -> Tensor:
 def position_exponentials(seeds: Tensor, position: Tensor) -> Tensor:
     """`Exp(1)` variables that depend on the seed of the text and the unpadded position alone.
 
-    So a text alone, padded left or right, or in a larger batch sees the same draws. The uniforms behind them have 53
+    So a text alone, padded left or right, or in a larger batch sees the same draws. The uniforms behind them have 52
     bits: float32 noise would cut the tail that small rates live in.
 
     Args:
@@ -172,7 +172,8 @@ def position_exponentials(seeds: Tensor, position: Tensor) -> Tensor:
     device = torch.device("cpu") if seeds.device.type == "mps" else seeds.device
     seeds, position = seeds.to(device), position.to(device)
     bits = _mix(_mix(seeds)[:, None] + (position + 1) * (0x9E3779B97F4A7C15 - 2**64))  # [B, L]
-    return -torch.log((_shift(bits, 11).to(torch.float64) + 0.5) * 2.0**-53)
+    # 52 bits: with one more, the largest sum with 0.5 would round to 1 and its logarithm to 0
+    return -torch.log((_shift(bits, 12).to(torch.float64) + 0.5) * 2.0**-52)
 
 
 def draw_masks(exponentials: Tensor, log_u: Tensor, rates: Tensor, maskable: Tensor) -> Tensor:

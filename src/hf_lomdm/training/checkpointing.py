@@ -37,7 +37,7 @@ def publish(staged: Path, final: Path) -> None:
 
 
 def remove(folder: Path) -> None:
-    """Removes a folder if it is there; it loses its name first, so that no half of it is ever taken for a checkpoint."""
+    """Removes a folder if it is there; it loses its name first, so that no half of it is taken for a checkpoint."""
     if not folder.is_dir():
         return
     doomed = folder.with_name(f"{_PREFIX}{folder.name.removeprefix('checkpoint-')}-removed")
@@ -91,7 +91,9 @@ def choose_checkpoint(resume_from: str | bool | None, output_dir: str | Path) ->
     if resume_from is True or resume_from == "auto":
         newest = complete_checkpoints(output_dir)[-1:]
         if not newest and resume_from is True:
-            raise ValueError(f"resume_from_checkpoint is True, but {output_dir} has no complete checkpoint. Pass 'auto'.")
+            raise ValueError(
+                f"resume_from_checkpoint is True, but {output_dir} has no complete one. Pass 'auto'."
+            )
         return newest[0] if newest else None
     folder = Path(resume_from)
     if not is_complete(folder):

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 class EMA:
     """Exponential moving average of the trainable floating weights of a model, kept in float32.
 
-    Update `n = 0, 1, ...` uses the decay `min(decay, (1 + n) / (10 + n))`, so that the first weights are soon forgotten.
-    Frozen weights equal their average and are not kept. Weights sharded by FSDP2 (`DTensor`) are kept sharded.
+    Update `n = 0, 1, ...` uses the decay `min(decay, (1 + n) / (10 + n))`: the first weights are soon forgotten. Frozen
+    weights equal their average and are not kept. Weights that FSDP2 shards (`DTensor`) stay sharded.
 
     Args:
         model: its weights are the starting point.

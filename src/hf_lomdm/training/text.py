@@ -124,7 +124,7 @@ def check_utf8(path: Path) -> None:
             try:
                 decoder.decode(block, final=not block)
             except UnicodeDecodeError as error:
-                offset = start + error.start
+                offset = start - pending + error.start
                 raise ValueError(
                     f"{path} is not UTF-8: {error.reason} at byte offset {offset}. "
                     f"Convert it, for example: iconv -f ISO-8859-1 -t UTF-8 {path.name}"

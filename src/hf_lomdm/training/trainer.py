@@ -31,8 +31,8 @@ class LoMDMTrainer(Trainer):
     - Text `j` of the global batch of step `s` sees the same quantile and the same draws however the batch is split into
       micro-steps and processes; quantiles are stratified over the global batch.
     - The loss is the bound of the global batch divided by its maskable tokens, for texts of unequal length too.
-    - The order heads have `head_learning_rate`; weights are averaged (`ema_decay`), the average is what is evaluated and
-      what `save_model` writes.
+    - The order heads have `head_learning_rate`; weights are averaged (`ema_decay`), and the average is what is
+      evaluated and what `save_model` writes.
     - Evaluation is by the order bound, with its standard error, on fixed draws.
     - A checkpoint is complete or absent; training that is killed and started again gives the same weights, bit by bit
       on the CPU. A loss or gradient that is not finite stops training before it reaches the weights.
@@ -139,7 +139,9 @@ class LoMDMTrainer(Trainer):
         with self.ema.weights_of(self.model) if self.ema else nullcontext():
             yield
 
-    def evaluation_loop(self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"):
+    def evaluation_loop(
+        self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
+    ):
         """The order bound on `dataloader` on fixed draws, with the averaged weights.
 
         Returns:
@@ -159,7 +161,7 @@ class LoMDMTrainer(Trainer):
         return EvalLoopOutput(predictions=None, label_ids=None, metrics=named, num_samples=sum(map(len, rows)))
 
     def evaluate_without_order(self) -> dict[str, float]:
-        """`evaluate` with all rates equal (`c2 = 0`), under the prefix `eval_without_order`: what the order is worth."""
+        """`evaluate` with all rates equal (`c2 = 0`), prefix `eval_without_order`: what the order is worth."""
         config = self.accelerator.unwrap_model(self.model).config
         c2, config.c2 = config.c2, 0.0
         try:
@@ -263,8 +265,8 @@ class LoMDMTrainer(Trainer):
         missing, unexpected = sorted(set(load_result.missing_keys) - tied), load_result.unexpected_keys
         if missing or unexpected:
             raise ValueError(
-                f"The checkpoint does not fit the model: missing {missing[:5]}, unexpected {unexpected[:5]}. Resume with "
-                "the configuration that was saved, or train in another --output_dir."
+                f"The checkpoint does not fit the model: missing {missing[:5]}, unexpected {unexpected[:5]}. Resume "
+                "with the configuration that was saved, or train in another --output_dir."
             )
 
 

@@ -3,8 +3,20 @@
 import torch
 from torch import Tensor, nn
 
-_NAMES = ("tokens", "texts", "main", "velocity", "score", "score_share", "score_share_squared", "forward_spread",
-          "reverse_spread", "rate_ratio", "steps", "phi_grad_norm")
+_NAMES = (
+    "tokens",
+    "texts",
+    "main",
+    "velocity",
+    "score",
+    "score_share",
+    "score_share_squared",
+    "forward_spread",
+    "reverse_spread",
+    "rate_ratio",
+    "steps",
+    "phi_grad_norm",
+)
 
 
 class TrainingLog:

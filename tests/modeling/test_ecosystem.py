@@ -1,0 +1,89 @@
+"""transformers' own Trainer, a plain accelerate loop and PEFT train the model without special code."""
+
+import accelerate
+import peft
+import pytest
+import torch
+from torch.utils.data import DataLoader
+from transformers import Trainer, TrainingArguments
+
+from hf_lomdm import LoMDMForMaskedDiffusion
+
+TEXT = torch.tensor([3, 4, 5, 6, 7, 8, 9, 3, 5, 7])  # one text, again and again: it must become likely
+
+
+def make_texts(count: int = 32) -> list[dict]:
+    return [{"input_ids": TEXT, "labels": TEXT} for _ in range(count)]
+
+
+def bound(model) -> float:
+    """Order bound of the text in nats per token, on fixed draws."""
+    texts = TEXT.repeat(64, 1)
+    with torch.no_grad():
+        return float(model.eval()(input_ids=texts, labels=texts, generator=torch.Generator().manual_seed(0)).loss)
+
+
+def train_with_trainer(model, folder, **settings) -> Trainer:
+    defaults = {"max_steps": 30, "per_device_train_batch_size": 8, "learning_rate": 1e-2, "save_strategy": "no"}
+    quiet = {"report_to": "none", "disable_tqdm": True, "use_cpu": True, "dataloader_pin_memory": False}
+    trainer = Trainer(
+        model, TrainingArguments(str(folder), **{**defaults, **quiet, **settings}), train_dataset=make_texts()
+    )
+    trainer.train()
+    return trainer
+
+
+def test_the_trainer_of_transformers_trains_evaluates_and_saves_the_model(tmp_path, make_model):
+    model = make_model()
+    before = bound(model)
+    trainer = train_with_trainer(model, tmp_path)
+    assert bound(model) < 0.5 * before
+    assert trainer.evaluate(make_texts(8))["eval_loss"] < 0.7 * before
+    trainer.save_model()
+    torch.testing.assert_close(bound(LoMDMForMaskedDiffusion.from_pretrained(tmp_path)), bound(model))
+
+
+def test_the_trainer_of_transformers_divides_the_loss_by_the_accumulation_steps(tmp_path, make_model):
+    # Adam would hide a factor in the gradients; the logged norm and plain SGD do not
+    norms = {}
+    for steps in (1, 4):
+        settings = {"optim": "sgd", "max_steps": 1, "logging_steps": 1, "gradient_accumulation_steps": steps}
+        trainer = train_with_trainer(make_model(), tmp_path, **settings, per_device_train_batch_size=32 // steps)
+        norms[steps] = [entry["grad_norm"] for entry in trainer.state.log_history if "grad_norm" in entry][0]
+    assert norms[4] == pytest.approx(norms[1], rel=0.5)  # other draws; a missing division would give a factor of 4
+
+
+def test_a_plain_accelerate_loop_trains_the_model(make_model):
+    accelerator = accelerate.Accelerator(cpu=True)
+    model = make_model()
+    before = bound(model)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    loader = DataLoader(make_texts(), batch_size=8, shuffle=True)
+    model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
+    model.train()
+    for _ in range(8):
+        for batch in loader:
+            loss = model(**batch).loss
+            accelerator.backward(loss)
+            accelerator.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+    assert bound(accelerator.unwrap_model(model)) < 0.5 * before
+
+
+def test_lora_of_peft_trains_saves_loads_and_merges(tmp_path, make_model):
+    base = make_model()
+    before, frozen = bound(base), base.model.layers[0].attention.qkv_proj.weight.detach().clone()
+    config = peft.LoraConfig(
+        r=4, target_modules=["qkv_proj", "o_proj", "up_proj", "down_proj"], modules_to_save=["lm_head"]
+    )
+    model = peft.get_peft_model(base, config)
+    train_with_trainer(model, tmp_path)
+    assert bound(model) < 0.7 * before
+    assert torch.equal(model.get_base_model().model.layers[0].attention.qkv_proj.base_layer.weight, frozen)
+    model.save_pretrained(tmp_path / "adapter")
+    loaded = peft.PeftModel.from_pretrained(make_model(), tmp_path / "adapter")
+    assert bound(loaded) == pytest.approx(bound(model), rel=1e-5)
+    merged = loaded.merge_and_unload()
+    assert isinstance(merged, LoMDMForMaskedDiffusion)
+    assert bound(merged) == pytest.approx(bound(model), rel=1e-4)  # one sum in another order

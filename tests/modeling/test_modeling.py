@@ -1,0 +1,196 @@
+"""The model as a citizen of transformers: sizes, saving, attention implementations, checkpointing, bad input."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM
+
+from hf_lomdm import LoMDMConfig, LoMDMForMaskedDiffusion, LoMDMModel
+
+IDS = torch.tensor([[1, 3, 10, 5, 10, 7], [1, 10, 4, 2, 0, 0]])
+PADDING = (IDS != 0).long()
+
+
+def test_default_size_is_mdlm_small_without_its_conditioning_plus_two_heads():
+    with torch.device("meta"):
+        model = LoMDMForMaskedDiffusion(LoMDMConfig())
+    conditioning = 12 * 4608 * 129 + 1536 * 129 + 49_408
+    norm_biases = 25 * 768  # MDLM has them in its modulation
+    block = 4 * 768**2 + 8 * 768**2 + 3072 + 768 + 4 * 768
+    head = block + 2 * 768 + 768**2 + 768 + 768
+    assert model.num_parameters() == 169_627_218 - conditioning + norm_biases + 2 * head
+
+
+def test_at_the_start_all_rates_are_c1():
+    model = LoMDMForMaskedDiffusion(LoMDMConfig(vocab_size=11, mask_token_id=10, hidden_size=16, num_attention_heads=2))
+    torch.testing.assert_close(model.forward_rates(IDS), torch.full(IDS.shape, 0.7))
+    torch.testing.assert_close(model(input_ids=IDS).rates, torch.full(IDS.shape, 0.7))
+    assert (model.phi.out.weight == 0).all() and (model.psi.out.weight == 0).all()
+
+
+def test_residual_branches_start_small():
+    layer = LoMDMForMaskedDiffusion(LoMDMConfig(vocab_size=11, mask_token_id=10, num_hidden_layers=2)).model.layers[0]
+    for weight, expected in ((layer.attention.o_proj.weight, 0.01), (layer.mlp.up_proj.weight, 0.02)):
+        assert abs(weight.std().item() / expected - 1) < 0.02  # half a million draws: 0.1 % of sampling error
+
+
+@pytest.mark.parametrize("overrides", [{}, {"rate_type": "uniform"}, {"tie_word_embeddings": True}])
+def test_save_and_load_keep_every_parameter_buffer_and_output(make_model, tmp_path, overrides):
+    model = make_model(**overrides)
+    model.save_pretrained(tmp_path)
+    for auto in (AutoModel, AutoModelForMaskedLM):
+        loaded = auto.from_pretrained(tmp_path)
+        assert type(loaded) is LoMDMForMaskedDiffusion
+        for kind in ("named_parameters", "named_buffers"):
+            mine, theirs = dict(getattr(model, kind)()), dict(getattr(loaded, kind)())
+            assert mine.keys() == theirs.keys()
+            assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+        assert torch.equal(loaded(input_ids=IDS).logits, model(input_ids=IDS).logits)
+    assert AutoConfig.from_pretrained(tmp_path).to_dict() == loaded.config.to_dict()
+    backbone = LoMDMModel.from_pretrained(tmp_path, output_loading_info=True)[0]
+    assert torch.equal(backbone(IDS).last_hidden_state, model(input_ids=IDS).last_hidden_state)
+
+
+def test_the_mask_token_has_probability_zero_and_rates_are_positive_float32(make_model):
+    for dtype in (torch.float32, torch.bfloat16):
+        out = make_model().to(dtype)(input_ids=IDS, attention_mask=PADDING)
+        assert (out.logits[..., 10] == -torch.inf).all() and out.logits.dtype == dtype
+        assert out.rates.dtype == torch.float32 and (out.rates > 0.05).all()
+        assert torch.equal(make_model().to(dtype).token_logits(out.last_hidden_state), out.logits)
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "flex_attention"])
+@pytest.mark.parametrize("padding", [None, PADDING])
+def test_attention_implementations_agree_with_eager(make_model, implementation, padding):
+    outputs = []
+    for name in ("eager", implementation):
+        model = make_model()
+        model.set_attn_implementation(name)
+        with torch.no_grad():
+            outputs.append(model(input_ids=IDS, attention_mask=padding))
+    real = PADDING.bool()
+    # float32 rounding of another order of summation
+    torch.testing.assert_close(outputs[0].logits[real], outputs[1].logits[real], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(outputs[0].rates[real], outputs[1].rates[real], atol=1e-5, rtol=1e-4)
+
+
+def loss_and_gradients(model) -> list[torch.Tensor]:
+    ids = IDS.masked_fill(IDS == 10, 6)
+    torch.manual_seed(0)
+    loss = model(input_ids=ids, labels=ids, generator=torch.Generator().manual_seed(1)).loss
+    loss.backward()
+    return [loss.detach(), *(parameter.grad for parameter in model.parameters())]
+
+
+def test_gradient_checkpointing_gives_the_same_gradients_with_dropout(make_model):
+    plain, saving = make_model(dropout=0.3).train(), make_model(dropout=0.3).train()
+    saving.gradient_checkpointing_enable()
+    for expected, found in zip(loss_and_gradients(plain), loss_and_gradients(saving), strict=True):
+        torch.testing.assert_close(found, expected)
+
+
+def test_forward_rates_have_no_dropout_in_training(make_model):
+    model = make_model(dropout=0.5)
+    expected = model.forward_rates(IDS)
+    assert torch.equal(model.train().forward_rates(IDS), expected)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_embeddings_are_resizable_and_tie(make_model, tied):
+    model = make_model(tie_word_embeddings=tied)
+    before = model(input_ids=IDS).logits
+    model.resize_token_embeddings(13)
+    after = model(input_ids=IDS).logits
+    assert after.shape[-1] == 13 and model.config.vocab_size == 13
+    torch.testing.assert_close(after[..., :10], before[..., :10])
+    assert (model.lm_head.weight is model.model.embed_tokens.weight) == tied
+
+
+@pytest.mark.parametrize("padding", [None, PADDING])
+def test_the_network_compiles_without_graph_breaks(make_model, padding):
+    model = make_model()
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    with torch.no_grad():
+        found, expected = compiled(IDS, padding), model(IDS, padding)
+    torch.testing.assert_close(found.logits[..., :10], expected.logits[..., :10])
+    torch.testing.assert_close(found.rates, expected.rates)
+
+
+@pytest.mark.slow
+def test_the_compiled_network_gives_the_same_numbers(make_model):
+    model = make_model()
+    with torch.no_grad():
+        found, expected = torch.compile(model, fullgraph=True)(IDS), model(IDS)
+    torch.testing.assert_close(found.logits[..., :10], expected.logits[..., :10], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"c2": 0.7}, "c1 > c2 >= 0"),
+        ({"c2": -0.1}, "c1 > c2 >= 0"),
+        ({"rate_type": "random"}, "rate_type must be one of"),
+        ({"bound": "both"}, "bound must be one of"),
+        ({"time_epsilon": 1.5}, "time_epsilon"),
+        ({"mask_token_id": 11}, "mask_token_id must be in"),
+        ({"pad_token_id": 10}, "pad_token_id and mask_token_id are both 10"),
+        ({"hidden_size": 18}, "hidden_size must be a multiple"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers must be at least 1"),
+        ({"dropout": 1.0}, "dropout must be in"),
+    ],
+)
+def test_a_wrong_configuration_is_refused(make_model, overrides, message):
+    with pytest.raises(ValueError, match=message):
+        make_model(**overrides)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"input_ids": IDS + 5}, "input_ids must be in .*got 15"),
+        ({"input_ids": IDS - 5}, "input_ids must be in .*got -5"),
+        ({"input_ids": IDS[0]}, "shape \\[batch, length\\]"),
+        ({"input_ids": IDS.repeat(1, 6)}, "max_position_embeddings=32"),
+        ({"input_ids": IDS, "attention_mask": PADDING[:, 1:]}, "attention_mask must have the shape"),
+        ({"input_ids": IDS, "labels": IDS[:, 1:]}, "labels must have the shape"),
+        ({"input_ids": IDS, "labels": IDS}, "labels contain the mask token"),
+        ({"input_ids": IDS, "labels": IDS.clamp(max=9), "quantiles": torch.rand(3)}, "quantiles must have the shape"),
+        ({"input_ids": IDS, "labels": IDS.clamp(max=9), "bound": "both"}, "bound must be one of"),
+        ({"input_ids": IDS, "labels": IDS.clamp(max=9), "generator": [torch.Generator()]}, "generator has 1 entries"),
+    ],
+)
+def test_bad_input_is_refused_with_its_name(make_model, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        make_model()(**arguments)
+
+
+def test_missing_and_unexpected_weights_are_refused(make_model, tmp_path):
+    make_model().save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    weights = load_file(file)
+    save_file({**weights, "surprise": torch.zeros(1)}, file, {"format": "pt"})
+    with pytest.raises(ValueError, match="unexpected \\['surprise'\\]"):
+        LoMDMForMaskedDiffusion.from_pretrained(tmp_path)
+    save_file({name: weight for name, weight in weights.items() if name != "model.norm.bias"}, file, {"format": "pt"})
+    with pytest.raises(ValueError, match="missing \\['model.norm.bias'\\]"):
+        AutoModel.from_pretrained(tmp_path)
+
+
+def test_a_text_without_maskable_positions_counts_zero(make_model):
+    labels = IDS.clamp(max=9).clone()
+    labels[1] = -100
+    for bound in ("order", "time"):
+        out = make_model().train()(input_ids=IDS.clamp(max=9), labels=labels, bound=bound)
+        assert out.nelbo[1] == 0 and torch.isfinite(out.loss)
+        all_given = make_model().train()(input_ids=IDS, labels=torch.full_like(IDS, -100), bound=bound)
+        all_given.loss.backward()
+        assert all_given.loss == 0
+
+
+def test_a_process_without_the_package_sees_the_auto_map(make_model, tmp_path):
+    make_model().save_pretrained(tmp_path)
+    auto_map = json.loads((tmp_path / "config.json").read_text())["auto_map"]
+    assert auto_map["AutoModel"] == "modeling_lomdm.LoMDMForMaskedDiffusion"
+    assert auto_map["AutoConfig"] == "configuration_lomdm.LoMDMConfig"
