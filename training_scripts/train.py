@@ -40,9 +40,7 @@ def main() -> None:
 
     trainer.train(args.resume_from_checkpoint)
     evaluate(trainer)
-    trainer.save_model()
-    if args.push_to_hub:
-        trainer.push_to_hub()
+    trainer.save_model()  # and, with --push_to_hub, uploads it
     if trainer.is_world_process_zero() and not trainer.is_fsdp_enabled:
         sample(trainer, tokenizer)
     trainer.end()

@@ -105,7 +105,7 @@ def test_ancestral_approaches_the_exact_process_as_steps_grow(pipe, grid):
     for steps in (2, 8, 32):
         times = steps if grid == "adaptive" else [1 - k / steps for k in range(steps)]
         gaps.append(oracles.total_variation(oracles.ancestral_law(table, times), exact))
-    # the error is about proportional to 1 / steps; small rates (0.36 here) slow the uniform grid down
+    # the error is about proportional to 1 / steps
     assert gaps[1] < gaps[0] / 2 and gaps[2] < gaps[1] / 2 and gaps[2] < 0.03
     pipe.scheduler = LoMDMScheduler(mask_token_id=MASK, sampler="ancestral", grid=grid)
     assert distance(write(pipe, [MASK] * 3, 32, samples=4_000).sequences, exact) < Z

@@ -12,13 +12,15 @@ import torch
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from safetensors.torch import load_file
-from tiny_training import FORKS, checkpoint_tensors, start
+from tiny_training import FORKS, checkpoint_tensors, collate, make_texts, start
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from conftest import build_model
+from hf_lomdm.evaluation import nelbo
 from hf_lomdm.training.ema import EMA
+from hf_lomdm.training.trainer import gather_weights_for_evaluation, step_generators
 
 ROOT = Path(__file__).parents[2]
 SGD = {"optim": "sgd", "learning_rate": 0.1, "head_learning_rate": 0.1, "lr_scheduler_type": "constant"}
@@ -85,7 +87,7 @@ def assert_same(left: Path, right: Path) -> None:
         assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-def test_the_average_of_sharded_weights_is_that_of_whole_ones(tmp_path):
+def test_average_and_evaluation_of_sharded_weights_are_those_of_whole_ones(tmp_path):
     process = FORKS.Process(target=average_sharded, args=(tmp_path, free_port()))
     process.start()
     process.join()
@@ -114,6 +116,19 @@ def average_sharded(folder: Path, port: str) -> None:
         assert torch.equal(model.lm_head.weight.full_tensor(), ema.average["lm_head.weight"].full_tensor())
         assert not torch.equal(model.lm_head.weight.full_tensor(), own)
     assert torch.equal(model.lm_head.weight.full_tensor(), own)
+    gather_weights_for_evaluation(model)
+    assert_same_evaluation(model, build_model(), factor=6.0)
+
+
+def assert_same_evaluation(sharded: torch.nn.Module, whole: torch.nn.Module, factor: float) -> None:
+    with torch.no_grad():
+        for weight in whole.parameters():
+            weight.mul_(factor)
+    batch = collate(make_texts(count=4))
+    ours, theirs = (
+        nelbo(model, **batch, generator=step_generators(0, 0, range(4))).nelbo for model in (sharded, whole)
+    )
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=0)
 
 
 def average_twice(model: torch.nn.Module) -> EMA:

@@ -2,15 +2,17 @@
 
 import copy
 import math
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from tiny_training import collate, make_texts, make_trainer
-from transformers import TrainerCallback
+from transformers import Trainer, TrainerCallback
 
 from hf_lomdm import LoMDMForMaskedDiffusion
 from hf_lomdm.evaluation import nelbo
+from hf_lomdm.training import checkpointing
 from hf_lomdm.training.arguments import LoMDMTrainingArguments
 from hf_lomdm.training.ema import EMA
 from hf_lomdm.training.trainer import (
@@ -373,3 +375,20 @@ def test_gradient_norm_is_the_euclidean_norm_of_all_or_of_one_head(make_model):
     square = sum(float(weight.grad.square().sum()) for weight in model.phi.parameters())
     assert float(gradient_norm(model, "phi")) == pytest.approx(square**0.5, rel=1e-5)
     assert float(gradient_norm(model)) > float(gradient_norm(model, "phi")) > 0
+
+
+def test_uploads_see_complete_checkpoints_and_then_the_average(tmp_path, monkeypatch):
+    uploads = []
+
+    def upload_checkpoint(trainer, folder: str) -> None:
+        uploads.append((folder, checkpointing.is_complete(Path(folder))))
+
+    monkeypatch.setattr(Trainer, "init_hf_repo", lambda trainer: None)
+    monkeypatch.setattr(Trainer, "_push_from_checkpoint", upload_checkpoint)
+    monkeypatch.setattr(Trainer, "push_to_hub", lambda trainer, **kwargs: uploads.append(("final", True)))
+    trainer = make_trainer(tmp_path, save_strategy="steps", save_steps=2, push_to_hub=True)
+    trainer.train()
+    trainer.save_model()
+    assert uploads == [(str(tmp_path / f"checkpoint-{step}"), True) for step in (2, 4)] + [("final", True)]
+    stored = load_file(tmp_path / "model.safetensors")
+    assert all(torch.equal(stored[name], value) for name, value in trainer.ema.average.items())

@@ -122,9 +122,7 @@ def _clean_texts(model, input_ids, attention_mask, labels) -> tuple[Tensor, Tens
     if labels is None:
         labels = input_ids.masked_fill(~real, -100)
         if (labels == model.config.mask_token_id).any():
-            raise ValueError(
-                f"input_ids contain the mask token ({model.config.mask_token_id}). Pass clean texts."
-            )
+            raise ValueError(f"input_ids contain the mask token ({model.config.mask_token_id}). Pass clean texts.")
     check_labels(input_ids, labels, None, model.config)
     maskable = real & (labels != -100)
     return maskable, torch.where(maskable, labels, input_ids)

@@ -120,8 +120,8 @@ class LoMDMPipeline(DiffusionPipeline):
         Args:
             prompt: one text, a list of texts, or a list of token id lists (these need no tokenizer). A prompt is a
                 prefix; one that contains the mask token is a template, filled in place. If the model's configuration
-                has a `bos_token_id`, the model was trained with it in front: it is put in front of every row that
-                does not start with it.
+                has a `bos_token_id`, a text that is a prefix gets it in front; token ids and templates are taken as
+                they are (write BOS into a template that starts a text), and without a prompt it is written too.
             num_inference_steps: reveal steps `K`; steps with nothing left to reveal make no forward pass.
             max_length: tokens of a row, prompt included; default `max_position_embeddings`.
             max_new_tokens: tokens after each prefix, in place of `max_length`.
@@ -200,7 +200,7 @@ class LoMDMPipeline(DiffusionPipeline):
             raise ValueError(f"max_length must be in 1..{limit} (max_position_embeddings), got {max_length}.")
 
     def _encode(self, prompt) -> list[list[int]]:
-        """Token ids of prompts, without special tokens."""
+        """Token ids of prompts; BOS stands in front of texts that are prefixes, if the model has one."""
         prompt = [prompt] if isinstance(prompt, str) else prompt
         if not isinstance(prompt, (list, tuple)) or not prompt:
             raise ValueError(
@@ -224,10 +224,13 @@ class LoMDMPipeline(DiffusionPipeline):
                 f"tokenizer.mask_token_id is {mask}, the model's mask_token_id {expected}. "
                 "Use the tokenizer that the model was trained with."
             )
-        return self.tokenizer(texts, add_special_tokens=False)["input_ids"]
+        bos = self.model.config.bos_token_id
+        rows = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
+        plain = [bos is None or expected in row or row[:1] == [bos] for row in rows]
+        return [row if as_it_is else [bos, *row] for row, as_it_is in zip(rows, plain, strict=True)]
 
     def _lay_out_row(self, index: int, ids: list[int], max_length: int | None, max_new_tokens: int | None) -> list[int]:
-        """One prompt as a row of its canvas: BOS in front, masks behind a prefix."""
+        """One prompt as a row of its canvas: masks behind a prefix, a template as it is."""
         config = self.model.config
         mask, limit = config.mask_token_id, max_length or config.max_position_embeddings
         outside = [i for i in ids if not 0 <= i < config.vocab_size]
@@ -236,8 +239,6 @@ class LoMDMPipeline(DiffusionPipeline):
                 f"prompt {index} has the token id {outside[0]}, outside the vocabulary of {config.vocab_size}. "
                 "Use the tokenizer that the model was trained with."
             )
-        if config.bos_token_id is not None and ids[:1] != [config.bos_token_id]:
-            ids = [config.bos_token_id, *ids]
         if mask in ids and max_new_tokens is not None:
             raise ValueError(
                 f"prompt {index} contains the mask token ({mask}): it is a template, filled in place. "
@@ -246,7 +247,7 @@ class LoMDMPipeline(DiffusionPipeline):
         length = len(ids) if mask in ids else len(ids) + max_new_tokens if max_new_tokens else limit
         if length > limit or len(ids) > limit:
             raise ValueError(
-                f"prompt {index} needs {max(length, len(ids))} tokens (BOS included), more than the limit of {limit} "
+                f"prompt {index} needs {max(length, len(ids))} tokens, more than the limit of {limit} "
                 "(max_length or max_position_embeddings). Shorten the prompt or max_new_tokens."
             )
         if length == len(ids) and mask not in ids:

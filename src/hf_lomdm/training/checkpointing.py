@@ -91,9 +91,7 @@ def choose_checkpoint(resume_from: str | bool | None, output_dir: str | Path) ->
     if resume_from is True or resume_from == "auto":
         newest = complete_checkpoints(output_dir)[-1:]
         if not newest and resume_from is True:
-            raise ValueError(
-                f"resume_from_checkpoint is True, but {output_dir} has no complete one. Pass 'auto'."
-            )
+            raise ValueError(f"resume_from_checkpoint is True, but {output_dir} has no complete one. Pass 'auto'.")
         return newest[0] if newest else None
     folder = Path(resume_from)
     if not is_complete(folder):

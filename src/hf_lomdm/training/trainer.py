@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.distributed.fsdp import register_fsdp_forward_method
 from torch.nn.utils import get_total_norm
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput
@@ -58,6 +59,12 @@ class LoMDMTrainer(Trainer):
         self._step_loss = 0.0
         self._training_log = TrainingLog(self.model)
         self.add_callback(_EMACallback(self))
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """Under FSDP, autocast alone chooses the precision: its own policy would cast quantiles and rates to bf16."""
+        super().create_accelerator_and_postprocess()
+        if self.is_fsdp_enabled:
+            self.accelerator.state.fsdp_plugin.mixed_precision_policy = None
 
     # ------------------------------------------------------------------------------------------------ the step
 
@@ -277,6 +284,8 @@ class _EMACallback(TrainerCallback):
         self.trainer = trainer
 
     def on_train_begin(self, args, state, control, **kwargs):
+        if self.trainer.is_fsdp_enabled:
+            gather_weights_for_evaluation(self.trainer.model)
         self.trainer.start_ema()
 
     def on_step_end(self, args, state, control, **kwargs):
@@ -326,6 +335,12 @@ def gradient_norm(model: nn.Module, head: str | None = None) -> Tensor:
     weights = model.parameters() if head is None else head_weights(model, (head,))
     norm = get_total_norm([weight.grad for weight in weights if weight.grad is not None])
     return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+
+
+def gather_weights_for_evaluation(model: nn.Module) -> None:
+    """Lets FSDP2 gather the weights for the methods that evaluation calls, as it does for `forward`."""
+    for method in ("forward_rates", "estimate_bound"):
+        register_fsdp_forward_method(model, method)
 
 
 def summarise_texts(texts: Tensor) -> dict[str, float]:
