@@ -10,7 +10,7 @@ from tiny_tokenizer import build_tokenizer
 
 SAMPLERS = ("sequential", "ancestral", "random", "left_to_right", "confidence", "margin", "entropy")
 MASK, PAD, BOS, EOS = 10, 0, 1, 2
-PROMPTS = [[3, 4, 5], [6], [7, MASK, MASK, 8, 9, MASK]]
+PROMPTS = [[BOS, 3, 4, 5], [BOS, 6], [BOS, 7, MASK, MASK, 8, 9, MASK]]
 
 
 def make_pipe(model, tokenizer=None, **settings) -> LoMDMPipeline:
@@ -76,8 +76,8 @@ def test_attention_mask_is_passed_only_where_something_is_padded(make_model, mon
     forward = model.forward
     monkeypatch.setattr(model, "forward", lambda **inputs: masks.append(inputs["attention_mask"]) or forward(**inputs))
     pipe = make_pipe(model)
-    pipe([[3], [4, 5]], num_inference_steps=1, max_length=8)
-    pipe([[3], [4, 5]], num_inference_steps=1, max_new_tokens=3)
+    pipe([[BOS, 3], [BOS, 4, 5]], num_inference_steps=1, max_length=8)
+    pipe([[BOS, 3], [BOS, 4, 5]], num_inference_steps=1, max_new_tokens=3)
     assert masks[0] is None
     assert masks[1].tolist() == [[1] * 5 + [0], [1] * 6]
 
@@ -86,7 +86,7 @@ def test_attention_mask_is_passed_only_where_something_is_padded(make_model, mon
 def test_forward_passes_are_counted_and_steps_with_nothing_left_make_none(make_model, sampler):
     model, calls = make_model(), []
     model.register_forward_hook(lambda *_: calls.append(1))
-    out = make_pipe(model, sampler=sampler)([[3, 4]], num_inference_steps=20, max_new_tokens=5)
+    out = make_pipe(model, sampler=sampler)([[BOS, 3, 4]], num_inference_steps=20, max_new_tokens=5)
     assert out.num_forward_passes == len(calls) <= 20
     if sampler != "ancestral":  # one reveal per pass
         assert len(calls) == 5 and sorted(out.order[0].tolist()) == [-1, -1, -1, 0, 1, 2, 3, 4]
@@ -96,10 +96,10 @@ def test_only_revealed_positions_are_projected_to_the_vocabulary(make_model):
     model, projected = make_model(), []
     model.lm_head.register_forward_hook(lambda _, inputs, __: projected.append(inputs[0].shape[:-1].numel()))
     pipe = make_pipe(model)
-    pipe(num_inference_steps=4, max_length=13)
+    pipe(num_inference_steps=4, max_length=12)
     assert projected == [3, 3, 3, 3]
     projected.clear()
-    pipe(num_inference_steps=4, max_length=13, sampler="ancestral")
+    pipe(num_inference_steps=4, max_length=12, sampler="ancestral")
     assert sum(projected) == 12
 
 
@@ -138,7 +138,7 @@ def test_generators_make_results_reproducible_and_leave_the_global_one_alone(mak
 
 
 def test_sequences_of_one_prompt_stand_side_by_side(make_model):
-    out = make_pipe(make_model())([[3], [4]], 2, max_length=6, num_return_sequences=3, generator=generators(*range(6)))
+    out = make_pipe(make_model())([[BOS, 3], [BOS, 4]], 2, max_length=6, num_return_sequences=3, generator=generators(*range(6)))
     assert out.sequences[:, 1].tolist() == [3, 3, 3, 4, 4, 4]
     assert len({tuple(row) for row in out.sequences.tolist()}) == 6
 
@@ -160,17 +160,22 @@ def test_texts_hold_the_prompt_and_end_before_the_first_eos_after_it(make_model,
 
 def test_text_prompts_and_templates_are_the_token_prompts(make_model):
     pipe = make_pipe(make_model(), build_tokenizer())
-    texts = pipe(["abc", "d", "e<mask><mask>fg<mask>"], 4, max_length=12, generator=generators(0, 1, 2))
+    texts = pipe(["abc", "d", "<bos>e<mask><mask>fg<mask>"], 4, max_length=12, generator=generators(0, 1, 2))
     ids = pipe(PROMPTS, 4, max_length=12, generator=generators(0, 1, 2))
     assert torch.equal(texts.sequences, ids.sequences)
     assert texts.texts == ids.texts and texts.texts[0].startswith("abc") and len(texts.texts) == 3
 
 
-def test_bos_is_put_in_front_once_and_only_if_the_model_has_one(make_model):
-    sequences = make_pipe(make_model())([[BOS, 3], [3]], 1, max_length=4).sequences
-    assert sequences[:, :2].tolist() == [[BOS, 3], [BOS, 3]]
-    out = make_pipe(make_model(bos_token_id=None))(None, 1, max_length=4)
-    assert (out.order >= 0).all()
+def test_bos_is_put_in_front_of_text_prefixes_alone_once_and_only_if_the_model_has_one(make_model):
+    pipe = make_pipe(make_model(), build_tokenizer())
+    for prompt in ("a", "<bos>a"):
+        assert pipe(prompt, 1, max_length=4).sequences[0, :2].tolist() == [BOS, 3]
+    assert pipe([[3]], 1, max_length=4).sequences[0, 0] == 3  # token ids are taken as they are
+    template = pipe("a<mask>b", 1)  # and so are templates: the result is as long as they are
+    assert template.sequences.shape == (1, 3) and template.sequences[0, [0, 2]].tolist() == [3, 4]
+    assert (pipe(None, 1, max_length=4).order >= 0).all()
+    without = make_pipe(make_model(bos_token_id=None), build_tokenizer())
+    assert without("a", 1, max_length=4).sequences[0, 0] == 3
 
 
 def test_padding_without_a_padding_token_is_never_taken_for_a_mask(make_model):
@@ -178,7 +183,7 @@ def test_padding_without_a_padding_token_is_never_taken_for_a_mask(make_model):
     pipe = LoMDMPipeline(model, LoMDMScheduler(mask_token_id=0))
     pipe.set_progress_bar_config(disable=True)
     out = pipe([[3], [4, 5, 6]], 2, max_new_tokens=2)
-    assert out.order[0, 4:].tolist() == [-2, -2] and (out.sequences != 0).all()
+    assert out.order[0, 3:].tolist() == [-2, -2] and (out.sequences != 0).all()
 
 
 def test_settings_of_a_call_hold_for_that_call_only(make_model):
@@ -235,7 +240,7 @@ def test_every_advertised_tensor_reaches_the_callback_in_every_step(make_model, 
 
     pipe = make_pipe(make_model())
     out = pipe(
-        [[3, 4]],
+        [[BOS, 3, 4]],
         num_inference_steps=9,
         max_new_tokens=5,
         callback_on_step_end=callback,
@@ -333,11 +338,11 @@ def test_progress_bar_counts_every_step(make_model, monkeypatch):
         ({"prompt": ["a", [3]]}, "not a mixture"),
         ({"prompt": [[3], [11]]}, "prompt 1 has the token id 11, outside the vocabulary of 11"),
         ({"prompt": [[-1]]}, "token id -1"),
-        ({"prompt": [[3] * 40]}, "prompt 0 needs 41 tokens .* limit of 32"),
-        ({"prompt": [[3] * 8], "max_length": 5}, "needs 9 tokens .* limit of 5"),
-        ({"prompt": [[3] * 8], "max_length": 9}, "leaves nothing to write"),
-        ({"prompt": [[MASK] * 9], "max_length": 5}, "needs 10 tokens .* limit of 5"),
-        ({"prompt": [[3] * 8], "max_new_tokens": 30}, "needs 39 tokens"),
+        ({"prompt": [[3] * 40]}, "prompt 0 needs 40 tokens .* limit of 32"),
+        ({"prompt": [[3] * 8], "max_length": 5}, "needs 8 tokens .* limit of 5"),
+        ({"prompt": [[3] * 8], "max_length": 8}, "leaves nothing to write"),
+        ({"prompt": [[MASK] * 9], "max_length": 5}, "needs 9 tokens .* limit of 5"),
+        ({"prompt": [[3] * 8], "max_new_tokens": 30}, "needs 38 tokens"),
         ({"prompt": [[3, MASK]], "max_new_tokens": 3}, "is a template"),
         ({"max_length": 33}, "max_length must be in 1..32"),
         ({"max_length": 5, "max_new_tokens": 3}, "exclude each other"),

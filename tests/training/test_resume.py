@@ -62,7 +62,7 @@ def test_interrupted_and_resumed_equals_uninterrupted_bit_by_bit(tmp_path, setti
     assert losses[0] == losses[1]
 
 
-@pytest.mark.parametrize("stride", [7, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("stride", [9, pytest.param(1, marks=pytest.mark.slow)])
 def test_killed_at_any_event_of_saving_and_resumed_equals_uninterrupted_bit_by_bit(tmp_path, stride):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     reference = start(whole, **RUN)
@@ -83,7 +83,7 @@ def test_killed_at_any_event_of_saving_and_resumed_equals_uninterrupted_bit_by_b
     assert not [path.name for path in killed.iterdir() if path.name.startswith("_")]
 
 
-@pytest.mark.parametrize("kills", [4, pytest.param(30, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [2, pytest.param(30, marks=pytest.mark.slow)])
 def test_killed_at_random_moments_and_resumed_equals_uninterrupted_bit_by_bit(tmp_path, kills):
     settings = {**RUN, "max_steps": 20}
     whole, killed = tmp_path / "whole", tmp_path / "killed"
@@ -195,7 +195,7 @@ def test_a_finished_run_started_again_takes_no_step_and_keeps_its_weights(tmp_pa
 def test_auto_starts_anew_in_an_empty_folder_and_true_does_not(tmp_path):
     assert checkpointing.choose_checkpoint("auto", tmp_path) is None
     assert checkpointing.choose_checkpoint(None, tmp_path) is None
-    with pytest.raises(ValueError, match="no complete checkpoint"):
+    with pytest.raises(ValueError, match="has no complete one"):
         checkpointing.choose_checkpoint(True, tmp_path)
 
 
