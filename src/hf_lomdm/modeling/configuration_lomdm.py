@@ -25,6 +25,7 @@ class LoMDMConfig(PreTrainedConfig):
         pad_token_id, bos_token_id, eos_token_id: ids or `None`; none of them may be the mask token.
         rate_type: `"learned"`, rates `c1 + c2 NormSig(g)` from the order heads (LoMDM, section 4 of the paper), or
             `"uniform"`, all rates 1 (MDLM).
+        block_size: positions per block; only `None`, one window, for now.
         c1, c2: level and range of the learned rates, `c1 > c2 >= 0`; 0.7 and 0.65 are the paper's best (Table 4).
         bound: the objective of training: `"order"` (docs/method.md, "order bound") or `"time"` (the paper's NELBO).
         time_epsilon: only for training by the time bound. `None` draws importance-sampled times of the uncut bound;
@@ -33,7 +34,8 @@ class LoMDMConfig(PreTrainedConfig):
         dropout: of both residual branches of every backbone layer in training. The order heads have none.
         rope_theta: base of the rotary position embedding.
         layer_norm_eps: of every LayerNorm.
-        initializer_range: standard deviation of the initial weights.
+        initializer_range: standard deviation of the initial weights; `None` is `(3 * hidden_size) ** -0.5`, that of
+            `torch.nn.Linear` (0.021 at 768): a fixed 0.02 leaves narrow models with almost uniform attention.
         tie_word_embeddings: whether the LM head uses the embedding matrix.
 
     Raises:
@@ -55,6 +57,7 @@ class LoMDMConfig(PreTrainedConfig):
         bos_token_id: int | None = None,
         eos_token_id: int | None = None,
         rate_type: str = "learned",
+        block_size: int | None = None,
         c1: float = 0.7,
         c2: float = 0.65,
         bound: str = "order",
@@ -62,7 +65,7 @@ class LoMDMConfig(PreTrainedConfig):
         dropout: float = 0.1,
         rope_theta: float = 10000.0,
         layer_norm_eps: float = 1e-5,
-        initializer_range: float = 0.02,
+        initializer_range: float | None = None,
         tie_word_embeddings: bool = False,
         **kwargs,
     ):
@@ -74,6 +77,7 @@ class LoMDMConfig(PreTrainedConfig):
         self.max_position_embeddings = max_position_embeddings
         self.mask_token_id = mask_token_id
         self.rate_type = rate_type
+        self.block_size = block_size
         self.c1 = c1
         self.c2 = c2
         self.bound = bound
@@ -81,7 +85,7 @@ class LoMDMConfig(PreTrainedConfig):
         self.dropout = dropout
         self.rope_theta = rope_theta
         self.layer_norm_eps = layer_norm_eps
-        self.initializer_range = initializer_range
+        self.initializer_range = (3 * hidden_size) ** -0.5 if initializer_range is None else initializer_range
         kwargs.setdefault("auto_map", dict(AUTO_MAP))
         special = {"pad_token_id": pad_token_id, "bos_token_id": bos_token_id, "eos_token_id": eos_token_id}
         _check_sizes(self)
@@ -107,6 +111,10 @@ def _check_sizes(config) -> None:
 def _check_process(config) -> None:
     if config.rate_type not in RATE_TYPES:
         raise ValueError(f"rate_type must be one of {RATE_TYPES}, got {config.rate_type!r}.")
+    if config.block_size is not None:
+        raise ValueError(
+            f"block_size must be None (one window), got {config.block_size}: blocks are not supported yet."
+        )
     if config.bound not in BOUNDS:
         raise ValueError(f"bound must be one of {BOUNDS}, got {config.bound!r}.")
     if not config.c1 > config.c2 >= 0:
@@ -119,6 +127,8 @@ def _check_process(config) -> None:
 
 
 def _check_special_tokens(vocab_size: int, mask_token_id: int, special: dict) -> None:
+    if mask_token_id is None:
+        raise ValueError("mask_token_id must be the id of the mask token, got None. Add one to the tokenizer.")
     for name, token in {"mask_token_id": mask_token_id, **special}.items():
         if isinstance(token, int) and not 0 <= token < vocab_size:
             raise ValueError(f"{name} must be in [0, vocab_size={vocab_size}), got {token}.")

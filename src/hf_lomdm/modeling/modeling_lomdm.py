@@ -225,6 +225,8 @@ class LoMDMPreTrainedModel(PreTrainedModel):
 class LoMDMModel(LoMDMPreTrainedModel):
     """The backbone alone: token ids to hidden states. It sees neither the time nor the rates."""
 
+    _keys_to_ignore_on_load_unexpected = [r"^lm_head\.", r"^phi\.", r"^psi\."]  # of a checkpoint with all heads
+
     def __init__(self, config: LoMDMConfig):
         super().__init__(config)
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
@@ -348,15 +350,15 @@ class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
             return self._denoise(input_ids, attention_mask, output_logits)
         check_labels(input_ids, labels, quantiles, self.config)
         maskable = labels != -100 if attention_mask is None else (labels != -100) & attention_mask.bool()
-        clean = torch.where(maskable, labels, input_ids)
+        clean = torch.where(maskable, labels, input_ids).to(torch.int64)
         return self._loss(clean, attention_mask, maskable, quantiles, generator, bound or self.config.bound)
 
-    def forward_rates(self, clean: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+    def forward_rates(self, x: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Forward rates `w_i(x)` `[B, L]`, float32 or wider, of clean texts `[B, L]`; differentiable in `phi` alone."""
         if self.phi is None:
-            return torch.ones(clean.shape, device=clean.device, dtype=wide(self.lm_head.weight[:0]).dtype)
+            return torch.ones(x.shape, device=x.device, dtype=wide(self.lm_head.weight[:0]).dtype)
         with torch.no_grad():
-            features = self.model(clean, attention_mask, deterministic=True).last_hidden_state
+            features = self.model(x, attention_mask, deterministic=True).last_hidden_state
         return self._rates(self.phi, features, attention_mask)
 
     def token_logits(self, hidden: Tensor) -> Tensor:
@@ -374,7 +376,10 @@ class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
         )
 
     def _rates(self, head: LoMDMOrderHead, features: Tensor, attention_mask: Tensor | None) -> Tensor:
-        scores = head(features.detach(), attention_mask)  # heads never reach the backbone
+        features = features.detach()  # heads never reach the backbone
+        if head.layer.gradient_checkpointing and torch.is_grad_enabled():
+            features.requires_grad_()  # reentrant checkpointing drops the gradients of a layer whose input has none
+        scores = head(features, attention_mask)
         return learned_rates(scores, self.config.c1, self.config.c2, as_bool(attention_mask))
 
     def _reverse_rates(self, hidden: Tensor, attention_mask: Tensor | None) -> Tensor:
@@ -472,8 +477,10 @@ def stratified_quantiles(batch: int, generator, device) -> Tensor:
 
 def check_inputs(input_ids: Tensor, attention_mask: Tensor | None, config: LoMDMConfig) -> None:
     """Raises `ValueError` for shapes that do not agree and, where it costs no synchronisation, for unknown ids."""
-    if input_ids.dim() != 2:
-        raise ValueError(f"input_ids must have the shape [batch, length], got {list(input_ids.shape)}.")
+    if input_ids.dim() != 2 or 0 in input_ids.shape:
+        raise ValueError(f"input_ids must have the shape [batch, length], not empty, got {list(input_ids.shape)}.")
+    if input_ids.dtype not in (torch.int64, torch.int32):
+        raise ValueError(f"input_ids must be token ids of dtype int64, got {input_ids.dtype}.")
     if input_ids.shape[1] > config.max_position_embeddings:
         raise ValueError(
             f"input_ids has length {input_ids.shape[1]}, more than max_position_embeddings="
@@ -500,7 +507,7 @@ def check_ids(name: str, ids: Tensor, vocab_size: int) -> None:
 
 
 def check_labels(input_ids: Tensor, labels: Tensor, quantiles: Tensor | None, config: LoMDMConfig) -> None:
-    """Raises `ValueError` for labels or quantiles that do not fit the input."""
+    """Raises `ValueError` for labels or quantiles that do not fit the input; values are read on the CPU only."""
     if labels.shape != input_ids.shape:
         raise ValueError(
             f"labels must have the shape of input_ids, {list(input_ids.shape)}, got {list(labels.shape)}. "
@@ -508,10 +515,14 @@ def check_labels(input_ids: Tensor, labels: Tensor, quantiles: Tensor | None, co
         )
     if quantiles is not None and quantiles.shape != input_ids.shape[:1]:
         raise ValueError(f"quantiles must have the shape [batch={len(input_ids)}], got {list(quantiles.shape)}.")
-    if labels.device.type == "cpu" and not torch.compiler.is_compiling():
-        known = labels[labels != -100]
-        check_ids("labels", known, config.vocab_size)
-        if (known == config.mask_token_id).any():
-            raise ValueError(
-                f"labels contain the mask token ({config.mask_token_id}). Pass clean texts: the model masks them."
-            )
+    if torch.compiler.is_compiling() or labels.device.type != "cpu":
+        return
+    if quantiles is not None and not ((quantiles > 0) & (quantiles < 1)).all():
+        raise ValueError(f"quantiles must be in (0, 1), got {quantiles.tolist()}.")
+    clean = torch.where(labels == -100, input_ids, labels)
+    check_ids("labels", clean, config.vocab_size)
+    if (clean == config.mask_token_id).any():
+        raise ValueError(
+            f"labels or given positions contain the mask token ({config.mask_token_id}). "
+            "Pass clean texts: the model masks them."
+        )
