@@ -5,9 +5,9 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 TRAIN = ["tensorboard>=2.14", "pyyaml>=6"]
-EVAL = ["scipy>=1.11"]
+EVAL = ["evaluate>=0.4"]
 VIZ = ["matplotlib>=3.8"]
-DEV = ["pytest>=8", "pytest-timeout>=2.2", "ruff>=0.9", "peft>=0.17", "build>=1.2", *TRAIN, *EVAL, *VIZ]
+DEV = ["pytest>=8", "pytest-timeout>=2.2", "ruff>=0.9", "peft>=0.17", "build>=1.2", "scipy>=1.11", *TRAIN, *EVAL, *VIZ]
 
 setup(
     name="hf-lomdm",
@@ -28,7 +28,6 @@ setup(
         "datasets>=4",
         "huggingface-hub>=1",
         "safetensors>=0.5",
-        "evaluate>=0.4",
     ],
     extras_require={"train": TRAIN, "eval": EVAL, "viz": VIZ, "dev": DEV},
 )

@@ -6,6 +6,7 @@ On a GPU: MDLM-small, 50,258 tokens, length 1024, bfloat16 autocast. On a CPU: a
 Times are medians of interleaved repetitions of both systems, so that drift of the machine hits both.
 """
 
+import multiprocessing
 import resource
 import statistics
 import time
@@ -25,21 +26,47 @@ SYSTEMS = {"mdlm": "uniform", "lomdm": "learned"}
 def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     setting = LARGE if device == "cuda" else SMALL
-    torch.manual_seed(0)
-    models = {name: build(rate_type, setting, device) for name, rate_type in SYSTEMS.items()}
-    training = measure({name: training_step(model, setting) for name, model in models.items()}, setting["repeats"])
-    sampling = measure({name: sampling_run(model, setting) for name, model in models.items()}, repeats=3)
-    record = {"setting": setting, "parameters": {name: m.num_parameters() for name, m in models.items()}}
-    record["training"] = per_second(training, setting["batch"] * setting["length"])
-    record["sampling"] = per_second(sampling, setting["sample_batch"] * setting["length"])
-    record["lomdm_over_mdlm_step_time"] = training["lomdm"]["seconds"] / training["mdlm"]["seconds"]
+    record = {"setting": setting}
+    for task, make in TASKS.items():
+        runs = {name: make(build(rate_type, setting, device), setting) for name, rate_type in SYSTEMS.items()}
+        seconds = measure(runs, setting["repeats"])
+        del runs
+        record[task] = {name: row(task, name, seconds[name], setting) for name in SYSTEMS}
+    record["lomdm_over_mdlm_step_time"] = record["training"]["lomdm"]["seconds"] / record["training"]["mdlm"]["seconds"]
     write_record(f"results/throughput_{device}.json", record | environment(device, torch.bfloat16, seed=0))
-    for what in ("training", "sampling"):
-        for name, row in record[what].items():
-            print(f"{what:9s} {name:6s} {row['tokens_per_second']:10.0f} tokens/s  peak {row['peak_memory_mb']:.0f} MB")
+    for task in TASKS:
+        for name, values in record[task].items():
+            speed, memory = values["tokens_per_second"], values["peak_memory_mb"]
+            print(f"{task:9s} {name:6s} {speed:10.0f} tokens/s  peak memory {memory:.0f} MB")
+
+
+def row(task: str, name: str, seconds: float, setting: dict) -> dict[str, float]:
+    """One row of the record; the memory is that of a process of its own, which runs this system and task alone."""
+    batch = setting["batch"] if task == "training" else setting["sample_batch"]
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        memory = pool.apply(peak_memory, (task, name))
+    return {
+        "seconds": seconds,
+        "tokens_per_second": batch * setting["length"] / seconds,
+        "peak_memory_mb": memory,
+    }
+
+
+def peak_memory(task: str, name: str) -> float:
+    """Peak memory in MB of two runs: of the allocator on a GPU, of the whole process (with its libraries) on a CPU."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    setting = LARGE if device == "cuda" else SMALL
+    run = TASKS[task](build(SYSTEMS[name], setting, device), setting)
+    run()
+    run()
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
 def build(rate_type: str, setting: dict, device: str) -> LoMDMForMaskedDiffusion:
+    """A model with random weights, seed 0."""
+    torch.manual_seed(0)
     return LoMDMForMaskedDiffusion(LoMDMConfig(rate_type=rate_type, **setting["model"])).to(device)
 
 
@@ -79,34 +106,28 @@ def sampling_run(model, setting):
     return sample
 
 
-def measure(runs: dict, repeats: int) -> dict[str, dict[str, float]]:
-    """Median seconds and peak memory of each run, interleaved, after one warm-up each."""
+def measure(runs: dict, repeats: int) -> dict[str, float]:
+    """Median seconds of each run, interleaved, after one warm-up each."""
     seconds = {name: [] for name in runs}
-    memory = dict.fromkeys(runs, 0.0)
     for repeat in range(repeats + 1):
         for name, run in runs.items():
-            elapsed, peak = timed(run)
-            memory[name] = max(memory[name], peak)
+            elapsed = timed(run)
             if repeat:
                 seconds[name].append(elapsed)
-    return {name: {"seconds": statistics.median(seconds[name]), "peak_memory_mb": memory[name]} for name in runs}
+    return {name: statistics.median(values) for name, values in seconds.items()}
 
 
-def timed(run) -> tuple[float, float]:
-    """Seconds and peak memory in MB of one call (on the CPU: the largest resident size of the process so far)."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
+def timed(run) -> float:
+    """Seconds of one call."""
+    synchronize = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
+    synchronize()
     start = time.perf_counter()
     run()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-        return time.perf_counter() - start, torch.cuda.max_memory_allocated() / 2**20
-    return time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    synchronize()
+    return time.perf_counter() - start
 
 
-def per_second(rows: dict, tokens: int) -> dict:
-    return {name: row | {"tokens_per_second": tokens / row["seconds"]} for name, row in rows.items()}
+TASKS = {"training": training_step, "sampling": sampling_run}
 
 
 if __name__ == "__main__":

@@ -10,15 +10,15 @@ On a laptop, in ten minutes, without a download:
 
 Every key of the configuration can be given on the command line (`--key value`), where it wins; `--help` lists them. The
 same command started again continues from the newest complete checkpoint of `output_dir`, with the same result as if it
-had never stopped. At the end `output_dir` holds the averaged weights, the tokenizer and the evaluation.
+had never stopped. At the end `output_dir` holds the evaluation, the log and the averaged weights, as a Hub folder that
+loads as a model and as a pipeline without this package (with FSDP after `export_to_hub.py`); `--push_to_hub` uploads it.
 """
 
 from transformers import set_seed
 
 from hf_lomdm import LoMDMConfig, LoMDMForMaskedDiffusion, LoMDMPipeline, LoMDMScheduler
 from hf_lomdm.training.arguments import DataArguments, ModelArguments, parse_arguments
-from hf_lomdm.training.data import TextCollator, load_data
-from hf_lomdm.training.tokenizers import special_token_ids
+from hf_lomdm.training.data import TextCollator, load_data, model_token_ids
 from hf_lomdm.training.trainer import LoMDMTrainer
 
 
@@ -38,8 +38,11 @@ def main() -> None:
         processing_class=tokenizer,
     )
 
-    trainer.train(args.resume_from_checkpoint)
+    result = trainer.train(args.resume_from_checkpoint)
+    if trainer.num_steps_trained:  # else the record of the run that was finished stays
+        trainer.save_metrics("train", result.metrics)
     evaluate(trainer)
+    trainer.save_state()
     trainer.save_model()  # and, with --push_to_hub, uploads it
     if trainer.is_world_process_zero() and not trainer.is_fsdp_enabled:
         sample(trainer, tokenizer)
@@ -50,7 +53,7 @@ def build_model(model_args: ModelArguments, data_args: DataArguments, tokenizer)
     """A model with random weights for this tokenizer and text length."""
     settings = dict(vars(model_args))
     settings["max_position_embeddings"] = model_args.max_position_embeddings or data_args.max_length
-    model = LoMDMForMaskedDiffusion(LoMDMConfig(**settings, **special_token_ids(tokenizer)))
+    model = LoMDMForMaskedDiffusion(LoMDMConfig(**settings, **model_token_ids(tokenizer, data_args)))
     print(f"model: {model.num_parameters() / 1e6:.2f} M parameters, rate_type={model.config.rate_type}", flush=True)
     return model
 

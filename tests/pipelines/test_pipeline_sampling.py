@@ -30,7 +30,7 @@ def sample_with_all_logits(model, scheduler, sample, attention_mask, steps, gene
     for step, timestep in enumerate(scheduler.timesteps):
         with torch.no_grad():
             out = model(input_ids=sample, attention_mask=attention_mask)
-        result = scheduler.step(out.logits, timestep, sample, out.rates, generator, attention_mask)
+        result = scheduler.step(out.logits, timestep, sample, out.rates, generator, attention_mask=attention_mask)
         sample, order = result.prev_sample, order.masked_fill(result.revealed, step)
     return sample, order
 
@@ -138,7 +138,9 @@ def test_generators_make_results_reproducible_and_leave_the_global_one_alone(mak
 
 
 def test_sequences_of_one_prompt_stand_side_by_side(make_model):
-    out = make_pipe(make_model())([[BOS, 3], [BOS, 4]], 2, max_length=6, num_return_sequences=3, generator=generators(*range(6)))
+    out = make_pipe(make_model())(
+        [[BOS, 3], [BOS, 4]], 2, max_length=6, num_return_sequences=3, generator=generators(*range(6))
+    )
     assert out.sequences[:, 1].tolist() == [3, 3, 3, 4, 4, 4]
     assert len({tuple(row) for row in out.sequences.tolist()}) == 6
 
@@ -344,7 +346,8 @@ def test_progress_bar_counts_every_step(make_model, monkeypatch):
         ({"prompt": [[MASK] * 9], "max_length": 5}, "needs 9 tokens.* limit of 5"),
         ({"prompt": [[3] * 8], "max_new_tokens": 30}, "needs 38 tokens"),
         ({"prompt": [[3, MASK]], "max_new_tokens": 3}, "is a template"),
-        ({"max_length": 33}, "max_length must be in 1..32"),
+        ({"max_length": 33}, "max_length must be at most 32"),
+        ({"max_length": 0}, "max_length must be at least 1, got 0"),
         ({"max_length": 5, "max_new_tokens": 3}, "exclude each other"),
         ({"max_new_tokens": 0}, "max_new_tokens must be at least 1, got 0"),
         ({"num_inference_steps": 0}, "num_inference_steps must be at least 1, got 0"),

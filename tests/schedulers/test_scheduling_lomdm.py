@@ -42,7 +42,7 @@ def run(scheduler, sample, logits, rates, generator, attention_mask=None) -> tup
     """The whole loop with a network that says the same at every step; the final sample and what each step revealed."""
     history = []
     for t in scheduler.timesteps:
-        sample, revealed = scheduler.step(logits, t, sample, rates, generator, attention_mask, return_dict=False)
+        sample, revealed = scheduler.step(logits, t, sample, rates, generator, False, attention_mask=attention_mask)
         history.append(revealed)
     return sample, history
 
@@ -102,10 +102,9 @@ def test_positions_first_equals_step(kind):
     scheduler, slow, fast = make(5, **kind), generators(1, 2, 3), generators(1, 2, 3)
     plain = quick = start
     for t in scheduler.timesteps:
-        plain = scheduler.step(logits, t, plain, rates, slow, mask).prev_sample
-        revealed = scheduler.select(
-            rates, t, quick, fast, mask, logits if scheduler.position_draw_needs_logits else None
-        )
+        plain = scheduler.step(logits, t, plain, rates, slow, attention_mask=mask).prev_sample
+        needed = logits if scheduler.position_draw_needs_logits else None
+        revealed = scheduler.select(rates, t, quick, fast, attention_mask=mask, logits=needed)
         rows, columns = revealed.nonzero(as_tuple=True)
         positions = scheduler.positions(quick, mask)[rows, columns]
         tokens = scheduler.draw_tokens(logits[rows, columns], rows, positions, len(start), fast)
@@ -162,7 +161,7 @@ def test_fillers_of_a_gather_may_hold_anything():
     logits, rates = random_output(2, 4)
     sample, mask = torch.full((2, 4), MASK), torch.tensor([[1, 1, 1, 1], [1, 0, 0, 0]])
     logits[1, 1:], rates[1, 1:] = torch.nan, torch.nan
-    prev_sample, revealed = make(1).step(logits, 1.0, sample, rates, None, mask, return_dict=False)
+    prev_sample, revealed = make(1).step(logits, 1.0, sample, rates, None, False, attention_mask=mask)
     assert torch.equal(revealed, mask.bool()) and torch.equal(prev_sample == MASK, mask == 0)
 
 
@@ -303,7 +302,7 @@ def test_add_noise_masks_with_probability_one_minus_alpha():
     text = torch.arange(6).expand_as(rates)
     mask = torch.tensor([0, 1, 1, 1, 1, 1]).expand_as(text)
     scheduler = LoMDMScheduler(MASK)
-    noisy = scheduler.add_noise(text, rates, 0.3, torch.Generator().manual_seed(0), mask)
+    noisy = scheduler.add_noise(text, rates, 0.3, torch.Generator().manual_seed(0), attention_mask=mask)
     hidden = noisy == MASK
     assert torch.equal(noisy[~hidden], text[~hidden]) and not hidden[:, 0].any()
     expected = 0.3 ** rates[0, 1:].double()
@@ -322,7 +321,8 @@ def test_add_noise_of_a_padded_text_equals_alone():
     wide = torch.cat([torch.ones(1, 2), rates, torch.ones(1, 1)], 1)
     for seed in range(20):
         alone = LoMDMScheduler(MASK).add_noise(text, rates, 0.5, *generators(seed))
-        assert torch.equal(LoMDMScheduler(MASK).add_noise(padded, wide, 0.5, *generators(seed), mask)[:, 2:8], alone)
+        noisy = LoMDMScheduler(MASK).add_noise(padded, wide, 0.5, *generators(seed), attention_mask=mask)
+        assert torch.equal(noisy[:, 2:8], alone)
 
 
 # ---------------------------------------------------------------------------------------------- parity with the process
@@ -419,7 +419,7 @@ def test_bad_tensors_are_refused():
     with pytest.raises(ValueError, match="logits must have the shape"):
         step(logits[:, :3], 1.0, sample, rates)
     with pytest.raises(ValueError, match="attention_mask must have the shape"):
-        step(logits, 1.0, sample, rates, None, torch.ones(2, 5))
+        step(logits, 1.0, sample, rates, attention_mask=torch.ones(2, 5))
     with pytest.raises(ValueError, match="sample must be token ids"):
         step(logits, 1.0, sample[0], rates)
     with pytest.raises(ValueError, match="generator has 3 entries for a batch of 2"):

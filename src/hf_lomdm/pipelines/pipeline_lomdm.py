@@ -9,7 +9,8 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,11 +31,7 @@ WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 CARD = """---
 library_name: transformers
 pipeline_tag: text-generation
-tags:
-- lomdm
-- masked-diffusion
-- diffusers
-- custom_code
+tags: [lomdm, masked-diffusion, diffusers, custom_code]
 ---
 
 """
@@ -50,8 +47,8 @@ A masked diffusion language model that reveals its tokens in a learned order (Lo
 class LoMDMPipelineOutput(BaseOutput):
     """Output of `LoMDMPipeline`; `B` = prompts x `num_return_sequences`, the sequences of one prompt side by side.
 
-    texts: `B` strings, prompt included, cut before the first EOS after the prompt; `None` without a tokenizer or with
-        `output_type="seq"`.
+    texts: `B` strings, prompt included, cut before the first EOS after the prompt (in a template: behind its last given
+        position); `None` without a tokenizer or with `output_type="seq"`.
     sequences: `[B, L]` int64, everything, padding at the far right.
     order: `[B, L]` int64, 0-based step of reveal; -1 = given, -2 = padding.
     num_forward_passes: forward passes of the model over the batch.
@@ -68,7 +65,7 @@ class Canvas:
     """A batch of right-padded rows to fill in, and what the host knows about it.
 
     sample, order: `[B, L]` int64. attention_mask: `[B, L]`, 1 = real; `None` = nothing padded.
-    left: masked positions of each row. starts: first masked position of each row. lengths: real positions.
+    left: masked positions of each row. starts: first position behind all that is given. lengths: real positions.
     """
 
     sample: Tensor
@@ -137,38 +134,57 @@ class LoMDMPipeline(DiffusionPipeline):
         Raises:
             ValueError: input that cannot be used, with its name, its value and the remedy; weights with NaN.
         """
-        inputs = _callback_inputs(callback_on_step_end, callback_on_step_end_tensor_inputs)
-        unknown = set(inputs) - set(self._callback_tensor_inputs)
-        if unknown:
-            raise ValueError(
-                f"callback_on_step_end_tensor_inputs must be among {self._callback_tensor_inputs}, got {unknown}."
-            )
-        if output_type not in ("text", "seq"):
-            raise ValueError(f"output_type must be 'text' or 'seq', got {output_type!r}.")
+        inputs = self._callback_inputs(callback_on_step_end, callback_on_step_end_tensor_inputs)
+        _require(output_type in ("text", "seq"), f"output_type must be 'text' or 'seq', got {output_type!r}.")
+        self._check_mask_tokens()
         changes = {"sampler": sampler, "temperature": temperature, "top_p": top_p, "top_k": top_k}
         changes = {name: value for name, value in changes.items() if value is not None}
         # a scheduler of this call's own: the pipeline's is left as it is, also when the call fails
         scheduler = type(self.scheduler).from_config(self.scheduler.config, **changes)
         scheduler.set_timesteps(num_inference_steps)  # times stay on the host: finding a step waits for nothing
         canvas = self._lay_out(prompt, max_length, max_new_tokens, num_return_sequences)
-
-        training = [module for module in self.model.modules() if module.training]
-        self.model.eval()
-        try:
+        with self._model_in_use():
             passes = self._reveal(canvas, scheduler, generator, callback_on_step_end, inputs)
-        finally:
-            for module in training:
-                module.training = True
-            self.maybe_free_model_hooks()
         texts = self._decode(canvas) if output_type == "text" and self.tokenizer is not None else None
-        if not return_dict:
-            return texts, canvas.sample, canvas.order, passes
-        return LoMDMPipelineOutput(texts, canvas.sample, canvas.order, passes)
+        result = (texts, canvas.sample, canvas.order, passes)
+        return LoMDMPipelineOutput(*result) if return_dict else result
 
     @property
     def num_timesteps(self) -> int:
         """Steps of the latest call, no-ops included."""
         return self._num_timesteps
+
+    def _callback_inputs(self, callback, names: list[str] | None) -> list[str]:
+        """Tensors that the callback is given: a `PipelineCallback` names them itself."""
+        known = self._callback_tensor_inputs
+        if isinstance(callback, (PipelineCallback, MultiPipelineCallbacks)):
+            names = callback.tensor_inputs
+        names = ["sample"] if names is None else list(names)
+        unknown = [name for name in names if name not in known]
+        _require(not unknown, f"callback_on_step_end_tensor_inputs must be among {known}, got {unknown}.")
+        return names if callback is not None else []
+
+    def _check_mask_tokens(self) -> None:
+        expected = self.model.config.mask_token_id
+        for name, part in (("scheduler", self.scheduler.config), ("tokenizer", self.tokenizer)):
+            token = getattr(part, "mask_token_id", None)
+            _require(
+                token in (None, expected),
+                f"{name}.mask_token_id is {token}, the model's mask_token_id {expected}. "
+                f"Pass the pipeline a {name} with the mask token that the model was trained with.",
+            )
+
+    @contextmanager
+    def _model_in_use(self) -> Iterator[None]:
+        """Within this context dropout is off; behind it every module has its mode again, an offloaded model is off."""
+        training = [module for module in self.model.modules() if module.training]
+        self.model.eval()
+        try:
+            yield
+        finally:
+            for module in training:
+                module.training = True
+            self.maybe_free_model_hooks()
 
     def _lay_out(self, prompt, max_length: int | None, max_new_tokens: int | None, repeats: int) -> Canvas:
         """The canvas of a call: every prompt `repeats` times, right-padded."""
@@ -183,29 +199,28 @@ class LoMDMPipeline(DiffusionPipeline):
         real = torch.arange(width, device=device) < torch.tensor(lengths, device=device)[:, None]
         order = torch.full_like(sample, GIVEN).masked_fill(~real, PADDING)
         left = [row.count(config.mask_token_id) for row in rows]
-        starts = [row.index(config.mask_token_id) for row in rows]
+        starts = [max((i + 1 for i, y in enumerate(row) if y != config.mask_token_id), default=0) for row in rows]
         return Canvas(sample, order, real.long() if min(lengths) < width else None, left, starts, lengths)
 
     def _check_lengths(self, max_length: int | None, max_new_tokens: int | None, repeats: int) -> None:
         limit = self.model.config.max_position_embeddings
-        if repeats < 1:
-            raise ValueError(f"num_return_sequences must be at least 1, got {repeats}.")
-        if max_length is not None and max_new_tokens is not None:
-            raise ValueError(
-                f"max_length={max_length} and max_new_tokens={max_new_tokens} exclude each other: pass one of them."
-            )
-        if max_new_tokens is not None and max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}.")
-        if max_length is not None and not 1 <= max_length <= limit:
-            raise ValueError(f"max_length must be in 1..{limit} (max_position_embeddings), got {max_length}.")
+        counts = {"num_return_sequences": repeats, "max_length": max_length, "max_new_tokens": max_new_tokens}
+        for name, value in counts.items():
+            _require(value is None or value >= 1, f"{name} must be at least 1, got {value}.")
+        _require(
+            max_length is None or max_new_tokens is None,
+            f"max_length={max_length} and max_new_tokens={max_new_tokens} exclude each other: pass one of them.",
+        )
+        fits = max_length is None or max_length <= limit
+        _require(fits, f"max_length must be at most {limit} (max_position_embeddings), got {max_length}.")
 
     def _encode(self, prompt) -> list[list[int]]:
         """Token ids of prompts; BOS stands in front of texts that are prefixes, if the model has one."""
         prompt = [prompt] if isinstance(prompt, str) else prompt
-        if not isinstance(prompt, (list, tuple)) or not prompt:
-            raise ValueError(
-                f"prompt must be None (to write freely), a string or a list with at least one entry, got {prompt!r}."
-            )
+        listed = isinstance(prompt, (list, tuple)) and len(prompt) > 0
+        _require(
+            listed, f"prompt must be None (free text), a string or a list with at least one entry, got {prompt!r}."
+        )
         if all(isinstance(text, str) for text in prompt):
             return self._tokenize(list(prompt))
         if all(isinstance(ids, (list, tuple)) and all(isinstance(i, int) for i in ids) for ids in prompt):
@@ -216,17 +231,11 @@ class LoMDMPipeline(DiffusionPipeline):
         )
 
     def _tokenize(self, texts: list[str]) -> list[list[int]]:
-        if self.tokenizer is None:
-            raise ValueError(f"prompt {texts[0]!r} is a text, which needs a tokenizer. Pass token id lists instead.")
-        mask, expected = self.tokenizer.mask_token_id, self.model.config.mask_token_id
-        if mask is not None and mask != expected:
-            raise ValueError(
-                f"tokenizer.mask_token_id is {mask}, the model's mask_token_id {expected}. "
-                "Use the tokenizer that the model was trained with."
-            )
-        bos = self.model.config.bos_token_id
+        known = self.tokenizer is not None
+        _require(known, f"prompt {texts[0]!r} is a text, which needs a tokenizer. Pass token id lists instead.")
+        bos, mask = self.model.config.bos_token_id, self.model.config.mask_token_id
         rows = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
-        plain = [bos is None or expected in row or row[:1] == [bos] for row in rows]
+        plain = [bos is None or mask in row or row[:1] == [bos] for row in rows]
         return [row if as_it_is else [bos, *row] for row, as_it_is in zip(rows, plain, strict=True)]
 
     def _lay_out_row(self, index: int, ids: list[int], max_length: int | None, max_new_tokens: int | None) -> list[int]:
@@ -255,10 +264,11 @@ class LoMDMPipeline(DiffusionPipeline):
         return ids + [mask] * (length - len(ids))
 
     def _decode(self, canvas: Canvas) -> list[str]:
-        """Texts of the rows, each cut before the first EOS at or behind its first masked position."""
-        eos, texts = self.model.config.eos_token_id, []
+        """Texts of the rows, each cut before the first EOS behind all that is given."""
+        bos, eos, texts = self.model.config.bos_token_id, self.model.config.eos_token_id, []
         for row, start, length in zip(canvas.sample.tolist(), canvas.starts, canvas.lengths, strict=True):
             row = row[:length]
+            start = max(start, int(row[0] == bos))  # a BOS that the model wrote may be its EOS token: GPT-2's is
             end = row.index(eos, start) if eos in row[start:] else length
             texts.append(self.tokenizer.decode(row[:end], skip_special_tokens=True))
         return texts
@@ -303,11 +313,11 @@ class LoMDMPipeline(DiffusionPipeline):
         plain = scheduler.position_draw_needs_logits
         out = self.model(input_ids=sample, attention_mask=mask, output_logits=plain)
         if plain:
-            step = scheduler.step(out.logits, timestep, sample, out.rates, generator, mask)
+            step = scheduler.step(out.logits, timestep, sample, out.rates, generator, attention_mask=mask)
             canvas.sample, revealed = step.prev_sample, step.revealed
             broken = torch.isnan(out.logits.amax(-1)) & revealed
         else:
-            revealed = scheduler.select(out.rates, timestep, sample, generator, mask)
+            revealed = scheduler.select(out.rates, timestep, sample, generator, attention_mask=mask)
             if scheduler.config.sampler == "ancestral":
                 rows, columns = revealed.nonzero(as_tuple=True)
             else:
@@ -331,8 +341,9 @@ class LoMDMPipeline(DiffusionPipeline):
                 )
             before = tensors[name]
             if name not in ("sample", "order"):
-                if value is not before:
-                    raise ValueError(f"callback_on_step_end replaced {name!r}, which is for reading: replace 'sample'.")
+                _require(
+                    value is before, f"callback_on_step_end replaced {name!r}, which is for reading: replace 'sample'."
+                )
                 continue
             if value.shape != before.shape or value.dtype != before.dtype:
                 raise ValueError(
@@ -410,17 +421,12 @@ class LoMDMPipeline(DiffusionPipeline):
             )
         target = Path(save_directory).resolve()
         _check_target(target)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        staging = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
-        staging.mkdir()
-        try:
+        with _staging_folder(target) as staging:
             self._write(staging, max_shard_size)
             if model_card is not None or not (target / "README.md").exists():
                 (staging / "README.md").write_text(_card(model_card, target.name), encoding="utf-8")
             written = sorted(path.relative_to(staging).as_posix() for path in staging.rglob("*") if path.is_file())
             _move(staging, target, written)
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
         return _push(target, written, keep_card=model_card is None, **kwargs) if push_to_hub else None
 
     def push_to_hub(self, repo_id: str, **kwargs) -> Any:
@@ -469,18 +475,13 @@ class LoMDMPipeline(DiffusionPipeline):
         _write_json(folder / "model_index.json", content)
 
 
-def _callback_inputs(callback, names: list[str] | None) -> list[str]:
-    """Tensors that the callback is given: a `PipelineCallback` names them itself."""
-    if isinstance(callback, (PipelineCallback, MultiPipelineCallbacks)):
-        return list(callback.tensor_inputs)
-    if callback is None:
-        return []
-    return ["sample"] if names is None else list(names)
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
 
 
 def _check_finite(finite: Tensor) -> None:
-    if not finite:
-        raise ValueError("the model gave NaN or infinite rates or logits. Check its weights and its dtype.")
+    _require(bool(finite), "the model gave NaN or infinite rates or logits. Check its weights and its dtype.")
 
 
 def _padding_token(config) -> int:
@@ -533,13 +534,23 @@ def _card(text: str | None, name: str) -> str:
 
 
 def _check_target(target: Path) -> None:
-    if target.exists() and not target.is_dir():
-        raise ValueError(f"save_directory {target} is a file. Pass a folder.")
+    _require(not target.exists() or target.is_dir(), f"save_directory {target} is a file. Pass a folder.")
     index = target / "model_index.json"
     if index.exists():
         name = json.loads(index.read_text(encoding="utf-8")).get("_class_name")
         if not isinstance(name, list) or name[0] != "pipeline_lomdm":
             raise ValueError(f"save_directory {target} holds another pipeline ({name}). Pass another folder.")
+
+
+@contextmanager
+def _staging_folder(target: Path) -> Iterator[Path]:
+    """A new folder beside the target, so that a rename is a move; it is gone afterwards, whatever happens."""
+    staging = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+    staging.mkdir(parents=True)
+    try:
+        yield staging
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
 
 
 def _move(staging: Path, target: Path, written: list[str]) -> None:

@@ -9,6 +9,7 @@ first real token. So a row alone, padded, in a batch, on the plain or on the fas
 
 import math
 from dataclasses import dataclass
+from numbers import Integral
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -100,13 +101,11 @@ class LoMDMScheduler(SchedulerMixin, ConfigMixin):
         """Set `timesteps` to the float32 `[K]` times `1, 1 - 1/K, ..., 1/K`; the time after the last one is 0.
 
         Raises:
-            ValueError: if `num_inference_steps` is below 1.
+            ValueError: if `num_inference_steps` is not a whole number of at least 1.
         """
-        if num_inference_steps < 1:
-            raise ValueError(
-                f"num_inference_steps must be at least 1, got {num_inference_steps}. "
-                "Pass the number of reveal steps, for example 256."
-            )
+        whole, remedy = isinstance(num_inference_steps, Integral), "the number of reveal steps, for example 256"
+        _require(whole, "num_inference_steps", num_inference_steps, "a whole number (int)", remedy)
+        _require(num_inference_steps >= 1, "num_inference_steps", num_inference_steps, "at least 1", remedy)
         self.num_inference_steps = num_inference_steps
         left = torch.arange(num_inference_steps, 0, -1, dtype=torch.float64)
         self.timesteps = (left / num_inference_steps).to(torch.float32).to(device)
@@ -145,6 +144,7 @@ class LoMDMScheduler(SchedulerMixin, ConfigMixin):
         rates: Tensor,
         timesteps: float | Tensor,
         generator: Generator | list[Generator] | None = None,
+        *,
         attention_mask: Tensor | None = None,
     ) -> Tensor:
         """Mask each real position of a text by itself with probability `1 - alpha_i(t)`.
@@ -183,6 +183,7 @@ class LoMDMScheduler(SchedulerMixin, ConfigMixin):
         timestep: float | Tensor,
         sample: Tensor,
         generator: Generator | list[Generator] | None = None,
+        *,
         attention_mask: Tensor | None = None,
         logits: Tensor | None = None,
     ) -> Tensor:
@@ -276,19 +277,21 @@ class LoMDMScheduler(SchedulerMixin, ConfigMixin):
         sample: Tensor,
         rates: Tensor | None = None,
         generator: Generator | list[Generator] | None = None,
-        attention_mask: Tensor | None = None,
         return_dict: bool = True,
+        *,
+        attention_mask: Tensor | None = None,
     ) -> LoMDMSchedulerOutput | tuple[Tensor, Tensor]:
         """Reveal positions and give each its token: `select`, then `draw_tokens`.
 
         Args:
             model_output: `[B, L, V]` logits, unnormalised.
-            timestep, sample, rates, generator, attention_mask: as in `select`.
+            timestep, sample, rates, generator: as in `select`.
             return_dict: `False` returns the tuple `(prev_sample, revealed)`.
+            attention_mask: as in `select`.
         Raises:
             ValueError: as `select` and `draw_tokens`.
         """
-        revealed = self.select(rates, timestep, sample, generator, attention_mask, model_output)
+        revealed = self.select(rates, timestep, sample, generator, attention_mask=attention_mask, logits=model_output)
         rows = torch.arange(len(sample), device=sample.device)[:, None]
         columns = self.revealed_columns(revealed, timestep)
         here = revealed.gather(1, columns)

@@ -14,6 +14,9 @@ import torch
 from transformers import HfArgumentParser, TrainingArguments
 from transformers.integrations import is_tensorboard_available
 
+# What one document of a .txt file can be.
+SAMPLE_BY = ("line", "paragraph", "document")
+
 
 @dataclass
 class DataArguments:
@@ -37,7 +40,7 @@ class DataArguments:
         default="paragraph",
         metadata={
             "help": "What one document is in a .txt file.",
-            "choices": ["line", "paragraph", "document"],
+            "choices": list(SAMPLE_BY),
         },
     )
     text_column: str = field(default="text", metadata={"help": "Column that holds the text."})

@@ -21,8 +21,8 @@ from transformers import PreTrainedTokenizerBase
 
 from .arguments import DataArguments
 from .detokenizers import get_detokenizer
-from .text import documents, load_text, split_document
-from .tokenizers import load_tokenizer, train_tokenizer
+from .text import check_sample_by, documents, load_text, split_document
+from .tokenizers import load_tokenizer, special_token_ids, train_tokenizer
 
 # Bounds what is tokenised at once.
 BATCH_CHARACTERS = 1 << 20
@@ -55,6 +55,7 @@ def load_data(arguments: DataArguments, output_dir: str | Path) -> tuple[Dataset
 def check_arguments(arguments: DataArguments) -> None:
     """Raise `ValueError` where the arguments contradict each other or are out of range; reads nothing."""
     get_detokenizer(arguments.detokenizer)
+    check_sample_by(arguments.sample_by)
     if bool(arguments.tokenizer) == bool(arguments.train_tokenizer):
         raise ValueError(
             f"give either tokenizer (got {arguments.tokenizer!r}) or train_tokenizer "
@@ -72,6 +73,18 @@ def check_arguments(arguments: DataArguments) -> None:
         limit = getattr(arguments, name)
         if limit is not None and limit < 1:
             raise ValueError(f"{name} must be at least 1, got {limit}. Leave it out to use every row.")
+
+
+def model_token_ids(tokenizer: PreTrainedTokenizerBase, arguments: DataArguments) -> dict[str, int | None]:
+    """`special_token_ids`, with `None` for a BOS or EOS that is in no row: the model knows nothing about it.
+
+    Without `insert_special_tokens` no row begins with BOS, and EOS stands behind documents only where they are packed.
+    """
+    ids = special_token_ids(tokenizer)
+    if not arguments.insert_special_tokens:
+        ids["bos_token_id"] = None
+        ids["eos_token_id"] = ids["eos_token_id"] if arguments.packing else None
+    return ids
 
 
 @dataclass

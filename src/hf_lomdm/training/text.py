@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 from datasets import Dataset, DatasetDict, load_dataset
 from datasets.exceptions import DatasetGenerationError
 
-from .arguments import DataArguments
+from .arguments import SAMPLE_BY, DataArguments
 from .detokenizers import get_detokenizer
 
 PYDOC_TOPICS = "pydoc_topics"
@@ -80,8 +80,10 @@ def load_files(path: str, sample_by: str = "paragraph") -> Dataset:
     `sample_by` says what a document of a .txt file is: a `line`, a `paragraph` (up to an empty line) or the whole file.
 
     Raises:
-        ValueError: missing, empty, of an unknown or mixed kind, malformed, or not UTF-8 (names the byte offset).
+        ValueError: an unknown `sample_by`; missing, empty, without rows, of an unknown or mixed kind, malformed, or not
+            UTF-8 (names the byte offset).
     """
+    check_sample_by(sample_by)
     files = _list_files(Path(path))
     suffix = files[0].suffix.lower()
     if suffix != ".parquet":
@@ -89,9 +91,18 @@ def load_files(path: str, sample_by: str = "paragraph") -> Dataset:
             check_utf8(file)
     options = {"sample_by": sample_by} if suffix == ".txt" else {}
     try:
-        return load_dataset(FILE_FORMATS[suffix], data_files=[str(file) for file in files], split="train", **options)
+        found = load_dataset(FILE_FORMATS[suffix], data_files=[str(file) for file in files], **options)
     except (DatasetGenerationError, ValueError) as error:
         raise ValueError(f"{path} is not a well-formed {suffix} file: {error.__cause__ or error}") from error
+    if not found.get("train"):  # a split without rows is left out
+        raise ValueError(f"{path} has no rows. Put text into it, or check train_file and validation_file.")
+    return found["train"]
+
+
+def check_sample_by(sample_by: str) -> None:
+    """Raise `ValueError` where `sample_by` is not one of the choices."""
+    if sample_by not in SAMPLE_BY:
+        raise ValueError(f"sample_by must be one of {', '.join(SAMPLE_BY)}, got {sample_by!r}. The default: paragraph.")
 
 
 def _list_files(path: Path) -> list[Path]:

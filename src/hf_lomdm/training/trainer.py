@@ -11,18 +11,23 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.distributed.fsdp import register_fsdp_forward_method
 from torch.nn.utils import get_total_norm
-from transformers import Trainer, TrainerCallback
+from transformers import PreTrainedModel, Trainer, TrainerCallback
+from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import EvalLoopOutput
 
 from ..evaluation import nelbo
+from ..pipelines import LoMDMPipeline
+from ..schedulers.scheduling_lomdm import LoMDMScheduler
 from . import checkpointing
 from .ema import EMA
+from .model_card import is_written_by_hand, model_card
 from .training_log import TrainingLog
 
 logger = logging.getLogger(__name__)
 
 EMA_FILE = "ema.safetensors"
 STATE_FILE = "trainer_state.json"
+CARD_FILE = "README.md"
 EVALUATION_SEED = 20260202
 
 
@@ -33,7 +38,7 @@ class LoMDMTrainer(Trainer):
       micro-steps and processes; quantiles are stratified over the global batch.
     - The loss is the bound of the global batch divided by its maskable tokens, for texts of unequal length too.
     - The order heads have `head_learning_rate`; weights are averaged (`ema_decay`), and the average is what is
-      evaluated and what `save_model` writes.
+      evaluated and what `save_model` writes: a Hub folder that loads as a model and as a pipeline without this package.
     - Evaluation is by the order bound, with its standard error, on fixed draws.
     - A checkpoint is complete or absent; training that is killed and started again gives the same weights, bit by bit
       on the CPU. A loss or gradient that is not finite stops training before it reaches the weights.
@@ -56,9 +61,13 @@ class LoMDMTrainer(Trainer):
         self.ema: EMA | None = None
         self._checkpoint: Path | None = None  # the one that training resumed from
         self._staging: Path | None = None  # where a checkpoint is being written
+        self._first_step = 0  # where the latest call of `train` began
+        self._metrics: dict[str, float] = {}  # of the weights as they are
+        config = self.model.config
+        self._absent_tokens = [name for name in ("bos_token_id", "eos_token_id") if getattr(config, name, None) is None]
         self._step_loss = 0.0
         self._training_log = TrainingLog(self.model)
-        self.add_callback(_EMACallback(self))
+        self.add_callback(_StepCallback(self))
 
     def create_accelerator_and_postprocess(self) -> None:
         """Under FSDP, autocast alone chooses the precision: its own policy would cast quantiles and rates to bf16."""
@@ -134,6 +143,8 @@ class LoMDMTrainer(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the terms of the bound, the rates and the gradient of phi to the Trainer's training logs."""
+        if "train_loss" in logs and not self.num_steps_trained:
+            return  # the summary of no step at all: a loss of 0
         if self.is_in_train and "loss" in logs:
             logs.update(self._training_log.take(self.accelerator))
         super().log(logs, start_time)
@@ -165,6 +176,7 @@ class LoMDMTrainer(Trainer):
                 self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
         metrics = summarise_texts(torch.cat(rows))
         named = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
+        self._metrics |= named
         return EvalLoopOutput(predictions=None, label_ids=None, metrics=named, num_samples=sum(map(len, rows)))
 
     def evaluate_without_order(self) -> dict[str, float]:
@@ -204,6 +216,30 @@ class LoMDMTrainer(Trainer):
         resume = None if self._checkpoint is None else str(self._checkpoint)
         return super().train(resume, trial, ignore_keys_for_eval)
 
+    @property
+    def num_steps_trained(self) -> int:
+        """Optimizer steps of the latest call of `train`; 0 where it found a run that was finished."""
+        return self.state.global_step - self._first_step
+
+    def begin(self) -> None:
+        """Everything is in place for the first step: starts the moving average.
+
+        A BOS or EOS that the configuration lacks is one that no text of the model has: the Trainer, which takes it
+        over from the tokenizer, is not followed.
+        """
+        self._first_step, self._metrics = self.state.global_step, {}
+        for name in self._absent_tokens:
+            setattr(self.model.config, name, None)
+        if self.is_fsdp_enabled:
+            gather_weights_for_evaluation(self.model)
+        self.start_ema()
+
+    def step_done(self) -> None:
+        """After an optimizer step: the average follows, and what was measured no longer holds."""
+        self._metrics = {}
+        if self.ema is not None:
+            self.ema.update(self.model)
+
     def start_ema(self) -> None:
         """Starts the moving average from the weights, or takes it from the checkpoint that training resumes from."""
         self.ema = EMA(self.model, self.args.ema_decay) if self.args.ema_decay else None
@@ -212,13 +248,67 @@ class LoMDMTrainer(Trainer):
 
     def _load_best_model(self) -> None:
         super()._load_best_model()
+        self._metrics = {}
         if self.ema is not None:
             self.ema.load(Path(self.state.best_model_checkpoint) / EMA_FILE)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Writes the averaged weights, configuration and tokenizer; a checkpoint gets the training weights instead."""
+        """Writes the averaged weights as a Hub folder; a checkpoint gets the training weights instead.
+
+        The folder is that of `LoMDMPipeline.save_pretrained`. Sharded weights (FSDP, DeepSpeed) and adapters of PEFT are
+        written as the Trainer writes them, without code: `hf_lomdm.hub.export_to_hub_folder` makes the former one.
+        """
         with nullcontext() if self._staging else self.averaged_weights():
             super().save_model(output_dir, _internal_call)
+
+    def _hub_model(self) -> PreTrainedModel | None:
+        """The model, if this process holds all of it and a Hub folder can carry it."""
+        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled or self.is_distributed_loading_by_transformers
+        return model if isinstance(model, PreTrainedModel) and not sharded else None
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        model = None if self._staging else self._hub_model()
+        if model is None:
+            return super()._save(output_dir, state_dict)
+        if not self.args.should_save:
+            return
+        folder = Path(output_dir or self.args.output_dir)
+        tokenizer = self.processing_class or getattr(self.data_collator, "tokenizer", None)
+        pipe = LoMDMPipeline(model, LoMDMScheduler(mask_token_id=model.config.mask_token_id), tokenizer)
+        pipe.save_pretrained(folder, model_card=None if is_written_by_hand(folder / CARD_FILE) else self._card())
+        torch.save(self.args, folder / TRAINING_ARGS_NAME)
+
+    def create_model_card(
+        self,
+        language=None,
+        license=None,
+        tags=None,
+        model_name=None,
+        finetuned_from=None,
+        tasks=None,
+        dataset_tags=None,
+        dataset=None,
+        dataset_args=None,
+    ) -> None:
+        """Writes `README.md` into `output_dir`, unless one that was written by hand is there.
+
+        Takes what `transformers.Trainer.create_model_card` takes; `tasks` and `dataset_args` have no place in it.
+        """
+        if self._hub_model() is None:
+            header = {"language": language, "license": license, "finetuned_from": finetuned_from, "tasks": tasks}
+            data = {"dataset_tags": dataset_tags, "dataset": dataset, "dataset_args": dataset_args}
+            return super().create_model_card(tags=tags, model_name=model_name, **header, **data)
+        path = Path(self.args.output_dir) / CARD_FILE
+        if not self.is_world_process_zero() or is_written_by_hand(path):
+            return
+        header = {"language": language, "license": license, "base_model": finetuned_from, "datasets": dataset_tags}
+        tags = [tags] if isinstance(tags, str) else tags or []
+        path.write_text(self._card(model_name, tags=tags, dataset=dataset or dataset_tags, **header), encoding="utf-8")
+
+    def _card(self, name: str | None = None, **details) -> str:
+        name = name or Path(self.args.hub_model_id or Path(self.args.output_dir).absolute()).name
+        return model_card(name, self.model.config, self.args, self.state.global_step, self._metrics, **details)
 
     def _get_output_dir(self, trial) -> str:
         return super()._get_output_dir(trial) if self._staging is None else str(self._staging)
@@ -277,20 +367,17 @@ class LoMDMTrainer(Trainer):
             )
 
 
-class _EMACallback(TrainerCallback):
-    """Starts the moving average when the weights are in place and updates it after every optimizer step."""
+class _StepCallback(TrainerCallback):
+    """Tells the trainer when the weights are in place and when an optimizer step is done."""
 
     def __init__(self, trainer: LoMDMTrainer):
         self.trainer = trainer
 
     def on_train_begin(self, args, state, control, **kwargs):
-        if self.trainer.is_fsdp_enabled:
-            gather_weights_for_evaluation(self.trainer.model)
-        self.trainer.start_ema()
+        self.trainer.begin()
 
     def on_step_end(self, args, state, control, **kwargs):
-        if self.trainer.ema is not None:
-            self.trainer.ema.update(self.trainer.model)
+        self.trainer.step_done()
 
 
 # --------------------------------------------------------------------------------------------- draws and measures
