@@ -51,8 +51,8 @@ MUTATIONS = (
     Mutation(
         "let the heads reach the backbone",
         MODEL,
-        "scores = head(features.detach(), attention_mask)",
-        "scores = head(features, attention_mask)",
+        "features = features.detach()  # heads",
+        "features = features  # heads",
         GRADIENTS,
     ),
     Mutation("drop the velocity term of the loss", MODEL, "nelbo = (main + velocity)", "nelbo = main", VALUES),

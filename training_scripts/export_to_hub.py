@@ -1,8 +1,8 @@
 """Turns a checkpoint into a folder for the Hub, and uploads it if asked to.
 
-GPU or laptop (seconds):  python training_scripts/export_to_hub.py --model runs/owt --output export/lomdm-owt \
+GPU or laptop (seconds):  python training_scripts/export_to_hub.py --model outputs/owt --output export/lomdm-owt \
                               --dtype bfloat16 --repo_id org/lomdm-owt --private
-Laptop, without upload:   python training_scripts/export_to_hub.py --model runs/tiny --output export/lomdm-tiny
+Laptop, without upload:   python training_scripts/export_to_hub.py --model outputs/tiny --output export/lomdm-tiny
 """
 
 import argparse
@@ -15,10 +15,11 @@ from hf_lomdm.hub import export_to_hub_folder
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="folder of the checkpoint")
+    model_help = "folder of the checkpoint; where it holds a moving average (ema.safetensors), the average is exported"
+    parser.add_argument("--model", required=True, help=model_help)
     parser.add_argument("--output", required=True, help="folder to write")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: as stored")
-    parser.add_argument("--sampler", help="sampler that the folder's scheduler starts with")
+    parser.add_argument("--sampler", help="sampler of the folder's scheduler; default: the checkpoint's")
     parser.add_argument("--model_card", type=Path, help="file whose text becomes README.md")
     parser.add_argument("--max_shard_size", help='for example "5GB"')
     parser.add_argument("--repo_id", help="upload to this repository")

@@ -1,14 +1,16 @@
 """Writes text with a LoMDM and shows in which order it was written.
 
 GPU (seconds):            python training_scripts/sample.py --model org/lomdm-owt --num_inference_steps 256 --top_p 0.9
-Laptop (under a minute):  python training_scripts/sample.py --model runs/tiny --max_length 128 --show_order
+Laptop (under a minute):  python training_scripts/sample.py --model outputs/tiny --max_length 128 --show_order
 """
 
 import argparse
 import sys
 import time
+from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 
 from hf_lomdm import LoMDMPipeline
 from hf_lomdm.visualization import order_picture, order_text, token_texts
@@ -36,7 +38,13 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 def load(options: argparse.Namespace, device: str) -> LoMDMPipeline:
     """The pipeline on `device`; half precision is slow on most CPUs, so there float32 is the default."""
     dtype = options.dtype or ("float32" if device == "cpu" else None)
-    pipe = LoMDMPipeline.from_pretrained(options.model, **({} if dtype is None else {"dtype": getattr(torch, dtype)}))
+    keywords = {} if dtype is None else {"dtype": getattr(torch, dtype)}
+    try:
+        pipe = LoMDMPipeline.from_pretrained(options.model, **keywords)
+    except (OSError, ValueError, SafetensorError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        kind = "a folder with a model" if Path(options.model).exists() else "an existing folder or a Hub repository"
+        raise SystemExit(f"--model {options.model} is not {kind} that can be loaded: {reason}") from error
     if pipe.tokenizer is None:
         raise SystemExit(f"{options.model} has no tokenizer (tokenizer_config.json), so there is no text to show.")
     return pipe.to(device)

@@ -11,7 +11,8 @@ On a laptop, in ten minutes, without a download:
 Every key of the configuration can be given on the command line (`--key value`), where it wins; `--help` lists them. The
 same command started again continues from the newest complete checkpoint of `output_dir`, with the same result as if it
 had never stopped. At the end `output_dir` holds the evaluation, the log and the averaged weights, as a Hub folder that
-loads as a model and as a pipeline without this package (with FSDP after `export_to_hub.py`); `--push_to_hub` uploads it.
+loads as a model and as a pipeline without this package (under FSDP: once `export_to_hub.py` has added the code);
+`--push_to_hub` uploads it.
 """
 
 from transformers import set_seed

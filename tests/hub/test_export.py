@@ -1,15 +1,18 @@
 """From a checkpoint to a Hub folder, by the function and by the script; and the sampling script on that folder."""
 
 import importlib.util
+import re
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from hf_lomdm import LoMDMPipeline
 from hf_lomdm.hub import export_to_hub_folder
 from tiny_tokenizer import build_tokenizer
+from training.tiny_training import make_trainer
 
 SCRIPTS = Path(__file__).parents[2] / "training_scripts"
 
@@ -56,6 +59,41 @@ def test_checkpoint_can_become_a_hub_folder_in_place(checkpoint, make_model):
     assert (checkpoint / "trainer_state.json").exists() and (checkpoint / "model_index.json").exists()
     pipe = LoMDMPipeline.from_pretrained(checkpoint)
     assert torch.equal(pipe.model.lm_head.weight, make_model().lm_head.weight) and pipe.tokenizer is not None
+
+
+def test_exporting_again_keeps_the_settings_of_the_scheduler_but_those_that_are_given(checkpoint, tmp_path):
+    settings = {"sampler": "ancestral", "grid": "uniform", "temperature": 0.5, "top_k": 7}
+    export_to_hub_folder(checkpoint, tmp_path / "first", scheduler_config=settings)
+    export_to_hub_folder(tmp_path / "first", tmp_path / "second")
+    export_to_hub_folder(tmp_path / "second", tmp_path / "third", scheduler_config={"sampler": "random", "top_k": None})
+    second, third = (LoMDMPipeline.from_pretrained(tmp_path / name).scheduler.config for name in ("second", "third"))
+    assert {name: second[name] for name in settings} == settings
+    assert {name: third[name] for name in settings} == {**settings, "sampler": "random", "top_k": None}
+
+
+def test_checkpoint_of_a_trainer_is_exported_with_its_averaged_weights(tmp_path):
+    trainer = make_trainer(tmp_path / "run", max_steps=2, save_strategy="steps", save_steps=2, ema_decay=0.9)
+    trainer.train()
+    folder, before = tmp_path / "run" / "checkpoint-2", dict(load_file(tmp_path / "run/checkpoint-2/model.safetensors"))
+    model = LoMDMPipeline.from_pretrained(export_to_hub_folder(folder, tmp_path / "hub")).model
+    assert trainer.ema.average.keys() == dict(model.named_parameters()).keys()
+    for name, value in model.named_parameters():
+        assert torch.equal(value, trainer.ema.average[name]), name
+    assert not torch.equal(model.lm_head.weight, before["lm_head.weight"])  # the training weights are others
+    half = LoMDMPipeline.from_pretrained(export_to_hub_folder(folder, tmp_path / "half", dtype=torch.bfloat16)).model
+    assert torch.equal(half.lm_head.weight, model.lm_head.weight.to(torch.bfloat16))
+    with pytest.raises(ValueError, match="is the checkpoint itself.*Pass another folder"):
+        export_to_hub_folder(folder, tmp_path / "run" / ".." / "run" / "checkpoint-2")
+    after = load_file(folder / "model.safetensors")
+    assert all(torch.equal(value, before[name]) for name, value in after.items())
+
+
+def test_an_average_of_another_model_is_refused(checkpoint, tmp_path):
+    for stored in ({"other.weight": torch.zeros(2)}, {"lm_head.weight": torch.zeros(2)}):
+        save_file(stored, checkpoint / "ema.safetensors")
+        with pytest.raises(ValueError, match=rf"holds {next(iter(stored))} with shape \(2,\), the model has"):
+            export_to_hub_folder(checkpoint, tmp_path / "hub")
+    assert not (tmp_path / "hub").exists()
 
 
 def test_unusable_arguments_are_refused_and_nothing_is_written(checkpoint, tmp_path):
@@ -112,6 +150,28 @@ def test_sample_script_computes_in_float32_on_the_cpu_unless_told_otherwise(make
     for dtype, arguments in ((torch.float32, []), (torch.bfloat16, ["--dtype", "bfloat16"])):
         options = script.parse_arguments(["--model", str(tmp_path / "hub"), *arguments])
         assert script.load(options, "cpu").model.dtype is dtype
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("absent", "is not an existing folder or a Hub repository that can be loaded: "),
+        ("empty", "is not a folder with a model that can be loaded: .*no file named model.safetensors"),
+        ("foreign", "is not a folder with a model that can be loaded: mask_token_id must be"),
+        ("cut", "is not a folder with a model that can be loaded: Error while deserializing header"),
+    ],
+)
+def test_sample_script_says_in_one_line_what_it_cannot_load(checkpoint, tmp_path, kind, message):
+    folder = {"cut": checkpoint}.get(kind, tmp_path / kind)
+    if kind in ("empty", "foreign"):
+        folder.mkdir()
+    if kind == "foreign":
+        (folder / "config.json").write_text('{"model_type": "bert", "vocab_size": 10}')
+    if kind == "cut":
+        (folder / "model.safetensors").write_bytes(b"cut")
+    with pytest.raises(SystemExit, match=f"^--model {re.escape(str(folder))} {message}") as error:
+        load_script("sample").main(["--model", str(folder)])
+    assert "\n" not in str(error.value)
 
 
 def test_sample_script_needs_a_tokenizer(make_model, tmp_path):

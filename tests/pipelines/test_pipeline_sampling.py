@@ -160,6 +160,34 @@ def test_texts_hold_the_prompt_and_end_before_the_first_eos_after_it(make_model,
     assert out.sequences[0].tolist() == [BOS, 3, 4, 5, EOS, 6, EOS]
 
 
+def test_right_context_of_a_hole_stays_whatever_the_hole_ends_with(make_model, monkeypatch):
+    pipe = make_pipe(make_model(), build_tokenizer())
+    drawn = iter([[EOS, 5], [EOS, 5, EOS, 6], [5, EOS]])
+
+    def write(canvas, *_):
+        for row in canvas.sample:
+            row[row == MASK] = torch.tensor(next(drawn))
+        return 1
+
+    monkeypatch.setattr(pipe, "_reveal", write)
+    assert pipe("a<mask><mask>bd").texts == ["acbd"]
+    assert pipe("a<mask><mask>b<mask><mask>").texts == ["acb"]  # the hole at the end may end the text
+    assert pipe("<mask><mask>").texts == ["c"]
+
+
+def test_bos_that_is_eos_ends_no_text_at_its_first_position(make_model, monkeypatch):
+    """GPT-2 tokenizers have one token for both, and a model that writes freely begins with it."""
+    pipe = make_pipe(make_model(bos_token_id=EOS), build_tokenizer())
+    drawn = iter([[EOS, 3, 4, EOS, 5], [3, EOS, 4, 5, 6], [EOS, EOS, 3, 4, 5]])
+
+    def write(canvas, *_):
+        canvas.sample[0] = torch.tensor(next(drawn))
+        return 1
+
+    monkeypatch.setattr(pipe, "_reveal", write)
+    assert [pipe(max_length=5).texts for _ in range(3)] == [["ab"], ["a"], [""]]
+
+
 def test_text_prompts_and_templates_are_the_token_prompts(make_model):
     pipe = make_pipe(make_model(), build_tokenizer())
     texts = pipe(["abc", "d", "<bos>e<mask><mask>fg<mask>"], 4, max_length=12, generator=generators(0, 1, 2))
@@ -351,12 +379,14 @@ def test_progress_bar_counts_every_step(make_model, monkeypatch):
         ({"max_length": 5, "max_new_tokens": 3}, "exclude each other"),
         ({"max_new_tokens": 0}, "max_new_tokens must be at least 1, got 0"),
         ({"num_inference_steps": 0}, "num_inference_steps must be at least 1, got 0"),
+        ({"num_inference_steps": 2.5}, "num_inference_steps must be a whole number .* got 2.5"),
         ({"num_return_sequences": 0}, "num_return_sequences must be at least 1, got 0"),
         ({"generator": [torch.Generator()] * 2}, "generator has 2 entries"),
         ({"output_type": "np"}, "output_type must be 'text' or 'seq', got 'np'"),
         ({"sampler": "best"}, "sampler must be one of"),
         ({"temperature": -1.0}, "temperature must be"),
         ({"callback_on_step_end": print, "callback_on_step_end_tensor_inputs": ["latents"]}, "latents"),
+        ({"callback_on_step_end_tensor_inputs": ["latents"]}, "must be among .* got .'latents'"),
     ],
 )
 def test_unusable_input_is_refused_by_name(make_model, arguments, message):
@@ -367,8 +397,15 @@ def test_unusable_input_is_refused_by_name(make_model, arguments, message):
 def test_texts_without_a_tokenizer_or_with_a_foreign_one_are_refused(make_model):
     with pytest.raises(ValueError, match="needs a tokenizer"):
         make_pipe(make_model())("a")
+    pipe = LoMDMPipeline(make_model(mask_token_id=9), LoMDMScheduler(mask_token_id=9), build_tokenizer())
     with pytest.raises(ValueError, match="tokenizer.mask_token_id is 10, the model's mask_token_id 9"):
-        make_pipe(make_model(mask_token_id=9), build_tokenizer())("a")
+        pipe("a")
+
+
+def test_a_scheduler_with_another_mask_token_is_refused(make_model):
+    pipe = LoMDMPipeline(make_model(), LoMDMScheduler(mask_token_id=9))
+    with pytest.raises(ValueError, match="scheduler.mask_token_id is 9, the model's mask_token_id 10. Use"):
+        pipe(None, 2)
 
 
 @pytest.mark.parametrize("sampler", ["sequential", "random", "confidence"])

@@ -220,6 +220,19 @@ def test_step_takes_float_and_tensor_times_and_returns_an_output_or_a_tuple():
         assert torch.equal(output.prev_sample, sample) and torch.equal(output.revealed, revealed)
 
 
+def test_positional_arguments_have_the_order_of_the_contract_and_the_rest_goes_by_name():
+    logits, rates = random_output(1, 6)
+    start, mask = torch.full((1, 6), MASK), torch.ones(1, 6)
+    sample, revealed = make(3).step(logits, 1.0, start, rates, *generators(0), False)
+    assert torch.equal(make(3).select(rates, 1.0, start, *generators(0)), revealed)
+    assert torch.equal(make(3).step(logits, 1.0, start, rates, *generators(0), attention_mask=mask).prev_sample, sample)
+    assert LoMDMScheduler(MASK).add_noise(start, rates, 0.5, *generators(0)).shape == start.shape
+    calls = [(make(3).step, (logits, 1.0, start, rates, None, True)), (make(3).select, (rates, 1.0, start, None))]
+    for function, arguments in (*calls, (make(3).add_noise, (start, rates, 0.5, None))):
+        with pytest.raises(TypeError, match="positional"):
+            function(*arguments, mask)
+
+
 def test_input_is_left_untouched_and_dtypes_are_kept():
     logits, rates = random_output(2, 6)
     start = torch.full((2, 6), MASK, dtype=torch.int32)
@@ -392,6 +405,12 @@ def test_bad_config_names_the_argument(config):
 def test_bad_steps_and_times_are_refused():
     with pytest.raises(ValueError, match="num_inference_steps must be at least 1, got 0. Pass"):
         LoMDMScheduler(MASK).set_timesteps(0)
+    for bad in (2.5, 2.0, "2", None):
+        with pytest.raises(ValueError, match=f"num_inference_steps must be a whole number .*got {bad!r}. Pass"):
+            LoMDMScheduler(MASK).set_timesteps(bad)
+    whole = LoMDMScheduler(MASK)
+    whole.set_timesteps(torch.tensor([2]).numpy()[0])  # an integer of numpy
+    assert whole.timesteps.tolist() == [1.0, 0.5]
     logits, rates = random_output(1, 4)
     sample = torch.full((1, 4), MASK)
     with pytest.raises(ValueError, match="Call set_timesteps"):

@@ -16,9 +16,17 @@ from transformers import AutoTokenizer, TrainingArguments
 
 from hf_lomdm.training import data, text
 from hf_lomdm.training.arguments import DataArguments
-from hf_lomdm.training.data import RowCounts, TextCollator, check_arguments, load_data, token_batches, tokenize
+from hf_lomdm.training.data import (
+    RowCounts,
+    TextCollator,
+    check_arguments,
+    load_data,
+    model_token_ids,
+    token_batches,
+    tokenize,
+)
 from hf_lomdm.training.text import check_utf8, documents, hold_out_end, load_files, load_text, split_document
-from hf_lomdm.training.tokenizers import load_tokenizer, train_tokenizer
+from hf_lomdm.training.tokenizers import load_tokenizer, special_token_ids, train_tokenizer
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 WORDS = "some words of a text that is read in order , not more ;  with\tblanks\n and ends .".split(" ")
@@ -273,6 +281,22 @@ def test_documents_of_a_text_file_are_lines_paragraphs_or_the_file(tmp_path, sam
     assert load_files(str(tmp_path / "a.txt"), sample_by)["text"][:] == expected
 
 
+def test_an_unknown_sample_by_is_refused_with_the_choices():
+    for refuse in (
+        lambda: load_files(str(FIXTURES / "text8.train.txt"), "sentence"),
+        lambda: check_arguments(DataArguments(train_file="a.txt", tokenizer="gpt2", sample_by="sentence")),
+    ):
+        with pytest.raises(ValueError, match="sample_by must be one of line, paragraph, document, got 'sentence'"):
+            refuse()
+
+
+@pytest.mark.parametrize("name, content", [("a.csv", "text\n"), ("a.txt", "\n\n"), ("a.jsonl", "\n")])
+def test_a_file_without_rows_is_refused_with_the_remedy(tmp_path, name, content):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=f"{name} has no rows. Put text into it"):
+        load_files(str(tmp_path / name))
+
+
 def test_blank_and_missing_documents_are_left_out():
     assert list(documents(as_dataset(["a", "", None, " \n", "b"]))) == ["a", "b"]
 
@@ -441,6 +465,21 @@ def test_text_without_documents_is_refused(tokenizer, texts):
     empty = datasets.Dataset.from_dict({"text": texts}, features=datasets.Features({"text": datasets.Value("string")}))
     with pytest.raises(ValueError, match="the train text holds no document that is not blank"):
         tokenize(empty, tokenizer, DataArguments(max_length=16))
+
+
+@pytest.mark.parametrize("packing", [True, False])
+@pytest.mark.parametrize("insert", [True, False])
+def test_the_model_knows_bos_and_eos_exactly_where_rows_hold_them(packing, insert):
+    own = load_tokenizer(str(FIXTURES / "bert_tokenizer"))  # BOS and EOS differ
+    arguments = DataArguments(max_length=8, packing=packing, insert_special_tokens=insert)
+    texts = datasets.Dataset.from_dict({"text": ["some words of a text"] * 8})
+    rows = [list(row) for row in tokenize(texts, own, arguments)["input_ids"]]
+    ids = model_token_ids(own, arguments)
+    assert (ids["bos_token_id"] == own.bos_token_id) == any(own.bos_token_id in row for row in rows)
+    assert (ids["eos_token_id"] == own.eos_token_id) == any(own.eos_token_id in row for row in rows)
+    assert ids["bos_token_id"] in (own.bos_token_id, None) and ids["eos_token_id"] in (own.eos_token_id, None)
+    others = ("vocab_size", "mask_token_id", "pad_token_id")
+    assert {name: ids[name] for name in others} == {name: special_token_ids(own)[name] for name in others}
 
 
 def test_no_data_argument_hides_a_training_argument():

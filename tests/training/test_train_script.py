@@ -1,7 +1,9 @@
 """training_scripts/train.py and its configurations, at small size on text with the real data sets' columns."""
 
 import json
+import os
 import runpy
+import subprocess
 import sys
 from pathlib import Path
 
@@ -12,7 +14,10 @@ import yaml
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoTokenizer
 
+from hf_lomdm import LoMDMPipeline
 from hf_lomdm.training.arguments import parse_arguments
+from hub_server import HubServer
+from without_package import run_without_package
 
 ROOT = Path(__file__).parents[2]
 FIXTURES = ROOT / "tests" / "fixtures"
@@ -149,3 +154,84 @@ def test_lists_dictionaries_numbers_and_empty_values_of_a_file_arrive(tmp_path):
     data_args, model_args, args = parse_arguments(["--config", str(config)])
     assert args.learning_rate == 3e-4 and args.report_to == [] and args.lr_scheduler_kwargs == {"min_lr": 0.1}
     assert data_args.packing is False and model_args.time_epsilon is None
+
+
+def test_the_log_and_the_training_metrics_lie_in_the_folder_and_a_finished_run_keeps_them(train):
+    folder, _ = train("tiny")
+    metrics = json.loads((folder / "train_results.json").read_text())
+    history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
+    losses = [entry["loss"] for entry in history if "loss" in entry]
+    assert len(losses) == 2 and metrics["train_loss"] == pytest.approx(sum(losses) / 2, rel=1e-4)
+    assert any("eval_nelbo" in entry for entry in history)
+    train("tiny")
+    again = json.loads((folder / "trainer_state.json").read_text())["log_history"]
+    assert json.loads((folder / "train_results.json").read_text()) == metrics
+    assert [entry["loss"] for entry in again if "loss" in entry] == losses
+    assert not any(entry.get("train_loss") == 0 for entry in again)
+
+
+@pytest.mark.parametrize(
+    "config, settings, has_bos, has_eos",
+    [
+        ("text8", {}, False, True),  # packed: EOS behind every document
+        ("text8", {"packing": "false"}, False, False),
+        ("tiny", {}, True, True),
+    ],
+)
+def test_special_tokens_that_are_in_no_row_are_not_in_the_configuration(train, config, settings, has_bos, has_eos):
+    folder, _ = train(config, **settings)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    for place in (folder, folder / "checkpoint-2"):  # the Trainer takes them over from the tokenizer
+        stored = json.loads((place / "config.json").read_text())
+        assert stored.get("bos_token_id") == (tokenizer.bos_token_id if has_bos else None)
+        assert stored.get("eos_token_id") == (tokenizer.eos_token_id if has_eos else None)
+
+
+LOAD = """
+import json, sys
+import torch
+from diffusers import DiffusionPipeline
+from transformers import AutoModel, AutoTokenizer
+
+name = sys.argv[1]
+model = AutoModel.from_pretrained(name, trust_remote_code=True)
+pipe = DiffusionPipeline.from_pretrained(name, trust_remote_code=True)
+ids = pipe(num_inference_steps=4, generator=torch.Generator().manual_seed(0)).sequences.tolist()
+vocabulary = [len(AutoTokenizer.from_pretrained(name)), len(pipe.tokenizer)]
+print("RESULT", json.dumps([model.lm_head.weight.double().sum().item(), ids, vocabulary]))
+"""
+
+
+def assert_loads_as(folder: Path, found: list) -> None:
+    """What `LOAD` gave elsewhere is what the package makes of `folder`."""
+    pipe = LoMDMPipeline.from_pretrained(folder)
+    total, ids, vocabulary = found
+    assert total == pipe.model.lm_head.weight.double().sum().item()
+    assert ids == pipe(num_inference_steps=4, generator=torch.Generator().manual_seed(0)).sequences.tolist()
+    assert vocabulary == [len(pipe.tokenizer)] * 2
+
+
+@pytest.mark.slow
+def test_the_output_folder_loads_as_model_and_pipeline_without_the_package(train, tmp_path):
+    folder, _ = train("tiny")
+    assert_loads_as(folder, run_without_package(LOAD, folder, folder=tmp_path))
+
+
+@pytest.mark.slow
+def test_a_pushed_model_loads_over_http_without_the_package(tmp_path):
+    words = {**SMALL, "output_dir": tmp_path / "out", "push_to_hub": "true", "hub_model_id": "tester/tiny"}
+    command = [sys.executable, str(ROOT / "training_scripts" / "train.py"), "--config", str(CONFIGS / "tiny.yaml")]
+    command += [word for key, value in words.items() for word in (f"--{key}", str(value))]
+    with HubServer() as hub:
+        settings = {"HF_ENDPOINT": hub.endpoint, "HF_HUB_DISABLE_XET": "1", "HF_TOKEN": "hf_test"}
+        environment = {**os.environ, **settings, "HF_HOME": str(tmp_path / "push"), "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr[-4000:]
+        repo = hub.find("model", "tester/tiny")
+        files = repo.commits[repo.refs["main"]]
+        found = run_without_package(LOAD, "tester/tiny", folder=tmp_path, **settings)
+    assert {"modeling_lomdm.py", "model/config.json", "trainer_state.json", "eval_results.json"} <= files.keys()
+    assert not any("checkpoint-" in name for name in files)
+    card = files["README.md"]["data"].decode()
+    assert "custom_code" in card and "trained for\n2 optimizer steps" in card and "| order bound |" in card
+    assert_loads_as(tmp_path / "out", found)

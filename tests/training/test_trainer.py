@@ -6,15 +6,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from tiny_training import collate, make_texts, make_trainer
 from transformers import Trainer, TrainerCallback
 
-from hf_lomdm import LoMDMForMaskedDiffusion
+from hf_lomdm import LoMDMForMaskedDiffusion, LoMDMPipeline
 from hf_lomdm.evaluation import nelbo
+from hf_lomdm.modeling.configuration_lomdm import RATE_TYPES
 from hf_lomdm.training import checkpointing
 from hf_lomdm.training.arguments import LoMDMTrainingArguments
 from hf_lomdm.training.ema import EMA
+from hf_lomdm.training.model_card import ORDERS, model_card
 from hf_lomdm.training.trainer import (
     EVALUATION_SEED,
     gradient_norm,
@@ -23,6 +26,7 @@ from hf_lomdm.training.trainer import (
     step_quantiles,
     summarise_texts,
 )
+from tiny_tokenizer import build_tokenizer
 
 SGD = {"optim": "sgd", "learning_rate": 0.1, "head_learning_rate": 0.1, "lr_scheduler_type": "constant"}
 
@@ -257,6 +261,8 @@ def test_the_best_model_comes_back_with_its_average(tmp_path):
     assert folder.name != "checkpoint-6" and trainer.state.best_model_checkpoint == str(folder)
     average = load_file(folder / "ema.safetensors")
     assert all(torch.equal(average[name], value) for name, value in trainer.ema.average.items())
+    trainer.save_model()
+    assert "These weights were not evaluated." in (tmp_path / "README.md").read_text()  # those of step 6 were
     assert trainer.evaluate()["eval_nelbo"] == pytest.approx(max(values), abs=1e-6)
 
 
@@ -392,3 +398,76 @@ def test_uploads_see_complete_checkpoints_and_then_the_average(tmp_path, monkeyp
     assert uploads == [(str(tmp_path / f"checkpoint-{step}"), True) for step in (2, 4)] + [("final", True)]
     stored = load_file(tmp_path / "model.safetensors")
     assert all(torch.equal(stored[name], value) for name, value in trainer.ema.average.items())
+
+
+# ------------------------------------------------------------------------------------------- the final folder, the card
+
+
+def test_the_final_folder_is_a_hub_folder_and_a_checkpoint_is_not(tmp_path):
+    trainer = make_trainer(tmp_path, save_strategy="steps", save_steps=4)
+    trainer.train()
+    trainer.save_model()
+    pipe = LoMDMPipeline.from_pretrained(tmp_path)
+    assert torch.equal(pipe.model.lm_head.weight, trainer.ema.average["lm_head.weight"])
+    layout = {"model_index.json", "model/config.json", "scheduler/scheduling_lomdm.py", "modeling_lomdm.py"}
+    assert all((tmp_path / name).is_file() for name in (*layout, "training_args.bin"))
+    assert not any((tmp_path / "checkpoint-4" / name).exists() for name in (*layout, "README.md"))
+
+
+@pytest.mark.parametrize("attribute", ["is_fsdp_enabled", "is_deepspeed_enabled"])
+def test_sharded_weights_are_written_as_transformers_does(tmp_path, attribute):
+    trainer = make_trainer(tmp_path)
+    setattr(trainer, attribute, True)
+    state_dict = {name: torch.full_like(value, 2.0) for name, value in trainer.model.state_dict().items()}
+    trainer._save(str(tmp_path), state_dict)  # what the Trainer calls with the weights that it has gathered
+    assert float(load_file(tmp_path / "model.safetensors")["lm_head.weight"].min()) == 2
+    assert not (tmp_path / "model_index.json").exists()
+
+
+def test_the_card_says_what_was_measured_on_these_weights_and_gives_way_to_one_written_by_hand(tmp_path):
+    trainer = make_trainer(tmp_path, eval_on_start=True)
+    card = tmp_path / "README.md"
+    trainer.train()
+    assert any("eval_nelbo" in entry for entry in trainer.state.log_history)
+    trainer.save_model()
+    assert "These weights were not evaluated." in card.read_text()  # those before training were
+    metrics = trainer.evaluate() | trainer.evaluate_without_order()
+    trainer.save_model()
+    text = card.read_text()
+    for key in ("eval_nelbo", "eval_without_order_nelbo"):
+        assert f"| {metrics[key]:.4f} | {metrics[f'{key}_standard_error']:.4f} |" in text
+    assert "a learned order" in text and "trained for\n4 optimizer steps" in text
+    trainer.create_model_card(tags="extra", license="mit", model_name="Name", dataset="some text")
+    data = ModelCard.load(card).data
+    assert data.license == "mit" and {"extra", "custom_code"} <= set(data.tags)
+    assert data.library_name == "transformers" and "# Name\n" in card.read_text() and "some text" in card.read_text()
+    card.write_text("# Mine")
+    trainer.save_model()
+    trainer.create_model_card()
+    assert card.read_text() == "# Mine"
+
+
+def test_every_rate_type_has_a_card(make_model):
+    assert ORDERS.keys() == set(RATE_TYPES)
+    for rate_type, order in ORDERS.items():
+        config = make_model(rate_type=rate_type).config
+        assert f'{order} (`rate_type="{rate_type}"`)' in model_card(
+            "name", config, LoMDMTrainingArguments("out"), 1, {}
+        )
+
+
+def test_tokens_that_the_model_lacks_are_not_taken_over_from_the_tokenizer(tmp_path, make_model):
+    trainer = make_trainer(tmp_path, make_model(bos_token_id=None), max_steps=1)
+    trainer.processing_class = build_tokenizer()
+    trainer.train()
+    assert trainer.model.config.bos_token_id is None and trainer.model.config.eos_token_id == 2
+
+
+def test_a_finished_run_started_again_trains_and_logs_no_step(tmp_path):
+    make_trainer(tmp_path, save_strategy="steps", save_steps=4).train()
+    again = make_trainer(tmp_path)
+    again.train("auto")
+    assert again.num_steps_trained == 0 and not any("train_loss" in entry for entry in again.state.log_history)
+    longer = make_trainer(tmp_path, max_steps=6)
+    longer.train("auto")
+    assert longer.num_steps_trained == 2 and "train_loss" in longer.state.log_history[-1]

@@ -24,13 +24,14 @@ def test_placed_tokens_keep_the_text_and_never_overlap_or_leave_the_line():
 def test_picture_colours_follow_the_order(tmp_path):
     image = pytest.importorskip("matplotlib.image")
     path = tmp_path / "order.png"
-    order_picture(WORDS[:8] + ["<pad>"], [0, 1, 2, 3, 4, 5, 6, -1, -2], path)
+    order_picture([*WORDS[:7], "given ", "late", "<pad>"], [0, 1, 2, 3, 4, 5, 6, -1, 7, -2], path)
     pixels = image.imread(path)
     assert pixels.shape[2] == 4 and pixels.shape[1] > pixels.shape[0]
     row = pixels[int(0.15 * 150) + 6, :, :3]  # just below the top of the first line's boxes
-    left, given = row[int(0.15 * 150) + 2], row[int((0.15 + 44 * 0.602 * 9 / 72) * 150)]
-    assert left == pytest.approx([0.267, 0.005, 0.329], abs=0.02)  # viridis begins dark violet
-    assert given == pytest.approx([0.91, 0.91, 0.91], abs=0.02)  # word 7 begins at column 42
+    first, given, last = (row[int((0.15 + column * 0.602 * 9 / 72) * 150)] for column in (0.5, 44, 49))
+    assert first == pytest.approx([0.5, 0.5, 1.0], abs=0.02)  # light blue: the colours of the terminal
+    assert given == pytest.approx([0.91, 0.91, 0.91], abs=0.02)  # begins at column 42, the last word at 48
+    assert last == pytest.approx([1.0, 0.5, 0.5], abs=0.02)  # light red
 
 
 def test_picture_without_matplotlib_names_the_extra(tmp_path, monkeypatch):

@@ -310,6 +310,7 @@ class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
         self.phi = LoMDMOrderHead(config) if learned else None  # forward rates w, from clean text
         self.psi = LoMDMOrderHead(config) if learned else None  # reverse rates v, from partly masked text
         self.post_init()
+        self._keys_to_ignore_on_load_unexpected = None  # post_init takes over what the backbone alone may ignore
 
     def get_output_embeddings(self) -> nn.Linear:
         return self.lm_head

@@ -168,11 +168,10 @@ class LoMDMPipeline(DiffusionPipeline):
         expected = self.model.config.mask_token_id
         for name, part in (("scheduler", self.scheduler.config), ("tokenizer", self.tokenizer)):
             token = getattr(part, "mask_token_id", None)
-            _require(
-                token in (None, expected),
-                f"{name}.mask_token_id is {token}, the model's mask_token_id {expected}. "
-                f"Pass the pipeline a {name} with the mask token that the model was trained with.",
+            wrong = (
+                f"{name}.mask_token_id is {token}, the model's mask_token_id {expected}. Use the {name} of this model."
             )
+            _require(token in (None, expected), wrong)
 
     @contextmanager
     def _model_in_use(self) -> Iterator[None]:
@@ -207,10 +206,8 @@ class LoMDMPipeline(DiffusionPipeline):
         counts = {"num_return_sequences": repeats, "max_length": max_length, "max_new_tokens": max_new_tokens}
         for name, value in counts.items():
             _require(value is None or value >= 1, f"{name} must be at least 1, got {value}.")
-        _require(
-            max_length is None or max_new_tokens is None,
-            f"max_length={max_length} and max_new_tokens={max_new_tokens} exclude each other: pass one of them.",
-        )
+        both = f"max_length={max_length} and max_new_tokens={max_new_tokens} exclude each other: pass one of them."
+        _require(max_length is None or max_new_tokens is None, both)
         fits = max_length is None or max_length <= limit
         _require(fits, f"max_length must be at most {limit} (max_position_embeddings), got {max_length}.")
 
@@ -218,9 +215,7 @@ class LoMDMPipeline(DiffusionPipeline):
         """Token ids of prompts; BOS stands in front of texts that are prefixes, if the model has one."""
         prompt = [prompt] if isinstance(prompt, str) else prompt
         listed = isinstance(prompt, (list, tuple)) and len(prompt) > 0
-        _require(
-            listed, f"prompt must be None (free text), a string or a list with at least one entry, got {prompt!r}."
-        )
+        _require(listed, f"prompt must be None, a string or a list with at least one entry, got {prompt!r}.")
         if all(isinstance(text, str) for text in prompt):
             return self._tokenize(list(prompt))
         if all(isinstance(ids, (list, tuple)) and all(isinstance(i, int) for i in ids) for ids in prompt):
@@ -341,9 +336,7 @@ class LoMDMPipeline(DiffusionPipeline):
                 )
             before = tensors[name]
             if name not in ("sample", "order"):
-                _require(
-                    value is before, f"callback_on_step_end replaced {name!r}, which is for reading: replace 'sample'."
-                )
+                _require(value is before, f"callback_on_step_end replaced {name!r}, which is for reading: leave it.")
                 continue
             if value.shape != before.shape or value.dtype != before.dtype:
                 raise ValueError(

@@ -29,8 +29,9 @@ TEXT = """
 # {name}
 
 A masked diffusion language model that reveals its tokens in {order} (`rate_type="{config.rate_type}"`), trained for
-{steps:,} optimizer steps on the {config.bound} bound. It loads as a model (`AutoModel.from_pretrained`) and as a pipeline
-(`DiffusionPipeline.from_pretrained`), both with `trust_remote_code=True`.
+{steps:,} optimizer steps on the {config.bound} bound. It loads as a model
+(`AutoModel.from_pretrained`) and as a pipeline (`DiffusionPipeline.from_pretrained`), both with
+`trust_remote_code=True`.
 
 ## Evaluation
 
@@ -75,7 +76,7 @@ def model_card(
     text = TEXT.format(
         name=name,
         config=config,
-        order=ORDERS.get(config.rate_type, "an order of its own"),
+        order=ORDERS[config.rate_type],
         steps=steps,
         evaluation=_evaluation(metrics),
         dataset=", ".join(dataset) if dataset else "not recorded here",

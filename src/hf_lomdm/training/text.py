@@ -91,12 +91,13 @@ def load_files(path: str, sample_by: str = "paragraph") -> Dataset:
             check_utf8(file)
     options = {"sample_by": sample_by} if suffix == ".txt" else {}
     try:
-        found = load_dataset(FILE_FORMATS[suffix], data_files=[str(file) for file in files], **options)
+        return load_dataset(FILE_FORMATS[suffix], data_files=[str(file) for file in files], split="train", **options)
     except (DatasetGenerationError, ValueError) as error:
+        if "corresponds to no data" in str(error):  # a split without rows is left out
+            raise ValueError(
+                f"{path} has no rows. Put text into it, or check train_file and validation_file."
+            ) from None
         raise ValueError(f"{path} is not a well-formed {suffix} file: {error.__cause__ or error}") from error
-    if not found.get("train"):  # a split without rows is left out
-        raise ValueError(f"{path} has no rows. Put text into it, or check train_file and validation_file.")
-    return found["train"]
 
 
 def check_sample_by(sample_by: str) -> None:

@@ -224,12 +224,16 @@ class LoMDMTrainer(Trainer):
     def begin(self) -> None:
         """Everything is in place for the first step: starts the moving average.
 
-        A BOS or EOS that the configuration lacks is one that no text of the model has: the Trainer, which takes it
-        over from the tokenizer, is not followed.
+        A BOS or EOS that the configuration lacks is in no text of the model, but the Trainer has just set it to the
+        tokenizer's: that is undone.
         """
         self._first_step, self._metrics = self.state.global_step, {}
         for name in self._absent_tokens:
-            setattr(self.model.config, name, None)
+            if getattr(self.model.config, name, None) is not None:
+                logger.warning(
+                    "%s of the model stays None: the tokenizer has one, but the model does not use it.", name
+                )
+                setattr(self.model.config, name, None)
         if self.is_fsdp_enabled:
             gather_weights_for_evaluation(self.model)
         self.start_ema()
@@ -255,8 +259,8 @@ class LoMDMTrainer(Trainer):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Writes the averaged weights as a Hub folder; a checkpoint gets the training weights instead.
 
-        The folder is that of `LoMDMPipeline.save_pretrained`. Sharded weights (FSDP, DeepSpeed) and adapters of PEFT are
-        written as the Trainer writes them, without code: `hf_lomdm.hub.export_to_hub_folder` makes the former one.
+        The folder is that of `LoMDMPipeline.save_pretrained`. Sharded weights (FSDP, DeepSpeed) and adapters of PEFT
+        are written as the Trainer writes them, without code; `hf_lomdm.hub.export_to_hub_folder` adds it to the first.
         """
         with nullcontext() if self._staging else self.averaged_weights():
             super().save_model(output_dir, _internal_call)

@@ -1,6 +1,11 @@
-"""The generation order as a picture: the text in boxes coloured by the step of reveal, with a colour bar."""
+"""The generation order as a picture: the text in boxes coloured by the step of reveal, with a colour bar.
+
+The colours are those of the terminal, from early (blue) to late (red), light enough for black letters.
+"""
 
 import os
+
+from .terminal import COLOURS
 
 COLUMNS = 80
 FONT_SIZE = 9  # points
@@ -51,9 +56,15 @@ def order_picture(tokens: list[str], order: list[int], path: str | os.PathLike) 
     _draw(place_tokens([token for token, _ in pairs]), [step for _, step in pairs], max(steps), path)
 
 
+def _light(code: int) -> tuple[float, ...]:
+    """Red, green and blue of a colour of the terminal's 6 x 6 x 6 cube (codes 16 to 231), half-way to white."""
+    levels = (0, 95, 135, 175, 215, 255)
+    return tuple((255 + levels[(code - 16) // place % 6]) / 510 for place in (36, 6, 1))
+
+
 def _draw(pieces: list[tuple[int, int, int, str]], order: list[int], last: int, path: str | os.PathLike) -> None:
     try:
-        from matplotlib import colormaps, colors
+        from matplotlib import colors
         from matplotlib.cm import ScalarMappable
         from matplotlib.figure import Figure
         from matplotlib.patches import Rectangle
@@ -67,13 +78,13 @@ def _draw(pieces: list[tuple[int, int, int, str]], order: list[int], last: int, 
     axes = figure.add_axes((MARGIN / width, MARGIN / height, text_width / width, text_height / height))
     axes.set(xlim=(0, COLUMNS), ylim=(max(lines, 6), 0))
     axes.axis("off")
-    colours = ScalarMappable(colors.Normalize(1, last + 1), colormaps["viridis"])
+    colour_map = colors.LinearSegmentedColormap.from_list("order", [_light(code) for code in COLOURS])
+    colours = ScalarMappable(colors.Normalize(1, last + 1), colour_map)
     font = {"family": "DejaVu Sans Mono", "size": FONT_SIZE, "va": "center"}
     for index, line, column, text in pieces:
-        red, green, blue, _ = colours.to_rgba(order[index] + 1) if order[index] >= 0 else colors.to_rgba(GIVEN_COLOUR)
-        axes.add_patch(Rectangle((column, line + 0.05), len(text), 0.9, color=(red, green, blue), linewidth=0))
-        ink = "black" if 0.3 * red + 0.59 * green + 0.11 * blue > 0.5 else "white"
-        axes.text(column, line + 0.5, text, color=ink, parse_math=False, **font)  # a "$" in a text is a dollar
+        colour = colours.to_rgba(order[index] + 1) if order[index] >= 0 else GIVEN_COLOUR
+        axes.add_patch(Rectangle((column, line + 0.05), len(text), 0.9, color=colour, linewidth=0))
+        axes.text(column, line + 0.5, text, parse_math=False, **font)  # a "$" in a text is a dollar
     bar = figure.add_axes((1 - BAR_WIDTH / width, MARGIN / height, 0.12 / width, text_height / height))
     figure.colorbar(colours, cax=bar, label="step of reveal (grey: given)")
     figure.savefig(path, dpi=DPI)
