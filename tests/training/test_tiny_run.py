@@ -1,0 +1,25 @@
+"""The whole of tiny.yaml on real text (minutes): the bound, the order and the samples that the README promises."""
+
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+BIGRAM_ENTROPY = 2.32  # nats per character of the text, of the train counts
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_tiny_config_learns_more_than_bigrams_and_uneven_rates(tmp_path, monkeypatch, capsys):
+    script = str(ROOT / "training_scripts" / "train.py")
+    config = str(ROOT / "training_scripts" / "configs" / "tiny.yaml")
+    monkeypatch.setattr(sys, "argv", [script, "--config", config, "--output_dir", str(tmp_path), "--use_cpu", "true"])
+    runpy.run_path(script, run_name="__main__")
+    metrics = json.loads((tmp_path / "eval_results.json").read_text())
+    assert metrics["eval_nelbo"] + 4 * metrics["eval_nelbo_standard_error"] < BIGRAM_ENTROPY
+    history = json.loads((tmp_path / "trainer_state.json").read_text())["log_history"]
+    assert [row["forward_spread"] for row in history if "forward_spread" in row][-1] > 0.001
+    assert capsys.readouterr().out.count("--- sample") == 3
