@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-BIGRAM_ENTROPY = 2.32  # nats per character of the text, of the train counts
+GOAL = 2.32  # nats per character; the bigram entropy of the text by its own counts is 2.46
 
 
 @pytest.mark.slow
@@ -19,7 +19,7 @@ def test_tiny_config_learns_more_than_bigrams_and_uneven_rates(tmp_path, monkeyp
     monkeypatch.setattr(sys, "argv", [script, "--config", config, "--output_dir", str(tmp_path), "--use_cpu", "true"])
     runpy.run_path(script, run_name="__main__")
     metrics = json.loads((tmp_path / "eval_results.json").read_text())
-    assert metrics["eval_nelbo"] + 4 * metrics["eval_nelbo_standard_error"] < BIGRAM_ENTROPY
+    assert metrics["eval_nelbo"] + 4 * metrics["eval_nelbo_standard_error"] < GOAL
     history = json.loads((tmp_path / "trainer_state.json").read_text())["log_history"]
     assert [row["forward_spread"] for row in history if "forward_spread" in row][-1] > 0.001
     assert capsys.readouterr().out.count("--- sample") == 3
