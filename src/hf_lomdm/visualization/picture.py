@@ -71,12 +71,12 @@ def _draw(pieces: list[tuple[int, int, int, str]], order: list[int], last: int, 
     except ImportError as error:
         raise ImportError("Pictures need matplotlib: pip install 'hf-lomdm[viz]'.") from error
     lines = pieces[-1][1] + 1
-    text_width, text_height = COLUMNS * CHARACTER_WIDTH, max(lines, 6) * LINE_HEIGHT
+    text_width, text_height = COLUMNS * CHARACTER_WIDTH, max(lines, 5) * LINE_HEIGHT
     width, height = text_width + 2 * MARGIN + BAR_WIDTH, text_height + 2 * MARGIN
     figure = Figure(figsize=(width, height))
     # the text's axes have the size of the text, so that a character fills a unit and boxes fit
     axes = figure.add_axes((MARGIN / width, MARGIN / height, text_width / width, text_height / height))
-    axes.set(xlim=(0, COLUMNS), ylim=(max(lines, 6), 0))
+    axes.set(xlim=(0, COLUMNS), ylim=(max(lines, 5), 0))
     axes.axis("off")
     colour_map = colors.LinearSegmentedColormap.from_list("order", [_light(code) for code in COLOURS])
     colours = ScalarMappable(colors.Normalize(1, last + 1), colour_map)
@@ -86,5 +86,5 @@ def _draw(pieces: list[tuple[int, int, int, str]], order: list[int], last: int, 
         axes.add_patch(Rectangle((column, line + 0.05), len(text), 0.9, color=colour, linewidth=0))
         axes.text(column, line + 0.5, text, parse_math=False, **font)  # a "$" in a text is a dollar
     bar = figure.add_axes((1 - BAR_WIDTH / width, MARGIN / height, 0.12 / width, text_height / height))
-    figure.colorbar(colours, cax=bar, label="step of reveal (grey: given)")
+    figure.colorbar(colours, cax=bar, label="step of reveal")
     figure.savefig(path, dpi=DPI)
