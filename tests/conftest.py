@@ -1,5 +1,10 @@
 """Fixtures for all tests: the smallest real models."""
 
+import os
+
+# Tiny tensors: a second thread would only wait for the first. Before torch is imported, and for subprocesses too.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 import torch
 
