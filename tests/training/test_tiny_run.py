@@ -16,7 +16,7 @@ GOAL = 2.32  # nats per character; the bigram entropy of the text by its own cou
 def test_tiny_config_learns_more_than_bigrams_and_uneven_rates(tmp_path, monkeypatch, capsys):
     script = str(ROOT / "training_scripts" / "train.py")
     config = str(ROOT / "training_scripts" / "configs" / "tiny.yaml")
-    monkeypatch.setattr(sys, "argv", [script, "--config", config, "--output_dir", str(tmp_path), "--use_cpu", "true"])
+    monkeypatch.setattr(sys, "argv", [script, "--config", config, "--output_dir", str(tmp_path)])
     runpy.run_path(script, run_name="__main__")
     metrics = json.loads((tmp_path / "eval_results.json").read_text())
     assert metrics["eval_nelbo"] + 4 * metrics["eval_nelbo_standard_error"] < GOAL

@@ -235,3 +235,8 @@ def test_a_pushed_model_loads_over_http_without_the_package(tmp_path):
     card = files["README.md"]["data"].decode()
     assert "custom_code" in card and "trained for\n2 optimizer steps" in card and "| order bound |" in card
     assert_loads_as(tmp_path / "out", found)
+
+
+def test_bf16_configs_need_no_word_about_the_cpu_where_there_is_nothing_else(tmp_path):
+    *_, args = parse_arguments(["--config", str(CONFIGS / "tiny.yaml"), "--output_dir", str(tmp_path)])
+    assert args.bf16 and args.use_cpu == (not torch.accelerator.is_available())
