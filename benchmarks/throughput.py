@@ -43,7 +43,8 @@ def main() -> None:
 def row(task: str, name: str, seconds: float, setting: dict) -> dict[str, float]:
     """One row of the record; the memory is that of a process of its own, which runs this system and task alone."""
     batch = setting["batch"] if task == "training" else setting["sample_batch"]
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
+    # not "spawn": a process that is made by fork and exec starts with the peak of its parent
+    with multiprocessing.get_context("forkserver").Pool(1) as pool:
         memory = pool.apply(peak_memory, (task, name))
     return {
         "seconds": seconds,
