@@ -145,8 +145,23 @@ def average_twice(model: torch.nn.Module) -> EMA:
 def test_train_script_under_torchrun_equals_one_process(tmp_path):
     script = str(ROOT / "training_scripts" / "train.py")
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "max_length": 32}
-    steps = {"max_steps": 3, "max_train_rows": 32, "max_validation_rows": 6, "warmup_steps": 0, "dropout": 0}
-    settings = {**sizes, **steps, **SGD, "report_to": "none", "disable_tqdm": "true", "use_cpu": "true"}
+    steps = {
+        "max_steps": 3,
+        "max_train_rows": 32,
+        "max_validation_rows": 6,
+        "warmup_steps": 0,
+        "dropout": 0,
+        "bf16": "false",
+    }
+    settings = {
+        **sizes,
+        **steps,
+        **SGD,
+        "report_to": "none",
+        "disable_tqdm": "true",
+        "use_cpu": "true",
+        "bf16": "false",
+    }
     runs = {
         "one": ([sys.executable], 8),
         "two": (
