@@ -52,6 +52,28 @@ def tables(model, text: Tensor, maskable: list[int] | None = None, attention_mas
     return Tables(masked, nll, out.rates[:, positions].double(), forward.double())
 
 
+def blocks_of(model, text: Tensor) -> list[range]:
+    """The positions of each block of a text, which is a single one in a model without blocks."""
+    size = model.config.block_size or len(text)
+    return [range(start, min(start + size, len(text))) for start in range(0, len(text), size)]
+
+
+def block_tables(model, text: Tensor, maskable: list[int] | None = None) -> list[Tables]:
+    """A table for each block of a text: clean before it and cut after it, so that nothing later can matter.
+
+    Bounds, probabilities and laws of a text are those of its blocks added up. Blocks with nothing maskable have none.
+    """
+    maskable = list(range(len(text))) if maskable is None else maskable
+    inside = [(block.stop, [i for i in block if i in maskable]) for block in blocks_of(model, text)]
+    return [tables(model, text[:stop], positions) for stop, positions in inside if positions]
+
+
+def add_up(function, parts: list[Tables], *args, **options) -> Tensor | tuple[Tensor, ...]:
+    """The sum of `function(table)`, or of each of its values, over the blocks of a text."""
+    values = [function(table, *args, **options) for table in parts]
+    return tuple(map(sum, zip(*values, strict=True))) if isinstance(values[0], tuple) else sum(values)
+
+
 def keep_gradient(table: Tables, *names: str) -> Tables:
     """The same tables where only the named ones carry gradients."""
     return replace(table, **{k: getattr(table, k).detach() for k in ("nll", "reverse", "forward") if k not in names})
@@ -305,7 +327,8 @@ def vivid(model, seed: int = 3):
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.double().named_parameters():
-            spread = 4.0 if name.endswith("out.weight") else 0.8 if parameter.dim() > 1 else 0.1
+            ends = {"out.weight": 4.0, "rho": 1.5}  # of the order heads and the token rates
+            spread = next((ends[end] for end in ends if name.endswith(end)), 0.8 if parameter.dim() > 1 else 0.1)
             centre = 0.0 if parameter.dim() > 1 else parameter
             noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
             parameter.copy_(centre + spread * noise)

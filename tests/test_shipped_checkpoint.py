@@ -12,6 +12,7 @@ FOLDER = ROOT / "checkpoints" / "lomdm-enwiki"
 SOURCES = {
     "configuration_lomdm.py": "modeling",
     "process_lomdm.py": "modeling",
+    "backbone_lomdm.py": "modeling",
     "modeling_lomdm.py": "modeling",
     "pipeline_lomdm.py": "pipelines",
     "scheduler/scheduling_lomdm.py": "schedulers",

@@ -17,12 +17,19 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PROCESS = "modeling/process_lomdm.py"
+BACKBONE = "modeling/backbone_lomdm.py"
 MODEL = "modeling/modeling_lomdm.py"
 LIKELIHOOD = "evaluation/likelihood.py"
 SCHEDULER = "schedulers/scheduling_lomdm.py"
 VALUES = ("tests/modeling/test_process.py", "tests/modeling/test_bounds.py")
 GRADIENTS = ("tests/modeling/test_gradients.py",)
 EVALUATION = ("tests/evaluation/test_likelihood.py",)
+FAMILY = ("tests/modeling/test_family_bounds.py",)
+FAMILY_EVALUATION = ("tests/evaluation/test_family_likelihood.py",)
+PUBLISHED = ("tests/modeling/test_published_losses.py",)
+BLOCKS = ("tests/modeling/test_blocks.py",)
+ATTENTION = ("tests/modeling/test_block_attention.py",)
+CACHE = ("tests/modeling/test_block_cache.py",)
 SAMPLING = ("tests/pipelines/test_sampling_law.py",)
 
 
@@ -146,6 +153,142 @@ MUTATIONS = (
         "masked & (uniforms < self._ancestral(",
         "masked & (uniforms**self.config.temperature < self._ancestral(",
         SAMPLING,
+    ),
+    Mutation(
+        "leave omega out of the token law",
+        MODEL,
+        "logits = logits + self.omega().to(logits.dtype)",
+        "logits = logits + 0 * self.omega().to(logits.dtype)",
+        FAMILY,
+    ),
+    Mutation(
+        "leave omega out of the reverse rates",
+        MODEL,
+        "log_rate_of_token_rates(wide(logits), self.omega())",
+        "log_rate_of_token_rates(wide(logits), 0 * self.omega())",
+        FAMILY,
+    ),
+    Mutation(
+        "do not train omega through the token law",
+        MODEL,
+        "logits = logits + self.omega().to(logits.dtype)",
+        "logits = logits + self.omega().detach().to(logits.dtype)",
+        GRADIENTS,
+    ),
+    Mutation(
+        "do not train the backbone through reverse rates that come from logits",
+        MODEL,
+        "self.rates_of_logits(logits).to(v.dtype))",
+        "self.rates_of_logits(logits.detach()).to(v.dtype))",
+        GRADIENTS,
+    ),
+    Mutation(
+        "replace V - 1 by V in the scores",
+        PROCESS,
+        "math.log(logits.shape[-1] - 1)",
+        "math.log(logits.shape[-1])",
+        PUBLISHED,
+    ),
+    Mutation(
+        "reverse the windows of the blocks",
+        PROCESS,
+        "time * blocks.count - (blocks.count - 1 - index)",
+        "time * blocks.count - index",
+        BLOCKS,
+    ),
+    Mutation(
+        "give every block the quantile of the text",
+        PROCESS,
+        "share = keys.argsort(-1).argsort(-1)",
+        "share = 0 * block",
+        BLOCKS,
+    ),
+    Mutation(
+        "give the strata to the blocks from left to right",
+        PROCESS,
+        "share = keys.argsort(-1).argsort(-1)",
+        "share = block",
+        BLOCKS,
+    ),
+    Mutation(
+        "take the mean of NormSig over the text instead of the block",
+        MODEL,
+        "self.config.c1, self.config.c2, real, blocks)",
+        "self.config.c1, self.config.c2, real)",
+        BLOCKS,
+    ),
+    Mutation(
+        "count the blocks of padded texts from the first column",
+        MODEL,
+        "position = position_ids(attention_mask, length, values.device)[:, -values.shape[1] :]",
+        "position = position_ids(None, length, values.device)[:, -values.shape[1] :]",
+        BLOCKS,
+    ),
+    Mutation(
+        "weigh the score of a text instead of those of its blocks",
+        MODEL,
+        "rloo_score(*(terms.main + terms.velocity).chunk(2), *log_q.chunk(2)).sum(-1)",
+        "rloo_score(*(terms.main + terms.velocity).sum(-1).chunk(2), *log_q.sum(-1).chunk(2))",
+        FAMILY,
+    ),
+    Mutation("drop 1/u of clipped times", PROCESS, "u.log(), 1 / u", "u.log(), torch.ones_like(u)", FAMILY),
+    Mutation(
+        "clip the times of evaluation",
+        MODEL,
+        "(self.config.time_epsilon, self.config.time_range) if self.training else (None, None)",
+        "(self.config.time_epsilon, self.config.time_range)",
+        FAMILY,
+    ),
+    Mutation(
+        "let the clean copy see the views",
+        BACKBONE,
+        "own = (distance == 0) & (copy[query] == copy[key])",
+        "own = (distance == 0) & ((copy[query] == copy[key]) | (copy[query] == 0))",
+        ATTENTION,
+    ),
+    Mutation(
+        "let a view see noise before its block",
+        BACKBONE,
+        "(distance < reach) & (copy[key] == 0)",
+        "(distance < reach)",
+        ATTENTION,
+    ),
+    Mutation("let a view see the clean text of its block", BACKBONE, "((distance > 0)", "((distance >= 0)", ATTENTION),
+    Mutation("see beyond the context", BACKBONE, "(distance < reach) & ", "", ATTENTION),
+    Mutation(
+        "see the cache one block late",
+        BACKBONE,
+        "return own | ((distance > 0)",
+        "return own | ((distance > int(past > 0))",
+        CACHE,
+    ),
+    Mutation(
+        "count the positions behind a cache from its start",
+        BACKBONE,
+        "new = position[:, past_length:]",
+        "new = position[:, : position.shape[1] - past_length]",
+        CACHE,
+    ),
+    Mutation(
+        "leave the order head out of the cache",
+        MODEL,
+        "hidden = self.layer(features, mask, rotary, past_key_values=past_key_values)",
+        "hidden = self.layer(features, mask, rotary)",
+        CACHE,
+    ),
+    Mutation(
+        "weigh the orders of a text instead of those of its blocks",
+        LIKELIHOOD,
+        "bound = (math.log(num_orders) - log_ratio.logsumexp(0)).sum(-1)",
+        "bound = math.log(num_orders) - log_ratio.sum(-1).logsumexp(0)",
+        FAMILY_EVALUATION,
+    ),
+    Mutation(
+        "choose among all blocks in the exact likelihood",
+        LIKELIHOOD,
+        "total = spread_blocks(block_sum(rates * masked, blocks), blocks)",
+        "total = (rates * masked).sum(-1, keepdim=True)",
+        FAMILY_EVALUATION,
     ),
 )
 

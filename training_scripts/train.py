@@ -1,4 +1,4 @@
-"""Train a LoMDM (learned order) or an MDLM (uniform order) on text.
+"""Train a language model of the family on text: LoMDM, MDLM, SEDD, BD3-LM, GenMD4, block-LoMDM, or an AR Transformer.
 
 On GPUs:
 
@@ -8,19 +8,34 @@ On a laptop, in ten minutes, without a download:
 
     python training_scripts/train.py --config training_scripts/configs/tiny.yaml
 
-Every key of the configuration can be given on the command line (`--key value`), where it wins; `--help` lists them. The
-same command started again continues from the newest complete checkpoint of `output_dir`, with the same result as if it
-had never stopped. At the end `output_dir` holds the evaluation, the log and the averaged weights, as a Hub folder that
-loads as a model and as a pipeline without this package (under FSDP: once `export_to_hub.py` has added the code);
+These train LoMDM. A second configuration names another system; `configs/README.md` has a command for each:
+
+    python training_scripts/train.py --config training_scripts/configs/tiny.yaml \\
+        --config training_scripts/configs/systems/mdlm.yaml
+
+Every key of a configuration can be given on the command line (`--key value`), where it wins; of two files the later one
+wins; `--help` lists the keys. Without `--output_dir` a run writes to `outputs/` and the names of its files, here
+`outputs/tiny-mdlm`: every pair has a folder of its own. The same command started again continues from the newest
+complete checkpoint of `output_dir`, with the same result as if it had never stopped. At the end `output_dir` holds the
+evaluation, the log and the averaged weights, as a Hub folder that loads as a model and as a pipeline without this
+package (under FSDP: once `export_to_hub.py` has added the code), or with `--objective ar` by `AutoModelForCausalLM`;
 `--push_to_hub` uploads it.
 """
 
-from transformers import set_seed
+from transformers import GPTNeoXForCausalLM, set_seed
 
-from hf_lomdm import LoMDMConfig, LoMDMForMaskedDiffusion, LoMDMPipeline, LoMDMScheduler
-from hf_lomdm.training.arguments import DataArguments, ModelArguments, parse_arguments
+from hf_lomdm import LoMDMForMaskedDiffusion
+from hf_lomdm.training.arguments import parse_arguments
+from hf_lomdm.training.causal import CausalTrainer
 from hf_lomdm.training.data import TextCollator, load_data, model_token_ids
+from hf_lomdm.training.models import causal_config, diffusion_config
 from hf_lomdm.training.trainer import LoMDMTrainer
+
+# --objective: the configuration of a new model, its class and its trainer.
+OBJECTIVES = {
+    "diffusion": (diffusion_config, LoMDMForMaskedDiffusion, LoMDMTrainer),
+    "ar": (causal_config, GPTNeoXForCausalLM, CausalTrainer),
+}
 
 
 def main() -> None:
@@ -29,8 +44,10 @@ def main() -> None:
 
     with args.main_process_first(desc="tokenisation"):
         texts, tokenizer = load_data(data_args, args.output_dir)
-    model = build_model(model_args, data_args, tokenizer)
-    trainer = LoMDMTrainer(
+    make_config, model_class, trainer_class = OBJECTIVES[model_args.objective]
+    model = model_class(make_config(model_args, data_args.max_length, model_token_ids(tokenizer, data_args)))
+    print(f"model: {model_class.__name__}, {model.num_parameters() / 1e6:.2f} M parameters", flush=True)
+    trainer = trainer_class(
         model=model,
         args=args,
         train_dataset=texts["train"],
@@ -46,41 +63,23 @@ def main() -> None:
     trainer.save_state()
     trainer.save_model()  # and, with --push_to_hub, uploads it
     if trainer.is_world_process_zero() and not trainer.is_fsdp_enabled:
-        sample(trainer, tokenizer)
+        for text in trainer.sample_texts(3):
+            print(f"--- sample\n{text}", flush=True)
     trainer.end()
 
 
-def build_model(model_args: ModelArguments, data_args: DataArguments, tokenizer) -> LoMDMForMaskedDiffusion:
-    """A model with random weights for this tokenizer and text length."""
-    settings = dict(vars(model_args))
-    settings["max_position_embeddings"] = model_args.max_position_embeddings or data_args.max_length
-    model = LoMDMForMaskedDiffusion(LoMDMConfig(**settings, **model_token_ids(tokenizer, data_args)))
-    print(f"model: {model.num_parameters() / 1e6:.2f} M parameters, rate_type={model.config.rate_type}", flush=True)
-    return model
-
-
 def evaluate(trainer: LoMDMTrainer) -> None:
-    """The order bound on the validation text, and what of it is owed to the learned order."""
+    """The measure of the objective on the validation text, and what of it is owed to a learned order."""
     metrics = trainer.evaluate()
-    if trainer.model.config.rate_type == "learned":
+    if trainer.has_learned_order:
         metrics |= trainer.evaluate_without_order()
     trainer.save_metrics("eval", metrics)
     if not trainer.is_world_process_zero():
         return
-    labels = {"eval_nelbo": "order bound", "eval_without_order_nelbo": "order bound with c2 = 0 at evaluation"}
-    for key, label in labels.items():
+    for key, label in trainer.describe().measures.items():
         if key in metrics:
             error = metrics[f"{key}_standard_error"]
             print(f"{label}: {metrics[key]:.4f} +- {error:.4f} nats per token", flush=True)
-
-
-def sample(trainer: LoMDMTrainer, tokenizer) -> None:
-    """Prints a few texts of the averaged weights."""
-    with trainer.averaged_weights():
-        model = trainer.accelerator.unwrap_model(trainer.model).eval()
-        pipe = LoMDMPipeline(model, LoMDMScheduler(mask_token_id=tokenizer.mask_token_id), tokenizer)
-        for text in pipe(num_inference_steps=model.config.max_position_embeddings, num_return_sequences=3).texts:
-            print(f"--- sample\n{text}", flush=True)
 
 
 if __name__ == "__main__":

@@ -20,14 +20,15 @@ import torch
 from diffusers import DiffusionPipeline
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.utils import BaseOutput
-from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub import HfApi
 from safetensors import safe_open
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.dynamic_module_utils import get_relative_import_files
 
 GIVEN, PADDING = -1, -2
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+WEIGHT_FILES = (WEIGHTS, INDEX, "model-*-of-*.safetensors")
 CARD = """---
 library_name: transformers
 pipeline_tag: text-generation
@@ -37,9 +38,8 @@ tags: [lomdm, masked-diffusion, diffusers, custom_code]
 """
 DEFAULT_CARD = """# {name}
 
-A masked diffusion language model that reveals its tokens in a learned order (LoMDM). This folder loads as a model
-(`AutoModel.from_pretrained`) and as a pipeline (`DiffusionPipeline.from_pretrained`), both with
-`trust_remote_code=True`. Nothing is recorded here about its training or its quality.
+A masked diffusion language model. This folder loads by `AutoModel.from_pretrained` and as a pipeline by
+`DiffusionPipeline.from_pretrained`, both with `trust_remote_code=True`. Nothing is recorded here about its quality.
 """
 
 
@@ -62,18 +62,24 @@ class LoMDMPipelineOutput(BaseOutput):
 
 @dataclass
 class Canvas:
-    """A batch of right-padded rows to fill in, and what the host knows about it.
+    """Texts on the host: `rows` and `order` as in the output, unpadded; `starts`, first positions behind all given."""
 
-    sample, order: `[B, L]` int64. attention_mask: `[B, L]`, 1 = real; `None` = nothing padded.
-    left: masked positions of each row. starts: first position behind all that is given. lengths: real positions.
+    rows: list[list[int]]
+    order: list[list[int]]
+    starts: list[int]
+
+
+@dataclass
+class Window:
+    """What is being filled in of each row, right-padded: its next block, or as much as the model takes.
+
+    sample, order: `[B, S]` int64. attention_mask: `[B, S]`, 1 = real; `None` = nothing padded. left: masks of each row.
     """
 
     sample: Tensor
     order: Tensor
     attention_mask: Tensor | None
     left: list[int]
-    starts: list[int]
-    lengths: list[int]
 
 
 class LoMDMPipeline(DiffusionPipeline):
@@ -88,7 +94,7 @@ class LoMDMPipeline(DiffusionPipeline):
     model_cpu_offload_seq = "model"
     _optional_components = ["tokenizer"]
     _callback_tensor_inputs = ["sample", "order", "rates", "revealed"]
-    component_classes: dict[str, Any] | None = None  # set by the package; as remote code it stays None
+    loader: Callable | None = None  # set by the package; as remote code it stays None
 
     def __init__(self, model: Any, scheduler: Any, tokenizer: Any = None):
         super().__init__()
@@ -109,6 +115,7 @@ class LoMDMPipeline(DiffusionPipeline):
         generator: torch.Generator | list[torch.Generator] | None = None,
         output_type: str = "text",
         return_dict: bool = True,
+        use_cache: bool = True,
         callback_on_step_end: Callable | PipelineCallback | MultiPipelineCallbacks | None = None,
         callback_on_step_end_tensor_inputs: list[str] | None = None,
     ) -> LoMDMPipelineOutput | tuple:
@@ -119,18 +126,23 @@ class LoMDMPipeline(DiffusionPipeline):
                 prefix; one that contains the mask token is a template, filled in place. If the model's configuration
                 has a `bos_token_id`, a text that is a prefix gets it in front; token ids and templates are taken as
                 they are (write BOS into a template that starts a text), and without a prompt it is written too.
-            num_inference_steps: reveal steps `K`; steps with nothing left to reveal make no forward pass.
-            max_length: tokens of a row, prompt included; default `max_position_embeddings`.
+            num_inference_steps: reveal steps `K`; steps with nothing left to reveal make no forward pass. A model with
+                blocks takes `K` steps for each block, a model without for each window: beyond
+                `max_position_embeddings`, the second half of a text that long is the context of the next half.
+            max_length: tokens of a row, prompt included; default `max_position_embeddings`. Behind an EOS nothing is
+                written but the rest of its block or window.
             max_new_tokens: tokens after each prefix, in place of `max_length`.
             num_return_sequences: results for each prompt.
             sampler, temperature, top_p, top_k: of this call only; default those of the scheduler.
             generator: one, or one per result (then a result does not depend on its batch); default the global one.
             output_type: `"text"` (texts need a tokenizer) or `"seq"`.
             return_dict: `False` returns the tuple `(texts, sequences, order, num_forward_passes)`.
+            use_cache: with blocks, keep the keys and values of finished blocks; `False` computes them in every step
+                (slower, less memory, the same text).
             callback_on_step_end: called as `callback(pipe, step, timestep, tensors)` after every step; it may return
                 a dict with a new `sample` or `order`.
-            callback_on_step_end_tensor_inputs: which of `sample`, `order`, `rates`, `revealed` it is given (`rates`
-                are those of the latest forward pass); default `["sample"]`.
+            callback_on_step_end_tensor_inputs: which of `sample`, `order`, `rates`, `revealed` it is given, `[B, S]` of
+                the present block or window (`rates` are those of the latest forward pass); default `["sample"]`.
         Raises:
             ValueError: input that cannot be used, with its name, its value and the remedy; weights with NaN.
         """
@@ -144,14 +156,15 @@ class LoMDMPipeline(DiffusionPipeline):
         scheduler.set_timesteps(num_inference_steps)  # times stay on the host: finding a step waits for nothing
         canvas = self._lay_out(prompt, max_length, max_new_tokens, num_return_sequences)
         with self._model_in_use():
-            passes = self._reveal(canvas, scheduler, generator, callback_on_step_end, inputs)
+            passes = self._reveal(canvas, scheduler, generator, use_cache, callback_on_step_end, inputs)
+            sequences, order = self._tensor(canvas.rows)[0], self._tensor(canvas.order, PADDING)[0]
         texts = self._decode(canvas) if output_type == "text" and self.tokenizer is not None else None
-        result = (texts, canvas.sample, canvas.order, passes)
+        result = (texts, sequences, order, passes)
         return LoMDMPipelineOutput(*result) if return_dict else result
 
     @property
     def num_timesteps(self) -> int:
-        """Steps of the latest call, no-ops included."""
+        """Steps of the latest call over all its windows, no-ops included."""
         return self._num_timesteps
 
     def _callback_inputs(self, callback, names: list[str] | None) -> list[str]:
@@ -168,10 +181,8 @@ class LoMDMPipeline(DiffusionPipeline):
         expected = self.model.config.mask_token_id
         for name, part in (("scheduler", self.scheduler.config), ("tokenizer", self.tokenizer)):
             token = getattr(part, "mask_token_id", None)
-            wrong = (
-                f"{name}.mask_token_id is {token}, the model's mask_token_id {expected}. Use the {name} of this model."
-            )
-            _require(token in (None, expected), wrong)
+            wrong = f"{name}.mask_token_id is {token}, the model's mask_token_id {expected}."
+            _require(token in (None, expected), f"{wrong} Use the {name} of this model.")
 
     @contextmanager
     def _model_in_use(self) -> Iterator[None]:
@@ -186,30 +197,17 @@ class LoMDMPipeline(DiffusionPipeline):
             self.maybe_free_model_hooks()
 
     def _lay_out(self, prompt, max_length: int | None, max_new_tokens: int | None, repeats: int) -> Canvas:
-        """The canvas of a call: every prompt `repeats` times, right-padded."""
-        self._check_lengths(max_length, max_new_tokens, repeats)
-        prompts = [[]] if prompt is None else self._encode(prompt)
-        rows = [self._lay_out_row(i, ids, max_length, max_new_tokens) for i, ids in enumerate(prompts)]
-        rows = [row for row in rows for _ in range(repeats)]
-        config, device = self.model.config, self._execution_device
-        lengths, width = [len(row) for row in rows], max(map(len, rows))
-        pad = _padding_token(config)
-        sample = torch.tensor([row + [pad] * (width - len(row)) for row in rows], device=device)
-        real = torch.arange(width, device=device) < torch.tensor(lengths, device=device)[:, None]
-        order = torch.full_like(sample, GIVEN).masked_fill(~real, PADDING)
-        left = [row.count(config.mask_token_id) for row in rows]
-        starts = [max((i + 1 for i, y in enumerate(row) if y != config.mask_token_id), default=0) for row in rows]
-        return Canvas(sample, order, real.long() if min(lengths) < width else None, left, starts, lengths)
-
-    def _check_lengths(self, max_length: int | None, max_new_tokens: int | None, repeats: int) -> None:
-        limit = self.model.config.max_position_embeddings
+        """The canvas of a call: every prompt `repeats` times."""
         counts = {"num_return_sequences": repeats, "max_length": max_length, "max_new_tokens": max_new_tokens}
         for name, value in counts.items():
             _require(value is None or value >= 1, f"{name} must be at least 1, got {value}.")
         both = f"max_length={max_length} and max_new_tokens={max_new_tokens} exclude each other: pass one of them."
         _require(max_length is None or max_new_tokens is None, both)
-        fits = max_length is None or max_length <= limit
-        _require(fits, f"max_length must be at most {limit} (max_position_embeddings), got {max_length}.")
+        prompts, mask = [[]] if prompt is None else self._encode(prompt), self.model.config.mask_token_id
+        rows = [self._lay_out_row(i, ids, max_length, max_new_tokens) for i, ids in enumerate(prompts)]
+        rows = [list(row) for row in rows for _ in range(repeats)]
+        starts = [max((i + 1 for i, token in enumerate(row) if token != mask), default=0) for row in rows]
+        return Canvas(rows, [[GIVEN] * len(row) for row in rows], starts)
 
     def _encode(self, prompt) -> list[list[int]]:
         """Token ids of prompts; BOS stands in front of texts that are prefixes, if the model has one."""
@@ -220,10 +218,8 @@ class LoMDMPipeline(DiffusionPipeline):
             return self._tokenize(list(prompt))
         if all(isinstance(ids, (list, tuple)) and all(isinstance(i, int) for i in ids) for ids in prompt):
             return [list(ids) for ids in prompt]
-        raise ValueError(
-            "prompt must be a list of strings or a list of lists of int token ids, not a mixture of them, got "
-            f"{[type(item).__name__ for item in prompt[:3]]}. Put a single list of ids into a list."
-        )
+        wrong = f"prompt must be a list of strings or of lists of int token ids, not a mixture, got {prompt[:3]!r}."
+        raise ValueError(f"{wrong} Put a single list of ids into a list.")
 
     def _tokenize(self, texts: list[str]) -> list[list[int]]:
         known = self.tokenizer is not None
@@ -237,79 +233,134 @@ class LoMDMPipeline(DiffusionPipeline):
         """One prompt as a row of its canvas: masks behind a prefix, a template as it is."""
         config = self.model.config
         mask, limit = config.mask_token_id, max_length or config.max_position_embeddings
-        outside = [i for i in ids if not 0 <= i < config.vocab_size]
-        if outside:
-            raise ValueError(
-                f"prompt {index} has the token id {outside[0]}, outside the vocabulary of {config.vocab_size}. "
-                "Use the tokenizer that the model was trained with."
-            )
-        if mask in ids and max_new_tokens is not None:
-            raise ValueError(
-                f"prompt {index} contains the mask token ({mask}): it is a template, filled in place. "
-                f"Leave max_new_tokens={max_new_tokens} out, or take the mask token out of the prompt."
-            )
+        outside = next((i for i in ids if not 0 <= i < config.vocab_size), None)
+        problem = f"prompt {index} has the token id {outside}, outside the vocabulary of {config.vocab_size}. "
+        _require(outside is None, problem + "Use the tokenizer that the model was trained with.")
+        problem = f"prompt {index} contains the mask token ({mask}): it is a template, filled in place. "
+        remedy = f"Leave max_new_tokens={max_new_tokens} out, or take the mask token out of the prompt."
+        _require(mask not in ids or max_new_tokens is None, problem + remedy)
         length = len(ids) if mask in ids else len(ids) + max_new_tokens if max_new_tokens else limit
-        if length > limit or len(ids) > limit:
-            raise ValueError(
-                f"prompt {index} needs {max(length, len(ids))} tokens, more than the limit of {limit} "
-                "(max_length or max_position_embeddings). Shorten the prompt or max_new_tokens."
-            )
-        if length == len(ids) and mask not in ids:
-            raise ValueError(f"prompt {index} has {len(ids)} tokens: max_length={limit} leaves nothing to write.")
+        problem = f"prompt {index} needs {len(ids)} tokens, more than the limit of {limit} (max_length or "
+        remedy = "max_position_embeddings). Shorten the prompt or pass max_new_tokens."
+        _require(len(ids) <= min(length, max_length or length), problem + remedy)
+        problem = f"prompt {index} has {len(ids)} tokens: max_length={limit} leaves nothing to write."
+        _require(length > len(ids) or mask in ids, problem)
         return ids + [mask] * (length - len(ids))
 
     def _decode(self, canvas: Canvas) -> list[str]:
         """Texts of the rows, each cut before the first EOS behind all that is given."""
-        bos, eos, texts = self.model.config.bos_token_id, self.model.config.eos_token_id, []
-        for row, start, length in zip(canvas.sample.tolist(), canvas.starts, canvas.lengths, strict=True):
-            row = row[:length]
-            start = max(start, int(row[0] == bos))  # a BOS that the model wrote may be its EOS token: GPT-2's is
-            end = row.index(eos, start) if eos in row[start:] else length
-            texts.append(self.tokenizer.decode(row[:end], skip_special_tokens=True))
-        return texts
+        rows = [row[: self._end(row, start)] for row, start in zip(canvas.rows, canvas.starts, strict=True)]
+        return [self.tokenizer.decode(row, skip_special_tokens=True) for row in rows]
 
-    def _reveal(self, canvas: Canvas, scheduler, generator, callback, inputs: list[str]) -> int:
-        """Fills in the canvas; returns the number of forward passes.
+    def _end(self, row: list[int], start: int) -> int:
+        """Where a row ends: at its first EOS from `start` on."""
+        bos, eos = self.model.config.bos_token_id, self.model.config.eos_token_id
+        start = max(start, int(row[0] == bos))  # a BOS that the model wrote may be its EOS token: GPT-2's is
+        return row.index(eos, start) if eos in row[start:] else len(row)
+
+    def _reveal(self, canvas: Canvas, scheduler, generator, use_cache: bool, callback, inputs: list[str]) -> int:
+        """Fills in the canvas, window after window; returns the number of forward passes."""
+        windows, steps, passes, context = self._windows(canvas.rows), len(scheduler.timesteps), 0, None
+        self._num_timesteps, seeds = steps * len(windows), _row_seeds(generator)
+        if self.model.config.block_size is not None:
+            before = [row[:first] for row, first in zip(canvas.rows, windows[0][0], strict=True)]
+            context = self.model.open_context(*self._tensor(before, left=True), use_cache)
+        with self.progress_bar(total=self._num_timesteps) as bar:
+            for index, (firsts, width) in enumerate(windows):
+                window = self._open(canvas.rows, firsts, width)
+                if index and seeds is not None:  # steps that other rows needed before have moved the generators on
+                    generator = [torch.Generator().manual_seed(seed + index) for seed in seeds]
+                read = self.model if context is None else context.read
+                passes += self._reveal_window(window, read, scheduler, generator, callback, inputs, index * steps, bar)
+                self._close(canvas, window, firsts)
+                if all(len(row) <= first + width for row, first in zip(canvas.rows, firsts, strict=True)):
+                    break
+                if context is not None:
+                    context.extend(window.sample, window.attention_mask)
+        return passes
+
+    def _windows(self, rows: list[list[int]]) -> list[tuple[list[int], int]]:
+        """First position in each row and width of all windows. Those of a row do not hang on the other rows."""
+        config = self.model.config
+        firsts, size, limit = [0] * len(rows), config.block_size, config.max_position_embeddings
+        stride = max(1, limit // 2)  # half of a window is the context of the next
+        if size is not None:
+            firsts, stride, limit = [row.index(config.mask_token_id) // size * size for row in rows], size, size
+        longest = max(len(row) - first for row, first in zip(rows, firsts, strict=True))
+        starts = range(0, max(0, longest - limit) + stride, stride)
+        return [([first + start for first in firsts], min(limit, longest - start)) for start in starts]
+
+    def _open(self, rows: list[list[int]], firsts: list[int], width: int) -> Window:
+        parts = [row[first : first + width] for row, first in zip(rows, firsts, strict=True)]
+        sample, mask = self._tensor(parts)
+        left = [part.count(self.model.config.mask_token_id) for part in parts]
+        return Window(sample, torch.full_like(sample, GIVEN), mask, left)
+
+    def _tensor(self, rows: list, padding: int | None = None, left: bool = False) -> tuple[Tensor, Tensor | None]:
+        """Rows as `[B, L]`, padded on one side, and the mask of what is real, `None` if all is."""
+        width, device = max(map(len, rows)), self._execution_device
+        padding = _padding_token(self.model.config) if padding is None else padding
+        missing = [width - len(row) for row in rows]
+        padded = [[padding] * n * left + row + [padding] * n * (not left) for n, row in zip(missing, rows, strict=True)]
+        real = [[0] * n * left + [1] * len(row) + [0] * n * (not left) for n, row in zip(missing, rows, strict=True)]
+        values, real = (torch.tensor(lists, dtype=torch.int64, device=device) for lists in (padded, real))
+        return values, real if any(missing) else None
+
+    def _close(self, canvas: Canvas, window: Window, firsts: list[int]) -> None:
+        """Takes a finished window over into the canvas. A row with an EOS behind all that is given ends with it."""
+        filled = zip(firsts, window.sample.tolist(), window.order.tolist(), strict=True)
+        rows = zip(canvas.rows, canvas.order, canvas.starts, strict=True)
+        for (row, order, start), (first, tokens, steps) in zip(rows, filled, strict=True):
+            end = min(len(row), first + len(tokens))
+            for i in range(first, end):
+                row[i] = tokens[i - first]
+                order[i] = max(order[i], steps[i - first])  # what an earlier window revealed is given here
+            if self._end(row[:end], start) < end:
+                del row[end:], order[end:]
+
+    def _reveal_window(
+        self, window: Window, read, scheduler, generator, callback, inputs: list[str], begin: int, bar
+    ) -> int:
+        """Fills in a window, steps counted from `begin`; returns the number of forward passes.
 
         How many positions a step reveals is known on the host for every sampler but `ancestral`: nothing waits for
         the device, and steps with nothing left are skipped. A callback may change the sample, so it costs a count.
         """
-        steps = self._num_timesteps = len(scheduler.timesteps)
+        steps, passes, finite = len(scheduler.timesteps), 0, True
         recount = scheduler.config.sampler == "ancestral" or "sample" in inputs
-        passes, finite = 0, torch.ones((), dtype=torch.bool, device=canvas.sample.device)
-        with self.progress_bar(total=steps) as bar:
-            for step, timestep in enumerate(scheduler.timesteps):
-                if any(canvas.left):
-                    counts = [-(-left // (steps - step)) for left in canvas.left]
-                    rates, revealed, sane = self._reveal_step(canvas, scheduler, timestep, max(counts), generator)
-                    canvas.order = torch.where(revealed, step, canvas.order)
-                    canvas.left = [left - count for left, count in zip(canvas.left, counts, strict=True)]
-                    finite, passes = finite & sane, passes + 1
-                    if passes == 1:
-                        _check_finite(finite)
-                else:
-                    revealed = torch.zeros_like(revealed)
-                if callback is not None:
-                    tensors = {"sample": canvas.sample, "order": canvas.order, "rates": rates, "revealed": revealed}
-                    self._call_back(callback, step, timestep, canvas, {name: tensors[name] for name in inputs})
-                if recount:
-                    canvas.left = (canvas.sample == self.model.config.mask_token_id).sum(1).tolist()
-                bar.update()
+        for step, timestep in enumerate(scheduler.timesteps if any(window.left) else []):
+            if any(window.left):
+                counts = [-(-left // (steps - step)) for left in window.left]
+                rates, revealed, sane = self._reveal_step(window, read, scheduler, timestep, max(counts), generator)
+                window.order = torch.where(revealed, begin + step, window.order)
+                window.left = [left - count for left, count in zip(window.left, counts, strict=True)]
+                finite, passes = finite & sane, passes + 1
+                if passes == 1:
+                    _check_finite(finite)
+            else:
+                revealed = torch.zeros_like(revealed)
+            if callback is not None:
+                tensors = {"sample": window.sample, "order": window.order, "rates": rates, "revealed": revealed}
+                self._call_back(callback, begin + step, timestep, window, {name: tensors[name] for name in inputs})
+            if recount:
+                window.left = (window.sample == self.model.config.mask_token_id).sum(1).tolist()
+            bar.update()
+        bar.update(0 if passes else steps)  # nothing was masked
         _check_finite(finite)
         return passes
 
-    def _reveal_step(self, canvas: Canvas, scheduler, timestep, width: int, generator) -> tuple[Tensor, Tensor, Tensor]:
-        """One forward pass, one step: `rates` `[B, L]`, `revealed` `[B, L]` and whether all that was used is finite.
+    def _reveal_step(self, window: Window, read, scheduler, timestep, width: int, generator) -> tuple:
+        """One forward pass, one step: `rates` `[B, S]`, `revealed` `[B, S]` and whether all that was used is finite.
 
-        Unless the position draw needs logits, positions come first and the revealed ones alone are projected to the
-        vocabulary. `width`: the most reveals in a row, for every sampler but `ancestral`.
+        Unless the rates or the position draw need logits, positions come first and the revealed ones alone are
+        projected to the vocabulary. `width`: the most reveals in a row, for every sampler but `ancestral`.
         """
-        sample, mask = canvas.sample, canvas.attention_mask
-        plain = scheduler.position_draw_needs_logits
-        out = self.model(input_ids=sample, attention_mask=mask, output_logits=plain)
+        sample, mask = window.sample, window.attention_mask
+        plain = scheduler.position_draw_needs_logits or self.model.rates_need_logits
+        out = read(input_ids=sample, attention_mask=mask, output_logits=plain)
         if plain:
             step = scheduler.step(out.logits, timestep, sample, out.rates, generator, attention_mask=mask)
-            canvas.sample, revealed = step.prev_sample, step.revealed
+            window.sample, revealed = step.prev_sample, step.revealed
             broken = torch.isnan(out.logits.amax(-1)) & revealed
         else:
             revealed = scheduler.select(out.rates, timestep, sample, generator, attention_mask=mask)
@@ -322,28 +373,22 @@ class LoMDMPipeline(DiffusionPipeline):
             # rows are right-padded, so a column is a position
             tokens = scheduler.draw_tokens(logits, rows, columns, len(sample), generator)
             tokens = torch.where(revealed[rows, columns], tokens, sample[rows, columns])
-            canvas.sample = sample.index_put((rows, columns), tokens)
+            window.sample = sample.index_put((rows, columns), tokens)
             broken = torch.isnan(logits.amax(-1)) & revealed[rows, columns]
         return out.rates, revealed, torch.isfinite(out.rates).all() & ~broken.any()
 
-    def _call_back(self, callback, step: int, timestep, canvas: Canvas, tensors: dict[str, Tensor]) -> None:
+    def _call_back(self, callback, step: int, timestep, window: Window, tensors: dict[str, Tensor]) -> None:
         """Calls the callback and takes over the `sample` and the `order` that it returns."""
+        known = f"Name it in callback_on_step_end_tensor_inputs, among {self._callback_tensor_inputs}."
         for name, value in (callback(self, step, timestep, dict(tensors)) or {}).items():
-            if name not in tensors:
-                raise ValueError(
-                    f"callback_on_step_end returned {name!r}, which it was not given. "
-                    f"Name it in callback_on_step_end_tensor_inputs, among {self._callback_tensor_inputs}."
-                )
+            _require(name in tensors, f"callback_on_step_end returned {name!r}, which it was not given. {known}")
             before = tensors[name]
             if name not in ("sample", "order"):
                 _require(value is before, f"callback_on_step_end replaced {name!r}, which is for reading: leave it.")
                 continue
-            if value.shape != before.shape or value.dtype != before.dtype:
-                raise ValueError(
-                    f"callback_on_step_end returned {name!r} as {value.dtype} of shape {list(value.shape)}, "
-                    f"expected {before.dtype} of shape {list(before.shape)}."
-                )
-            setattr(canvas, name, value.to(before.device))
+            got, expected = (f"{one.dtype} of shape {list(one.shape)}" for one in (value, before))
+            _require(got == expected, f"callback_on_step_end returned {name!r} as {got}, expected {expected}.")
+            setattr(window, name, value.to(before.device))
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs) -> "LoMDMPipeline":
@@ -358,26 +403,9 @@ class LoMDMPipeline(DiffusionPipeline):
                 `force_download`, `local_files_only` for the download; everything else (`dtype`, `device_map`,
                 `attn_implementation`, ...) goes to the model's `from_pretrained`.
         """
-        if cls.component_classes is None:
+        if cls.loader is None:
             return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
-        kwargs.pop("trust_remote_code", None)  # no remote code takes part
-        given = {name: kwargs.pop(name) for name in ("model", "scheduler", "tokenizer") if name in kwargs}
-        download = ("revision", "token", "cache_dir", "force_download", "local_files_only")
-        folder = _fetch(pretrained_model_name_or_path, {name: kwargs.pop(name) for name in download if name in kwargs})
-        if "torch_dtype" in kwargs:
-            kwargs["dtype"] = kwargs.pop("torch_dtype")
-        model = given.get("model") or _load_model(cls.component_classes["model"], folder, kwargs)
-        scheduler, scheduler_class = given.get("scheduler"), cls.component_classes["scheduler"]
-        if scheduler is None and (folder / "scheduler").is_dir():
-            scheduler = scheduler_class.from_pretrained(folder / "scheduler")
-        elif scheduler is None:
-            scheduler = scheduler_class(mask_token_id=model.config.mask_token_id)
-        tokenizer = given.get("tokenizer")
-        if "tokenizer" not in given and (folder / "tokenizer_config.json").exists():
-            tokenizer = AutoTokenizer.from_pretrained(folder)
-        pipe = cls(model=model, scheduler=scheduler, tokenizer=tokenizer)
-        pipe.register_to_config(_name_or_path=str(pretrained_model_name_or_path))
-        return pipe
+        return cls.loader(cls, pretrained_model_name_or_path, **kwargs)
 
     def save_pretrained(
         self,
@@ -391,27 +419,20 @@ class LoMDMPipeline(DiffusionPipeline):
     ) -> Any:
         """Writes one folder that loads as a model, a tokenizer and a pipeline, with its code, without the package.
 
-        Everything is first written into a temporary folder beside the target. Files of the target that are not part
-        of the layout stay.
-
         Args:
-            save_directory: the target folder.
+            save_directory: the target folder; files of it that are not part of the layout stay.
             safe_serialization, variant: for callers of diffusers; nothing but plain safetensors is written.
             max_shard_size: as in transformers, for example `"5GB"`.
-            push_to_hub: also uploads what was written; `repo_id` (default: the folder's name), `private`, `token`,
-                `commit_message` come in `kwargs`.
+            push_to_hub: also uploads it; `repo_id` (default: the folder's name), `private`, `token`, `commit_message`
+                come in `kwargs`. Then the `CommitInfo` is returned.
             model_card: text of `README.md`, put behind a short header unless it begins with one (`---`). Without it a
                 `README.md` that is there stays.
-        Returns:
-            The `CommitInfo` of the upload, `None` without `push_to_hub`.
         Raises:
             ValueError: for a target that is a file or holds another pipeline, and for components that cannot travel.
         """
-        if not safe_serialization or variant is not None:
-            raise ValueError(
-                f"safe_serialization={safe_serialization}, variant={variant!r}: only plain safetensors are written. "
-                "Leave both out; for another precision convert the model first: pipe.to(torch.bfloat16)."
-            )
+        wrong = f"safe_serialization={safe_serialization}, variant={variant!r}: only plain safetensors are written. "
+        remedy = "Leave both out; for another precision convert the model first: pipe.to(torch.bfloat16)."
+        _require(safe_serialization and variant is None, wrong + remedy)
         target = Path(save_directory).resolve()
         _check_target(target)
         with _staging_folder(target) as staging:
@@ -430,21 +451,16 @@ class LoMDMPipeline(DiffusionPipeline):
     def _write(self, folder: Path, max_shard_size: int | str | None) -> None:
         """The layout: the model at the root with its code, and beside it what diffusers looks for."""
         model = getattr(self.model, "_orig_mod", self.model)  # torch.compile wraps
-        if not isinstance(model, PreTrainedModel):
-            raise ValueError(
-                f"model is a {type(model).__name__}, which cannot be saved as one folder. "
-                "For PEFT adapters pass model.merge_and_unload()."
-            )
+        wrong = f"model is a {type(model).__name__}, which cannot be saved as one folder. "
+        _require(isinstance(model, PreTrainedModel), wrong + "For PEFT adapters pass model.merge_and_unload().")
         model.save_pretrained(folder, **({} if max_shard_size is None else {"max_shard_size": max_shard_size}))
         _set_auto_map(folder / "config.json", model)
-        _copy_code(type(model), folder)
-        _copy_code(type(self), folder)
         (folder / "model").mkdir()
         shutil.copy(folder / "config.json", folder / "model")
-        _copy_code(type(model), folder / "model")
         _write_index(folder)
         self.scheduler.save_pretrained(folder / "scheduler")
-        _copy_code(type(self.scheduler), folder / "scheduler")
+        for part, place in ((model, "."), (model, "model"), (self, "."), (self.scheduler, "scheduler")):
+            _copy_code(type(part), folder / place)
         if self.tokenizer is not None:
             self.tokenizer.save_pretrained(folder)
         self._write_model_index(folder, type(model))
@@ -453,11 +469,8 @@ class LoMDMPipeline(DiffusionPipeline):
         tokenizer = [None, None]
         if self.tokenizer is not None:
             tokenizer = [type(self.tokenizer).__module__.split(".")[0], type(self.tokenizer).__name__]
-            if tokenizer[0] != "transformers":
-                raise ValueError(
-                    f"tokenizer is a {tokenizer[1]} of {tokenizer[0]}; a Hub folder takes tokenizers of transformers "
-                    "only. Wrap it as transformers.PreTrainedTokenizerFast."
-                )
+            wrong = f"tokenizer is a {tokenizer[1]} of {tokenizer[0]}; a Hub folder takes those of transformers only. "
+            _require(tokenizer[0] == "transformers", wrong + "Wrap it as transformers.PreTrainedTokenizerFast.")
         content = {
             "_class_name": _file_and_name(type(self)),
             "_diffusers_version": diffusers.__version__,
@@ -466,6 +479,14 @@ class LoMDMPipeline(DiffusionPipeline):
             "tokenizer": tokenizer,
         }
         _write_json(folder / "model_index.json", content)
+
+
+def _row_seeds(generator) -> list[int] | None:
+    """Of a list of generators a seed for each row, which moves none of them on; `None` without a list."""
+    if not isinstance(generator, (list, tuple)):
+        return None
+    copies = [torch.Generator(one.device).set_state(one.get_state()) for one in generator]
+    return [torch.randint(2**62, (), generator=one, device=one.device).item() for one in copies]
 
 
 def _require(condition: bool, message: str) -> None:
@@ -500,10 +521,9 @@ def _copy_code(cls: type, folder: Path) -> None:
 
 def _set_auto_map(path: Path, model: Any) -> None:
     """Names the classes of the folder itself: remote code carries the name of the repository that it came from."""
-    config, model_name = json.loads(path.read_text(encoding="utf-8")), ".".join(_file_and_name(type(model)))
-    config["auto_map"] = {"AutoConfig": ".".join(_file_and_name(type(model.config)))}
-    config["auto_map"] |= {"AutoModel": model_name, "AutoModelForMaskedLM": model_name}
-    _write_json(path, config)
+    config_name, model_name = (".".join(_file_and_name(type(one))) for one in (model.config, model))
+    auto_map = {"AutoConfig": config_name, "AutoModel": model_name, "AutoModelForMaskedLM": model_name}
+    _write_json(path, json.loads(path.read_text(encoding="utf-8")) | {"auto_map": auto_map})
 
 
 def _write_index(folder: Path) -> None:
@@ -521,18 +541,16 @@ def _write_index(folder: Path) -> None:
 
 def _card(text: str | None, name: str) -> str:
     """A model card: `text` behind the header that tells the Hub what this is, or a minimal text."""
-    if text is not None and text.startswith("---"):
-        return text
-    return CARD + (DEFAULT_CARD.format(name=name) if text is None else text)
+    text = DEFAULT_CARD.format(name=name) if text is None else text
+    return text if text.startswith("---") else CARD + text
 
 
 def _check_target(target: Path) -> None:
     _require(not target.exists() or target.is_dir(), f"save_directory {target} is a file. Pass a folder.")
     index = target / "model_index.json"
-    if index.exists():
-        name = json.loads(index.read_text(encoding="utf-8")).get("_class_name")
-        if not isinstance(name, list) or name[0] != "pipeline_lomdm":
-            raise ValueError(f"save_directory {target} holds another pipeline ({name}). Pass another folder.")
+    name = json.loads(index.read_text(encoding="utf-8")).get("_class_name") if index.exists() else ["pipeline_lomdm"]
+    ours = isinstance(name, list) and name[0] == "pipeline_lomdm"
+    _require(ours, f"save_directory {target} holds another pipeline ({name}). Pass another folder.")
 
 
 @contextmanager
@@ -554,10 +572,8 @@ def _move(staging: Path, target: Path, written: list[str]) -> None:
     for name in written:
         (target / name).parent.mkdir(exist_ok=True)
         os.replace(staging / name, target / name)
-    for pattern in (WEIGHTS, INDEX, "model-*-of-*.safetensors"):
-        for stale in target.glob(pattern):
-            if stale.name not in written:
-                stale.unlink()
+    for stale in [path for pattern in WEIGHT_FILES for path in target.glob(pattern) if path.name not in written]:
+        stale.unlink()
 
 
 def _push(
@@ -578,23 +594,6 @@ def _push(
         repo_id=repo_id,
         folder_path=folder,
         allow_patterns=written,
-        delete_patterns=[WEIGHTS, INDEX, "model-*-of-*.safetensors"],
+        delete_patterns=list(WEIGHT_FILES),
         commit_message=commit_message,
     )
-
-
-def _load_model(model_class: Any, folder: Path, options: dict[str, Any]) -> Any:
-    """The model, with every weight from the checkpoint: transformers would only warn and leave random ones."""
-    model, report = model_class.from_pretrained(folder, output_loading_info=True, **options)
-    wrong = {name: sorted(map(str, report[name]))[:3] for name in ("missing_keys", "unexpected_keys") if report[name]}
-    if wrong:
-        raise ValueError(f"the checkpoint {folder} does not fit its config.json: {wrong}. Export the model again.")
-    return model
-
-
-def _fetch(name_or_path: str | os.PathLike, download: dict[str, Any]) -> Path:
-    """The folder itself, or the snapshot of a repository; code files are left out."""
-    if os.path.isdir(name_or_path):
-        return Path(name_or_path)
-    patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
-    return Path(snapshot_download(str(name_or_path), allow_patterns=patterns, **download))

@@ -13,10 +13,33 @@ import oracles
 from hf_lomdm.modeling import modeling_lomdm
 from hf_lomdm.modeling import process_lomdm as process
 
-# float64, the sum of up to 64 gradients
+# float64, the sum of up to 324 gradients
 EXACT = {"rtol": 1e-8, "atol": 1e-10}
 TEXT = torch.tensor([0, 2, 1])
-GROUPS = {"phi": "forward", "psi": "reverse", "model": "nll", "lm_head": "nll"}
+# Through which quantity of the bound a part of the model may get its gradient
+THROUGH = {
+    "learned": {"phi": ["forward"], "psi": ["reverse"], "model": ["nll"], "lm_head": ["nll"]},
+    "uniform": {"model": ["nll"], "lm_head": ["nll"]},
+    "token": {
+        "omega": ["forward", "reverse", "nll"],
+        "model": ["reverse", "nll"],
+        "lm_head": ["reverse", "nll"],
+    },
+    "score": {"model": ["reverse", "nll"], "lm_head": ["reverse", "nll"]},
+}
+# Rate type, block size, text; texts whose block lengths divide the longest one, so that equal quantiles give every
+# block each of its numbers of reveals equally often
+FAMILY = (
+    ("learned", None, [0, 2, 1]),
+    ("uniform", None, [0, 2, 1]),
+    ("token", None, [0, 2, 1]),
+    ("score", None, [0, 2, 1]),
+    ("learned", 3, [2, 0, 1, 1]),
+    ("uniform", 2, [0, 2, 1, 1, 2]),
+    ("token", 2, [0, 2, 1, 1, 2]),
+    ("score", 3, [2, 0, 1, 1]),
+    ("token", 1, [0, 2]),
+)
 
 
 @pytest.fixture
@@ -28,8 +51,14 @@ def parameters(model, group):
     return dict(getattr(model, group).named_parameters())
 
 
+def joint(draws_of_blocks):
+    """Noise `[L]` of a text and its probability, from those of its blocks, which are independent."""
+    for draws in itertools.product(*draws_of_blocks):
+        yield torch.cat([noise for noise, _ in draws]), torch.stack([probability for _, probability in draws]).prod()
+
+
 def order_noise(table):
-    """Noise `[L]` that produces each order, with the order's probability."""
+    """Noise `[n]` of a block that produces each order, with the order's probability."""
     for order, probability in oracles.order_probabilities(table.forward.detach()):
         noise = torch.empty(len(order), dtype=torch.float64)
         for rank, i in enumerate(order):
@@ -38,34 +67,36 @@ def order_noise(table):
 
 
 def mask_noise(table, log_u):
-    """Noise `[L]` that produces each set of masked positions at a local time, with the set's probability."""
+    """Noise `[n]` of a block that produces each set of masked positions at a local time, with its probability."""
     law = oracles.time_law(table, log_u.exp()[None])[0].detach()
     for masked, probability in zip(table.masked, law, strict=True):
         yield torch.where(masked, 1e9, 1e-300), probability
 
 
-def mean_gradient(model, monkeypatch, draws, bound, quantile):
+def mean_gradient(model, monkeypatch, text, draws, bound, quantile):
     """Adds the expected gradient of the loss of one text at one quantile, over all tuples of independent views.
 
     Returns the expected bound.
     """
     total = 0.0
+    num_blocks = len(oracles.blocks_of(model, text))
+    monkeypatch.setattr(modeling_lomdm, "block_quantiles", lambda q, *_: q[:, None].expand(-1, num_blocks))
     for views in itertools.product(list(draws), repeat=model.num_views):
         noise = torch.stack([n for n, _ in views])
         monkeypatch.setattr(modeling_lomdm, "position_exponentials", lambda *_, noise=noise: noise)
         probability = torch.stack([p for _, p in views]).prod()
-        batch = TEXT[None]
+        batch = text[None]
         out = model(input_ids=batch, labels=batch, bound=bound, quantiles=torch.tensor([quantile], dtype=torch.float64))
-        (probability * out.loss * len(TEXT)).backward()
+        (probability * out.loss * len(text)).backward()
         total = total + probability * out.nelbo[0]
     return total
 
 
-def check_gradients(model, expected, groups=GROUPS):
-    """Every parameter's gradient equals that of `expected(tables)` through the quantity its group may see."""
-    for group, visible in groups.items():
+def check_gradients(model, text, expected, through):
+    """Every parameter's gradient equals that of `expected(tables)` through the quantities its part may see."""
+    for group, visible in through.items():
         names = parameters(model, group)
-        value = expected(oracles.keep_gradient(oracles.tables(model, TEXT), visible))
+        value = expected([oracles.keep_gradient(t, *visible) for t in oracles.block_tables(model, text)])
         exact = torch.autograd.grad(value, list(names.values()), allow_unused=True)
         assert any(g is not None and g.abs().max() > 1e-3 for g in exact), group  # the test could tell
         for (name, parameter), gradient in zip(names.items(), exact, strict=True):
@@ -74,27 +105,50 @@ def check_gradients(model, expected, groups=GROUPS):
             torch.testing.assert_close(actual, gradient, msg=lambda m, n=f"{group}.{name}": f"{n}: {m}", **EXACT)
 
 
-def test_mean_gradient_of_the_order_bound_is_the_enumerated_one(model, monkeypatch):
-    table = oracles.tables(model, TEXT)
+@pytest.mark.parametrize(("rate_type", "block_size", "text"), FAMILY)
+def test_mean_gradient_of_the_order_bound_is_the_enumerated_one(make_model, monkeypatch, rate_type, block_size, text):
+    model = oracles.vivid(make_model(**oracles.SMALLEST, rate_type=rate_type, block_size=block_size)).train()
+    text, parts = torch.tensor(text), oracles.block_tables(model, torch.tensor(text))
+    counts = max(len(table.forward) for table in parts)  # of reveals of the longest block
     total = 0.0
-    for k in range(len(TEXT)):
-        total += mean_gradient(model, monkeypatch, order_noise(table), "order", (k + 0.5) / len(TEXT)) / len(TEXT)
-    torch.testing.assert_close(total, sum(oracles.order_bound(table)).detach(), **EXACT)
-    check_gradients(model, lambda table: len(TEXT) * sum(oracles.order_bound(table)))  # gradients add up over k
+    for k in range(counts):
+        draws = list(joint(map(order_noise, parts)))
+        total += mean_gradient(model, monkeypatch, text, draws, "order", (k + 0.5) / counts) / counts
+    torch.testing.assert_close(total, sum(oracles.add_up(oracles.order_bound, parts)).detach(), **EXACT)
+    # gradients add up over k
+    check_gradients(
+        model, text, lambda parts: counts * sum(oracles.add_up(oracles.order_bound, parts)), THROUGH[rate_type]
+    )
+
+
+def drawn_time(table, quantile):
+    """The importance-sampled time of a block and its weight; no gradient flows through them."""
+    kappa = table.forward.detach().min() / 2
+    return torch.tensor(quantile, dtype=torch.float64).log() / kappa, 1 / (kappa * quantile)
+
+
+def bound_at_time(table, quantile):
+    log_u, weight = drawn_time(table, quantile)
+    return oracles.time_law(table, log_u.exp()[None])[0] @ sum(oracles.rate_terms(table)) * weight
 
 
 @pytest.mark.parametrize("quantile", [0.3, 0.9])
-def test_mean_gradient_of_the_time_bound_is_the_enumerated_one(model, monkeypatch, quantile):
-    table = oracles.tables(model, TEXT)
-    kappa = table.forward.detach().min() / 2  # of the importance-sampled time; no gradient flows through it
-    log_u = torch.tensor(quantile, dtype=torch.float64).log() / kappa
+@pytest.mark.parametrize(
+    ("rate_type", "block_size"), [*itertools.product(THROUGH, [None]), ("learned", 2), ("token", 1), ("score", 2)]
+)
+def test_mean_gradient_of_the_time_bound_is_the_enumerated_one(
+    make_model, monkeypatch, rate_type, block_size, quantile
+):
+    model = oracles.vivid(make_model(**oracles.SMALLEST, rate_type=rate_type, block_size=block_size)).train()
+    parts = oracles.block_tables(model, TEXT)
+    draws = joint(mask_noise(table, drawn_time(table, quantile)[0]) for table in parts)
+    total = mean_gradient(model, monkeypatch, TEXT, draws, "time", quantile)
 
-    def expected(table):
-        return oracles.time_law(table, log_u.exp()[None])[0] @ sum(oracles.rate_terms(table)) / (kappa * quantile)
+    def expected(parts):
+        return oracles.add_up(bound_at_time, parts, quantile)
 
-    total = mean_gradient(model, monkeypatch, mask_noise(table, log_u), "time", quantile)
-    torch.testing.assert_close(total, expected(table).detach(), **EXACT)
-    check_gradients(model, expected)
+    torch.testing.assert_close(total, expected(parts).detach(), **EXACT)
+    check_gradients(model, TEXT, expected, THROUGH[rate_type])
 
 
 @pytest.mark.parametrize("quantile", [0.01, 0.6], ids=["reconstruction", "above the cut"])
@@ -104,41 +158,19 @@ def test_mean_gradient_of_the_cut_time_bound_is_the_enumerated_one(make_model, m
     table = oracles.tables(model, TEXT)
     u = torch.tensor(max(epsilon, epsilon + (1 - epsilon) * (quantile - share) / (1 - share)), dtype=torch.float64)
 
-    def expected(table):
+    def expected(parts):
+        (table,) = parts
         if quantile < share:
             return oracles.reconstruction(table, epsilon) / share
         return oracles.time_law(table, u[None])[0] @ sum(oracles.rate_terms(table)) * (1 - epsilon) / (1 - share) / u
 
-    total = mean_gradient(model, monkeypatch, mask_noise(table, u.log()), "time", quantile)
-    torch.testing.assert_close(total, expected(table).detach(), **EXACT)
-    groups = dict(GROUPS)
+    total = mean_gradient(model, monkeypatch, TEXT, mask_noise(table, u.log()), "time", quantile)
+    torch.testing.assert_close(total, expected([table]).detach(), **EXACT)
+    through = dict(THROUGH["learned"])
     if quantile < share:  # the velocity has no part in the reconstruction term
         assert all(p.grad.abs().max() == 0 for p in model.psi.parameters())
-        del groups["psi"]
-    check_gradients(model, expected, groups)
-
-
-@pytest.mark.parametrize("bound", ["order", "time"])
-def test_mean_gradient_with_uniform_rates_is_the_enumerated_one(make_model, monkeypatch, bound):
-    model = oracles.vivid(make_model(**oracles.SMALLEST, rate_type="uniform")).train()
-    table = oracles.tables(model, TEXT)
-    quantile, kappa = 0.5, 0.5
-    log_u = torch.tensor(quantile, dtype=torch.float64).log() / kappa
-
-    def expected(table):
-        if bound == "time":
-            return oracles.time_law(table, log_u.exp()[None])[0] @ oracles.rate_terms(table)[0] / (kappa * quantile)
-        return (
-            len(TEXT)
-            * oracles.prefix_law(table.forward, 1)
-            @ torch.stack(
-                [oracles.order_terms(table, s)[0] if s else table.nll.sum() * 0 for s in range(len(table.masked))]
-            )
-        )
-
-    draws = order_noise(table) if bound == "order" else mask_noise(table, log_u)
-    mean_gradient(model, monkeypatch, draws, bound, quantile)
-    check_gradients(model, expected, {"model": "nll", "lm_head": "nll"})
+        del through["psi"]
+    check_gradients(model, TEXT, expected, through)
 
 
 @pytest.mark.parametrize(

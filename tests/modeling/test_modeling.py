@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM
 
+import oracles
 from hf_lomdm import LoMDMConfig, LoMDMForMaskedDiffusion, LoMDMModel
 
 IDS = torch.tensor([[1, 3, 10, 5, 10, 7], [1, 10, 4, 2, 0, 0]])
@@ -30,6 +31,32 @@ def test_at_the_start_all_rates_are_c1():
     assert (model.phi.out.weight == 0).all() and (model.psi.out.weight == 0).all()
 
 
+def test_token_rates_start_at_one_and_survive_loading(tmp_path):
+    config = LoMDMConfig(vocab_size=11, mask_token_id=10, hidden_size=16, num_attention_heads=2, rate_type="token")
+    model = AutoModel.from_config(config)
+    torch.testing.assert_close(model.forward_rates(IDS), torch.ones(IDS.shape))
+    torch.testing.assert_close(model(input_ids=IDS).rates, torch.ones(IDS.shape))
+    with torch.no_grad():
+        model.omega.rho.copy_(torch.linspace(-2, 2, 11))
+    model.save_pretrained(tmp_path)
+    loaded = AutoModel.from_pretrained(tmp_path)
+    assert torch.equal(loaded.omega.rho, model.omega.rho)
+    torch.testing.assert_close(loaded.forward_rates(IDS), torch.linspace(-2, 2, 11).exp().log1p()[IDS])
+
+
+@pytest.mark.parametrize("rate_type", ["learned", "uniform", "token", "score"])
+@pytest.mark.parametrize("block_size", [None, 2])
+@pytest.mark.parametrize("bound", ["order", "time"])
+def test_one_call_of_the_model_reaches_all_parameters(make_model, rate_type, block_size, bound):
+    # data parallel and sharded training see `forward` alone and wait for every gradient
+    model = make_model(rate_type=rate_type, block_size=block_size, bound=bound).train()
+    ids = IDS.clamp(max=9)
+    model(input_ids=ids, labels=ids, generator=torch.Generator().manual_seed(0)).loss.backward()
+    untouched = [name for name, parameter in model.named_parameters() if parameter.grad is None]
+    silent = [name for name, parameter in model.named_parameters() if not parameter.grad.abs().sum() > 0]
+    assert not untouched and not silent
+
+
 def test_initial_weights_have_the_spread_of_a_linear_layer_and_residual_branches_start_smaller():
     layer = LoMDMForMaskedDiffusion(LoMDMConfig(vocab_size=11, mask_token_id=10, num_hidden_layers=2)).model.layers[0]
     std = torch.nn.Linear(768, 3072).weight.std().item()
@@ -37,9 +64,20 @@ def test_initial_weights_have_the_spread_of_a_linear_layer_and_residual_branches
         assert abs(weight.std().item() / expected - 1) < 0.02  # half a million draws: 0.1 % of sampling error
 
 
-@pytest.mark.parametrize("overrides", [{}, {"rate_type": "uniform"}, {"tie_word_embeddings": True}])
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {},
+        {"rate_type": "uniform"},
+        {"tie_word_embeddings": True},
+        {"rate_type": "token"},
+        {"rate_type": "score", "block_size": 1},
+        {"rate_type": "uniform", "block_size": 4, "bound": "time", "time_range": [0.45, 0.95]},
+        {"block_size": 2},
+    ],
+)
 def test_save_and_load_keep_every_parameter_buffer_and_output(make_model, tmp_path, overrides):
-    model = make_model(**overrides)
+    model = oracles.vivid(make_model(**overrides)).float()
     model.save_pretrained(tmp_path)
     for auto in (AutoModel, AutoModelForMaskedLM):
         loaded = auto.from_pretrained(tmp_path)
@@ -48,7 +86,10 @@ def test_save_and_load_keep_every_parameter_buffer_and_output(make_model, tmp_pa
             mine, theirs = dict(getattr(model, kind)()), dict(getattr(loaded, kind)())
             assert mine.keys() == theirs.keys()
             assert all(torch.equal(mine[name], theirs[name]) for name in mine)
-        assert torch.equal(loaded(input_ids=IDS).logits, model(input_ids=IDS).logits)
+        assert loaded.config.rate_type == model.config.rate_type and loaded.config.block_size == model.config.block_size
+        assert loaded.config.time_range == model.config.time_range
+        for name in ("logits", "rates"):
+            assert torch.equal(loaded(input_ids=IDS)[name], model(input_ids=IDS)[name])
     assert AutoConfig.from_pretrained(tmp_path).to_dict() == loaded.config.to_dict()
     backbone = LoMDMModel.from_pretrained(tmp_path)
     assert torch.equal(backbone(IDS).last_hidden_state, model(input_ids=IDS).last_hidden_state)
@@ -86,8 +127,11 @@ def loss_and_gradients(model) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
-def test_gradient_checkpointing_gives_the_same_gradients(make_model, reentrant):
-    plain, saving = make_model(dropout=0.3).train(), make_model(dropout=0.3).train()
+@pytest.mark.parametrize(
+    "overrides", [{}, {"block_size": 2}, {"block_size": 2, "rate_type": "token"}, {"rate_type": "score"}]
+)
+def test_gradient_checkpointing_gives_the_same_gradients(make_model, reentrant, overrides):
+    plain, saving = (make_model(dropout=0.3, **overrides).train() for _ in range(2))
     saving.gradient_checkpointing_enable({"use_reentrant": reentrant})
     for expected, found in zip(loss_and_gradients(plain), loss_and_gradients(saving), strict=True):
         torch.testing.assert_close(found, expected)
@@ -108,8 +152,9 @@ def test_forward_rates_have_no_dropout_in_training(make_model):
 
 
 @pytest.mark.parametrize("tied", [False, True])
-def test_embeddings_are_resizable_and_tie(make_model, tied):
-    model = make_model(tie_word_embeddings=tied)
+@pytest.mark.parametrize("rate_type", ["learned", "token"])
+def test_embeddings_are_resizable_and_tie(make_model, tied, rate_type):
+    model = make_model(tie_word_embeddings=tied, rate_type=rate_type)
     before = model(input_ids=IDS).logits
     model.resize_token_embeddings(13)
     after = model(input_ids=IDS).logits
@@ -118,9 +163,20 @@ def test_embeddings_are_resizable_and_tie(make_model, tied):
     assert (model.lm_head.weight is model.model.embed_tokens.weight) == tied
 
 
+def test_token_rates_follow_the_vocabulary(make_model):
+    model = oracles.vivid(make_model(rate_type="token"))
+    before = model.omega().exp().detach()
+    model.resize_token_embeddings(13)
+    torch.testing.assert_close(model.omega().exp(), torch.cat([before, torch.ones(2, dtype=torch.float64)]))
+    assert model.omega.rho.requires_grad
+    model.resize_token_embeddings(11)
+    torch.testing.assert_close(model.omega().exp(), before)
+
+
 @pytest.mark.parametrize("padding", [None, PADDING])
-def test_the_network_compiles_without_graph_breaks(make_model, padding):
-    model = make_model()
+@pytest.mark.parametrize("overrides", [{}, {"rate_type": "token", "block_size": 4}])
+def test_the_network_compiles_without_graph_breaks(make_model, padding, overrides):
+    model = make_model(**overrides)
     compiled = torch.compile(model, fullgraph=True, backend="eager")
     with torch.no_grad():
         found, expected = compiled(IDS, padding), model(IDS, padding)
@@ -146,7 +202,14 @@ def test_the_compiled_network_gives_the_same_numbers(make_model):
         ({"time_epsilon": 1.5}, "time_epsilon"),
         ({"mask_token_id": 11}, "mask_token_id must be in"),
         ({"mask_token_id": None}, "mask_token_id must be the id"),
-        ({"block_size": 4}, "block_size must be None .* got 4"),
+        ({"block_size": 0}, "block_size must be None .* got 0"),
+        ({"block_size": 1}, "block_size=1 leaves nothing to order.*rate_type='uniform'"),
+        ({"bound": "time", "time_range": [0.0, 0.5]}, "time_range must be .* got \\[0.0, 0.5\\]"),
+        ({"bound": "time", "time_range": [0.5, 0.5]}, "time_range must be .* got \\[0.5, 0.5\\]"),
+        ({"bound": "time", "time_range": [0.5, 1.1]}, "time_range must be .* got \\[0.5, 1.1\\]"),
+        ({"bound": "time", "time_range": [0.5]}, "time_range must be .* got \\[0.5\\]"),
+        ({"time_range": [0.3, 0.8]}, "time_range=.* needs bound='time'"),
+        ({"bound": "time", "time_range": [0.3, 0.8], "time_epsilon": 0.1}, "time_range=.* time_epsilon=0.1"),
         ({"pad_token_id": 10}, "pad_token_id and mask_token_id are both 10"),
         ({"hidden_size": 18}, "hidden_size must be a multiple"),
         ({"num_hidden_layers": 0}, "num_hidden_layers must be at least 1"),

@@ -17,7 +17,7 @@ from hf_lomdm.modeling.configuration_lomdm import RATE_TYPES
 from hf_lomdm.training import checkpointing
 from hf_lomdm.training.arguments import LoMDMTrainingArguments
 from hf_lomdm.training.ema import EMA
-from hf_lomdm.training.model_card import ORDERS, model_card
+from hf_lomdm.training.model_card import ORDERS, describe_diffusion, model_card
 from hf_lomdm.training.trainer import (
     EVALUATION_SEED,
     gradient_norm,
@@ -77,7 +77,7 @@ def test_the_draws_of_a_text_do_not_depend_on_the_split():
 
 
 @pytest.mark.parametrize("unequal", [False, True])
-@pytest.mark.parametrize("rate_type", ["learned", "uniform"])
+@pytest.mark.parametrize("rate_type", ["learned", "uniform", "token", "score"])
 def test_four_accumulated_batches_of_two_equal_one_batch_of_eight(tmp_path, make_model, unequal, rate_type):
     runs = []
     for name, split in {"one": (8, 1), "four": (2, 4)}.items():
@@ -118,6 +118,7 @@ def test_logged_terms_equal_the_bound_of_the_global_batch(tmp_path, make_model):
         "score": out.score.sum() / tokens,
         "score_std": share.std(correction=0),
         "forward_spread": spread,
+        "reverse_spread": sum(out.rates[b][real[b]].std(correction=0) for b in range(texts)) / texts,
         "rate_ratio": out.rate_ratio.mean(),
         "phi_grad_norm": phi,
         "grad_norm": torch.sqrt(sum(weight.grad.square().sum() for weight in model.parameters())),
@@ -125,7 +126,7 @@ def test_logged_terms_equal_the_bound_of_the_global_batch(tmp_path, make_model):
     logged = steps_of(trainer)[0]
     for name, value in expected.items():
         assert logged[name] == pytest.approx(float(value), rel=1e-4, abs=1e-6), name  # float32
-    assert logged["forward_spread"] > 0.01 and abs(logged["score"]) > 1e-4
+    assert logged["forward_spread"] > 0.01 < logged["reverse_spread"] and abs(logged["score"]) > 1e-4
 
 
 def test_logged_terms_are_means_over_the_steps_of_a_window(tmp_path):
@@ -138,20 +139,23 @@ def test_logged_terms_are_means_over_the_steps_of_a_window(tmp_path):
         assert steps_of(window)[0][name] == pytest.approx(sum(values) / 4, rel=1e-5), name
 
 
-def test_logged_reverse_spread_is_that_of_the_reverse_rates(tmp_path, make_model):
-    trainer = make_trainer(tmp_path, make_model(), unequal=True)
-    batch = collate(make_texts(count=5, unequal=True))
-    noisy = batch["input_ids"].masked_fill(batch["attention_mask"].bool().cumsum(-1) % 2 == 1, 10)
-    rates = trainer.model(noisy, batch["attention_mask"]).rates.detach()
-    real = batch["attention_mask"].bool()
-    expected = sum(rates[b][real[b]].std(correction=0) for b in range(5)) / 5
-    assert float(trainer._training_log._reverse_spread) == pytest.approx(float(expected), rel=1e-5)
+RATE_TERMS = {"score", "score_std", "forward_spread", "reverse_spread", "rate_ratio", "phi_grad_norm"}
 
 
-def test_uniform_rates_log_no_rates_and_no_score(tmp_path, make_model):
-    trainer = make_trainer(tmp_path, make_model(rate_type="uniform"))
+@pytest.mark.parametrize(
+    "rate_type, terms",
+    [
+        ("learned", RATE_TERMS),
+        ("token", RATE_TERMS - {"reverse_spread", "phi_grad_norm"}),  # there is no psi and no phi
+        ("uniform", set()),
+        ("score", set()),
+    ],
+)
+def test_what_a_model_does_not_have_is_not_logged(tmp_path, make_model, rate_type, terms):
+    trainer = make_trainer(tmp_path, make_model(rate_type=rate_type), max_steps=1)
     trainer.train()
-    assert "main" in steps_of(trainer)[0] and not {"score", "rate_ratio", "phi_grad_norm"} & set(steps_of(trainer)[0])
+    assert {"main", "velocity"} <= steps_of(trainer)[0].keys()
+    assert RATE_TERMS & steps_of(trainer)[0].keys() == terms
 
 
 # ------------------------------------------------------------------------------------------------------- optimizer
@@ -170,6 +174,13 @@ def test_order_heads_have_their_own_learning_rate_and_biases_and_norms_no_decay(
         decay = 0.0 if name.endswith("bias") or "norm" in name else 0.1
         assert found.pop(id(weight)) == (rate, decay), name
     assert not found
+
+
+def test_rates_of_the_vocabulary_have_the_learning_rate_of_the_backbone_and_no_decay(tmp_path, make_model):
+    trainer = make_trainer(tmp_path, make_model(rate_type="token"), weight_decay=0.1, learning_rate=1e-3)
+    omega = {id(weight) for weight in trainer.model.omega.parameters()}
+    groups = [group for group in trainer.create_optimizer().param_groups if omega & set(map(id, group["params"]))]
+    assert [(group["lr"], group["weight_decay"]) for group in groups] == [(1e-3, 0.0)] and omega
 
 
 def test_a_schedule_scales_both_learning_rates(tmp_path):
@@ -450,17 +461,19 @@ def test_the_card_says_what_was_measured_on_these_weights_and_gives_way_to_one_w
 def test_every_rate_type_has_a_card(make_model):
     assert ORDERS.keys() == set(RATE_TYPES)
     for rate_type, order in ORDERS.items():
-        config = make_model(rate_type=rate_type).config
-        assert f'{order} (`rate_type="{rate_type}"`)' in model_card(
-            "name", config, LoMDMTrainingArguments("out"), 1, {}
-        )
+        description = describe_diffusion(make_model(rate_type=rate_type).config)
+        card = model_card("name", description, LoMDMTrainingArguments("out"), 1, {})
+        assert f'{order} (`rate_type="{rate_type}"`), trained' in card
+    blocks = describe_diffusion(make_model(rate_type="uniform", block_size=4).config)
+    assert '(`rate_type="uniform"`) within blocks of 4, block after block, trained' in blocks.summary
 
 
-def test_tokens_that_the_model_lacks_are_not_taken_over_from_the_tokenizer(tmp_path, make_model):
-    trainer = make_trainer(tmp_path, make_model(bos_token_id=None), max_steps=1)
+def test_special_tokens_of_the_model_are_not_taken_over_from_the_tokenizer(tmp_path, make_model):
+    trainer = make_trainer(tmp_path, make_model(bos_token_id=None, eos_token_id=3), max_steps=1)
     trainer.processing_class = build_tokenizer()
     trainer.train()
-    assert trainer.model.config.bos_token_id is None and trainer.model.config.eos_token_id == 2
+    config = trainer.model.config
+    assert (config.bos_token_id, config.eos_token_id, config.pad_token_id) == (None, 3, 0)
 
 
 def test_a_finished_run_started_again_trains_and_logs_no_step(tmp_path):

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
+from transformers import GPTNeoXForCausalLM
 
 from conftest import build_model
 from hf_lomdm.training import checkpointing, ema
-from hf_lomdm.training.arguments import LoMDMTrainingArguments
+from hf_lomdm.training.arguments import LoMDMTrainingArguments, ModelArguments
+from hf_lomdm.training.models import causal_config
 from hf_lomdm.training.trainer import LoMDMTrainer
 
 # A clean process, without threads, that has imported everything: it is forked for each run. (It cannot preload this
@@ -36,7 +38,28 @@ def collate(texts: list[dict]) -> dict[str, torch.Tensor]:
     return batch if real.all() else {**batch, "attention_mask": real}
 
 
-def make_trainer(output_dir, model=None, unequal: bool = False, dropout: float = 0.0, callbacks=None, **settings):
+def build_causal(dropout: float = 0.0, **overrides) -> GPTNeoXForCausalLM:
+    """A random autoregressive model for the texts of `make_texts`, start token 10; `overrides` of its configuration."""
+    state = torch.get_rng_state()
+    torch.manual_seed(0)
+    sizes = ModelArguments(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, dropout=dropout)
+    ids = {"vocab_size": 11, "mask_token_id": 10, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    config = causal_config(sizes, 32, ids)
+    config.update({"initializer_range": 0.3, **overrides})
+    model = GPTNeoXForCausalLM(config).eval()
+    torch.set_rng_state(state)
+    return model
+
+
+def make_trainer(
+    output_dir,
+    model=None,
+    unequal: bool = False,
+    dropout: float = 0.0,
+    callbacks=None,
+    trainer_class=LoMDMTrainer,
+    **settings,
+):
     """A trainer of a tiny model on 24 random texts, 8 a step; `settings` override the training arguments."""
     defaults = {
         "max_steps": 4,
@@ -51,7 +74,7 @@ def make_trainer(output_dir, model=None, unequal: bool = False, dropout: float =
         "use_cpu": True,
         "dataloader_pin_memory": False,
     }
-    return LoMDMTrainer(
+    return trainer_class(
         model=build_model(dropout=dropout) if model is None else model,
         args=LoMDMTrainingArguments(str(output_dir), **{**defaults, **settings}),
         train_dataset=make_texts(unequal=unequal),

@@ -2,7 +2,7 @@
 
 from transformers import PreTrainedConfig
 
-RATE_TYPES = ("learned", "uniform")
+RATE_TYPES = ("learned", "uniform", "token", "score")
 BOUNDS = ("order", "time")
 AUTO_MAP = {
     "AutoConfig": "configuration_lomdm.LoMDMConfig",
@@ -12,7 +12,7 @@ AUTO_MAP = {
 
 
 class LoMDMConfig(PreTrainedConfig):
-    """Sizes, special tokens and the process of a LoMDM (`rate_type="learned"`) or MDLM (`"uniform"`).
+    """Sizes, special tokens and the process: `rate_type` and `block_size` span the family (docs/method.md, "family").
 
     The defaults are MDLM small with the GPT-2 vocabulary and one extra entry for the mask token.
 
@@ -20,17 +20,23 @@ class LoMDMConfig(PreTrainedConfig):
         vocab_size: number of token ids, special tokens and the mask token included.
         hidden_size, num_hidden_layers, num_attention_heads: of the backbone; `hidden_size` is a multiple of the heads.
         intermediate_size: width of the MLP; `None` is `4 * hidden_size`.
-        max_position_embeddings: longest text that the model takes, in tokens.
+        max_position_embeddings: longest text that the model takes, in tokens; with blocks, the context of a block
+            (itself included, rounded up to whole blocks): texts may be longer.
         mask_token_id: id of the mask token, below `vocab_size`; its probability under the model is exactly zero.
         pad_token_id, bos_token_id, eos_token_id: ids or `None`; none of them may be the mask token.
-        rate_type: `"learned"`, rates `c1 + c2 NormSig(g)` from the order heads (LoMDM, section 4 of the paper), or
-            `"uniform"`, all rates 1 (MDLM).
-        block_size: positions per block; only `None`, one window, for now.
+        rate_type: `"learned"`, rates `c1 + c2 NormSig(g)` from the order heads (LoMDM, section 4 of the paper);
+            `"uniform"`, all rates 1 (MDLM); `"token"`, a learned rate for each entry of the vocabulary (GenMD4);
+            `"score"`, forward rates 1 and reverse rates from the sum of unnormalised scores (SEDD).
+        block_size: positions per block, counted from the first real token; blocks follow each other from left to right
+            (BD3-LM, with 1 an AR model). `None` is one window.
         c1, c2: level and range of the learned rates, `c1 > c2 >= 0`; 0.7 and 0.65 are the paper's best (Table 4).
         bound: the objective of training: `"order"` (docs/method.md, "order bound") or `"time"` (the paper's NELBO).
         time_epsilon: only for training by the time bound. `None` draws importance-sampled times of the uncut bound;
             a number in (0, 1), such as the paper's 1e-3, draws uniform times in `[time_epsilon, 1]` and adds the
             reconstruction term of `[0, time_epsilon]`. Evaluation is never cut.
+        time_range: only for training by the time bound, BD3-LM's clipped schedule: uniform local times in `[low, high]`
+            within `[0, 1]`, each with the weight `1/u` that it has in the bound and no correction for the rest, so that
+            the training loss is no bound then. Evaluation is never clipped.
         dropout: of both residual branches of every backbone layer in training. The order heads have none.
         rope_theta: base of the rotary position embedding.
         layer_norm_eps: of every LayerNorm.
@@ -62,6 +68,7 @@ class LoMDMConfig(PreTrainedConfig):
         c2: float = 0.65,
         bound: str = "order",
         time_epsilon: float | None = None,
+        time_range: list[float] | None = None,
         dropout: float = 0.1,
         rope_theta: float = 10000.0,
         layer_norm_eps: float = 1e-5,
@@ -82,6 +89,7 @@ class LoMDMConfig(PreTrainedConfig):
         self.c2 = c2
         self.bound = bound
         self.time_epsilon = time_epsilon
+        self.time_range = time_range
         self.dropout = dropout
         self.rope_theta = rope_theta
         self.layer_norm_eps = layer_norm_eps
@@ -111,9 +119,12 @@ def _check_sizes(config) -> None:
 def _check_process(config) -> None:
     if config.rate_type not in RATE_TYPES:
         raise ValueError(f"rate_type must be one of {RATE_TYPES}, got {config.rate_type!r}.")
-    if config.block_size is not None:
+    if config.block_size is not None and config.block_size < 1:
+        raise ValueError(f"block_size must be None (one window) or at least 1, got {config.block_size}.")
+    if config.block_size == 1 and config.rate_type == "learned":
         raise ValueError(
-            f"block_size must be None (one window), got {config.block_size}: blocks are not supported yet."
+            "block_size=1 leaves nothing to order: NormSig vanishes. Pass rate_type='uniform' (an AR model) or larger "
+            "blocks."
         )
     if config.bound not in BOUNDS:
         raise ValueError(f"bound must be one of {BOUNDS}, got {config.bound!r}.")
@@ -124,6 +135,18 @@ def _check_process(config) -> None:
         )
     if config.time_epsilon is not None and not 0 < config.time_epsilon < 1:
         raise ValueError(f"time_epsilon must be None or in (0, 1), got {config.time_epsilon}. The paper uses 1e-3.")
+    if config.time_range is not None:
+        _check_time_range(config)
+
+
+def _check_time_range(config) -> None:
+    if len(config.time_range) != 2 or not 0 < config.time_range[0] < config.time_range[1] <= 1:
+        raise ValueError(f"time_range must be [low, high] with 0 < low < high <= 1, got {config.time_range}.")
+    if config.bound != "time" or config.time_epsilon is not None:
+        raise ValueError(
+            f"time_range={config.time_range} needs bound='time' and time_epsilon=None, got bound={config.bound!r} and "
+            f"time_epsilon={config.time_epsilon}."
+        )
 
 
 def _check_special_tokens(vocab_size: int, mask_token_id: int, special: dict) -> None:

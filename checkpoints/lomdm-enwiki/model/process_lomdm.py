@@ -4,6 +4,8 @@ Everything is per text and, within a text, per block: `[B, L]` are values per po
 `blocks` there is one window (`N = 1`). Floating values are float32 or wider; nothing here knows of a network.
 """
 
+import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -44,6 +46,36 @@ class BoundTerms(NamedTuple):
 
 
 # --------------------------------------------------------------------------------------------------------- blocks
+
+
+def lay_blocks(position: Tensor, size: int | None) -> Blocks | None:
+    """The blocks of `size` positions of texts whose positions `[B, L]` count from the first real token.
+
+    They are numbered from the block of the first column on. `None` with one window (`size=None`).
+    """
+    if size is None:
+        return None
+    index = position // size
+    return Blocks(index - index[:, :1], size, -(-position.shape[1] // size))
+
+
+def block_quantiles(quantiles: Tensor, seeds: Tensor, blocks: Blocks | None = None) -> Tensor:
+    """A quantile for each block from that of the text, `frac(q + pi_b / N)`: `[B]` -> `[B, N]`.
+
+    `pi` is a random permutation of the `N` blocks that the text reaches to: each quantile is uniform where `q` is, they
+    are stratified within the text, and quantiles that are stratified over texts or draws stay so for each block. `pi`
+    hangs on the seed alone and is independent of the draws of positions.
+
+    Args:
+        quantiles: `[B]` in `(0, 1)`. seeds: `[B]` int64.
+    """
+    if blocks is None:
+        return quantiles[:, None]
+    block = torch.arange(blocks.count, device=quantiles.device)[None]
+    some = block <= blocks.index.amax(-1, keepdim=True)  # a padded text has fewer blocks than the longest one
+    keys = position_exponentials(seeds, -1 - block).to(quantiles.device).masked_fill(~some, torch.inf)
+    share = keys.argsort(-1).argsort(-1) / some.sum(-1, keepdim=True)
+    return ((quantiles[:, None] + share) % 1).to(quantiles.dtype).clamp(2**-25, 1 - 2**-24)
 
 
 def block_sum(values: Tensor, blocks: Blocks | None = None) -> Tensor:
@@ -128,6 +160,22 @@ def learned_rates(
         `[B, L]`, in `(c1 - c2, c1 + c2)` at real positions.
     """
     return c1 + c2 * centre(torch.sigmoid(scores), real, blocks)
+
+
+def log_rate_of_token_rates(logits: Tensor, log_omega: Tensor) -> Tensor:
+    """Log reverse rate `[...]` of GenMD4, `v = sum_y omega_y mu_y`, from its token law (docs/method.md, "GenMD4").
+
+    The law is `p_y = omega_y mu_y / v`, so that `sum_y mu_y = 1` is `1 / v = sum_y p_y / omega_y`.
+
+    Args:
+        logits: `[..., V]`, unnormalised log of the law `p` (`omega` included). log_omega: `[V]`, log token rates.
+    """
+    return logits.logsumexp(-1) - (logits - log_omega).logsumexp(-1)
+
+
+def log_rate_of_scores(logits: Tensor) -> Tensor:
+    """Log reverse rate `[...]` of SEDD, `v = sum_y s_y`, `s_y = exp(logits_y) / (V - 1)`; `logits` `[..., V]`."""
+    return logits.logsumexp(-1) - math.log(logits.shape[-1] - 1)
 
 
 # ---------------------------------------------------------------------------------------------------------- draws
@@ -257,6 +305,7 @@ def draw_time_view(
     exponentials: Tensor,
     blocks: Blocks | None = None,
     epsilon: float | None = None,
+    time_range: Sequence[float] | None = None,
 ) -> View:
     """The masks at one local time `u` per block, drawn from a quantile `r`.
 
@@ -265,12 +314,16 @@ def draw_time_view(
     `kappa < w`, smallest at `kappa = w / 2`.
     Cut (the paper's way): `u` uniform on `[epsilon, 1]`, weight `(1 - epsilon) / u`; a fixed share of the draws is
     taken at `u = epsilon` and stands for the reconstruction term, all reweighted to stay unbiased.
+    Clipped (`time_range`, BD3-LM's training): `u` uniform on `[low, high]`, weight `1/u`: no bound any more.
 
     Args:
         rates: `[B, L]`, `w`. maskable: `[B, L]` bool. quantiles: `[B, N]` in `(0, 1)`. exponentials: `[B, L]`.
     """
     reconstruction = None
-    if epsilon is None:
+    if time_range is not None:
+        u = time_range[0] + (time_range[1] - time_range[0]) * quantiles
+        log_u, weight = u.log(), 1 / u
+    elif epsilon is None:
         smallest = _block_min(rates.detach().masked_fill(~maskable, torch.inf), blocks)
         kappa = torch.where(smallest.isfinite(), smallest, torch.ones_like(smallest)) / 2
         log_u = quantiles.log() / kappa

@@ -8,11 +8,21 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ..modeling.backbone_lomdm import check_inputs, position_ids, wide
 from ..modeling.configuration_lomdm import BOUNDS
-from ..modeling.modeling_lomdm import as_bool, check_inputs, check_labels, position_ids, stack_views, wide
-from ..modeling.process_lomdm import draw_order, log_prob_prefix, position_exponentials, row_seeds
+from ..modeling.modeling_lomdm import as_bool, check_labels, stack_views
+from ..modeling.process_lomdm import (
+    Blocks,
+    block_sum,
+    draw_order,
+    lay_blocks,
+    log_prob_prefix,
+    position_exponentials,
+    row_seeds,
+    spread_blocks,
+)
 
-MAX_EXACT_POSITIONS = 14  # 2^14 passes of one text
+MAX_EXACT_POSITIONS = 14  # of a block: 2^14 passes
 # Floats in the largest tensor of one chunk, logits or MLP activations: 128 MiB in float32.
 CHUNK_ELEMENTS = 2**25
 
@@ -58,8 +68,8 @@ def nelbo(
         bound: `"order"` or `"time"`.
         num_samples: passes per text; with `num_orders` the number of independent groups of orders. They are split into
             independent replicates, whose spread is the standard error: from 2 samples on.
-        num_orders: `K` replaces the order bound by the tighter `-log mean_k P(x, order_k) / q(order_k | x)`, at
-            `num_samples * K * n` passes per text of `n` maskable positions.
+        num_orders: `K` replaces the order bound by the tighter `-log mean_k P(x, order_k) / q(order_k | x)` of each
+            block, at `num_samples * K * n` passes per text (or longest block) of `n` maskable positions.
         generator: source of all draws; one, or one per text (then a text does not depend on its batch or padding).
     Raises:
         ValueError: shapes, ids or options that do not fit, or a model whose bound is not finite.
@@ -82,10 +92,12 @@ def exact_log_likelihood(
 ) -> Tensor:
     """`log P(x)` of each text, the sum over all `n!` orders, by dynamic programming over its `2^n` masked subsets.
 
+    With blocks, the sum over the blocks of `log P(block | blocks before it)`.
+
     Args:
         model: a `LoMDMForMaskedDiffusion`. input_ids: `[B, L]` int64, clean texts.
-        labels: `[B, L]`, the clean token ids, -100 = given; at most 14 positions of a text may be neither given nor
-            padding. The result is then the conditional log-probability of these, given the others.
+        labels: `[B, L]`, the clean token ids, -100 = given; at most 14 positions of a text (or of a block) may be
+            neither given nor padding. The result is then the conditional log-probability of these, given the others.
         attention_mask: `[B, L]`, 1 = real, 0 = padding; `None` = nothing padded.
     Returns:
         `[B]` float64 on the CPU, nats; 0 for a text in which everything is given.
@@ -93,10 +105,10 @@ def exact_log_likelihood(
         ValueError: more than 14 positions to sum over, shapes or ids that do not fit, a model that is not finite.
     """
     maskable, clean = _clean_texts(model, input_ids, attention_mask, labels)
-    longest = int(maskable.sum(-1).max()) if len(maskable) else 0
+    longest = int(block_sum(maskable.long(), _blocks(model, clean, attention_mask)).max()) if len(maskable) else 0
     if longest > MAX_EXACT_POSITIONS:
         raise ValueError(
-            f"input_ids has a text with {longest} maskable positions; exact_log_likelihood takes at most "
+            f"input_ids has a text (or block) with {longest} maskable positions; exact_log_likelihood takes at most "
             f"{MAX_EXACT_POSITIONS} (2^n passes). Give more positions by labels of -100, or use nelbo(num_orders=...)."
         )
     with _evaluating(model):
@@ -151,8 +163,9 @@ def _one_view_replicates(model, clean, rates, maskable, attention_mask, bound, n
         total = torch.zeros(2, len(clean), dtype=torch.float64)
         for stratum in range(size):
             quantiles = (offset + stratum) / size  # [B]
+            quantiles = model.block_quantiles(quantiles, offset_seeds, attention_mask, clean.shape[1])  # [B, N]
             seeds = row_seeds(generator, len(clean), clean.device)
-            terms, _ = model.estimate_bound(clean, rates, maskable, quantiles, seeds, attention_mask, bound)
+            terms, *_ = model.estimate_bound(clean, rates, maskable, quantiles, seeds, attention_mask, bound)
             total += torch.stack([terms.main, terms.velocity]).cpu().double().sum(-1) / size
         replicates.append(total)
     return torch.stack(replicates)
@@ -183,32 +196,46 @@ def _order_group(model, clean, rates, maskable, attention_mask, num_orders, gene
     seeds = torch.cat([row_seeds(generator, len(clean), clean.device) for _ in range(num_orders)])
     texts = (clean, rates, maskable, attention_mask)
     clean, rates, maskable, attention_mask = (stack_views(values, num_orders) for values in texts)  # [K * B, L]
+    blocks = _blocks(model, clean, attention_mask)
     exponentials = position_exponentials(seeds, position_ids(attention_mask, clean.shape[1], clean.device))
-    rank = draw_order(exponentials.to(rates.device), rates, maskable)
-    log_q = log_prob_prefix(rank, maskable.sum(-1, keepdim=True), rates, maskable).sum(-1).cpu().double()
-    log_choices, log_tokens = _log_prob_of_order(model, clean, rank, maskable, attention_mask)
-    log_ratio = (log_choices + log_tokens - log_q).view(num_orders, -1)
-    bound = math.log(num_orders) - log_ratio.logsumexp(0)
-    main = -log_tokens.view(num_orders, -1).mean(0)
+    rank = draw_order(exponentials.to(rates.device), rates, maskable, blocks)
+    counts = block_sum(maskable.long(), blocks)
+    log_q = log_prob_prefix(rank, counts, rates, maskable, blocks).cpu().double()  # [K * B, N]
+    log_choices, log_tokens = _log_prob_of_order(model, clean, rank, maskable, attention_mask, blocks)
+    log_ratio = (log_choices + log_tokens - log_q).view(num_orders, -1, log_q.shape[1])
+    bound = (math.log(num_orders) - log_ratio.logsumexp(0)).sum(-1)
+    main = -log_tokens.sum(-1).view(num_orders, -1).mean(0)
     return torch.stack([main, bound - main])
 
 
-def _log_prob_of_order(model, clean, rank, maskable, attention_mask) -> tuple[Tensor, Tensor]:
-    """Log-probabilities `[B]` that the model reveals the positions by `rank`, and these tokens along the way."""
-    choices, tokens = torch.zeros(2, len(clean), dtype=torch.float64)
-    for step in range(int(maskable.sum(-1).max()) if len(clean) else 0):
+def _log_prob_of_order(model, clean, rank, maskable, attention_mask, blocks) -> tuple[Tensor, Tensor]:
+    """Log-probabilities `[B, N]` that the model reveals the positions by `rank`, and these tokens along the way.
+
+    All blocks of a text move on at once: each sees the others as they are in the clean text.
+    """
+    choices, tokens = torch.zeros(2, *clean.shape, dtype=torch.float64)
+    for step in range(int(rank[maskable].max()) + 1 if maskable.any() else 0):
         left = maskable & (rank >= step)
         for rows in left.any(-1).nonzero().flatten().split(_chunk_rows(model, clean.shape[1], 1)):
-            at = rank[rows] == step
+            at = left[rows] & (rank[rows] == step)
             padding = None if attention_mask is None else attention_mask[rows]
             log_choice, log_token = _log_reveals(model, clean[rows], left[rows], at, padding)
-            choices[rows.cpu()] += log_choice
-            tokens[rows.cpu()] += log_token
-    return choices, tokens
+            choices[rows.cpu()] += torch.zeros(at.shape, dtype=torch.float64).masked_scatter(at.cpu(), log_choice)
+            tokens[rows.cpu()] += torch.zeros(at.shape, dtype=torch.float64).masked_scatter(at.cpu(), log_token)
+    blocks = None if blocks is None else blocks._replace(index=blocks.index.cpu())
+    return block_sum(choices, blocks), block_sum(tokens, blocks)
 
 
 def _subset_sum(model, clean: Tensor, maskable: Tensor, attention_mask: Tensor | None) -> float:
-    """`log P` of one text (`[1, L]` each): `P(S) = sum_{i in S} (v_i / V) p_i(x_i) P(S without i)`, `P({}) = 1`."""
+    """`log P` of one text (`[1, L]` each), the sum over its blocks."""
+    blocks = _blocks(model, clean, attention_mask)
+    index = torch.zeros_like(clean) if blocks is None else blocks.index
+    alone = [maskable & (index == block) for block in index[maskable].unique()]
+    return sum(_subset_sum_of_block(model, clean, block, attention_mask) for block in alone)
+
+
+def _subset_sum_of_block(model, clean: Tensor, maskable: Tensor, attention_mask: Tensor | None) -> float:
+    """`P(S) = sum_{i in S} (v_i / V) p_i(x_i) P(S without i)`, `P({}) = 1`, over subsets `S` of the maskable ones."""
     places = maskable[0].nonzero().flatten()  # [n]
     bit = torch.arange(len(places))
     members = (torch.arange(2 ** len(places))[:, None] >> bit) % 2 == 1  # [2^n, n], row S = the subset S
@@ -229,20 +256,30 @@ def _subset_sum(model, clean: Tensor, maskable: Tensor, attention_mask: Tensor |
 
 
 def _log_reveals(model, clean, masked, at, attention_mask) -> tuple[Tensor, Tensor]:
-    """Log-probabilities that the next reveal is position `i`, and that it gets its token `x_i`: `[M]` float64 each.
+    """Log-probabilities that position `i` is its block's next reveal, and that it gets its token `x_i`: `[M]` float64.
 
     Args:
         clean: `[R, L]`. masked: `[R, L]` bool, the state. at: `[R, L]` bool, the `M` masked positions asked for.
     """
-    out = model(clean.masked_fill(masked, model.config.mask_token_id), attention_mask, output_logits=False)
-    log_choice = out.rates.log().masked_fill(~masked, -torch.inf).log_softmax(-1)[at]
-    log_law = wide(model.token_logits(out.last_hidden_state[at])).log_softmax(-1)  # [M, V]
+    hidden, rates = model.read_views(clean.masked_fill(masked, model.config.mask_token_id), clean, attention_mask)
+    if model.rates_need_logits:
+        rates = rates.masked_scatter(masked, model.rates_of_logits(model.token_logits(hidden[masked])))
+    blocks = _blocks(model, clean, attention_mask)
+    total = spread_blocks(block_sum(rates * masked, blocks), blocks)
+    log_choice = (rates.log() - total.log())[at]
+    log_law = wide(model.token_logits(hidden[at])).log_softmax(-1)  # [M, V]
     log_token = log_law.gather(-1, clean[at][:, None]).squeeze(-1)
     return log_choice.cpu().double(), log_token.cpu().double()
 
 
+def _blocks(model, clean: Tensor, attention_mask: Tensor | None) -> Blocks | None:
+    position = position_ids(attention_mask, clean.shape[1], clean.device).expand(len(clean), -1)
+    return lay_blocks(position, model.config.block_size)
+
+
 def _chunk_rows(model, length: int, projected: int) -> int:
     """Rows per pass that keep memory bounded, `projected` positions of each going through the LM head."""
+    projected = length if model.rates_need_logits else projected
     largest = max(projected * model.config.vocab_size, length * model.config.intermediate_size)
     return max(1, CHUNK_ELEMENTS // largest)
 

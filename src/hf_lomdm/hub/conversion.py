@@ -1,6 +1,6 @@
-"""Folding of public MDLM weights into the LoMDM backbone.
+"""Folding of public MDLM and BD3-LM weights into the LoMDM backbone.
 
-MDLM conditions every layer on a constant (its time conditioning is off), so that the modulation of its LayerNorms and
+Both condition every layer on a constant (their time conditioning is off), so that the modulation of its LayerNorms and
 residual branches can be multiplied into the neighbouring weights exactly.
 """
 
@@ -9,16 +9,19 @@ import re
 import torch
 from torch import Tensor, nn
 
-_IGNORED = re.compile(r"(sigma_map\.|.*adaLN_modulation\.|rotary_emb\.inv_freq$|noise\.)")
+# Folded into other weights, computed on the fly, or part of the published training alone
+_IGNORED = re.compile(r"(sigma_map\.|.*adaLN_modulation\.|rotary_emb\.inv_freq$|noise\.|sampling_eps_(min|max)$)")
 
 
 def fold_mdlm_state_dict(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of `LoMDMForMaskedDiffusion` (backbone and LM head) from those of an MDLM.
+    """Weights of `LoMDMForMaskedDiffusion` (backbone and LM head) from those of an MDLM or BD3-LM.
 
     Args:
-        state: the state dict of the public MDLM layout, keys with or without the prefix `backbone.`.
+        state: the state dict of the public layout, which is the same for both, keys with or without the prefix
+            `backbone.`.
     Returns:
-        Float32 weights under the names of `LoMDMForMaskedDiffusion(rate_type="uniform")`.
+        Float32 weights under the names of `LoMDMForMaskedDiffusion(rate_type="uniform")`; for a BD3-LM the model has
+        its `block_size`, which is not in the weights.
     Raises:
         ValueError: if keys are missing or unknown, with their names.
     """
@@ -33,7 +36,7 @@ def fold_mdlm_state_dict(state: dict[str, Tensor]) -> dict[str, Tensor]:
     folded.update(_fold_output(take, condition))
     unknown = sorted(key for key in state if key not in used and not _IGNORED.match(key))
     if unknown:
-        raise ValueError(f"state has unknown keys {unknown}: it is not the MDLM layout. Convert only MDLM checkpoints.")
+        raise ValueError(f"state has unknown keys {unknown}: convert only checkpoints of MDLM and BD3-LM.")
     return {key: value.to(torch.float32).contiguous() for key, value in folded.items()}
 
 
@@ -45,7 +48,7 @@ class _Taker:
 
     def __call__(self, key: str) -> Tensor:
         if key not in self.state:
-            raise ValueError(f"state lacks the key {key!r}: it is not a complete MDLM checkpoint.")
+            raise ValueError(f"state lacks the key {key!r}: it is no complete MDLM or BD3-LM.")
         self.used[key] = self.state[key]
         return self.state[key]
 

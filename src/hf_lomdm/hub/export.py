@@ -51,8 +51,9 @@ def export_to_hub_folder(
         source = _load(Path(model), Path(output), dtype)
         model, tokenizer = source.model, tokenizer or source.tokenizer
         settings = {name: value for name, value in source.scheduler.config.items() if not name.startswith("_")}
-    elif dtype is not None:
-        model = copy.deepcopy(model).to(dtype)
+    else:
+        model = model if dtype is None else copy.deepcopy(model).to(dtype)
+        settings["block_size"] = model.config.block_size
     settings |= {**(scheduler_config or {}), "mask_token_id": model.config.mask_token_id}
     pipe = LoMDMPipeline(model, LoMDMScheduler(**settings), tokenizer)
     pipe.save_pretrained(output, model_card=model_card, **save_options)

@@ -1,10 +1,9 @@
-"""`LoMDMPipeline`, told here which classes `from_pretrained` builds its components of."""
+"""`LoMDMPipeline`, told here how `from_pretrained` loads with the package's own classes."""
 
-from ..modeling.modeling_lomdm import LoMDMForMaskedDiffusion
-from ..schedulers.scheduling_lomdm import LoMDMScheduler
+from .loading import load_pipeline
 from .pipeline_lomdm import LoMDMPipeline, LoMDMPipelineOutput
 
 # The pipeline file also travels to the Hub, where it may import no sibling: the package tells it.
-LoMDMPipeline.component_classes = {"model": LoMDMForMaskedDiffusion, "scheduler": LoMDMScheduler}
+LoMDMPipeline.loader = staticmethod(load_pipeline)
 
 __all__ = ["LoMDMPipeline", "LoMDMPipelineOutput"]

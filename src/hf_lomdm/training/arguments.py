@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import HfArgumentParser, TrainingArguments
@@ -16,6 +17,8 @@ from transformers.integrations import is_tensorboard_available
 
 # What one document of a .txt file can be.
 SAMPLE_BY = ("line", "paragraph", "document")
+# What is trained: a masked diffusion model of the family, or the autoregressive baseline.
+OBJECTIVES = ("diffusion", "ar")
 
 
 @dataclass
@@ -62,17 +65,35 @@ class DataArguments:
 
 @dataclass
 class ModelArguments:
-    """Sizes and process of the model; the names and meanings of `LoMDMConfig`."""
+    """Objective, sizes and process of the model; but for `objective` the names and meanings of `LoMDMConfig`."""
 
+    objective: str = field(
+        default="diffusion",
+        metadata={
+            "help": "diffusion, or ar: an autoregressive GPT-NeoX of the same sizes, to which rate_type, block_size, "
+            "c1, c2, bound, time_epsilon and time_range mean nothing.",
+            "choices": list(OBJECTIVES),
+        },
+    )
     hidden_size: int = field(default=768, metadata={"help": "Hidden units; a multiple of 2 * num_attention_heads."})
     num_hidden_layers: int = field(default=12, metadata={"help": "Transformer blocks of the backbone."})
     num_attention_heads: int = field(default=12, metadata={"help": "Attention heads per block."})
     max_position_embeddings: int | None = field(default=None, metadata={"help": "Longest text; default max_length."})
-    rate_type: str = field(default="learned", metadata={"help": "learned (LoMDM) or uniform (MDLM)."})
+    rate_type: str = field(
+        default="learned",
+        metadata={"help": "Rates of revealing: learned (LoMDM), uniform (MDLM), token (GenMD4) or score (SEDD)."},
+    )
+    block_size: int | None = field(
+        default=None, metadata={"help": "Positions per block, written block after block (BD3-LM); default one window."}
+    )
     c1: float = field(default=0.7, metadata={"help": "Level of the learned rates."})
     c2: float = field(default=0.65, metadata={"help": "Range of the learned rates; 0 <= c2 < c1."})
     bound: str = field(default="order", metadata={"help": "What training minimises: order, or time (the paper's)."})
     time_epsilon: float | None = field(default=None, metadata={"help": "Cut of the time bound in training, or none."})
+    time_range: list[float] | None = field(
+        default=None,
+        metadata={"help": "Two numbers: local times that training by the time bound draws (BD3-LM clips them)."},
+    )
     dropout: float = field(default=0.1, metadata={"help": "Dropout of the backbone in training."})
     tie_word_embeddings: bool = field(default=False, metadata={"help": "The LM head uses the embedding matrix."})
 
@@ -127,19 +148,20 @@ PARTS = (DataArguments, ModelArguments, LoMDMTrainingArguments)
 def parse_arguments(
     arguments: Sequence[str] | None = None,
 ) -> tuple[DataArguments, ModelArguments, LoMDMTrainingArguments]:
-    """Parses `[--config FILE.yaml] [--key value ...]`; what stands on the command line wins over the file.
+    """Parses `[--config FILE.yaml ...] [--key value ...]`.
+
+    Later files win over earlier ones, the command line wins over all. Without an `output_dir` a run writes to
+    `outputs/` and the names of its files, so that `--config owt.yaml --config mdlm.yaml` gives `outputs/owt-mdlm`.
 
     Args:
         arguments: the words of the command line; default `sys.argv[1:]`.
     Raises:
-        ValueError: a key that does not exist, in the file or on the command line, or a file that cannot be read.
+        ValueError: a key that does not exist, in a file or on the command line; a file that cannot be read; an
+            `output_dir` in a file that others overlay: all overlays would share it.
     """
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    while "--config" in words:
-        place = words.index("--config")
-        if place + 1 == len(words):
-            raise ValueError("--config needs a file. Pass for example --config training_scripts/configs/tiny.yaml.")
-        words = config_words(Path(words[place + 1])) + words[:place] + words[place + 2 :]
+    files, words = _split_off_configs(list(sys.argv[1:] if arguments is None else arguments))
+    settings = _overlay(files, named=any(word.split("=")[0].replace("-", "_") == "__output_dir" for word in words))
+    words = [word for key, value in settings.items() for word in (f"--{key}", *_as_words(value))] + words
     *parts, unknown = HfArgumentParser(PARTS, allow_abbrev=False).parse_args_into_dataclasses(
         words, return_remaining_strings=True
     )
@@ -148,8 +170,35 @@ def parse_arguments(
     return tuple(parts)
 
 
-def config_words(path: Path) -> list[str]:
-    """The flat YAML file `path` as words of a command line.
+def _split_off_configs(words: list[str]) -> tuple[list[Path], list[str]]:
+    """The files of `--config` in their order, and the other words."""
+    files = []
+    while "--config" in words:
+        place = words.index("--config")
+        if place + 1 == len(words):
+            raise ValueError("--config needs a file. Pass for example --config training_scripts/configs/tiny.yaml.")
+        files.append(Path(words[place + 1]))
+        del words[place : place + 2]
+    return files, words
+
+
+def _overlay(files: list[Path], named: bool) -> dict[str, Any]:
+    """The settings of all files, later ones on top; `named`: the command line gives the output folder."""
+    settings: dict[str, Any] = {}
+    for path in files:
+        if "output_dir" in settings and not named:
+            raise ValueError(
+                f"output_dir={settings['output_dir']!r} is set by a file that {path} overlays, so runs with other "
+                "overlays would resume from each other. Leave it out of the file, or pass --output_dir."
+            )
+        settings |= read_config(path)
+    if files:
+        settings.setdefault("output_dir", "outputs/" + "-".join(path.stem for path in files))
+    return {key: value for key, value in settings.items() if value is not None}  # no value: the default
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The settings of the flat YAML file `path`.
 
     Raises:
         ValueError: a missing file, one that is not a flat mapping, or a key that is no argument.
@@ -162,13 +211,10 @@ def config_words(path: Path) -> list[str]:
     if not isinstance(settings, dict):
         raise ValueError(f"--config {path} must hold lines of the form `key: value`.")
     known = {one.name for part in PARTS for one in fields(part) if one.init}
-    words = []
-    for key, value in settings.items():
+    for key in settings:
         if key not in known:
             raise ValueError(f"Unknown key {key!r} in {path}. Run training_scripts/train.py --help for all names.")
-        if value is not None:  # a key without a value keeps its default
-            words += [f"--{key}", *_as_words(value)]
-    return words
+    return settings
 
 
 def _as_words(value) -> list[str]:

@@ -1,6 +1,7 @@
 """The `README.md` of a trained model: what the trainer knows of it, and nothing that it does not know."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import ModelCardData
@@ -8,11 +9,11 @@ from transformers import PretrainedConfig, TrainingArguments
 
 # A card without this line was written by hand and stays.
 MARKER = "<!-- Written by LoMDMTrainer, which replaces this file as long as this line is in it. -->"
-TAGS = ("lomdm", "masked-diffusion", "diffusers", "custom_code")
-ORDERS = {"learned": "a learned order", "uniform": "a uniformly random order"}
-BOUNDS = {
-    "eval_nelbo": "order bound",
-    "eval_without_order_nelbo": "order bound with all rates equal at evaluation (`c2 = 0`)",
+ORDERS = {
+    "learned": "a learned order",
+    "uniform": "a uniformly random order",
+    "token": "an order by learned rates, one for each entry of the vocabulary",
+    "score": "an order by the sums of its scores",
 }
 SETTINGS = (
     "learning_rate",
@@ -28,10 +29,7 @@ SETTINGS = (
 TEXT = """
 # {name}
 
-A masked diffusion language model that reveals its tokens in {order} (`rate_type="{config.rate_type}"`), trained for
-{steps:,} optimizer steps on the {config.bound} bound. It loads as a model
-(`AutoModel.from_pretrained`) and as a pipeline (`DiffusionPipeline.from_pretrained`), both with
-`trust_remote_code=True`.
+{summary}
 
 ## Evaluation
 
@@ -45,11 +43,62 @@ Text: {dataset}. Settings:
 
 What the model is good for and what it must not be used for was not recorded.
 """
+DIFFUSION = """
+A masked diffusion language model that reveals its tokens in {order} (`rate_type="{rate_type}"`){blocks}, trained for
+{{steps:,}} optimizer steps on the {bound} bound. It loads as a model
+(`AutoModel.from_pretrained`) and as a pipeline (`DiffusionPipeline.from_pretrained`), both with
+`trust_remote_code=True`.
+"""
+CAUSAL = """
+An autoregressive Transformer (GPT-NeoX, sequential residual branches), trained for
+{steps:,} optimizer steps on the exact log-likelihood of whole texts. It loads by
+`AutoModelForCausalLM.from_pretrained`, without any code of its own.
+
+Every text begins with a start token, the tokenizer's mask token, which is in no text: its probability is zero
+(`suppress_tokens` of `generation_config.json`). `generate()` without a prompt starts from it and gives a whole text;
+a prompt stands behind it, and behind BOS where the texts begin with one:
+
+    text = tokenizer.mask_token + tokenizer.bos_token + prompt
+    ids = model.generate(tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids)
+"""
+
+
+@dataclass(frozen=True)
+class Description:
+    """What can be said of every model of a kind.
+
+    Attributes:
+        summary: what it is and how it loads, with a place `{steps}` for the optimizer steps.
+        tags: of its repository.
+        measures: in words, what each metric of the evaluation is.
+    """
+
+    summary: str
+    tags: tuple[str, ...]
+    measures: dict[str, str]
+
+
+def describe_diffusion(config: PretrainedConfig) -> Description:
+    """Of a `LoMDMForMaskedDiffusion` with this configuration."""
+    blocks = f" within blocks of {config.block_size}, block after block" if config.block_size else ""
+    summary = DIFFUSION.format(
+        order=ORDERS[config.rate_type], rate_type=config.rate_type, blocks=blocks, bound=config.bound
+    )
+    measures = {
+        "eval_nelbo": "order bound",
+        "eval_without_order_nelbo": "order bound with c2 = 0 at evaluation",
+    }
+    return Description(summary, ("lomdm", "masked-diffusion", "diffusers", "custom_code"), measures)
+
+
+def describe_causal() -> Description:
+    """Of an autoregressive model of `CausalTrainer`."""
+    return Description(CAUSAL, ("autoregressive",), {"eval_nelbo": "negative log-likelihood (exact)"})
 
 
 def model_card(
     name: str,
-    config: PretrainedConfig,
+    description: Description,
     args: TrainingArguments,
     steps: int,
     metrics: dict[str, float],
@@ -61,24 +110,22 @@ def model_card(
 
     Args:
         name: its title.
-        config: of the model.
+        description: of the model.
         args: of its training.
         steps: optimizer steps taken.
         metrics: those of `LoMDMTrainer.evaluate` for these weights; may be empty.
-        tags: in addition to those of every LoMDM.
+        tags: in addition to those of the description.
         dataset: what the model was trained on, in words.
         metadata: further fields of the header, such as `license`, `language`, `datasets`, `base_model`.
     """
-    tags = [*TAGS, *(tag for tag in tags if tag not in TAGS)]
+    tags = [*description.tags, *(tag for tag in tags if tag not in description.tags)]
     known = {key: value for key, value in metadata.items() if value is not None}
     header = ModelCardData(library_name="transformers", pipeline_tag="text-generation", tags=tags, **known).to_yaml()
     dataset = [dataset] if isinstance(dataset, str) else dataset
     text = TEXT.format(
         name=name,
-        config=config,
-        order=ORDERS[config.rate_type],
-        steps=steps,
-        evaluation=_evaluation(metrics),
+        summary=description.summary.strip().format(steps=steps),
+        evaluation=_evaluation(metrics, description.measures),
         dataset=", ".join(dataset) if dataset else "not recorded here",
         settings="\n".join(f"- `{key}`: {_plain(getattr(args, key))}" for key in SETTINGS if hasattr(args, key)),
     )
@@ -90,10 +137,10 @@ def is_written_by_hand(path: Path) -> bool:
     return path.is_file() and MARKER not in path.read_text(encoding="utf-8")
 
 
-def _evaluation(metrics: dict[str, float]) -> str:
+def _evaluation(metrics: dict[str, float], measures: dict[str, str]) -> str:
     rows = [
         f"| {label} | {metrics[key]:.4f} | {metrics[f'{key}_standard_error']:.4f} |"
-        for key, label in BOUNDS.items()
+        for key, label in measures.items()
         if key in metrics
     ]
     if not rows:

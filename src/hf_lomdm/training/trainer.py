@@ -15,12 +15,13 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import EvalLoopOutput
 
-from ..evaluation import nelbo
+from ..evaluation import NelboEstimate, nelbo
+from ..modeling.modeling_lomdm import LoMDMOutput
 from ..pipelines import LoMDMPipeline
 from ..schedulers.scheduling_lomdm import LoMDMScheduler
 from . import checkpointing
 from .ema import EMA
-from .model_card import is_written_by_hand, model_card
+from .model_card import Description, describe_diffusion, is_written_by_hand, model_card
 from .training_log import TrainingLog
 
 logger = logging.getLogger(__name__)
@@ -29,6 +30,7 @@ EMA_FILE = "ema.safetensors"
 STATE_FILE = "trainer_state.json"
 CARD_FILE = "README.md"
 EVALUATION_SEED = 20260202
+SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 class LoMDMTrainer(Trainer):
@@ -63,10 +65,9 @@ class LoMDMTrainer(Trainer):
         self._staging: Path | None = None  # where a checkpoint is being written
         self._first_step = 0  # where the latest call of `train` began
         self._metrics: dict[str, float] = {}  # of the weights as they are
-        config = self.model.config
-        self._absent_tokens = [name for name in ("bos_token_id", "eos_token_id") if getattr(config, name, None) is None]
+        self._special_tokens = {name: getattr(self.model.config, name, None) for name in SPECIAL_TOKENS}
         self._step_loss = 0.0
-        self._training_log = TrainingLog(self.model)
+        self._training_log = TrainingLog()
         self.add_callback(_StepCallback(self))
 
     def create_accelerator_and_postprocess(self) -> None:
@@ -97,14 +98,18 @@ class LoMDMTrainer(Trainer):
         tokens = sum(maskable(batch).sum() for batch in batch_samples)
         return self.accelerator.reduce(torch.as_tensor(tokens, device=device, dtype=torch.int64), "sum")
 
+    def objective(self, model, inputs) -> LoMDMOutput:
+        """The loss of a micro-batch in nats per maskable token, and its terms `[B]` in nats per text."""
+        # All views of each text and all heads in one call: DDP and FSDP wrap `forward` alone
+        return model(**inputs)
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """This micro-batch's share of the loss, times the number of processes (whose gradients are averaged)."""
-        # 1. Both views of each text and all heads in one call: DDP and FSDP wrap `forward` alone
-        outputs = model(**inputs)
-        # 2. From nats per token of this micro-batch to its share of the global batch
+        outputs = self.objective(model, inputs)
+        # 1. From nats per token of this micro-batch to its share of the global batch
         share = maskable(inputs).sum() / num_items_in_batch.clamp(min=1)
         loss = outputs.loss * share * self.accelerator.num_processes
-        # 3. Every term of the bound, added up on the device until the next log
+        # 2. Every term of the bound, added up on the device until the next log
         self._training_log.add(outputs, maskable(inputs))
         return (loss, outputs) if return_outputs else loss
 
@@ -114,7 +119,8 @@ class LoMDMTrainer(Trainer):
         self._step_loss = self._step_loss + loss
         if self.accelerator.sync_gradients:
             self._check_finite(self._step_loss, gradient_norm(model))
-            self._training_log.add_gradient(gradient_norm(model, "phi"))
+            if head_weights(model, ("phi",)):
+                self._training_log.add_gradient(gradient_norm(model, "phi"))
             self._step_loss = 0.0
         return loss
 
@@ -129,8 +135,12 @@ class LoMDMTrainer(Trainer):
 
     # ------------------------------------------------------------------------------------- optimizer and logging
 
+    def get_decay_parameter_names(self, model) -> list[str]:
+        """The Trainer's choice without the rates of the vocabulary: their zero means nothing."""
+        return [name for name in super().get_decay_parameter_names(model) if "omega" not in name.split(".")]
+
     def create_optimizer(self, model=None):
-        """AdamW (or `--optim`), without decay of biases and norms, the order heads in groups of their own."""
+        """AdamW (or `--optim`), without decay of biases, norms and `omega`, the order heads in groups of their own."""
         if self.optimizer is None:
             optimizer = super().create_optimizer(model)
             heads = {id(weight) for weight in head_weights(self.model if model is None else model)}
@@ -179,6 +189,11 @@ class LoMDMTrainer(Trainer):
         self._metrics |= named
         return EvalLoopOutput(predictions=None, label_ids=None, metrics=named, num_samples=sum(map(len, rows)))
 
+    @property
+    def has_learned_order(self) -> bool:
+        """Whether there is an order to take away (`evaluate_without_order`)."""
+        return getattr(self.model.config, "rate_type", None) == "learned"
+
     def evaluate_without_order(self) -> dict[str, float]:
         """`evaluate` with all rates equal (`c2 = 0`), prefix `eval_without_order`: what the order is worth."""
         config = self.accelerator.unwrap_model(self.model).config
@@ -192,10 +207,21 @@ class LoMDMTrainer(Trainer):
         """`[B, 4]`: maskable tokens, main, velocity and Monte-Carlo error of each text (NaN from a single sample)."""
         first = (step * self.accelerator.num_processes + self.accelerator.process_index) * self.args.eval_batch_size
         generators = step_generators(EVALUATION_SEED, 0, range(first, first + len(batch["input_ids"])))
-        estimate = nelbo(self.model, **batch, num_samples=self.args.eval_num_samples, generator=generators)
+        estimate = self.estimate(batch, generators)
         error = torch.full_like(estimate.main, math.nan) if estimate.standard_error is None else estimate.standard_error
         columns = torch.stack([maskable(batch).sum(-1).cpu(), estimate.main, estimate.velocity, error], dim=-1)
         return columns.float().to(self.args.device)
+
+    def estimate(self, batch: dict[str, Tensor], generators: list[torch.Generator]) -> NelboEstimate:
+        """What evaluation measures of each text, here the order bound, with one generator per text."""
+        return nelbo(self.model, **batch, num_samples=self.args.eval_num_samples, generator=generators)
+
+    def sample_texts(self, count: int) -> list[str]:
+        """Texts of `max_position_embeddings` tokens at most, of the averaged weights, a token at a time."""
+        with self.averaged_weights():
+            model = self.accelerator.unwrap_model(self.model).eval()
+            pipe, length = make_pipeline(model, self.processing_class), model.config.max_position_embeddings
+            return pipe(num_inference_steps=length, num_return_sequences=count).texts
 
     # ------------------------------------------------------------------------------------ saving and resuming
 
@@ -224,16 +250,14 @@ class LoMDMTrainer(Trainer):
     def begin(self) -> None:
         """Everything is in place for the first step: starts the moving average.
 
-        A BOS or EOS that the configuration lacks is in no text of the model, but the Trainer has just set it to the
-        tokenizer's: that is undone.
+        The Trainer has just set the special tokens of the configuration to the tokenizer's: that is undone, for they
+        say what is in the texts of the model (no BOS, for example, where the rows have none).
         """
         self._first_step, self._metrics = self.state.global_step, {}
-        for name in self._absent_tokens:
-            if getattr(self.model.config, name, None) is not None:
-                logger.warning(
-                    "%s of the model stays None: the tokenizer has one, but the model does not use it.", name
-                )
-                setattr(self.model.config, name, None)
+        for name, own in self._special_tokens.items():
+            if getattr(self.model.config, name, None) != own:
+                logger.warning("%s of the model stays %s, whatever the tokenizer has.", name, own)
+                setattr(self.model.config, name, own)
         if self.is_fsdp_enabled:
             gather_weights_for_evaluation(self.model)
         self.start_ema()
@@ -259,7 +283,7 @@ class LoMDMTrainer(Trainer):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Writes the averaged weights as a Hub folder; a checkpoint gets the training weights instead.
 
-        The folder is that of `LoMDMPipeline.save_pretrained`. Sharded weights (FSDP, DeepSpeed) and adapters of PEFT
+        The folder is what `write_model` makes. Sharded weights (FSDP, DeepSpeed) and adapters of PEFT
         are written as the Trainer writes them, without code; `hf_lomdm.hub.export_to_hub_folder` adds it to the first.
         """
         with nullcontext() if self._staging else self.averaged_weights():
@@ -272,16 +296,26 @@ class LoMDMTrainer(Trainer):
         return model if isinstance(model, PreTrainedModel) and not sharded else None
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        model = None if self._staging else self._hub_model()
+        model = self._hub_model()
         if model is None:
             return super()._save(output_dir, state_dict)
         if not self.args.should_save:
             return
         folder = Path(output_dir or self.args.output_dir)
         tokenizer = self.processing_class or getattr(self.data_collator, "tokenizer", None)
-        pipe = LoMDMPipeline(model, LoMDMScheduler(mask_token_id=model.config.mask_token_id), tokenizer)
-        pipe.save_pretrained(folder, model_card=None if is_written_by_hand(folder / CARD_FILE) else self._card())
+        folder.mkdir(parents=True, exist_ok=True)
+        if self._staging:
+            # the Trainer resumes by the names of the weights in memory; on the disk those of GPT-NeoX have others
+            model.save_pretrained(folder, save_original_format=False)
+            if tokenizer is not None:
+                tokenizer.save_pretrained(folder)
+        else:
+            self.write_model(model, tokenizer, folder, None if is_written_by_hand(folder / CARD_FILE) else self._card())
         torch.save(self.args, folder / TRAINING_ARGS_NAME)
+
+    def write_model(self, model: PreTrainedModel, tokenizer, folder: Path, card: str | None) -> None:
+        """Writes what loads without this package (`LoMDMPipeline.save_pretrained`); `None` leaves the card as it is."""
+        make_pipeline(model, tokenizer).save_pretrained(folder, model_card=card)
 
     def create_model_card(
         self,
@@ -312,7 +346,11 @@ class LoMDMTrainer(Trainer):
 
     def _card(self, name: str | None = None, **details) -> str:
         name = name or Path(self.args.hub_model_id or Path(self.args.output_dir).absolute()).name
-        return model_card(name, self.model.config, self.args, self.state.global_step, self._metrics, **details)
+        return model_card(name, self.describe(), self.args, self.state.global_step, self._metrics, **details)
+
+    def describe(self) -> Description:
+        """What the card and the script say of the model."""
+        return describe_diffusion(self.model.config)
 
     def _get_output_dir(self, trial) -> str:
         return super()._get_output_dir(trial) if self._staging is None else str(self._staging)
@@ -384,6 +422,12 @@ class _StepCallback(TrainerCallback):
         self.trainer.step_done()
 
 
+def make_pipeline(model: PreTrainedModel, tokenizer) -> LoMDMPipeline:
+    """A pipeline with the scheduler that suits the model."""
+    scheduler = LoMDMScheduler(mask_token_id=model.config.mask_token_id, block_size=model.config.block_size)
+    return LoMDMPipeline(model, scheduler, tokenizer)
+
+
 # --------------------------------------------------------------------------------------------- draws and measures
 
 
@@ -431,7 +475,8 @@ def gradient_norm(model: nn.Module, head: str | None = None) -> Tensor:
 def gather_weights_for_evaluation(model: nn.Module) -> None:
     """Lets FSDP2 gather the weights for the methods that evaluation calls, as it does for `forward`."""
     for method in ("forward_rates", "estimate_bound"):
-        register_fsdp_forward_method(model, method)
+        if hasattr(model, method):
+            register_fsdp_forward_method(model, method)
 
 
 def summarise_texts(texts: Tensor) -> dict[str, float]:

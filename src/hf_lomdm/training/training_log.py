@@ -1,7 +1,7 @@
-"""What LoMDM training logs beside the loss, averaged over the steps between two logs."""
+"""What training logs beside the loss, averaged over the steps between two logs."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 _NAMES = (
     "tokens",
@@ -22,21 +22,11 @@ _NAMES = (
 class TrainingLog:
     """Sums of every term since the last log, kept on the device: nothing synchronises until `take`.
 
-    Args:
-        model: if it has an order head `psi`, a hook on it measures the spread of the reverse rates.
+    What a model does not have (a score, learned rates, phi) is not logged.
     """
 
-    def __init__(self, model: nn.Module):
+    def __init__(self):
         self._sums: dict[str, Tensor] = {}
-        self._reverse_spread: Tensor | None = None
-        self._c2 = model.config.c2
-        for name, module in model.named_modules():
-            if name.split(".")[-1] == "psi":
-                module.register_forward_hook(self._watch_reverse_rates)
-
-    def _watch_reverse_rates(self, module, args, scores: Tensor) -> None:
-        real = args[1] if len(args) > 1 and args[1] is not None else torch.ones_like(scores)
-        self._reverse_spread = self._c2 * masked_std(scores.detach().sigmoid(), real).mean()
 
     def add(self, outputs, maskable: Tensor) -> None:
         """Adds a micro-batch: its `LoMDMOutput` and which of its positions are maskable `[B, L]`."""
@@ -45,10 +35,11 @@ class TrainingLog:
         self._add(main=outputs.main.sum(), velocity=outputs.velocity.sum())
         if outputs.score is not None:
             share = outputs.score / tokens.clamp(min=1)
-            spread = masked_std(outputs.forward_rates, maskable).sum()
             self._add(score=outputs.score.sum(), score_share=share.sum(), score_share_squared=share.square().sum())
-            self._add(forward_spread=spread, reverse_spread=self._reverse_spread * len(tokens))
+            self._add(forward_spread=masked_std(outputs.forward_rates, maskable).sum())
             self._add(rate_ratio=outputs.rate_ratio.sum())
+        if outputs.rates is not None:
+            self._add(reverse_spread=masked_std(outputs.rates, maskable).sum())
 
     def add_gradient(self, phi_norm: Tensor) -> None:
         """Adds the gradient norm of phi of one optimizer step."""
@@ -63,16 +54,15 @@ class TrainingLog:
         zero = torch.zeros(())
         stacked = torch.stack([self._sums.get(name, zero).to(accelerator.device) for name in _NAMES])
         values = dict(zip(_NAMES, accelerator.reduce(stacked, "sum").tolist(), strict=True))
-        learned = "score" in self._sums
-        self._sums = {}
+        present, self._sums = set(self._sums), {}
         tokens, texts = max(values["tokens"], 1), max(values["texts"], 1)
-        logs = {"main": values["main"] / tokens, "velocity": values["velocity"] / tokens}
-        if learned:
+        logs = {name: values[name] / tokens for name in ("main", "velocity", "score")}
+        logs |= {name: values[name] / texts for name in ("forward_spread", "reverse_spread", "rate_ratio")}
+        logs["phi_grad_norm"] = values["phi_grad_norm"] / max(values["steps"], 1)
+        logs = {name: value for name, value in logs.items() if name in {"main", "velocity", *present}}
+        if "score" in present:
             mean = values["score_share"] / texts
-            logs["score"] = values["score"] / tokens
             logs["score_std"] = max(values["score_share_squared"] / texts - mean**2, 0.0) ** 0.5
-            logs |= {name: values[name] / texts for name in ("forward_spread", "reverse_spread", "rate_ratio")}
-            logs["phi_grad_norm"] = values["phi_grad_norm"] / max(values["steps"], 1)
         return logs
 
 

@@ -1,0 +1,84 @@
+"""`CausalTrainer`: the autoregressive baseline, trained, evaluated and saved like the diffusion models."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, PreTrainedModel
+
+from ..evaluation.causal import causal_nll, causal_token_losses
+from ..evaluation.likelihood import NelboEstimate
+from ..modeling.modeling_lomdm import LoMDMOutput
+from .model_card import Description, describe_causal
+from .trainer import LoMDMTrainer, maskable
+
+
+class CausalTrainer(LoMDMTrainer):
+    """`LoMDMTrainer` for `GPTNeoXForCausalLM`: the exact log-likelihood of whole texts takes the place of the bound.
+
+    Everything else is the trainer's: loss per token of the global batch, average, logs, keys of the evaluation, exact
+    resuming. A text is read behind the start token, `config.bos_token_id`, so that its first token is predicted too, as
+    in the bounds. Takes the arguments of `LoMDMTrainer`; what `save_model` writes loads with `AutoModelForCausalLM`.
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.model.generation_config = whole_text_generation(self.model)
+
+    def begin(self) -> None:
+        """As in `LoMDMTrainer`; the generation configuration too had just been set to the tokenizer's tokens."""
+        super().begin()
+        self.model.generation_config = whole_text_generation(self.model)
+
+    def objective(self, model, inputs) -> LoMDMOutput:
+        """`-log P(x)` of each text: `loss` in nats per counted token, `nelbo = main` `[B]` in nats."""
+        real = maskable(inputs)
+        clean = torch.where(real, inputs["labels"], inputs["input_ids"])
+        targets = inputs["labels"].masked_fill(~real, -100)
+        padding, start = inputs.get("attention_mask"), self.model.config.bos_token_id
+        nll = causal_token_losses(model, clean, padding, targets, start).sum(-1)
+        value = nll.detach()
+        loss = nll.sum() / real.sum().clamp(min=1)
+        return LoMDMOutput(loss=loss, nelbo=value, main=value, velocity=torch.zeros_like(value))
+
+    def estimate(self, batch: dict[str, Tensor], generators: list[torch.Generator]) -> NelboEstimate:
+        """`-log P(x)`, exact: nothing is drawn."""
+        return causal_nll(self.model, **batch, start_token_id=self.model.config.bos_token_id)
+
+    def describe(self) -> Description:
+        return describe_causal()
+
+    def write_model(self, model: PreTrainedModel, tokenizer, folder: Path, card: str | None) -> None:
+        """Writes weights, generation configuration, tokenizer and, unless it is `None`, the card."""
+        model.save_pretrained(folder)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
+        if card is not None:
+            (folder / "README.md").write_text(card, encoding="utf-8")
+
+    def sample_texts(self, count: int) -> list[str]:
+        """Texts of `max_position_embeddings` tokens at most, by `generate` with the averaged weights."""
+        tokenizer = self.processing_class
+        with self.averaged_weights():
+            model = self.accelerator.unwrap_model(self.model).eval()
+            rows = model.generate(num_return_sequences=count).tolist()
+        return [tokenizer.decode(_until_end(row, tokenizer.eos_token_id), skip_special_tokens=True) for row in rows]
+
+
+def whole_text_generation(model: PreTrainedModel) -> GenerationConfig:
+    """What makes `model.generate()` a draw of a whole text from the law that `causal_nll` measures."""
+    config = model.config
+    return GenerationConfig(
+        bos_token_id=config.bos_token_id,
+        eos_token_id=config.eos_token_id,
+        pad_token_id=config.pad_token_id,
+        suppress_tokens=[config.bos_token_id],
+        max_length=config.max_position_embeddings + 1,  # the start token is no token of the text
+        do_sample=True,
+        top_k=0,
+    )
+
+
+def _until_end(ids: list[int], eos: int) -> list[int]:
+    """Up to the first EOS behind the start token and the first token, which may be a BOS that is EOS."""
+    return ids[: ids.index(eos, 2)] if eos in ids[2:] else ids

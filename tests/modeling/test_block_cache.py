@@ -1,0 +1,121 @@
+"""A key-value cache, block after block, against one pass without it."""
+
+import pytest
+import torch
+from transformers import DynamicCache
+
+import oracles
+
+EXACT = {"rtol": 1e-9, "atol": 1e-10}  # float64, another order of summation
+RATE_TYPES = ("learned", "uniform", "token", "score")
+SIZE = 2
+
+
+@pytest.fixture
+def build(make_model):
+    return lambda **overrides: oracles.vivid(make_model(**{"block_size": SIZE, **overrides})).requires_grad_(False)
+
+
+def texts(batch, length, seed=0):
+    return torch.randint(3, 10, (batch, length), generator=torch.Generator().manual_seed(seed))
+
+
+def by_blocks(model, ids, attention_mask=None, first=SIZE):
+    """Logits and rates of `ids` `[B, L]`: the first columns at once, then block after block from a cache.
+
+    Each block is read twice: first noisy and forgotten again, as the sampler does, then clean.
+    """
+    cache, logits, rates = DynamicCache(), [], []
+    for start in (0, *range(first, ids.shape[1], SIZE)):
+        stop = first if start == 0 else min(start + SIZE, ids.shape[1])
+        mask = None if attention_mask is None else attention_mask[:, :stop]
+        for tokens in (torch.full_like(ids[:, start:stop], 10), ids[:, start:stop]):
+            cache.crop(start - cache.get_seq_length())  # minus the number of positions to forget
+            assert cache.get_seq_length() == start
+            out = model(input_ids=tokens, attention_mask=mask, past_key_values=cache)
+        logits.append(out.logits)
+        rates.append(out.rates)
+    assert {cache.get_seq_length(layer) for layer in range(len(cache.layers))} == {ids.shape[1]}
+    return torch.cat(logits, dim=1), torch.cat(rates, dim=1)
+
+
+def assert_same(cached, expected, real=slice(None)):
+    torch.testing.assert_close(cached[0][real], expected.logits[real], **EXACT)
+    torch.testing.assert_close(cached[1][real], expected.rates[real], **EXACT)
+
+
+@pytest.mark.parametrize("rate_type", RATE_TYPES)
+@pytest.mark.parametrize("first", [2, 4])
+def test_block_after_block_from_a_cache_equals_one_pass(build, rate_type, first):
+    model, ids = build(rate_type=rate_type), texts(3, 9)  # the last block is short
+    assert_same(by_blocks(model, ids, first=first), model(input_ids=ids))
+
+
+def test_the_cache_holds_the_layer_of_the_order_head_behind_those_of_the_backbone(build):
+    for rate_type, layers in (("learned", 3), ("uniform", 2)):
+        cache = DynamicCache()
+        build(rate_type=rate_type)(input_ids=texts(1, 2), past_key_values=cache)
+        assert len(cache.layers) == layers
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+@pytest.mark.parametrize("rate_type", ["learned", "score"])
+def test_unequal_texts_padded_on_the_left_equal_one_pass_and_each_alone(build, rate_type, implementation):
+    model, ids = build(rate_type=rate_type), texts(4, 10)
+    model.set_attn_implementation(implementation)
+    # whole blocks of padding: of the last text, nothing is in the first two blocks
+    mask = (torch.arange(10) >= torch.tensor([0, 2, 2, 4])[:, None]).long()
+    cached, real = by_blocks(model, ids, mask, first=4), mask.bool()
+    assert all(torch.isfinite(values[..., :10]).all() for values in cached)  # padding, too: it is in the cache
+    assert_same(cached, model(input_ids=ids, attention_mask=mask), real)
+    for row in range(4):
+        alone = model(input_ids=ids[row, real[row]][None])
+        torch.testing.assert_close(cached[0][row, real[row]], alone.logits[0], **EXACT)
+        torch.testing.assert_close(cached[1][row, real[row]], alone.rates[0], **EXACT)
+
+
+def test_padding_within_a_row_is_not_seen(build):
+    # a text that is over: its later blocks are padding and leave the rest of the batch alone
+    model, ids = build(), texts(2, 8)
+    mask = torch.ones(2, 8, dtype=torch.long)
+    mask[1, 4:] = 0
+    cached = by_blocks(model, ids, mask)
+    assert_same(cached, model(input_ids=ids, attention_mask=mask), mask.bool())
+    assert_same([values[:1] for values in cached], model(input_ids=ids[:1]))
+
+
+@pytest.mark.parametrize("rate_type", RATE_TYPES)
+@pytest.mark.parametrize("padded", [False, True])
+def test_texts_beyond_the_context_equal_one_pass(build, rate_type, padded):
+    model, ids = build(rate_type=rate_type, max_position_embeddings=6), texts(2, 13)
+    mask = (torch.arange(13) >= torch.tensor([0, 4])[:, None]).long() if padded else None
+    real = slice(None) if mask is None else mask.bool()
+    expected = model(input_ids=ids, attention_mask=mask)
+    assert_same(by_blocks(model, ids, mask, first=4), expected, real)
+    roomy = build(rate_type=rate_type)(input_ids=ids, attention_mask=mask)
+    assert not torch.allclose(roomy.logits[0, -1, :10], expected.logits[0, -1, :10])  # the context matters
+
+
+def test_several_blocks_at_once_behind_a_cache_equal_one_pass(build):
+    model, ids, cache = build(), texts(2, 9), DynamicCache()
+    model(input_ids=ids[:, :4], past_key_values=cache)
+    out, whole = model(input_ids=ids[:, 4:], past_key_values=cache), model(input_ids=ids)
+    torch.testing.assert_close(out.logits, whole.logits[:, 4:], **EXACT)
+    torch.testing.assert_close(out.rates, whole.rates[:, 4:], **EXACT)
+
+
+@pytest.mark.parametrize("mask", [None, [[1, 1, 1, 1], [0, 1, 1, 1]]])
+def test_a_cache_that_ends_within_a_block_is_refused(build, mask):
+    model, cache, past = build(), DynamicCache(), 3 if mask is None else 2
+    mask = None if mask is None else torch.tensor(mask)
+    ids = texts(2, past + 2)
+    model(input_ids=ids[:, :past], attention_mask=None if mask is None else mask[:, :past], past_key_values=cache)
+    with pytest.raises(ValueError, match="past_key_values must hold whole blocks of block_size=2, got texts of .*crop"):
+        model(input_ids=ids[:, past:], attention_mask=mask, past_key_values=cache)
+
+
+def test_an_attention_mask_without_the_cached_positions_is_refused(build):
+    model, cache = build(), DynamicCache()
+    model(input_ids=texts(1, 2), past_key_values=cache)
+    with pytest.raises(ValueError, match="with a cache: of all positions\\), \\[1, 4\\], got \\[1, 2\\]"):
+        model(input_ids=texts(1, 2), attention_mask=torch.ones(1, 2), past_key_values=cache)

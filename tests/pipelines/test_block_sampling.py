@@ -1,0 +1,170 @@
+"""Texts written block after block and beyond the context: exact cache, independent rows, an end at EOS."""
+
+import itertools
+
+import pytest
+import torch
+
+import oracles
+from hf_lomdm import LoMDMPipeline, LoMDMScheduler
+from hf_lomdm.evaluation import exact_log_likelihood
+from tiny_tokenizer import build_tokenizer
+
+MASK, PAD, BOS, EOS = 10, 0, 1, 2
+# prompts that end within a block and at its end, a template with a finished block in its middle, and a long prompt
+PROMPTS = [
+    [BOS, 3, 4, 5, 6],
+    [BOS],
+    [BOS, 7, MASK, MASK, 8, 9, 3, 4, MASK, 5, MASK],
+    [BOS, 3, 4, 5],
+    [BOS, 3, 4, 5, 6, 7, 8, 9, 3],
+    [BOS, MASK],
+    [MASK, 4],
+    [BOS, 3, 4, 5, 6, 7, 8],
+]
+KINDS = [("learned", 4), ("uniform", 4), ("token", 4), ("score", 3), ("uniform", 1)]
+# a chi-square statistic this many standard deviations out has probability 3e-5; seeds are fixed
+Z = 4.0
+
+
+def make_pipe(model, **settings) -> LoMDMPipeline:
+    """A pipeline of the model in float64, where the cache moves logits by 1e-15 only."""
+    mask = model.config.mask_token_id
+    tokenizer = build_tokenizer() if mask == MASK else None
+    pipe = LoMDMPipeline(model.double(), LoMDMScheduler(mask_token_id=mask, **settings), tokenizer)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def generators(count: int) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(seed) for seed in range(count)]
+
+
+def same(one, other) -> bool:
+    return torch.equal(one.sequences, other.sequences) and torch.equal(one.order, other.order)
+
+
+@pytest.mark.parametrize("sampler", ["sequential", "ancestral", "confidence"])
+@pytest.mark.parametrize("rate_type, block_size", KINDS)
+def test_cached_equals_uncached_token_for_token_in_a_batch_of_unequal_prompts(
+    make_model, rate_type, block_size, sampler
+):
+    model = make_model(rate_type=rate_type, block_size=block_size, max_position_embeddings=16, eos_token_id=None)
+    pipe = make_pipe(model, sampler=sampler)
+    cached, plain = (pipe(PROMPTS, 2, max_length=23, generator=generators(8), use_cache=one) for one in (True, False))
+    assert same(cached, plain) and cached.num_forward_passes == plain.num_forward_passes
+    assert not (cached.sequences == MASK).any()
+    for i, prompt in enumerate(PROMPTS):  # and each row is what it is alone, with the cache
+        alone = pipe([prompt], 2, max_length=23, generator=generators(8)[i : i + 1])
+        length = alone.sequences.shape[1]
+        assert torch.equal(alone.sequences[0], cached.sequences[i, :length])
+        assert (cached.order[i, length:] == -2).all()
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+@pytest.mark.parametrize("rate_type, block_size", KINDS)
+def test_blocks_are_those_of_a_loop_written_by_hand(make_model, rate_type, block_size, use_cache):
+    """One row: in each block the scheduler's steps on what the model says of the whole text so far."""
+    model = make_model(rate_type=rate_type, block_size=block_size, max_position_embeddings=8, eos_token_id=None)
+    pipe, steps, length = make_pipe(model), 3, 14
+    out = pipe(
+        [[BOS, 3, 4, 5, 6]], steps, max_length=length, generator=torch.Generator().manual_seed(0), use_cache=use_cache
+    )
+    generator, passes = torch.Generator().manual_seed(0), 0
+    text = torch.tensor([[BOS, 3, 4, 5, 6] + [MASK] * (length - 5)])
+    pipe.scheduler.set_timesteps(steps)
+    for first in range(5 // block_size * block_size, length, block_size):
+        block = slice(first, first + block_size)
+        for timestep in pipe.scheduler.timesteps:
+            if (text[:, block] == MASK).any():
+                with torch.no_grad():
+                    said = model(text)
+                passes += 1
+                arguments = (said.logits[:, block], timestep, text[:, block], said.rates[:, block], generator)
+                text[:, block] = pipe.scheduler.step(*arguments).prev_sample
+    assert torch.equal(out.sequences, text) and out.num_forward_passes == passes
+
+
+@pytest.mark.parametrize(
+    "rate_type, block_size",
+    [("uniform", 1), ("uniform", 2), ("learned", 2), ("token", 2), ("score", 2), ("token", None), ("score", None)],
+)
+def test_one_reveal_per_step_writes_with_the_exact_probabilities(make_model, rate_type, block_size):
+    model = oracles.vivid(make_model(**oracles.SMALLEST, rate_type=rate_type, block_size=block_size))
+    texts = torch.tensor(list(itertools.product(range(3), repeat=3)))
+    law = exact_log_likelihood(model, texts).exp()
+    assert abs(law.sum() - 1) < 1e-9
+    out = make_pipe(model)(
+        [[3] * 3], 3, num_return_sequences=20_000, generator=torch.Generator().manual_seed(0), output_type="seq"
+    )
+    counts = (out.sequences[:, None] == texts).all(-1).sum(0).double()
+    assert abs(oracles.chi_square_z(counts, law)) < Z
+    assert oracles.chi_square_z(counts, torch.full_like(law, 1 / len(law))) > Z  # the test sees another law
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_a_text_that_has_ended_costs_no_more_passes_and_is_padding_behind_its_block(make_model, use_cache):
+    model = make_model(rate_type="uniform", block_size=4)
+    pipe, tokens = make_pipe(model), iter([5] * 4 + [EOS] * 2)  # the third block of each row is of EOS alone
+    project = model.token_logits
+
+    def token_logits(hidden):
+        logits = torch.full_like(project(hidden), -1e3)
+        logits[..., next(tokens)] = 1e3
+        return logits
+
+    model.token_logits = token_logits
+    out = pipe([[BOS, 3], [BOS, 3, EOS, 4, 6]], 2, max_length=60, use_cache=use_cache)
+    assert out.sequences[0].tolist() == [BOS, 3, *[5] * 6, *[EOS] * 4, *[PAD] * 4]
+    assert out.sequences[1].tolist() == [BOS, 3, EOS, 4, 6, *[5] * 7, *[EOS] * 4]  # an EOS of the prompt ends nothing
+    assert out.num_forward_passes == 6
+    assert out.order[0, :2].tolist() == [-1, -1] and set(out.order[0, 2:4].tolist()) == {0, 1}
+    assert out.order[0, 12:].tolist() == [-2] * 4 and set(out.order[1, 12:].tolist()) == {4, 5}
+    assert out.texts == ["a" + 6 * "c", "abd" + 7 * "c"]
+
+
+@pytest.mark.parametrize("sampler", ["sequential", "left_to_right"])
+def test_a_model_without_blocks_continues_beyond_its_context_by_a_sliding_window(make_model, sampler):
+    model = make_model(max_position_embeddings=8, eos_token_id=None)
+    pipe, prompt, length = make_pipe(model, sampler=sampler), [BOS, 3, 4], 19
+    out = pipe([prompt], 4, max_length=length, generator=torch.Generator().manual_seed(0))
+    generator, order = torch.Generator().manual_seed(0), torch.full((1, length), -1)
+    text = torch.tensor([prompt + [MASK] * (length - 3)])
+    pipe.scheduler.set_timesteps(4)
+    for index, first in enumerate(range(0, 13, 4)):  # windows of 8, of which the first half is given
+        window = slice(first, first + 8)
+        for step, timestep in enumerate(pipe.scheduler.timesteps):
+            if not (text[:, window] == MASK).any():
+                continue
+            with torch.no_grad():
+                said = model(text[:, window])
+            result = pipe.scheduler.step(said.logits, timestep, text[:, window], said.rates, generator)
+            text[:, window] = result.prev_sample
+            order[:, window] = order[:, window].masked_fill(result.revealed, 4 * index + step)
+    assert torch.equal(out.sequences, text) and torch.equal(out.order, order)
+    assert out.num_forward_passes == 4 + 4 + 4 + 3  # the last window has three positions to fill in
+
+
+def test_rows_beyond_the_context_do_not_depend_on_their_batch(make_model):
+    pipe = make_pipe(make_model(max_position_embeddings=8, eos_token_id=None))
+    prompts = [[BOS, 3], [BOS, 3, 4, 5, 6, 7, 8, 9, 3, 4], [BOS, MASK, 4]]
+    both = pipe(prompts, 3, max_length=21, generator=generators(3))
+    for i, prompt in enumerate(prompts):
+        alone = pipe([prompt], 3, max_length=21, generator=generators(3)[i : i + 1])
+        length = alone.sequences.shape[1]
+        assert torch.equal(alone.sequences[0], both.sequences[i, :length])
+        assert torch.equal(alone.order[0], both.order[i, :length]) and (both.order[i, length:] == -2).all()
+
+
+def test_steps_are_those_of_each_block_and_the_callback_sees_the_block(make_model):
+    pipe, seen = make_pipe(make_model(rate_type="uniform", block_size=4, eos_token_id=None)), []
+    pipe(
+        [[BOS]],
+        num_inference_steps=2,
+        max_length=10,
+        callback_on_step_end=lambda pipe, step, time, tensors: (
+            seen.append((step, float(time), tensors["sample"].shape[1])) or {}
+        ),
+    )
+    assert seen == [(0, 1.0, 4), (1, 0.5, 4), (2, 1.0, 4), (3, 0.5, 4), (4, 1.0, 2), (5, 0.5, 2)]
+    assert pipe.num_timesteps == 6
