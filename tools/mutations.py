@@ -1,6 +1,6 @@
 """Breaks the library on purpose and checks that the tests notice.
 
-    python tools/mutations.py        # about four minutes on two cores; exit status 1 if a mutation survives
+    python tools/mutations.py        # about ten minutes on two cores; exit status 1 if a mutation survives
 
 Each mutation replaces one piece of source in a temporary copy of the project and runs the tests that ought to fail
 there. The table says which test killed it.

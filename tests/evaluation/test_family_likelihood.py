@@ -108,6 +108,22 @@ def test_given_positions_condition_the_estimate(build, rate_type, block_size, op
     torch.testing.assert_close(exact_log_likelihood(model, text[None], labels[None])[0], log_likelihood, **EXACT)
 
 
+@pytest.mark.parametrize("rate_type", ["learned", "uniform", "token", "score"])
+@pytest.mark.parametrize("options", OPTIONS)
+def test_an_estimate_adds_up_those_of_the_blocks_on_the_same_draws(build, rate_type, options):
+    model, text = build(rate_type, 3), torch.tensor([[0, 2, 1, 2, 1, 0]])
+    first, second = text.clone(), text.clone()
+    first[:, 3:], second[:, :3] = -100, -100
+    whole, *parts = (
+        nelbo(model, text, labels=labels, num_samples=3, generator=seeded(), **options)
+        for labels in (text, first, second)
+    )
+    for name in ("nelbo", "main", "velocity"):
+        total = sum(getattr(part, name) for part in parts)
+        torch.testing.assert_close(getattr(whole, name), total, **EXACT)
+    assert all(part.nelbo > 0.1 for part in parts)
+
+
 @pytest.mark.parametrize(("rate_type", "block_size"), [("learned", 2), ("token", 3), ("score", 2), ("score", None)])
 @pytest.mark.parametrize("left", [True, False], ids=["left", "right"])
 def test_a_text_alone_padded_or_in_a_batch_has_the_same_estimate(build, rate_type, block_size, left):

@@ -7,6 +7,7 @@ import torch
 from transformers import DynamicCache
 
 import oracles
+from hf_lomdm.modeling.backbone_lomdm import attention_inputs
 
 EXACT = {"rtol": 1e-9, "atol": 1e-10}  # float64, another order of summation
 RATE_TYPES = ("learned", "uniform", "token", "score")
@@ -163,12 +164,12 @@ def test_texts_longer_than_the_context_see_its_last_blocks(build):
         torch.testing.assert_close(whole[:, start : start + 2], expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.slow
-def test_flex_attention_agrees_with_eager_on_views_of_padded_texts(make_model):
+@pytest.mark.parametrize("other", ["sdpa", pytest.param("flex_attention", marks=pytest.mark.slow)])  # it compiles
+def test_attention_implementations_agree_with_eager_on_views_of_padded_texts(make_model, other):
     clean = texts(2, 7)
     mask = torch.tensor([[0, 0, 1, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1, 0]])
     views, outputs = noisy_views(clean, 2), []
-    for implementation in ("eager", "flex_attention"):
+    for implementation in ("eager", other):
         model = make_model(block_size=2)
         model.set_attn_implementation(implementation)
         with torch.no_grad():
@@ -179,9 +180,11 @@ def test_flex_attention_agrees_with_eager_on_views_of_padded_texts(make_model):
         torch.testing.assert_close(first[real], second[real], atol=1e-5, rtol=1e-4)
 
 
-def test_attention_without_masks_of_any_shape_is_refused_and_serves_a_single_block(make_model):
+def test_attention_without_masks_of_any_shape_serves_a_single_block_and_is_refused_for_more(make_model):
     model = make_model(block_size=4)
     model.config._attn_implementation = "flash_attention_2"
+    alone, _ = attention_inputs(model.config, torch.zeros(1, 4, 16), None, past_length=8)
+    assert alone is None  # all that is there, the cache of two blocks too
     with pytest.raises(ValueError, match="'flash_attention_2' cannot mask blocks .*sdpa"):
         model(input_ids=texts(1, 5))
 

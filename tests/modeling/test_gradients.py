@@ -151,6 +151,27 @@ def test_mean_gradient_of_the_time_bound_is_the_enumerated_one(
     check_gradients(model, TEXT, expected, THROUGH[rate_type])
 
 
+@pytest.mark.parametrize(
+    ("rate_type", "name"), [("token", "omega.rho"), ("token", "lm_head.bias"), ("score", "lm_head.bias")]
+)
+@pytest.mark.parametrize("bound", ["order", "time"])
+def test_gradient_of_the_enumerated_bound_is_its_slope(make_model, rate_type, name, bound):
+    # the tables take their gradients from the model: where all of them count, differences of values must agree
+    model = oracles.vivid(make_model(**oracles.SMALLEST, rate_type=rate_type), seed=1)
+    parameter, step = model.get_parameter(name), 1e-5
+    evaluate = oracles.order_bound if bound == "order" else oracles.time_bound
+    (gradient,) = torch.autograd.grad(sum(evaluate(oracles.tables(model, TEXT))), parameter)
+    slopes = torch.zeros_like(gradient)
+    with torch.no_grad():
+        for index in range(len(parameter)):
+            for sign in (1, -1):
+                parameter[index] += sign * step
+                slopes[index] += sign * sum(evaluate(oracles.tables(model, TEXT))) / (2 * step)
+                parameter[index] -= sign * step
+    assert gradient.abs().max() > 1e-2
+    torch.testing.assert_close(gradient, slopes, rtol=1e-6, atol=1e-8)  # the error of the differences
+
+
 @pytest.mark.parametrize("quantile", [0.01, 0.6], ids=["reconstruction", "above the cut"])
 def test_mean_gradient_of_the_cut_time_bound_is_the_enumerated_one(make_model, monkeypatch, quantile):
     epsilon, share = 0.2, process.RECONSTRUCTION_SHARE

@@ -45,7 +45,17 @@ def pipe(make_model):
     return pipe
 
 
-def test_pipeline_loads_saves_and_loads_as_remote_code_and_writes_the_same(pipe, tmp_path):
+FAMILY = [("learned", 4), ("uniform", None), ("token", None), ("score", None), ("uniform", 4), ("uniform", 1)]
+
+
+@pytest.mark.parametrize(
+    "rate_type, block_size",
+    [("learned", None), *(pytest.param(*kind, marks=pytest.mark.slow) for kind in FAMILY)],
+)
+def test_pipeline_loads_saves_and_loads_as_remote_code_and_writes_the_same(
+    pipe, make_model, tmp_path, rate_type, block_size
+):
+    pipe.model = make_model(rate_type=rate_type, block_size=block_size)
     pipe.save_pretrained(tmp_path / "first")
     code, folders = PIPELINE, (tmp_path / "first", tmp_path / "second")
     texts, sequences, order, sums, module = run_without_package(code, *folders, folder=tmp_path)

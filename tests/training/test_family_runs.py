@@ -15,17 +15,17 @@ from hf_lomdm.training.data import load_data
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "training_scripts" / "configs"
-# Optimizer steps of 16 rows of 64 characters: about as few as end clearly below the bigram entropy.
+# Optimizer steps of 32 rows of 64 characters: about as few as end clearly below the bigram entropy.
 STEPS = {
-    "lomdm": 1000,
-    "mdlm": 1000,
-    "sedd": 1000,
-    "genmd4": 1000,
-    "bd3lm_4": 800,
-    "bd3lm_8": 1000,
-    "bd3lm_16": 1000,
-    "block_lomdm": 1000,
-    "ar": 300,
+    "lomdm": 700,
+    "mdlm": 700,
+    "sedd": 700,
+    "genmd4": 700,
+    "bd3lm_4": 500,
+    "bd3lm_8": 600,
+    "bd3lm_16": 700,
+    "block_lomdm": 700,
+    "ar": 200,
 }
 
 
@@ -34,19 +34,19 @@ def test_every_overlay_has_its_number_of_steps():
 
 
 def bigram_entropy(rows: list[list[int]], vocab_size: int) -> float:
-    """Nats per token: the entropy of a token given the one before it, by the counts of `rows`."""
+    """Nats per character: the entropy of one given the one before it, by the counts of `rows` without BOS and EOS."""
     counts = torch.zeros(vocab_size, vocab_size, dtype=torch.float64)
     for row in rows:
-        ids = torch.as_tensor(row)
+        ids = torch.as_tensor(row)[1:-1]
         counts.index_put_((ids[:-1].long(), ids[1:].long()), torch.ones((), dtype=torch.float64), accumulate=True)
     joint, before = counts / counts.sum(), counts.sum(1) / counts.sum()
     return float(torch.special.entr(joint).sum() - torch.special.entr(before).sum())
 
 
 def test_bigram_entropy_is_that_of_a_known_chain():
-    half = [[0, 1], [0, 2]] * 50  # after 0 either of two, nothing else follows anything
-    assert bigram_entropy(half, 3) == pytest.approx(torch.log(torch.tensor(2.0)).item(), abs=1e-7)
-    assert bigram_entropy([[0, 1, 0, 1, 0, 1]], 2) == pytest.approx(0, abs=1e-12)
+    half = [[3, 0, 1, 4], [3, 0, 2, 4]] * 50  # after 0 either of two, nothing else follows anything
+    assert bigram_entropy(half, 5) == pytest.approx(torch.log(torch.tensor(2.0)).item(), abs=1e-7)
+    assert bigram_entropy([[3, 0, 1, 0, 1, 0, 1, 4]], 5) == pytest.approx(0, abs=1e-12)
 
 
 def assert_folder_loads(folder: Path, system: str) -> None:
@@ -78,6 +78,8 @@ def test_every_system_ends_below_the_bigram_entropy_of_its_text(tmp_path, monkey
     texts, tokenizer = load_data(parse_arguments(words)[0], tmp_path)
     goal = bigram_entropy(texts["train"]["input_ids"], len(tokenizer))
     metrics = json.loads((tmp_path / "eval_results.json").read_text())
+    print(f"{system}: {metrics['eval_nelbo']:.3f} nats per token, bigram entropy {goal:.3f}")
     assert 2 < goal < 3
-    assert metrics["eval_nelbo"] + 3 * metrics["eval_nelbo_standard_error"] < goal
+    # the validation text is what it is: of the error only that of the draws counts
+    assert metrics["eval_nelbo"] + 4 * metrics["eval_nelbo_monte_carlo_error"] < goal
     assert_folder_loads(tmp_path, system)
