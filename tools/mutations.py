@@ -21,6 +21,7 @@ BACKBONE = "modeling/backbone_lomdm.py"
 MODEL = "modeling/modeling_lomdm.py"
 LIKELIHOOD = "evaluation/likelihood.py"
 SCHEDULER = "schedulers/scheduling_lomdm.py"
+PIPELINE = "pipelines/pipeline_lomdm.py"
 VALUES = ("tests/modeling/test_process.py", "tests/modeling/test_bounds.py")
 GRADIENTS = ("tests/modeling/test_gradients.py",)
 EVALUATION = ("tests/evaluation/test_likelihood.py",)
@@ -31,6 +32,7 @@ BLOCKS = ("tests/modeling/test_blocks.py",)
 ATTENTION = ("tests/modeling/test_block_attention.py",)
 CACHE = ("tests/modeling/test_block_cache.py",)
 SAMPLING = ("tests/pipelines/test_sampling_law.py",)
+BLOCK_SAMPLING = ("tests/pipelines/test_block_sampling.py",)
 
 
 @dataclass(frozen=True)
@@ -289,6 +291,20 @@ MUTATIONS = (
         "total = spread_blocks(block_sum(rates * masked, blocks), blocks)",
         "total = (rates * masked).sum(-1, keepdim=True)",
         FAMILY_EVALUATION,
+    ),
+    Mutation(
+        "cache one block late",
+        MODEL,
+        "self.cache.crop(-width)",
+        "self.cache.crop(-tokens.shape[1])",
+        BLOCK_SAMPLING,
+    ),
+    Mutation(
+        "put masks for the finished block into the cache",
+        PIPELINE,
+        "context.extend(window.sample, window.attention_mask)",
+        "context.extend(window.sample * 0 + self.model.config.mask_token_id, window.attention_mask)",
+        BLOCK_SAMPLING,
     ),
 )
 
