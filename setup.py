@@ -5,9 +5,20 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 TRAIN = ["tensorboard>=2.14", "pyyaml>=6"]
-EVAL = ["evaluate>=0.4"]
+EVAL = ["evaluate>=0.4", "lm_eval>=0.4.9", "gguf>=0.10"]
 VIZ = ["matplotlib>=3.8"]
-DEV = ["pytest>=8", "pytest-timeout>=2.2", "ruff>=0.9", "peft>=0.17", "build>=1.2", "scipy>=1.11", *TRAIN, *EVAL, *VIZ]
+DEV = [
+    "pytest>=8",
+    "pytest-timeout>=2.2",
+    "ruff>=0.9",
+    "peft>=0.17",
+    "build>=1.2",
+    "scipy>=1.11",
+    "playwright>=1.49",
+    *TRAIN,
+    *EVAL,
+    *VIZ,
+]
 
 setup(
     name="hf-lomdm",
@@ -28,6 +39,7 @@ setup(
         "datasets>=4",
         "huggingface-hub>=1",
         "safetensors>=0.5",
+        "tqdm>=4.60",
     ],
     extras_require={"train": TRAIN, "eval": EVAL, "viz": VIZ, "dev": DEV},
 )

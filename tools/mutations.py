@@ -6,6 +6,7 @@ Each mutation replaces one piece of source in a temporary copy of the project an
 there. The table says which test killed it.
 """
 
+import argparse
 import os
 import re
 import shutil
@@ -356,6 +357,7 @@ def _run(copy: Path, tests: tuple[str, ...]) -> list[str]:
 
 def main() -> int:
     """Runs everything, prints the table; 1 if a mutation survives or the tests fail without one."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter).parse_args()
     broken = failing_tests(tuple(sorted({test for mutation in MUTATIONS for test in mutation.tests})))
     if broken:
         print(f"the tests fail without any mutation: {broken[0]}")

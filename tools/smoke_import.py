@@ -10,6 +10,9 @@ import sys
 import sysconfig
 from pathlib import Path
 
+# What only an extra provides: the model type of lm-eval cannot be defined without lm-eval.
+NEED_EXTRAS = {"hf_lomdm.evaluation.lm_eval_adapter"}
+
 
 def public_names(module_name: str) -> list[str]:
     """Import `module_name` and every name in its `__all__`; returns them as dotted names."""
@@ -26,7 +29,8 @@ def main() -> None:
     installed = Path(sysconfig.get_paths()["purelib"]).resolve()
     if installed not in Path(package.__file__).resolve().parents:
         sys.exit(f"hf_lomdm was imported from {package.__file__}, not from {installed}: install the wheel first.")
-    modules = ["hf_lomdm", *(found.name for found in pkgutil.walk_packages(package.__path__, "hf_lomdm."))]
+    found = [module.name for module in pkgutil.walk_packages(package.__path__, "hf_lomdm.")]
+    modules = ["hf_lomdm", *(name for name in found if name not in NEED_EXTRAS)]
     top, *others = [public_names(name) for name in modules]
     if not top:
         sys.exit("hf_lomdm.__all__ is empty: the package has no public names.")

@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError
 
 from hf_lomdm import LoMDMPipeline
-from hf_lomdm.visualization import order_picture, order_text, token_texts
+from hf_lomdm.visualization import order_picture, order_text, token_texts, write_order_html
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -32,6 +32,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--dtype", choices=DTYPES, help="default: as stored; on the CPU float32")
     parser.add_argument("--show_order", action="store_true", help="colour the text by step of reveal")
     parser.add_argument("--png", help="write a picture of the order of the first text to this file")
+    parser.add_argument("--html", help="write a page to step through the order of all texts to this file")
     return parser.parse_args(arguments)
 
 
@@ -79,6 +80,8 @@ def main(arguments: list[str] | None = None) -> None:
     print(f"--- {written} tokens in {output.num_forward_passes} forward passes, {seconds:.1f} s on {device}")
     if options.png:
         order_picture(tokens[0], orders[0], options.png)
+    if options.html:
+        write_order_html(options.html, tokens, orders, f"Order of reveal: {Path(options.model).name}")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from transformers import DynamicCache
+from transformers import DynamicCache, StaticCache
 
 import oracles
 
@@ -119,3 +119,30 @@ def test_an_attention_mask_without_the_cached_positions_is_refused(build):
     model(input_ids=texts(1, 2), past_key_values=cache)
     with pytest.raises(ValueError, match="with a cache: of all positions\\), \\[1, 4\\], got \\[1, 2\\]"):
         model(input_ids=texts(1, 2), attention_mask=torch.ones(1, 2), past_key_values=cache)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (
+            lambda model: {"past_key_values": DynamicCache(config=model.config)},
+            "DynamicCache\\(\\) made without .* 2 layers",
+        ),
+        (lambda model: {"past_key_values": StaticCache(config=model.config, max_cache_len=8)}, "got StaticCache"),
+        (lambda model: {"labels": texts(1, 2), "past_key_values": DynamicCache()}, "labels exclude past_key_values"),
+        (lambda model: {"labels": texts(1, 2), "logits_to_keep": 1}, "labels exclude .* logits_to_keep"),
+        (lambda model: {"logits_to_keep": 0}, "logits_to_keep must be None .* got 0"),
+    ],
+)
+def test_a_cache_that_cannot_serve_and_arguments_that_do_not_apply_are_refused(build, arguments, message):
+    model = build()
+    with pytest.raises(ValueError, match=message):
+        model(input_ids=texts(1, 2), **arguments(model))
+
+
+def test_a_cache_that_gradient_checkpointing_would_drop_is_refused(build):
+    model = build()
+    model.gradient_checkpointing_enable()
+    model.eval()(input_ids=texts(1, 2), past_key_values=DynamicCache())
+    with pytest.raises(ValueError, match="dropped by gradient checkpointing in training"):
+        model.train()(input_ids=texts(1, 2), past_key_values=DynamicCache())

@@ -156,6 +156,31 @@ def test_rows_beyond_the_context_do_not_depend_on_their_batch(make_model):
         assert torch.equal(alone.order[0], both.order[i, :length]) and (both.order[i, length:] == -2).all()
 
 
+@pytest.mark.parametrize("block_size", [None, 4])
+def test_a_list_of_generators_moves_on_and_gives_every_row_draws_of_its_own(make_model, block_size):
+    pipe = make_pipe(make_model(max_position_embeddings=8, block_size=block_size, eos_token_id=None))
+    one = torch.Generator().manual_seed(0)
+    # the prompt fills the first window: what is drawn is drawn in later ones
+    texts = [pipe([list(range(3, 10)) + [3, 4]], 4, max_length=24, generator=[one]).sequences for _ in range(2)]
+    assert not torch.equal(*texts)
+    rows = pipe([[BOS]], 4, max_length=24, num_return_sequences=4, generator=[one] * 4).sequences
+    assert len({tuple(row) for row in rows[:, 8:].tolist()}) == 4
+
+
+def test_ancestral_steps_without_a_reveal_cost_no_pass(make_model):
+    pipe = make_pipe(make_model(rate_type="uniform", block_size=1, eos_token_id=None), sampler="ancestral")
+    out = pipe([[BOS]], 50, max_length=9, generator=torch.Generator().manual_seed(0))
+    assert out.num_forward_passes == 8
+    assert not (out.sequences == MASK).any()
+
+
+def test_an_offloaded_model_writes_the_same_blocks(make_model):
+    pipe = make_pipe(make_model(block_size=4, eos_token_id=None))
+    expected = pipe([[BOS, 3], [BOS]], 2, max_length=14, generator=generators(2))
+    pipe.enable_model_cpu_offload(device="cpu")
+    assert same(pipe([[BOS, 3], [BOS]], 2, max_length=14, generator=generators(2)), expected)
+
+
 def test_steps_are_those_of_each_block_and_the_callback_sees_the_block(make_model):
     pipe, seen = make_pipe(make_model(rate_type="uniform", block_size=4, eos_token_id=None)), []
     pipe(

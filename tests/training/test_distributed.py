@@ -53,9 +53,13 @@ def train_two(output_dir: Path, **settings) -> None:
 TWO = {**RUN, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
 
 
-def test_two_processes_equal_one_in_weights_logs_and_evaluation(tmp_path):
-    one = start(tmp_path / "one", per_device_train_batch_size=8, **RUN)
-    train_two(tmp_path / "two", **TWO)
+FAMILY = [{"rate_type": "token"}, {"rate_type": "score", "block_size": 4}, {"block_size": 4}]
+
+
+@pytest.mark.parametrize("system", [None, *(pytest.param(one, marks=pytest.mark.slow) for one in FAMILY)])
+def test_two_processes_equal_one_in_weights_logs_and_evaluation(tmp_path, system):
+    one = start(tmp_path / "one", per_device_train_batch_size=8, system=system, **RUN)
+    train_two(tmp_path / "two", system=system, **TWO)
     one.join()
     ours, theirs = (load_file(tmp_path / name / SAFE_WEIGHTS_NAME) for name in ("one", "two"))
     for name, value in ours.items():  # the averages; float32 sums in another order

@@ -62,6 +62,21 @@ def test_interrupted_and_resumed_equals_uninterrupted_bit_by_bit(tmp_path, setti
     assert losses[0] == losses[1]
 
 
+@pytest.mark.parametrize(
+    "system",
+    [{"rate_type": "token"}, {"rate_type": "score", "block_size": 4}, {"block_size": 4}],
+    ids=["token", "score, blocks", "learned, blocks"],
+)
+def test_every_system_resumes_bit_by_bit(tmp_path, system):
+    settings = {**RUN, "unequal": True, "system": system, "max_steps": 4}
+    make_trainer(tmp_path / "whole", **settings).train()
+    with pytest.raises(KeyboardInterrupt):
+        make_trainer(tmp_path / "parts", callbacks=[StopAfter(3)], **settings).train("auto")
+    make_trainer(tmp_path / "parts", **settings).train("auto")
+    ours, theirs = (checkpoint_tensors(tmp_path / run / "checkpoint-4") for run in ("whole", "parts"))
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
 @pytest.mark.parametrize("stride", [9, pytest.param(1, marks=pytest.mark.slow)])
 def test_killed_at_any_event_of_saving_and_resumed_equals_uninterrupted_bit_by_bit(tmp_path, stride):
     whole, killed = tmp_path / "whole", tmp_path / "killed"

@@ -58,9 +58,13 @@ def make_trainer(
     dropout: float = 0.0,
     callbacks=None,
     trainer_class=LoMDMTrainer,
+    system: dict | None = None,
     **settings,
 ):
-    """A trainer of a tiny model on 24 random texts, 8 a step; `settings` override the training arguments."""
+    """A trainer of a tiny model on 24 random texts, 8 a step.
+
+    `system` overrides the configuration of the model, `settings` the training arguments.
+    """
     defaults = {
         "max_steps": 4,
         "per_device_train_batch_size": 8,
@@ -75,7 +79,7 @@ def make_trainer(
         "dataloader_pin_memory": False,
     }
     return trainer_class(
-        model=build_model(dropout=dropout) if model is None else model,
+        model=build_model(dropout=dropout, **(system or {})) if model is None else model,
         args=LoMDMTrainingArguments(str(output_dir), **{**defaults, **settings}),
         train_dataset=make_texts(unequal=unequal),
         eval_dataset=make_texts(count=6, unequal=unequal, seed=1),

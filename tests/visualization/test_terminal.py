@@ -3,10 +3,13 @@
 import re
 
 import pytest
+import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from hf_lomdm import LoMDMPipeline, LoMDMScheduler
 from hf_lomdm.visualization import order_text, token_texts
+from tiny_tokenizer import build_tokenizer
 
 ESCAPE = re.compile("\x1b\\[[0-9;]*m")
 TOKENS = ["Ab", " cd", "\ne", "f", "<pad>"]
@@ -33,6 +36,22 @@ def test_coloured_text_is_the_text_and_colours_run_from_the_first_step_to_the_la
 
 def test_text_without_reveals_is_given_back():
     assert order_text(["a", "b"], [-1, -1], color=True) == "ab"
+
+
+def test_texts_of_a_model_with_blocks_grow_block_by_block_behind_what_is_given(make_model):
+    model, tokenizer = make_model(block_size=4, eos_token_id=None), build_tokenizer()
+    pipe = LoMDMPipeline(model, LoMDMScheduler(mask_token_id=10), tokenizer)
+    pipe.set_progress_bar_config(disable=True)
+    generator = [torch.Generator().manual_seed(seed) for seed in (0, 1)]
+    out = pipe([[3, 4], [6] * 7], num_inference_steps=4, max_new_tokens=6, generator=generator)
+    short = out.order[0].tolist()
+    assert min(short) == -2 and short[:2] == [-1] * 2 and 4 <= min(short[4:8]) and max(short) < 12
+    tokens = token_texts(tokenizer, out.sequences[0].tolist())
+    quarter, *_, last = (part.split("\n")[-1] for part in order_text(tokens, short, color=False).split("\n\n"))
+    assert last == "".join(tokens[: short.index(-2)])
+    hidden = [text for text, step in zip(tokens, short, strict=True) if step > 3]
+    assert len(hidden) == 4  # the second block, still masked when two of six tokens are revealed
+    assert quarter == "".join(tokens[:4]) + "·" * len("".join(hidden))
 
 
 def test_unequal_lengths_are_refused():

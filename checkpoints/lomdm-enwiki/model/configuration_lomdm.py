@@ -119,8 +119,10 @@ def _check_sizes(config) -> None:
 def _check_process(config) -> None:
     if config.rate_type not in RATE_TYPES:
         raise ValueError(f"rate_type must be one of {RATE_TYPES}, got {config.rate_type!r}.")
-    if config.block_size is not None and config.block_size < 1:
-        raise ValueError(f"block_size must be None (one window) or at least 1, got {config.block_size}.")
+    if config.block_size is not None and not (isinstance(config.block_size, int) and config.block_size >= 1):
+        raise ValueError(
+            f"block_size must be None (one window) or a whole number of at least 1, got {config.block_size!r}."
+        )
     if config.block_size == 1 and config.rate_type == "learned":
         raise ValueError(
             "block_size=1 leaves nothing to order: NormSig vanishes. Pass rate_type='uniform' (an AR model) or larger "
@@ -140,7 +142,8 @@ def _check_process(config) -> None:
 
 
 def _check_time_range(config) -> None:
-    if len(config.time_range) != 2 or not 0 < config.time_range[0] < config.time_range[1] <= 1:
+    pair = isinstance(config.time_range, (list, tuple)) and len(config.time_range) == 2
+    if not pair or not 0 < config.time_range[0] < config.time_range[1] <= 1:
         raise ValueError(f"time_range must be [low, high] with 0 < low < high <= 1, got {config.time_range}.")
     if config.bound != "time" or config.time_epsilon is not None:
         raise ValueError(

@@ -73,8 +73,9 @@ def block_quantiles(quantiles: Tensor, seeds: Tensor, blocks: Blocks | None = No
         return quantiles[:, None]
     block = torch.arange(blocks.count, device=quantiles.device)[None]
     some = block <= blocks.index.amax(-1, keepdim=True)  # a padded text has fewer blocks than the longest one
-    keys = position_exponentials(seeds, -1 - block).to(quantiles.device).masked_fill(~some, torch.inf)
-    share = keys.argsort(-1).argsort(-1) / some.sum(-1, keepdim=True)
+    keys = position_exponentials(seeds, -1 - block)
+    order = keys.masked_fill(~some.to(keys.device), torch.inf).argsort(-1).argsort(-1).to(quantiles.device)
+    share = order / some.sum(-1, keepdim=True)
     return ((quantiles[:, None] + share) % 1).to(quantiles.dtype).clamp(2**-25, 1 - 2**-24)
 
 

@@ -198,7 +198,7 @@ def _order_group(model, clean, rates, maskable, attention_mask, num_orders, gene
     clean, rates, maskable, attention_mask = (stack_views(values, num_orders) for values in texts)  # [K * B, L]
     blocks = _blocks(model, clean, attention_mask)
     exponentials = position_exponentials(seeds, position_ids(attention_mask, clean.shape[1], clean.device))
-    rank = draw_order(exponentials.to(rates.device), rates, maskable, blocks)
+    rank = draw_order(exponentials.to(rates), rates, maskable, blocks)
     counts = block_sum(maskable.long(), blocks)
     log_q = log_prob_prefix(rank, counts, rates, maskable, blocks).cpu().double()  # [K * B, N]
     log_choices, log_tokens = _log_prob_of_order(model, clean, rank, maskable, attention_mask, blocks)

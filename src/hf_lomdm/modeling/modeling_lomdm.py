@@ -110,7 +110,9 @@ class LoMDMTokenRates(nn.Module):
 
     def forward(self) -> Tensor:
         """`log omega` `[V]`, float32 or wider."""
-        return nn.functional.softplus(wide(self.rho)).log()
+        rho = wide(self.rho)
+        # far below zero log(softplus(rho)) is rho, but would underflow
+        return torch.where(rho < -20, rho, nn.functional.softplus(rho.clamp(min=-20)).log())
 
     def resize(self, vocab_size: int) -> None:
         """Keeps the rates of the ids that stay; those of new ids start at 1."""
@@ -207,6 +209,7 @@ class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
         Raises:
             ValueError: shapes that do not agree, ids outside the vocabulary, a bound that does not exist.
         """
+        check_read(self, labels, past_key_values, logits_to_keep)
         if labels is None:
             return self._denoise(input_ids, attention_mask, output_logits, past_key_values, logits_to_keep)
         check_labels(input_ids, labels, quantiles, self.config)
@@ -374,7 +377,7 @@ class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
         num_views = len(seeds) // len(quantiles)
         position = position_ids(attention_mask, rates.shape[1], rates.device)  # [1, L] with nothing padded
         position = position if attention_mask is None else stack_views(position, num_views)
-        exponentials = position_exponentials(seeds, position).to(rates.device)
+        exponentials = position_exponentials(seeds, position).to(rates)
         quantiles = stack_views(quantiles, num_views).to(rates)
         if bound == "order":
             return draw_order_view(rates, maskable, quantiles, exponentials, blocks)
@@ -437,6 +440,25 @@ def stratified_quantiles(batch: int, generator, device) -> Tensor:
     offset = torch.rand(1, generator=generator, device=source).to(device)
     quantiles = (offset + torch.arange(batch, device=device) / batch) % 1
     return quantiles.clamp(2**-25, 1 - 2**-24)  # inside (0, 1): log and floor are taken
+
+
+def check_read(model: nn.Module, labels: Tensor | None, past_key_values, logits_to_keep: int | None) -> None:
+    """Raises `ValueError` for a cache that cannot serve and for arguments of a pass without labels beside labels."""
+    if labels is not None and (past_key_values is not None or logits_to_keep is not None):
+        raise ValueError("labels exclude past_key_values and logits_to_keep: a loss reads whole texts. Leave them out.")
+    if logits_to_keep is not None and logits_to_keep < 1:
+        raise ValueError(f"logits_to_keep must be None (all) or at least 1, got {logits_to_keep}.")
+    if past_key_values is None:
+        return
+    layers = model.config.num_hidden_layers + (model.psi is not None)
+    grows = isinstance(past_key_values, DynamicCache) and len(past_key_values.layers) in (0, layers)
+    if not grows:
+        raise ValueError(
+            f"past_key_values must be a DynamicCache() made without a configuration ({layers} layers take part), got "
+            f"{type(past_key_values).__name__} of {len(past_key_values.layers)} layers."
+        )
+    if model.training and model.model.layers[0].gradient_checkpointing:
+        raise ValueError("past_key_values is dropped by gradient checkpointing in training. Call model.eval() first.")
 
 
 def check_labels(input_ids: Tensor, labels: Tensor, quantiles: Tensor | None, config: LoMDMConfig) -> None:

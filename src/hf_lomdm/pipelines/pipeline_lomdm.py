@@ -123,7 +123,8 @@ class LoMDMPipeline(DiffusionPipeline):
 
         Args:
             prompt: one text, a list of texts, or a list of token id lists (these need no tokenizer). A prompt is a
-                prefix; one that contains the mask token is a template, filled in place. If the model's configuration
+                prefix; one that contains the mask token is a template, filled in place (a model with blocks does not
+                read what stands behind the block of a mask). If the model's configuration
                 has a `bos_token_id`, a text that is a prefix gets it in front; token ids and templates are taken as
                 they are (write BOS into a template that starts a text), and without a prompt it is written too.
             num_inference_steps: reveal steps `K`; steps with nothing left to reveal make no forward pass. A model with
@@ -149,8 +150,8 @@ class LoMDMPipeline(DiffusionPipeline):
         inputs = self._callback_inputs(callback_on_step_end, callback_on_step_end_tensor_inputs)
         _require(output_type in ("text", "seq"), f"output_type must be 'text' or 'seq', got {output_type!r}.")
         self._check_mask_tokens()
-        changes = {"sampler": sampler, "temperature": temperature, "top_p": top_p, "top_k": top_k}
-        changes = {name: value for name, value in changes.items() if value is not None}
+        settings = {"sampler": sampler, "temperature": temperature, "top_p": top_p, "top_k": top_k}
+        changes = {name: value for name, value in settings.items() if value is not None}
         # a scheduler of this call's own: the pipeline's is left as it is, also when the call fails
         scheduler = type(self.scheduler).from_config(self.scheduler.config, **changes)
         scheduler.set_timesteps(num_inference_steps)  # times stay on the host: finding a step waits for nothing
@@ -175,7 +176,7 @@ class LoMDMPipeline(DiffusionPipeline):
         names = ["sample"] if names is None else list(names)
         unknown = [name for name in names if name not in known]
         _require(not unknown, f"callback_on_step_end_tensor_inputs must be among {known}, got {unknown}.")
-        return names if callback is not None else []
+        return [] if callback is None else names
 
     def _check_mask_tokens(self) -> None:
         expected = self.model.config.mask_token_id
@@ -265,10 +266,11 @@ class LoMDMPipeline(DiffusionPipeline):
         if self.model.config.block_size is not None:
             before = [row[:first] for row, first in zip(canvas.rows, windows[0][0], strict=True)]
             context = self.model.open_context(*self._tensor(before, left=True), use_cache)
+            context.model = self.model  # as it is here: compiled, or wrapped
         with self.progress_bar(total=self._num_timesteps) as bar:
             for index, (firsts, width) in enumerate(windows):
                 window = self._open(canvas.rows, firsts, width)
-                if index and seeds is not None:  # steps that other rows needed before have moved the generators on
+                if seeds is not None:  # of the window's own: steps that other rows need there move them on
                     generator = [torch.Generator().manual_seed(seed + index) for seed in seeds]
                 read = self.model if context is None else context.read
                 passes += self._reveal_window(window, read, scheduler, generator, callback, inputs, index * steps, bar)
@@ -318,47 +320,48 @@ class LoMDMPipeline(DiffusionPipeline):
             if self._end(row[:end], start) < end:
                 del row[end:], order[end:]
 
-    def _reveal_window(
-        self, window: Window, read, scheduler, generator, callback, inputs: list[str], begin: int, bar
-    ) -> int:
+    def _reveal_window(self, window: Window, read, scheduler, generator, callback, inputs, begin: int, bar) -> int:
         """Fills in a window, steps counted from `begin`; returns the number of forward passes.
 
         How many positions a step reveals is known on the host for every sampler but `ancestral`: nothing waits for
         the device, and steps with nothing left are skipped. A callback may change the sample, so it costs a count.
         """
-        steps, passes, finite = len(scheduler.timesteps), 0, True
+        steps, passes, finite, out, stale = len(scheduler.timesteps), 0, True, None, True
         recount = scheduler.config.sampler == "ancestral" or "sample" in inputs
-        for step, timestep in enumerate(scheduler.timesteps if any(window.left) else []):
-            if any(window.left):
-                counts = [-(-left // (steps - step)) for left in window.left]
-                rates, revealed, sane = self._reveal_step(window, read, scheduler, timestep, max(counts), generator)
+        plain = scheduler.position_draw_needs_logits or self.model.rates_need_logits
+        for step, timestep in enumerate(scheduler.timesteps):
+            left, revealed = window.left, torch.zeros_like(window.sample, dtype=torch.bool)
+            if any(left):
+                if stale:  # else nothing was revealed, and what the model says does not hang on the time
+                    out = read(input_ids=window.sample, attention_mask=window.attention_mask, output_logits=plain)
+                    passes += 1
+                counts = [-(-n // (steps - step)) for n in left]
+                revealed, sane = self._reveal_step(window, out, scheduler, timestep, max(counts), generator)
                 window.order = torch.where(revealed, begin + step, window.order)
-                window.left = [left - count for left, count in zip(window.left, counts, strict=True)]
-                finite, passes = finite & sane, passes + 1
-                if passes == 1:
+                left, finite = [n - count for n, count in zip(left, counts, strict=True)], finite & sane
+                if step == 0:
                     _check_finite(finite)
-            else:
-                revealed = torch.zeros_like(revealed)
+            elif callback is None or out is None:
+                bar.update(steps - step)
+                break
             if callback is not None:
-                tensors = {"sample": window.sample, "order": window.order, "rates": rates, "revealed": revealed}
+                tensors = {"sample": window.sample, "order": window.order, "rates": out.rates, "revealed": revealed}
                 self._call_back(callback, begin + step, timestep, window, {name: tensors[name] for name in inputs})
             if recount:
-                window.left = (window.sample == self.model.config.mask_token_id).sum(1).tolist()
+                left = (window.sample == self.model.config.mask_token_id).sum(1).tolist()
+            stale, window.left = left != window.left or "sample" in inputs, left
             bar.update()
-        bar.update(0 if passes else steps)  # nothing was masked
         _check_finite(finite)
         return passes
 
-    def _reveal_step(self, window: Window, read, scheduler, timestep, width: int, generator) -> tuple:
-        """One forward pass, one step: `rates` `[B, S]`, `revealed` `[B, S]` and whether all that was used is finite.
+    def _reveal_step(self, window: Window, out, scheduler, timestep, width: int, generator) -> tuple[Tensor, Tensor]:
+        """One step from the model's output: `revealed` `[B, S]` and whether all that was used is finite.
 
         Unless the rates or the position draw need logits, positions come first and the revealed ones alone are
         projected to the vocabulary. `width`: the most reveals in a row, for every sampler but `ancestral`.
         """
         sample, mask = window.sample, window.attention_mask
-        plain = scheduler.position_draw_needs_logits or self.model.rates_need_logits
-        out = read(input_ids=sample, attention_mask=mask, output_logits=plain)
-        if plain:
+        if out.logits is not None:
             step = scheduler.step(out.logits, timestep, sample, out.rates, generator, attention_mask=mask)
             window.sample, revealed = step.prev_sample, step.revealed
             broken = torch.isnan(out.logits.amax(-1)) & revealed
@@ -375,7 +378,7 @@ class LoMDMPipeline(DiffusionPipeline):
             tokens = torch.where(revealed[rows, columns], tokens, sample[rows, columns])
             window.sample = sample.index_put((rows, columns), tokens)
             broken = torch.isnan(logits.amax(-1)) & revealed[rows, columns]
-        return out.rates, revealed, torch.isfinite(out.rates).all() & ~broken.any()
+        return revealed, torch.isfinite(out.rates).all() & ~broken.any()
 
     def _call_back(self, callback, step: int, timestep, window: Window, tensors: dict[str, Tensor]) -> None:
         """Calls the callback and takes over the `sample` and the `order` that it returns."""
@@ -397,11 +400,9 @@ class LoMDMPipeline(DiffusionPipeline):
         Loaded as remote code itself, this class leaves the work to diffusers, which asks for `trust_remote_code=True`.
 
         Args:
-            pretrained_model_name_or_path: a folder of `save_pretrained` or a repository id. A plain checkpoint of the
-                model (with or without a tokenizer) works too; it gets a scheduler with the default settings.
+            pretrained_model_name_or_path: a folder or repository of `save_pretrained`, or a checkpoint of the model.
             kwargs: `model`, `scheduler`, `tokenizer` in place of stored ones; `revision`, `token`, `cache_dir`,
-                `force_download`, `local_files_only` for the download; everything else (`dtype`, `device_map`,
-                `attn_implementation`, ...) goes to the model's `from_pretrained`.
+                `force_download`, `local_files_only`; the rest (`dtype`, ...) goes to the model's `from_pretrained`.
         """
         if cls.loader is None:
             return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
@@ -482,11 +483,10 @@ class LoMDMPipeline(DiffusionPipeline):
 
 
 def _row_seeds(generator) -> list[int] | None:
-    """Of a list of generators a seed for each row, which moves none of them on; `None` without a list."""
+    """A seed for each row from a list of generators; `None` without a list."""
     if not isinstance(generator, (list, tuple)):
         return None
-    copies = [torch.Generator(one.device).set_state(one.get_state()) for one in generator]
-    return [torch.randint(2**62, (), generator=one, device=one.device).item() for one in copies]
+    return [torch.randint(2**62, (), generator=one, device=one.device).item() for one in generator]
 
 
 def _require(condition: bool, message: str) -> None:

@@ -45,7 +45,7 @@ What the model is good for and what it must not be used for was not recorded.
 """
 DIFFUSION = """
 A masked diffusion language model that reveals its tokens in {order} (`rate_type="{rate_type}"`){blocks}, trained for
-{{steps:,}} optimizer steps on the {bound} bound. It loads as a model
+{{steps:,}} optimizer steps on {objective}. It loads as a model
 (`AutoModel.from_pretrained`) and as a pipeline (`DiffusionPipeline.from_pretrained`), both with
 `trust_remote_code=True`.
 """
@@ -82,13 +82,20 @@ def describe_diffusion(config: PretrainedConfig) -> Description:
     """Of a `LoMDMForMaskedDiffusion` with this configuration."""
     blocks = f" within blocks of {config.block_size}, block after block" if config.block_size else ""
     summary = DIFFUSION.format(
-        order=ORDERS[config.rate_type], rate_type=config.rate_type, blocks=blocks, bound=config.bound
+        order=ORDERS[config.rate_type], rate_type=config.rate_type, blocks=blocks, objective=_objective(config)
     )
     measures = {
         "eval_nelbo": "order bound",
         "eval_without_order_nelbo": "order bound with c2 = 0 at evaluation",
     }
     return Description(summary, ("lomdm", "masked-diffusion", "diffusers", "custom_code"), measures)
+
+
+def _objective(config: PretrainedConfig) -> str:
+    if config.time_range is not None:
+        return f"the terms of the time bound at times clipped to {list(config.time_range)}, which is no bound"
+    cut = f", cut at {config.time_epsilon} and with its reconstruction term" if config.time_epsilon else ""
+    return f"the {config.bound} bound{cut if config.bound == 'time' else ''}"
 
 
 def describe_causal() -> Description:

@@ -1,6 +1,8 @@
-"""The order in which a text was written: in the terminal and as a picture."""
+"""The order in which a text was written: in the terminal, as a picture and as a page; plots of what was learned."""
 
+from .html import write_order_html
 from .picture import order_picture
+from .plots import plot_order, plot_order_over_steps
 from .terminal import order_text, token_texts
 
-__all__ = ["order_picture", "order_text", "token_texts"]
+__all__ = ["order_picture", "order_text", "plot_order", "plot_order_over_steps", "token_texts", "write_order_html"]

@@ -1,0 +1,78 @@
+"""Perplexity of texts under a masked diffusion language model, from a bound: `evaluate.load` takes this folder."""
+
+import math
+
+import datasets
+import evaluate
+
+from hf_lomdm import LoMDMPipeline
+from hf_lomdm.evaluation.corpus import evaluate_corpus, roll
+
+_DESCRIPTION = """
+Perplexity of texts under a LoMDM or a model of its family: exp of an upper bound on -log P per token. Texts longer than
+the context are read in windows that overlap by half, each token counted once.
+"""
+
+_INPUTS = """
+Args:
+    predictions: list of texts, none of them empty.
+    model: a folder, a Hub name, or a LoMDMPipeline with its tokenizer.
+    bound: "order" (default) or "time". num_samples: draws for each text, default 16. seed: of all draws, default 0.
+    batch_tokens: tokens per pass, default 8192.
+    add_start_token: read every text behind the model's BOS, if it has one (default); BOS is not counted.
+        Every window of a long text gets it.
+Returns:
+    perplexity: of the corpus, exp of nats per token. perplexity_interval: 95 %, over texts and draws.
+    mean_perplexity, perplexities: of each text, and their mean, as in the metric "perplexity".
+    nats_per_token, standard_error, tokens.
+"""
+
+
+class NelboPerplexity(evaluate.Metric):
+    def _info(self):
+        return evaluate.MetricInfo(
+            description=_DESCRIPTION,
+            citation="",
+            inputs_description=_INPUTS,
+            features=datasets.Features({"predictions": datasets.Value("string")}),
+        )
+
+    def _compute(
+        self, predictions, model, bound="order", num_samples=16, seed=0, batch_tokens=8192, add_start_token=True
+    ):
+        pipe = LoMDMPipeline.from_pretrained(model) if isinstance(model, str) else model
+        config = pipe.model.config
+        texts = pipe.tokenizer(list(predictions), add_special_tokens=False, verbose=False)["input_ids"]
+        empty = [i for i, text in enumerate(texts) if not text]
+        if empty:
+            raise ValueError(f"predictions {empty[:8]} have no tokens. Leave empty texts out.")
+        start = [config.bos_token_id] if add_start_token and config.bos_token_id is not None else []
+        room = config.max_position_embeddings - len(start)
+        rows, groups = roll(texts, room, max(1, room // 2))
+        for row in rows:
+            row["labels"] = [-100] * len(start) + list(row["labels"])
+            row["input_ids"] = start + list(row["input_ids"])
+        record = evaluate_corpus(
+            pipe.model,
+            rows,
+            bound=bound,
+            num_samples=num_samples,
+            groups=groups,
+            batch_tokens=batch_tokens,
+            seed=seed,
+            progress=False,
+        )
+        each = record["per_text"]
+        perplexities = [
+            math.exp((main + velocity) / tokens)
+            for main, velocity, tokens in zip(each["main"], each["velocity"], each["tokens"], strict=True)
+        ]
+        return {
+            "perplexity": record["perplexity"],
+            "perplexity_interval": record["perplexity_interval"],
+            "mean_perplexity": sum(perplexities) / len(perplexities),
+            "perplexities": perplexities,
+            "nats_per_token": record["value"],
+            "standard_error": record["standard_error"],
+            "tokens": record["tokens"],
+        }

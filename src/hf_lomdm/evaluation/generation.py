@@ -1,0 +1,330 @@
+"""The quality of written text: a system writes, a judge reads, one record says both.
+
+Every text has its own generator, seeded by a hash of seed and index, so that batches and interruptions change no text
+(beyond ties that rounding breaks).
+"""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+from transformers import DynamicCache, PreTrainedTokenizerBase
+
+from ..training.trainer import step_generators
+from .corpus import PartsFile, model_digest
+from .judge import entropy, judge_texts, load_judge
+from .records import environment
+
+__all__ = [
+    "Written",
+    "WrittenTexts",
+    "changed_pipeline",
+    "evaluate_generation",
+    "judge_texts",
+    "judge_written",
+    "load_judge",
+    "pass_counts",
+    "sweep",
+    "write_causal_texts",
+    "write_texts",
+]
+
+EXAMPLES = 4  # texts that a record quotes
+
+
+@dataclass(frozen=True)
+class Written:
+    """One text and what it cost.
+
+    Attributes:
+        text: up to its first EOS, without special tokens. ids: the model's token ids of it.
+        tokens: tokens written, those behind the EOS included. passes: forward passes of its batch.
+        seconds: its share of the wall time of its batch.
+    """
+
+    text: str
+    ids: list[int]
+    tokens: int
+    passes: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class WrittenTexts:
+    """The texts of one system with the `setting` that they were written with, a dict that JSON takes."""
+
+    items: list[Written]
+    setting: dict[str, Any]
+
+
+def evaluate_generation(
+    pipe: Any,
+    judge: nn.Module,
+    judge_tokenizer: PreTrainedTokenizerBase,
+    *,
+    num_samples: int,
+    num_inference_steps: int,
+    max_length: int | None = None,
+    batch_size: int = 16,
+    seed: int = 0,
+    sampler: str | None = None,
+    grid: str | None = None,
+    learned_order: bool = True,
+    parts_file: str | Path | None = None,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """A record of `judge_texts` on texts of `write_texts`, whose arguments these are, and of what writing cost."""
+    written = write_texts(
+        pipe,
+        num_samples=num_samples,
+        num_inference_steps=num_inference_steps,
+        max_length=max_length,
+        batch_size=batch_size,
+        seed=seed,
+        sampler=sampler,
+        grid=grid,
+        learned_order=learned_order,
+        parts_file=parts_file,
+        progress=progress,
+    )
+    return judge_written(written, judge, judge_tokenizer, batch_size=batch_size, progress=progress)
+
+
+def sweep(
+    pipe: Any,
+    judge: nn.Module,
+    judge_tokenizer: PreTrainedTokenizerBase,
+    *,
+    steps: Sequence[int] | None = None,
+    max_length: int | None = None,
+    **options,
+) -> Iterator[dict[str, Any]]:
+    """A record of `evaluate_generation` for each number of steps, each given out as soon as it is there.
+
+    Args:
+        steps: default `pass_counts(max_length)`: 8, 16, ... and the length. options: of `evaluate_generation`.
+    """
+    length = max_length or pipe.model.config.max_position_embeddings
+    for count in pass_counts(length) if steps is None else steps:
+        yield evaluate_generation(
+            pipe, judge, judge_tokenizer, num_inference_steps=count, max_length=max_length, **options
+        )
+
+
+def pass_counts(length: int) -> list[int]:
+    """8, 16, 32, ... below `length`, and `length`, where one token is written at a time."""
+    return [count for count in (2**power for power in range(3, 31)) if count < length] + [length]
+
+
+def write_texts(
+    pipe: Any,
+    *,
+    num_samples: int,
+    num_inference_steps: int,
+    max_length: int | None = None,
+    batch_size: int = 16,
+    seed: int = 0,
+    sampler: str | None = None,
+    grid: str | None = None,
+    learned_order: bool = True,
+    parts_file: str | Path | None = None,
+    progress: bool = True,
+) -> WrittenTexts:
+    """Writes texts without a prompt; the pipeline is as before afterwards.
+
+    Args:
+        pipe: a `LoMDMPipeline` with a tokenizer; its scheduler holds temperature, top-p and top-k.
+        num_inference_steps, max_length, sampler: as in the call of the pipeline.
+        grid: of the sampler `"ancestral"`; default the scheduler's.
+        learned_order: `False` takes `c2 = 0` while it writes: every masked position is as likely to be next as any
+            other (the paper's ablation). For `rate_type="learned"` only.
+        parts_file: finished texts are appended here and not written again.
+    Raises:
+        ValueError: counts below 1, options that do not fit the model or the sampler, no tokenizer, or a parts file of
+            another model or setting.
+    """
+    _check_counts(num_samples=num_samples, batch_size=batch_size)
+    if pipe.tokenizer is None:
+        raise ValueError("pipe.tokenizer is None, but a judge reads text. Pass a pipeline with its tokenizer.")
+    limits = {"num_inference_steps": num_inference_steps, "max_length": max_length}
+    with changed_pipeline(pipe, sampler, grid, learned_order):
+        config = pipe.scheduler.config
+        setting = {name: config[name] for name in ("sampler", "grid", "temperature", "top_p", "top_k", "block_size")}
+        setting |= {**limits, "learned_order": _learned(pipe.model), "draw_precision": "float64"}
+
+        def write(indices: Sequence[int]) -> list[Written]:
+            generators = step_generators(seed, 0, indices)
+            out = pipe(None, **limits, num_return_sequences=len(indices), generator=generators)
+            rows = zip(out.texts, out.sequences.tolist(), (out.order >= 0).sum(-1).tolist(), strict=True)
+            return [
+                Written(text, _content(ids, pipe), tokens, out.num_forward_passes, 0.0) for text, ids, tokens in rows
+            ]
+
+        return _write(write, pipe.model, setting, num_samples, batch_size, seed, parts_file, progress)
+
+
+@contextlib.contextmanager
+def changed_pipeline(pipe: Any, sampler: str | None, grid: str | None, learned_order: bool) -> Iterator[None]:
+    """Within this context the pipeline has this sampler and grid, shows no bar and, if asked for, `c2` is 0."""
+    model, scheduler, bar = pipe.model, pipe.scheduler, getattr(pipe, "_progress_bar_config", {})
+    changes = {name: value for name, value in (("sampler", sampler), ("grid", grid)) if value is not None}
+    changed = type(scheduler).from_config(scheduler.config, **changes)
+    if grid is not None and changed.config.sampler != "ancestral":
+        raise ValueError(f"grid={grid!r} is for sampler='ancestral', got {changed.config.sampler!r}. Leave it out.")
+    if not learned_order and model.config.rate_type != "learned":
+        raise ValueError(
+            f"learned_order=False needs a model with rate_type='learned', got {model.config.rate_type!r}. "
+            "Pass sampler='random' to write in a random order."
+        )
+    c2 = model.config.c2
+    try:
+        pipe.scheduler = changed
+        pipe.set_progress_bar_config(disable=True)
+        model.config.c2 = c2 if learned_order else 0.0
+        yield
+    finally:
+        pipe.scheduler, model.config.c2 = scheduler, c2
+        pipe.set_progress_bar_config(**bar)
+
+
+def write_causal_texts(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    num_samples: int,
+    max_length: int | None = None,
+    batch_size: int = 16,
+    seed: int = 0,
+    parts_file: str | Path | None = None,
+    progress: bool = True,
+) -> WrittenTexts:
+    """Texts of an autoregressive baseline (docs/method.md), drawn from its law as `causal_nll` reads it.
+
+    The first token is drawn behind `config.bos_token_id`, which is drawn nowhere. Draws are in float64, by inverse
+    distribution function, one generator for each text.
+
+    Args:
+        max_length: tokens of a row; default `config.max_position_embeddings`.
+    Raises:
+        ValueError: counts below 1, a model without a start token, a parts file of another model or setting.
+    """
+    _check_counts(num_samples=num_samples, batch_size=batch_size, max_length=max_length or 1)
+    if model.config.bos_token_id is None:
+        raise ValueError("model.config.bos_token_id is None. Set it to the token that texts begin with.")
+    length = max_length or model.config.max_position_embeddings
+    special, end = set(tokenizer.all_special_ids), model.config.eos_token_id
+
+    def write(indices: Sequence[int]) -> list[Written]:
+        rows = _draw_causal(model, length, step_generators(seed, 0, indices)).tolist()
+        ends = [row.index(end) + 1 if end in row else len(row) for row in rows]
+        passes = max(ends)
+        ids = [[i for i in row[:stop] if i not in special] for row, stop in zip(rows, ends, strict=True)]
+        texts = [tokenizer.decode(row) for row in ids]
+        return [Written(*one, passes, 0.0) for one in zip(texts, ids, ends, strict=True)]
+
+    setting = {"sampler": "autoregressive", "max_length": max_length, "draw_precision": "float64"}
+    return _write(write, model, setting, num_samples, batch_size, seed, parts_file, progress)
+
+
+@torch.no_grad()
+def _draw_causal(model, length: int, generators: Sequence[torch.Generator]) -> Tensor:
+    """`[B, length]` token ids; ends early where every row has its EOS."""
+    config, device = model.config, next(model.parameters()).device
+    uniform = torch.stack([torch.rand(length, generator=one, dtype=torch.float64) for one in generators])
+    rows, cache = torch.full((len(generators), 1), config.bos_token_id, device=device), DynamicCache()
+    ended = torch.zeros(len(rows), dtype=torch.bool)
+    for column in uniform.unbind(-1):
+        logits = model(rows[:, -1:], past_key_values=cache, use_cache=True).logits[:, -1].double()
+        logits[:, config.bos_token_id] = -torch.inf
+        edges = logits.softmax(-1).cumsum(-1).cpu()
+        # the first edge above the draw; the sum may end below 1, so the draw is scaled to it
+        token = torch.searchsorted(edges, (column * edges[:, -1])[:, None], right=True)
+        rows = torch.cat([rows, token.to(device)], dim=-1)
+        ended |= token[:, 0] == config.eos_token_id if config.eos_token_id is not None else False
+        if ended.all():
+            break
+    return rows[:, 1:]
+
+
+def judge_written(
+    written: WrittenTexts,
+    judge: nn.Module,
+    judge_tokenizer: PreTrainedTokenizerBase,
+    *,
+    batch_size: int = 8,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """The record of a system: `judge_texts` of what it wrote, and what writing cost.
+
+    Returns:
+        What `judge_texts` returns, and `entropy` (unigram, nats, of the model's own ids), `tokens_per_text` (before the
+        EOS), `forward_passes` per text (those of its batch, the mean), `tokens_per_forward` (tokens written per forward
+        pass, those behind an EOS included), `seconds` of writing, the setting, some texts and the environment.
+    """
+    items = written.items
+    texts, ids = [item.text for item in items], [item.ids for item in items]
+    passes, tokens = (sum(getattr(item, name) for item in items) for name in ("passes", "tokens"))
+    return {
+        **judge_texts(texts, judge, judge_tokenizer, batch_size=batch_size, progress=progress),
+        **entropy(ids, "entropy"),
+        "tokens_per_text": sum(map(len, ids)) / len(ids),
+        "forward_passes": passes / len(items),
+        "tokens_per_forward": tokens / passes,
+        "seconds": sum(item.seconds for item in items),
+        **written.setting,
+        "examples": texts[:EXAMPLES],
+    }
+
+
+def _write(
+    write: Callable[[Sequence[int]], list[Written]],
+    model: nn.Module,
+    setting: dict[str, Any],
+    num_samples: int,
+    batch_size: int,
+    seed: int,
+    parts_file: str | Path | None,
+    progress: bool,
+) -> WrittenTexts:
+    """Calls `write` for the indices of one batch after another, those that the parts file does not have."""
+    weights = next(model.parameters())
+    identity = {**setting, "seed": seed}
+    parts = None if parts_file is None else PartsFile(Path(parts_file), identity | {"model": model_digest(model)})
+    done = {} if parts is None else {index: Written(**item) for index, item in parts.read().items()}
+    todo = [index for index in range(num_samples) if index not in done]
+    with tqdm(total=len(todo), disable=not progress, unit="text", desc="write") as bar:
+        for batch in (todo[start : start + batch_size] for start in range(0, len(todo), batch_size)):
+            started = time.perf_counter()
+            items = write(batch)  # ends with ids on the host, so the device has finished too
+            seconds = (time.perf_counter() - started) / len(batch)
+            items = [Written(**{**asdict(item), "seconds": seconds}) for item in items]
+            if parts is not None:
+                parts.append({index: asdict(item) for index, item in zip(batch, items, strict=True)}, 0)
+            done |= zip(batch, items, strict=True)
+            bar.update(len(batch))
+    setting = {**setting, "batch_size": batch_size, **environment(weights.device, weights.dtype, seed)}
+    return WrittenTexts([done[index] for index in range(num_samples)], setting)
+
+
+def _content(row: list[int], pipe: Any) -> list[int]:
+    """The token ids of a text as the pipeline decodes it: up to the first EOS, without special tokens."""
+    config, special = pipe.model.config, set(pipe.tokenizer.all_special_ids)
+    first = int(row[0] == config.bos_token_id)  # a BOS may be the EOS too: GPT-2's is
+    end = row.index(config.eos_token_id, first) if config.eos_token_id in row[first:] else len(row)
+    return [token for token in row[first:end] if token not in special]
+
+
+def _learned(model: nn.Module) -> bool:
+    return model.config.rate_type == "learned" and model.config.c2 > 0
+
+
+def _check_counts(**counts: int) -> None:
+    for name, value in counts.items():
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}.")

@@ -1,0 +1,180 @@
+"""What a causal language model thinks of texts, and how varied they are: two sides of one measurement.
+
+Dull and repetitive text has a low perplexity under any judge, so `judge_texts` never gives the one without the other.
+"""
+
+import importlib.util
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from ..training.trainer import summarise_texts
+
+CONTEXT = 1024  # tokens that a judge reads at once: GPT-2's, so that judges with longer contexts compare
+LOGITS = 2**27  # floats in the logits of one pass: 512 MiB
+REPEATED = 4  # tokens of a phrase that counts as repeated
+
+
+def load_judge(
+    name_or_path: str = "gpt2-large", device: str | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A causal language model in float32, in eval mode, and its own tokenizer.
+
+    Args:
+        name_or_path: a Hub name, a folder, or a local `.gguf` file (dequantised; needs the package `gguf`).
+        device: default: the GPU if there is one.
+    Raises:
+        ValueError: a gguf file that does not exist, or the package is missing.
+    """
+    path, options = str(name_or_path), {}
+    if path.endswith(".gguf"):
+        if not Path(path).is_file():
+            raise ValueError(f"name_or_path {path!r} is no file. Pass the path of a gguf file on this machine.")
+        if importlib.util.find_spec("gguf") is None:
+            raise ValueError(f"name_or_path {path!r} needs the package gguf to be read: pip install gguf.")
+        options, path = {"gguf_file": Path(path).name}, str(Path(path).parent)
+    tokenizer = AutoTokenizer.from_pretrained(path, **options)
+    judge = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, **options)
+    judge.config.name_or_path = Path(name_or_path).name  # what records call it, without folders of this machine
+    return judge.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval(), tokenizer
+
+
+def judge_texts(
+    texts: Sequence[str],
+    judge: nn.Module,
+    judge_tokenizer: PreTrainedTokenizerBase,
+    *,
+    batch_size: int = 8,
+    context: int = CONTEXT,
+    with_bos: bool = True,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Generative perplexity of texts, `exp(sum of -log p / sum of tokens)`, always with measures of their variety.
+
+    Texts are cut into tokens by the judge's own tokenizer, whoever wrote them; special tokens and the end of a text are
+    not counted. Longer texts are read in windows that overlap by half, each token counted once.
+
+    Args:
+        batch_size: windows per pass, fewer where their logits would not fit.
+        context: longest window in tokens, 2 or more; the judge's own limit if that is less.
+        with_bos: read every text behind the judge's BOS and count its first token. `False`, or a judge that has no
+            BOS: the first token of a text is read, not counted.
+    Returns:
+        A dict that JSON takes: `value` (the perplexity), `standard_error` (over texts, delta method), the same as
+        `nats_per_token`, `n` texts, of which `empty_texts` (in no measure but this), `tokens` counted; in tokens of the
+        judge `judge_entropy` (unigram, nats, mean over texts), `repetition` (share of phrases of four tokens that their
+        text has had before), `distinct_1`, `_2`, `_3` (distinct n-grams of all texts / all their n-grams: compare it
+        at equal `n` and length only) and `judge_tokens_per_text`; `characters_per_text`; `per_text` values.
+    Raises:
+        ValueError: no texts, or none with a token to count; a context too short; a judge whose values are not finite.
+    """
+    if context < 2:
+        raise ValueError(f"context must be at least 2, got {context}. For example: {CONTEXT}.")
+    bos = judge_tokenizer.bos_token_id if with_bos else None
+    first = [] if bos is None else [bos]
+    ids = [judge_tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] for text in texts]
+    rows = [first + row for row in ids if row]
+    counted = [len(row) - 1 for row in rows]
+    if not sum(counted):
+        raise ValueError(f"texts: {len(texts)} texts hold no token to count. Pass texts that are not empty.")
+    window = min(context, getattr(judge.config, "max_position_embeddings", None) or context)
+    nats = _nats(judge, rows, window, batch_size, progress)
+    table = [[tokens, nll, 0.0, 0.0] for tokens, nll in zip(counted, nats, strict=True)]
+    means = summarise_texts(torch.tensor(table, dtype=torch.float64))
+    several = len(rows) > 1
+    error = means["nelbo_standard_error"] if several else None
+    return {
+        "unit": "generative perplexity",
+        "value": means["perplexity"],
+        "standard_error": means["perplexity"] * error if several else None,
+        "nats_per_token": means["nelbo"],
+        "nats_per_token_standard_error": error,
+        "n": len(texts),
+        "empty_texts": len(texts) - len(rows),
+        "tokens": sum(counted),
+        "judge": getattr(judge.config, "name_or_path", "") or type(judge).__name__,
+        "judge_window": window,
+        "judge_reads_bos": bos is not None,
+        **entropy([row for row in ids if row], "judge_entropy"),
+        **variety(ids),
+        "judge_tokens_per_text": sum(map(len, ids)) / len(ids),
+        "characters_per_text": sum(map(len, texts)) / len(texts),
+        "per_text": {"tokens": counted, "nats": nats},
+    }
+
+
+def entropy(rows: Sequence[Sequence[int]], name: str) -> dict[str, float | None]:
+    """Unigram entropy in nats of each row of ids, the mean over rows that are not empty with its standard error."""
+    counts = [torch.tensor(list(Counter(row).values()), dtype=torch.float64) for row in rows if len(row)]
+    if not counts:
+        return {name: None, f"{name}_standard_error": None}
+    each = torch.stack([torch.special.entr(count / count.sum()).sum() for count in counts])
+    error = float(each.std() / math.sqrt(len(each))) if len(each) > 1 else None
+    return {name: float(each.mean()), f"{name}_standard_error": error}
+
+
+def variety(rows: Sequence[Sequence[int]]) -> dict[str, float | None]:
+    """`repetition` and `distinct_n` of rows of ids, as in `judge_texts`; `None` where no row is long enough."""
+    phrases = [_ngrams(row, REPEATED) for row in rows]
+    total = sum(map(len, phrases))
+    result = {"repetition": 1 - sum(len(set(one)) for one in phrases) / total if total else None}
+    for n in (1, 2, 3):
+        grams = [gram for row in rows for gram in _ngrams(row, n)]
+        result[f"distinct_{n}"] = len(set(grams)) / len(grams) if grams else None
+    return result
+
+
+def _ngrams(row: Sequence[int], n: int) -> list[tuple[int, ...]]:
+    return list(zip(*(row[i:] for i in range(n)), strict=False))
+
+
+def windows(length: int, window: int) -> Iterator[tuple[int, int, int]]:
+    """`(start, stop, first counted)` of the windows of a row of `length` tokens, whose first token is never counted."""
+    stop, start = 1, 0
+    while stop < length:
+        counted, stop = stop, min(length, start + window)
+        yield start, stop, counted
+        start += max(1, window // 2)
+
+
+def _nats(judge, rows: list[list[int]], window: int, batch_size: int, progress: bool) -> list[float]:
+    """`-log` of the probability of each row behind its first token, in nats."""
+    parts = [(index, *part) for index, row in enumerate(rows) for part in windows(len(row), window)]
+    parts.sort(key=lambda part: part[1] - part[2])  # the longest first: what does not fit fails at once
+    nats = [0.0] * len(rows)
+    vocabulary = judge.config.get_text_config().vocab_size
+    with tqdm(total=len(parts), disable=not progress, unit="window", desc="judge") as bar:
+        while parts:
+            longest = parts[0][2] - parts[0][1]
+            size = max(1, min(batch_size, LOGITS // (longest * vocabulary)))
+            batch, parts = parts[:size], parts[size:]
+            for (index, *_), value in zip(batch, _window_nats(judge, rows, batch), strict=True):
+                nats[index] += value
+            bar.update(len(batch))
+    if not all(map(math.isfinite, nats)):
+        raise ValueError("the judge's log-probabilities are not finite. Check its weights and its dtype.")
+    return nats
+
+
+@torch.no_grad()
+def _window_nats(judge, rows: list[list[int]], batch: list[tuple[int, int, int, int]]) -> list[float]:
+    """The counted part of each window; padding is on the right, where a causal model cannot see it."""
+    longest = max(stop - start for _, start, stop, _ in batch)
+    ids = torch.zeros(len(batch), longest, dtype=torch.int64)
+    targets = torch.full((len(batch), longest - 1), -100)
+    mask = torch.zeros_like(ids)
+    for row, (index, start, stop, counted) in enumerate(batch):
+        ids[row, : stop - start] = torch.tensor(rows[index][start:stop])
+        mask[row, : stop - start] = 1
+        targets[row, counted - start - 1 : stop - start - 1] = torch.tensor(rows[index][counted:stop])
+    device = next(judge.parameters()).device
+    logits: Tensor = judge(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False).logits[:, :-1]
+    losses = nn.functional.cross_entropy(logits.float().flatten(0, 1), targets.to(device).flatten(), reduction="none")
+    return losses.view(targets.shape).double().sum(-1).tolist()

@@ -1,0 +1,237 @@
+"""Sudoku as infilling: clues are given, all other cells are revealed. Some orders are better, so orders can be judged.
+
+No tokenizer: the id of a digit is the digit, 0 (an empty cell of a puzzle) is in no row, `MASK` is the mask token. A
+row holds the 81 cells, line by line.
+"""
+
+import csv
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ..training.trainer import step_generators
+from .generation import changed_pipeline
+from .records import environment
+
+CELLS, EMPTY, MASK, PAD, VOCABULARY = 81, 0, 10, 11, 12
+TOKEN_IDS = {"vocab_size": VOCABULARY, "mask_token_id": MASK, "pad_token_id": PAD}
+
+_line, _column = torch.arange(CELLS) // 9, torch.arange(CELLS) % 9
+_box = _line // 3 * 3 + _column // 3
+UNITS = torch.cat([torch.arange(9)[:, None] == place for place in (_line, _column, _box)])  # [27, 81] bool
+
+
+class Puzzle(NamedTuple):
+    """Two tuples of 81 digits: the clues with 0 = empty, and the solution."""
+
+    clues: tuple[int, ...]
+    solution: tuple[int, ...]
+
+
+def encode(grid: str) -> tuple[int, ...]:
+    """The 81 digits of a grid such as `"53..7...."`; `.` or `0` is an empty cell, white space is left out.
+
+    Raises:
+        ValueError: another number of cells or another character.
+    """
+    cells = "".join(grid.split()).replace(".", "0")
+    if len(cells) != CELLS or not (cells.isascii() and cells.isdigit()):
+        raise ValueError(f"grid must hold {CELLS} digits or dots, got {len(cells)} characters: {grid[:90]!r}.")
+    return tuple(map(int, cells))
+
+
+def make_puzzle(clues: str, solution: str) -> Puzzle:
+    """A puzzle and its solution from text.
+
+    Raises:
+        ValueError: grids that cannot be read, a solution that is none, or one that contradicts the clues.
+    """
+    puzzle = Puzzle(encode(clues), encode(solution))
+    if not solves(torch.tensor([puzzle.solution]), torch.tensor([puzzle.clues])).item():
+        raise ValueError(f"solution {solution!r} does not solve {clues!r}. Check the order of the two.")
+    return puzzle
+
+
+def load_puzzles(path: str | Path, start: int = 0, count: int | None = None) -> list[Puzzle]:
+    """Puzzles of a csv file with the columns `puzzle` and `solution`, `count` of them from row `start` on.
+
+    Neighbours in a file are often variants of one puzzle: take training and test puzzles from blocks far apart.
+
+    Raises:
+        ValueError: missing columns, no puzzles, or a row that is none, with its number.
+    """
+    with Path(path).open(newline="", encoding="utf-8") as stream:
+        reader = csv.DictReader(stream)
+        missing = {"puzzle", "solution"} - set(reader.fieldnames or ())
+        if missing:
+            raise ValueError(f"{path} has no column {sorted(missing)}. The first line must be: puzzle,solution.")
+        puzzles: list[Puzzle] = []
+        for number, row in enumerate(reader):
+            if number < start or (count is not None and len(puzzles) == count):
+                continue
+            try:
+                puzzles.append(make_puzzle(row["puzzle"], row["solution"]))
+            except ValueError as error:
+                raise ValueError(f"{path}, puzzle {number}: {error}") from error
+    if not puzzles:
+        raise ValueError(f"{path} has no puzzles from row {start} on. Lower start, or check the file.")
+    return puzzles
+
+
+def add_clues(puzzle: Puzzle, total: int, generator: torch.Generator | None = None) -> Puzzle:
+    """An easier puzzle: clues from the solution at random cells, until there are `total` of them."""
+    empty = torch.tensor([i for i, digit in enumerate(puzzle.clues) if digit == EMPTY])
+    extra = total - (CELLS - len(empty))
+    if not 0 <= extra <= len(empty):
+        raise ValueError(f"total must be in {CELLS - len(empty)} to {CELLS}, the clues there are and all, got {total}.")
+    chosen = set(empty[torch.randperm(len(empty), generator=generator)[:extra]].tolist())
+    clues = (puzzle.solution[i] if i in chosen else digit for i, digit in enumerate(puzzle.clues))
+    return Puzzle(tuple(clues), puzzle.solution)
+
+
+def training_rows(puzzles: Iterable[Puzzle]) -> list[dict[str, list[int]]]:
+    """Rows for `LoMDMTrainer`: the solution, with labels of -100 (given) at the clues."""
+    return [
+        {
+            "input_ids": list(puzzle.solution),
+            "labels": [-100 if clue else digit for clue, digit in zip(*puzzle, strict=True)],
+        }
+        for puzzle in puzzles
+    ]
+
+
+def template(puzzle: Puzzle) -> list[int]:
+    """The prompt of the pipeline: clues, and the mask token in all other cells."""
+    return [digit or MASK for digit in puzzle.clues]
+
+
+def solves(grids: Tensor, clues: Tensor) -> Tensor:
+    """Whether each unit of a grid holds every digit once and no clue was changed: `[B, 81]` twice to `[B]` bool."""
+    digits = grids[..., None] == torch.arange(1, 10)  # [B, 81, 9]
+    counts = torch.einsum("uc,bcd->bud", UNITS.float(), digits.float())
+    return (counts == 1).all(-1).all(-1) & ((clues == EMPTY) | (grids == clues)).all(-1)
+
+
+def forced_cells(grids: Tensor) -> Tensor:
+    """Which empty cells (0) have one possible digit only, `[B, 81]` bool, by the filled cells of `grids` `[B, 81]`.
+
+    Possible is a digit that no line, column or box of the cell holds; a cell is forced if it is the only possible digit
+    of the cell, or the cell the only possible place of the digit in one of its units.
+    """
+    units, empty = UNITS.float(), grids == EMPTY
+    digits = (grids[..., None] == torch.arange(1, 10)).float()  # [B, 81, 9]
+    seen = torch.einsum("uc,bud->bcd", units, torch.einsum("uc,bcd->bud", units, digits)) > 0
+    possible = ~seen & empty[..., None]
+    places = torch.einsum("uc,bcd->bud", units, possible.float())  # [B, 27, 9]
+    last_place = torch.einsum("uc,bud->bcd", units, (places == 1).float()) > 0
+    return (possible.sum(-1) == 1) | (possible & last_place).any(-1)
+
+
+def order_statistics(grids: Tensor, clues: Tensor, order: Tensor) -> Tensor:
+    """Whether forced cells are revealed first: `[B, 2]` float64, shares of reveals, each in its own state.
+
+    The first is the share of reveals that were forced when they were made (`forced_cells`), the second what it would be
+    had each been drawn evenly from the masked cells of the same states. Reveals of one step share a state.
+
+    Args:
+        grids: `[B, 81]`, as they were written, right or wrong. clues: `[B, 81]`. order: `[B, 81]`, of the pipeline.
+    """
+    found = torch.zeros(len(grids), 2, dtype=torch.float64)
+    for step in range(int(order.max()) + 1):
+        masked, now = order >= step, order == step
+        state = torch.where(order < 0, clues, grids).masked_fill(masked, EMPTY)
+        forced = forced_cells(state)
+        even = (forced.sum(-1) / masked.sum(-1).clamp(min=1)) * now.sum(-1)
+        found += torch.stack([(forced & now).sum(-1), even], dim=-1)
+    return found / (order >= 0).sum(-1, keepdim=True).clamp(min=1)
+
+
+def evaluate_sudoku(
+    pipe: Any,
+    puzzles: Sequence[Puzzle],
+    *,
+    num_inference_steps: int = CELLS,
+    batch_size: int = 64,
+    seed: int = 0,
+    sampler: str | None = None,
+    learned_order: bool = True,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Solves puzzles and looks at the order in which it did; every puzzle has a generator of its own.
+
+    Args:
+        pipe: a `LoMDMPipeline` of a model with the vocabulary `TOKEN_IDS` and room for 81 positions; its scheduler
+            holds the temperature. sampler, learned_order: as in `write_texts`.
+    Returns:
+        A dict that JSON takes: `value`, the share of grids that are the solution, with its `standard_error`; `solved`,
+        the share that solve their puzzle (more only where a puzzle has several solutions); `cells_right`, of the
+        revealed ones; `forced_first` and `forced_at_random`, the means of `order_statistics`, and
+        `forced_first_difference`, paired by puzzle with its standard error; `n`, `tokens` revealed, the setting.
+    Raises:
+        ValueError: no puzzles, or a model that does not fit.
+    """
+    _check(pipe.model.config, puzzles, batch_size)
+    parts = []
+    bar = tqdm(total=len(puzzles), disable=not progress, unit="puzzle", desc="sudoku")
+    with changed_pipeline(pipe, sampler, None, learned_order), bar:
+        config = dict(pipe.scheduler.config)
+        for start in range(0, len(puzzles), batch_size):
+            batch = puzzles[start : start + batch_size]
+            generators = step_generators(seed, 0, range(start, start + len(batch)))
+            prompts = [template(puzzle) for puzzle in batch]
+            out = pipe(prompts, num_inference_steps=num_inference_steps, generator=generators, output_type="seq")
+            parts.append((out.sequences.cpu(), out.order.cpu()))
+            bar.update(len(batch))
+    grids, order = (torch.cat(values) for values in zip(*parts, strict=True))
+    weights = next(pipe.model.parameters())
+    return {
+        **_measures(grids, order, puzzles),
+        "num_inference_steps": num_inference_steps,
+        "learned_order": learned_order,
+        **{name: config[name] for name in ("sampler", "temperature", "top_p", "top_k")},
+        **environment(weights.device, weights.dtype, seed),
+    }
+
+
+def _measures(grids: Tensor, order: Tensor, puzzles: Sequence[Puzzle]) -> dict[str, Any]:
+    clues, solutions = (torch.tensor([puzzle[part] for puzzle in puzzles]) for part in (0, 1))
+    exact = (grids == solutions).all(-1).double()
+    revealed = order >= 0
+    first, random = order_statistics(grids, clues, order).unbind(-1)
+    return {
+        "unit": "share of puzzles solved",
+        "value": float(exact.mean()),
+        "standard_error": _standard_error(exact),
+        "solved": float(solves(grids, clues).double().mean()),
+        "cells_right": float((grids == solutions)[revealed].double().mean()),
+        "forced_first": float(first.mean()),
+        "forced_at_random": float(random.mean()),
+        "forced_first_difference": float((first - random).mean()),
+        "forced_first_difference_standard_error": _standard_error(first - random),
+        "n": len(puzzles),
+        "tokens": int(revealed.sum()),
+    }
+
+
+def _standard_error(values: Tensor) -> float | None:
+    return float(values.std() / math.sqrt(len(values))) if len(values) > 1 else None
+
+
+def _check(config: Any, puzzles: Sequence[Puzzle], batch_size: int) -> None:
+    if not puzzles or batch_size < 1:
+        raise ValueError(f"puzzles and batch_size must be at least 1, got {len(puzzles)} and {batch_size}.")
+    for name in ("vocab_size", "mask_token_id"):
+        if getattr(config, name) != TOKEN_IDS[name]:
+            raise ValueError(f"the model's {name} is {getattr(config, name)}, Sudoku takes {TOKEN_IDS[name]}.")
+    if config.max_position_embeddings < CELLS and config.block_size is None:
+        raise ValueError(
+            f"the model's max_position_embeddings is {config.max_position_embeddings}, a grid has {CELLS} cells. "
+            "Train a model with at least as many."
+        )
+    if all(all(puzzle.clues) for puzzle in puzzles):
+        raise ValueError("puzzles have no empty cell. Pass puzzles that are not solved yet.")

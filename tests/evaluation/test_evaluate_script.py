@@ -1,0 +1,131 @@
+"""training_scripts/evaluate.py: a record, a table and clear errors for every command."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from conftest import build_model
+from hf_lomdm.training.tokenizers import train_tokenizer
+from tiny_tokenizer import build_tokenizer
+
+ROOT = Path(__file__).parents[2]
+ENVIRONMENT = {"versions", "device", "dtype", "seed", "commit"}
+
+
+@pytest.fixture(scope="module")
+def script():
+    spec = importlib.util.spec_from_file_location("evaluate_script", ROOT / "training_scripts/evaluate.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A tiny model with its tokenizer, and some text."""
+    path = tmp_path_factory.mktemp("evaluate")
+    build_model(max_position_embeddings=8).save_pretrained(path / "model")
+    build_tokenizer().save_pretrained(path / "model")
+    (path / "text.txt").write_text("abcdefgab\n\ncagdeb\n\nabcabcabcdefggg")
+    (path / "ptb.txt").write_text("abc\ndefg\n")
+    return path
+
+
+@pytest.fixture
+def run(script, folder, tmp_path):
+    """Runs a command and returns its record."""
+
+    def call(command: str, *words: str) -> dict:
+        output = tmp_path / f"{command}.json"
+        common = ["--model", str(folder / "model"), "--output", str(output), "--quiet"]
+        script.main([command, *common, *map(str, words)])
+        assert not output.with_name(output.name + ".parts").exists()
+        return json.loads(output.read_text())
+
+    return call
+
+
+def test_likelihood_writes_a_record_and_a_table(run, folder, capsys):
+    record = run("likelihood", "--file", folder / "text.txt", "--num_samples", "4")
+    assert record["task"] == "likelihood" and record["source"] == "text.txt" and record["documents"] == 3
+    # 30 letters and an EOS behind each document, in rows of 6 between BOS and EOS
+    assert record["tokens"] == 33 + 2 * 6 and record["n"] == 6 and record["characters"] == 30
+    assert ENVIRONMENT <= record.keys() and record["num_samples"] == 4
+    out = capsys.readouterr().out
+    assert "text.txt: 6 rows, 45 tokens, 3 documents" in out and "perplexity" in out and "tokens counted" in out
+
+
+def test_likelihood_of_documents_and_without_the_order(run, folder):
+    packed = run("likelihood", "--file", folder / "text.txt")
+    record = run("likelihood", "--file", folder / "text.txt", "--documents", "--stride", "3")
+    assert record["n"] == 3 and record["tokens"] == 30 + 2 * 3 and record["groups"] is not None
+    plain = run("likelihood", "--file", folder / "text.txt", "--without_order")
+    assert plain["velocity"] == pytest.approx(0, abs=1e-6) and packed["velocity"] > 0.001
+    assert plain["rows"] == packed["rows"]
+
+
+def test_likelihood_takes_its_extra_measurements_along(run, folder, capsys):
+    words = ["--pilot", "--compare_bounds", "--exact_gap", "3", "--span", "--num_texts", "4", "--max_rows", "5"]
+    record = run("likelihood", "--file", folder / "text.txt", *words)
+    assert record["n"] == 5
+    assert record["pilot"]["samples_needed"] >= 1 and record["pilot"]["texts_measured"] == 4
+    assert record["compare_bounds"]["time_over_order"] > 0
+    assert record["exact_gap"]["positions"] == 3 and record["exact_gap"]["span"]
+    out = capsys.readouterr().out
+    assert "pilot on 4 of 5 texts" in out and "samples for equal error, time : order = " in out
+    assert "3 neighbouring positions of 4 texts" in out and "  time: gap " in out
+
+
+def test_zero_shot_takes_local_files(run, folder, capsys):
+    record = run("zero-shot", "--sets", "ptb", "--file", f"ptb={folder / 'ptb.txt'}")
+    one = record["sets"]["ptb"]
+    assert record["task"] == "zero-shot" and one["tokens"] == 7 + 2 * 2 and one["source"] == "ptb.txt"
+    assert ENVIRONMENT <= one.keys() and "ptb" in capsys.readouterr().out
+
+
+def test_generation_and_order_write_records(run, folder, tmp_path, capsys):
+    judge = tmp_path / "judge"
+    tokenizer = train_tokenizer("byte", [])
+    config = GPT2Config(vocab_size=261, n_positions=32, n_embd=8, n_layer=1, n_head=1, bos_token_id=1, eos_token_id=2)
+    GPT2LMHeadModel(config).save_pretrained(judge)
+    tokenizer.save_pretrained(judge)
+    record = run("generation", "--judge", judge, "--num_samples", "3", "--num_inference_steps", "4")
+    assert record["task"] == "generation" and record["value"] > 1 and ENVIRONMENT <= record.keys()
+    pytest.importorskip("matplotlib")
+    record = run("order", "--file", folder / "text.txt", "--num_samples", "2", "--plots", tmp_path / "plots")
+    assert record["task"] == "order" and -1 <= record["value"] <= 1 and ENVIRONMENT <= record.keys()
+    assert list((tmp_path / "plots").glob("*.png"))
+    assert "plot: " in capsys.readouterr().out
+
+
+def test_compare_prints_and_draws(script, run, folder, tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    run("likelihood", "--file", folder / "text.txt")
+    first = (tmp_path / "likelihood.json").rename(tmp_path / "learned.json")
+    run("likelihood", "--file", folder / "text.txt", "--without_order")
+    capsys.readouterr()
+    script.main(["--compare", str(first), str(tmp_path / "likelihood.json"), "--plot", str(tmp_path / "both.png")])
+    out = capsys.readouterr().out
+    assert "learned" in out.splitlines()[0] and "(paired)" in out and (tmp_path / "both.png").stat().st_size > 5_000
+
+
+def test_errors_are_one_line_and_say_what_to_do(script, run, folder, tmp_path):
+    (tmp_path / "empty.txt").write_text("")
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
+    for words, message in [
+        (("likelihood", "--file", tmp_path / "empty.txt"), "error: .*is empty"),
+        (("likelihood", "--file", tmp_path / "latin.txt"), "error: .*not UTF-8"),
+        (("likelihood", "--file", folder / "text.txt", "--bound", "both"), "error: bound must be one of"),
+        (("zero-shot", "--file", "ptp=x"), "error: files has 'ptp', which is no set"),
+    ]:
+        with pytest.raises(SystemExit, match=message):
+            run(*words)
+    with pytest.raises(SystemExit, match="error: --model .*none cannot be loaded"):
+        script.main(["likelihood", "--model", str(tmp_path / "none"), "--file", "x.txt"])
+    with pytest.raises(SystemExit, match="error: .*is no record"):
+        script.main(["--compare", str(tmp_path / "none.json")])
+    with pytest.raises(SystemExit, match="2"):  # argparse says the rest
+        script.main([])

@@ -1,0 +1,208 @@
+"""The model type `hf_lomdm` of lm-eval, with the real package and local tasks."""
+
+import json
+import math
+
+import pytest
+import torch
+from tiny_judge import build_pipeline
+
+from hf_lomdm.evaluation import exact_log_likelihood
+from oracles import vivid
+
+lm_eval = pytest.importorskip("lm_eval", reason="the extra [eval] is not installed")
+
+from lm_eval.api.instance import Instance  # noqa: E402
+from lm_eval.api.registry import get_model  # noqa: E402
+from lm_eval.tasks import TaskManager  # noqa: E402
+
+from hf_lomdm.evaluation.lm_eval_adapter import LoMDMLM  # noqa: E402
+
+PAIRS = [("abc", "de"), ("", "gfe"), ("abcd", "a"), ("gg", "abcabcabc"), ("abc", "gg")]
+
+
+def requests(kind: str, arguments: list[tuple]) -> list[Instance]:
+    return [Instance(kind, {}, one, i) for i, one in enumerate(arguments)]
+
+
+def build(pipe=None, **options) -> LoMDMLM:
+    return LoMDMLM(build_pipeline() if pipe is None else pipe, **options)
+
+
+def ids(pipe, text: str) -> list[int]:
+    return pipe.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def exact(pipe, context: str, continuation: str) -> float:
+    start = [1] if pipe.model.config.bos_token_id is not None else []
+    row = torch.tensor([[*start, *ids(pipe, context), *ids(pipe, continuation)]])
+    labels = row.clone()
+    labels[:, : -len(continuation)] = -100
+    return exact_log_likelihood(pipe.model, row, labels).item()
+
+
+@pytest.mark.parametrize("overrides", [{}, {"block_size": 4}, {"bos_token_id": None}])
+def test_loglikelihood_is_a_lower_bound_of_the_continuation_given_the_context(overrides):
+    lm = build(build_pipeline(**overrides), num_samples=100)
+    values = [value for value, _ in lm.loglikelihood(requests("loglikelihood", PAIRS), disable_tqdm=True)]
+    for (context, continuation), value in zip(PAIRS, values, strict=True):
+        truth = exact(lm.pipe, context, continuation)
+        # below the truth but for Monte-Carlo error (about 0.04 nats a token), and not far below
+        assert truth - 0.25 * len(continuation) < value < truth + 0.12 * len(continuation)
+
+
+def test_a_bound_of_many_orders_is_tighter():
+    pair = [PAIRS[3]]
+    loose, tight = (
+        build(num_samples=24, num_orders=k).loglikelihood(requests("loglikelihood", pair), True)[0][0] for k in (1, 8)
+    )
+    assert loose < tight < exact(build_pipeline(), *pair[0]) + 0.05
+
+
+def test_results_do_not_hang_on_batches_and_shared_contexts_share_draws():
+    asked = requests("loglikelihood", PAIRS)
+    one = build(batch_size=1).loglikelihood(asked, True)
+    all_at_once = build(batch_size="8").loglikelihood(asked, True)
+    assert [v for v, _ in one] == pytest.approx([v for v, _ in all_at_once], rel=1e-5)
+    assert build(seed=1).loglikelihood(asked, True)[0][0] != one[0][0]
+    lm = build()
+    assert lm._generator("abc").initial_seed() == lm._generator("abc").initial_seed()
+    assert lm._generator("abc").initial_seed() != lm._generator("abd").initial_seed()
+
+
+@torch.no_grad()
+def test_is_greedy_says_whether_the_likeliest_tokens_from_left_to_right_are_the_continuation():
+    lm, depends = build(num_samples=2), 0
+    vivid(lm.model)  # its likeliest token hangs on what was written before
+    for context in ("ab", "gc", "ea", "dd", "fa", "bg", "c", "cfe"):
+        start = [1, *ids(lm.pipe, context)]
+        row = torch.tensor([[*start, 10, 10, 10]])
+        at_once = lm.model(row).logits.argmax(-1)[0, len(start) :]
+        for i in range(len(start), len(start) + 3):
+            row[0, i] = lm.model(row).logits[0, i].argmax()
+        written = row[0, len(start) :]
+        depends += not torch.equal(at_once, written)
+        wrong = torch.where(written == 5, 6, 5)
+        choices = [written, torch.cat([written[:2], wrong[2:]]), torch.cat([wrong[:1], written[1:]])]
+        asked = [((context, ""), start, choice.tolist()) for choice in choices]
+        found = lm._loglikelihood_tokens(asked, disable_tqdm=True)
+        assert [greedy for _, greedy in found] == [True, False, False]
+    assert depends > 0  # else a single pass would do
+
+
+def test_a_long_context_is_cut_on_the_left_and_a_long_continuation_is_an_error():
+    lm = build(max_length=8)
+    value, _ = lm.loglikelihood(requests("loglikelihood", [("abcdefg" * 5 + "bcdef", "ga")]), True)[0]
+    row = lm._text(lm.tok_encode("abcdefg" * 5 + "bcdef"), ids(lm.pipe, "ga"))
+    assert row.ids.tolist() == ids(lm.pipe, "gbcdefga") and (row.labels != -100).sum() == 2
+    labels = torch.from_numpy(row.labels)[None]
+    truth = exact_log_likelihood(lm.model, torch.from_numpy(row.ids)[None], labels).item()
+    assert truth - 0.8 < value < truth + 0.5  # 16 draws: about 0.1 nats of standard error
+    with pytest.raises(ValueError, match="a continuation has 9 tokens, the model takes 8"):
+        lm.loglikelihood(requests("loglikelihood", [("a", "abcabcabc")]), True)
+
+
+@pytest.mark.parametrize("overrides", [{}, {"bos_token_id": None}])
+def test_rolling_counts_every_token_once_and_is_the_sum_of_its_windows(overrides):
+    lm = build(build_pipeline(**overrides), max_length=6, num_samples=100)
+    text = "abcdefgabcdg"
+    total, none = lm.loglikelihood_rolling(requests("loglikelihood_rolling", [(text,), ("",)]), True)
+    # windows of 6: the first 5 behind BOS, 5 behind the last of these, and the last 2 behind as much as fits
+    parts = [("", text[:5]), (text[4], text[5:10]), (text[6:10], text[10:])]
+    truth = exact(lm.pipe, *parts[0])
+    lm.model.config.bos_token_id = None  # the further windows do not start with it
+    truth += sum(exact(lm.pipe, *part) for part in parts[1:])
+    assert truth - 0.25 * 12 < total < truth + 0.12 * 12
+    assert none == 0
+
+
+def test_generate_until_cuts_at_stop_strings_and_does_not_hang_on_its_batch():
+    contexts = ["abc", "", "gfedcba", "a"]
+    asked = [(context, {"until": ["a"], "max_gen_toks": 6}) for context in contexts[:3]]
+    asked.append((contexts[3], {"until": [], "max_gen_toks": 4, "do_sample": True, "temperature": 1.0}))
+    together = build().generate_until(requests("generate_until", asked), True)
+    alone = [build(batch_size=1).generate_until(requests("generate_until", [one]), True)[0] for one in asked]
+    assert together == alone
+    assert all("a" not in text for text in together[:3]) and all(len(text) <= 6 for text in together)
+    free = build().generate_until(requests("generate_until", [(c, {"max_gen_toks": 6}) for c in contexts]), True)
+    assert together[:3] == [text.split("a")[0] for text in free[:3]]
+    assert any(free) and not any("<" in text for text in free)
+
+
+def test_generate_until_writes_more_than_the_context_of_the_model_in_windows():
+    lm = build(build_pipeline(eos_token_id=None, max_position_embeddings=8), num_inference_steps=4)
+    text = lm.generate_until(requests("generate_until", [("abcdefgabcdefg", {"max_gen_toks": 12})]), True)[0]
+    assert len(text) >= 9  # twelve but for special tokens drawn
+    assert lm._prompt("abcdefgabcdefg", 12) == ids(lm.pipe, "defg") == lm._prompt("abcdefgabcdefg", 4)
+    assert lm._prompt("abcdefgabcdefg", 2) == ids(lm.pipe, "bcdefg")
+
+
+def test_lm_eval_runs_local_tasks_with_the_registered_model(tmp_path):
+    build_pipeline().save_pretrained(tmp_path / "model")
+    rows = [
+        {"question": "abc", "choices": ["d", "gg"], "answer": 0},
+        {"question": "fed", "choices": ["c", "a"], "answer": 1},
+    ]
+    data = tmp_path / "rows.jsonl"
+    data.write_text("\n".join(map(json.dumps, rows)))
+    shared = {"dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(data)}}, "test_split": "test"}
+    choices = {
+        **shared,
+        "task": "tiny_choices",
+        "output_type": "multiple_choice",
+        "doc_to_text": "{{question}}",
+        "doc_to_target": "answer",
+        "doc_to_choice": "choices",
+        "target_delimiter": "",
+        "metric_list": [{"metric": "acc"}],
+    }
+    rolling = {
+        **shared,
+        "task": "tiny_rolling",
+        "output_type": "loglikelihood_rolling",
+        "doc_to_text": "",
+        "doc_to_target": "{{question}}",
+        "metric_list": [{"metric": "byte_perplexity"}],
+    }
+    writing = {
+        **shared,
+        "task": "tiny_writing",
+        "output_type": "generate_until",
+        "doc_to_text": "{{question}}",
+        "doc_to_target": "a",
+        "generation_kwargs": {"until": ["b"], "max_gen_toks": 3},
+        "metric_list": [{"metric": "exact_match"}],
+    }
+    assert get_model("hf_lomdm") is LoMDMLM
+    results = lm_eval.simple_evaluate(
+        model="hf_lomdm",
+        model_args={"pretrained": str(tmp_path / "model"), "num_samples": 4},
+        tasks=[choices, rolling, writing],
+        batch_size=2,
+        device="cpu",
+        bootstrap_iters=10,
+        task_manager=TaskManager(include_defaults=False),
+        log_samples=True,
+    )
+    lm = build(num_samples=4)
+    asked = [(row["question"], choice) for row in rows for choice in row["choices"]]
+    values = [value for value, _ in lm.loglikelihood(requests("loglikelihood", asked), True)]
+    right = [(values[0] > values[1]) == (rows[0]["answer"] == 0), (values[2] > values[3]) == (rows[1]["answer"] == 0)]
+    assert results["results"]["tiny_choices"]["acc,none"] == sum(right) / 2
+    totals = lm.loglikelihood_rolling(requests("loglikelihood_rolling", [("abc",), ("fed",)]), True)
+    assert results["results"]["tiny_rolling"]["byte_perplexity,none"] == pytest.approx(math.exp(-sum(totals) / 6))
+    written = [sample["resps"][0][0] for sample in results["samples"]["tiny_writing"]]
+    options = {"until": ["b"], "max_gen_toks": 3}
+    assert written == lm.generate_until(requests("generate_until", [("abc", options), ("fed", options)]), True)
+
+
+def test_options_that_do_not_fit_are_an_error():
+    with pytest.raises(ValueError, match=r"model_args has \['samples'\]"):
+        build(samples=3)
+    for size in ("auto", 0):
+        with pytest.raises(ValueError, match="batch_size must be a number of at least 1"):
+            build(batch_size=size)
+    bare = build_pipeline()
+    bare.tokenizer = None
+    with pytest.raises(ValueError, match="has no tokenizer"):
+        build(bare)

@@ -1,0 +1,104 @@
+"""Text as rows for evaluation: the definition, nothing dropped, sizes counted."""
+
+from itertools import chain
+
+import pytest
+from test_causal import build_causal
+
+from hf_lomdm.evaluation.rows import cut_documents, load_file, pack_documents, special_tokens
+from hf_lomdm.training import data
+from hf_lomdm.training.tokenizers import train_tokenizer
+from tiny_tokenizer import build_tokenizer
+
+TEXTS = ["abcd", "ef", "gabcdefg", "a"]  # 15 characters, one token each
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return build_tokenizer()
+
+
+def ids_of(rows) -> list[list[int]]:
+    return [row["input_ids"].tolist() for row in rows.rows]
+
+
+def encode(text: str) -> list[int]:
+    return ["abcdefg".index(one) + 3 for one in text]
+
+
+@pytest.mark.parametrize("ends", [(None, None), (1, 2)])
+@pytest.mark.parametrize("separator", [None, 2])
+@pytest.mark.parametrize("length", [4, 6, 64])
+def test_rows_are_the_joined_documents_to_the_last_token(tokenizer, ends, separator, length):
+    stream = list(chain.from_iterable(encode(text) + [separator] * (separator is not None) for text in TEXTS))
+    width = length - 2 * (ends[0] is not None)
+    front, back = ([], []) if ends[0] is None else ([1], [2])
+    expected = [front + stream[start : start + width] + back for start in range(0, len(stream), width)]
+    rows = pack_documents(TEXTS, tokenizer, length, ends, separator)
+    assert ids_of(rows) == expected
+    assert (rows.counts.documents, rows.counts.rows, rows.counts.dropped) == (4, len(expected), 0)
+    assert rows.counts.tokens == sum(map(len, expected)) and rows.groups is None
+    assert (rows.characters, rows.num_bytes) == (15, 15)
+    assert rows.describe("x") == f"x: {len(expected)} rows, {rows.counts.tokens} tokens, 4 documents"
+
+
+def test_a_text_shorter_than_the_context_is_one_short_row(tokenizer):
+    assert ids_of(pack_documents(["ab"], tokenizer, 1024, (1, 2))) == [[1, 3, 4, 2]]
+
+
+def test_rows_do_not_depend_on_how_much_is_tokenised_at_once(tokenizer, monkeypatch):
+    reference = ids_of(pack_documents(TEXTS, tokenizer, 6, (1, 2)))
+    monkeypatch.setattr(data, "BATCH_CHARACTERS", 1)
+    assert ids_of(pack_documents(TEXTS, tokenizer, 6, (1, 2))) == reference
+    limited = pack_documents(TEXTS, tokenizer, 6, (1, 2), max_rows=2)  # reads no further than it must
+    assert ids_of(limited) == reference[:2] and limited.counts.documents == 3
+
+
+def test_the_size_of_limited_text_is_that_of_the_rows_or_unknown():
+    texts = ["zwölf Boxkämpfer jagen ", "Viktor quer über den Sylter Deich"]
+    byte = train_tokenizer("byte", texts)
+    limited = pack_documents(texts, byte, 4, max_rows=1)  # "zwö" without its last byte
+    assert limited.counts.rows == 1 and (limited.characters, limited.num_bytes) == (3, 4)
+    limited = pack_documents(texts, byte, 3, max_rows=1)  # cut inside the ö
+    assert (limited.characters, limited.num_bytes) == (2, 2)
+    whole = pack_documents(texts, byte, 3, max_rows=1000)
+    assert (whole.characters, whole.num_bytes) == (56, 59)
+    lossy = train_tokenizer("char", ["zwolf"])  # ö is unknown to it
+    assert pack_documents(texts, lossy, 4, max_rows=1).characters is None
+    assert pack_documents(texts, lossy, 4).counts.unknown > 0
+
+
+def test_documents_on_their_own_are_cut_into_windows(tokenizer):
+    rows = cut_documents(TEXTS, tokenizer, 6, (1, 2), stride=3)
+    assert rows.groups == [0, 1, 2, 2, 2, 3] and rows.counts.rows == 6
+    assert ids_of(rows)[:3] == [[1, *encode("abcd"), 2], [1, *encode("ef"), 2], [1, *encode("gabcd")]]
+    assert rows.counts.tokens == sum(len(text) + 2 for text in TEXTS)
+    assert (rows.characters, rows.num_bytes) == (15, 15)
+    first = cut_documents(TEXTS, tokenizer, 6, (None, None), stride=3, max_documents=2)
+    assert ids_of(first) == [encode("abcd"), encode("ef")] and first.characters == 6
+
+
+def test_special_tokens_are_those_of_training(make_model, tokenizer):
+    assert special_tokens(make_model(), tokenizer) == (1, 2, 2)
+    assert special_tokens(make_model(bos_token_id=None), tokenizer) == (None, None, 2)  # packed without BOS
+    assert special_tokens(make_model(bos_token_id=None, eos_token_id=None), tokenizer) == (None, None, None)
+    # BOS of an autoregressive baseline is its start token: not in rows
+    assert special_tokens(build_causal(bos_token_id=10), tokenizer) == (1, 2, 2)
+
+
+def test_text_that_cannot_work_is_an_error_with_a_remedy(tokenizer, tmp_path):
+    (tmp_path / "empty.txt").write_text("")
+    (tmp_path / "blank.jsonl").write_text('{"text": " "}\n')
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9\n")
+    for call, message in [
+        (lambda: pack_documents([], tokenizer, 6), "no document that is not blank"),
+        (lambda: pack_documents(TEXTS, tokenizer, 2, (1, 2)), "must leave room for text, got 2"),
+        (lambda: pack_documents(TEXTS, tokenizer, 6, max_rows=0), "must leave room for text, got 6 and 0"),
+        (lambda: load_file(tmp_path / "none.txt", "text", "line"), "does not exist"),
+        (lambda: load_file(tmp_path / "empty.txt", "text", "line"), "is empty"),
+        (lambda: load_file(tmp_path / "blank.jsonl", "text", "line"), "no document that is not blank"),
+        (lambda: load_file(tmp_path / "blank.jsonl", "body", "line"), "has no column 'body', only text"),
+        (lambda: load_file(tmp_path / "latin.txt", "text", "line"), "not UTF-8.*byte offset 3.*iconv"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            call()
