@@ -1,0 +1,206 @@
+"""How good the estimates themselves are: samples needed, order against time, and the true gap of the bounds."""
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from ..training.trainer import step_generators
+from .corpus import Z95, Text, collate, evaluate_corpus, is_diffusion, read_rows
+from .likelihood import MAX_EXACT_POSITIONS, exact_log_likelihood, nelbo
+
+BOOTSTRAPS = 2000
+
+
+def pilot(
+    model: nn.Module,
+    rows: Iterable[dict],
+    *,
+    bound: str = "order",
+    num_texts: int = 32,
+    num_samples: int = 16,
+    target: float = 0.1,
+    seed: int = 0,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """From a few texts: how many samples per text bring the Monte-Carlo error of all `rows` down to `target`.
+
+    Args:
+        num_texts: how many texts to measure, drawn by `seed`. num_samples: of the bound, per text; 4 or more.
+        target: half the width of the 95 % interval of the perplexity, from Monte-Carlo error alone.
+    Returns:
+        `samples_needed` per text; `perplexity`; `perplexity_text_error`, half the interval that the choice of the texts
+        alone leaves for all rows, which no number of samples lowers; `seconds_per_sample` of one text.
+    Raises:
+        ValueError: fewer than two texts or four samples, or a model whose value is exact.
+    """
+    texts = _diffusion_rows(model, rows)
+    if num_samples < 4 or min(num_texts, len(texts)) < 2:
+        raise ValueError(
+            f"pilot needs num_samples of 4 or more and 2 or more texts, got {num_samples} and "
+            f"{min(num_texts, len(texts))}. The defaults are 16 and 32."
+        )
+    chosen = _choose_rows(texts, num_texts, seed)
+    record = evaluate_corpus(model, chosen, bound=bound, num_samples=num_samples, seed=seed, progress=progress)
+    variance = sample_variances(record)
+    tokens, count = sum(int((text.labels != -100).sum()) for text in texts), len(texts)
+    width = Z95 * record["perplexity"] / tokens  # of the perplexity, for one nat of error in the sum
+    return {
+        "bound": bound,
+        "target": target,
+        "perplexity": record["perplexity"],
+        "samples_needed": max(1, math.ceil(count * float(variance.mean()) * (width / target) ** 2)),
+        "perplexity_text_error": width * math.sqrt(count * _text_variance(record)),
+        "variance_per_sample": float(variance.mean()),
+        "seconds_per_sample": record["seconds"] / (num_samples * len(chosen)),
+        "texts_measured": len(chosen),
+        "texts": count,
+    }
+
+
+def compare_bounds(
+    model: nn.Module,
+    rows: Iterable[dict],
+    *,
+    num_texts: int = 64,
+    num_samples: int = 16,
+    target: float = 0.1,
+    seed: int = 0,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Samples needed for equal Monte-Carlo error, the time bound against the order bound, on the same texts.
+
+    Returns:
+        `time_over_order`: how many samples of the time bound carry as much as one of the order bound, the ratio of the
+        variances per text and sample; its 95 % interval, by the bootstrap over texts; the values and, for all rows,
+        `samples_needed` for a perplexity to +- `target`, bound by bound.
+    """
+    texts = _diffusion_rows(model, rows)
+    chosen = _choose_rows(texts, num_texts, seed)
+    options = {"num_samples": num_samples, "seed": seed, "progress": progress}
+    records = {bound: evaluate_corpus(model, chosen, bound=bound, **options) for bound in ("order", "time")}
+    order, time = (sample_variances(record) for record in records.values())
+    draws = torch.randint(len(chosen), (BOOTSTRAPS, len(chosen)), generator=torch.Generator().manual_seed(seed))
+    ratios = time[draws].mean(-1) / order[draws].mean(-1)
+    tokens = sum(int((text.labels != -100).sum()) for text in texts)
+    result: dict[str, Any] = {
+        "time_over_order": float(time.mean() / order.mean()),
+        "time_over_order_interval": ratios.quantile(torch.tensor([0.025, 0.975]).double()).tolist(),
+        "n": len(chosen),
+        "num_samples": num_samples,
+    }
+    for bound, variance in (("order", order), ("time", time)):
+        width = Z95 * records[bound]["perplexity"] / tokens / target
+        result[bound] = {
+            "value": records[bound]["value"],
+            "monte_carlo_error": records[bound]["monte_carlo_error"],
+            "deviation_per_sample": math.sqrt(float(variance.mean())) * len(chosen) / records[bound]["tokens"],
+            "samples_needed": max(1, math.ceil(len(texts) * float(variance.mean()) * width**2)),
+        }
+    return result
+
+
+def exact_gap(
+    model: nn.Module,
+    rows: Iterable[dict],
+    *,
+    positions: int = 10,
+    num_texts: int = 16,
+    num_samples: int = 512,
+    num_orders: int | None = None,
+    span: bool = False,
+    seed: int = 0,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """The true gap of the bounds in real text: bound minus exact `-log P` of some positions, given all others.
+
+    Args:
+        positions: how many positions of each text are not given, 1 to 14: the exact value costs `2^positions` passes.
+        num_texts: how many texts, drawn by `seed`. num_samples: of each bound, per text.
+        num_orders: also measure the order bound with this many orders, from as many times fewer samples.
+        span: the positions are neighbours, which depend on each other most; else they are drawn anywhere in the text.
+    Returns:
+        `exact`, and for each bound `value` and `gap`: means over texts in nats per position, each with its
+        `standard_error`; the gaps are paired text by text.
+    Raises:
+        ValueError: `positions` out of range, fewer than two texts that have so many, or a model whose value is exact.
+    """
+    if not 1 <= positions <= MAX_EXACT_POSITIONS:
+        raise ValueError(f"positions must be in 1 to {MAX_EXACT_POSITIONS}, got {positions}. For example: 10.")
+    texts = [text for text in _diffusion_rows(model, rows) if int((text.labels != -100).sum()) >= positions]
+    if min(len(texts), num_texts) < 2:
+        raise ValueError(
+            f"exact_gap needs 2 or more texts with {positions} tokens to count, got {min(len(texts), num_texts)}. "
+            "Lower positions, or pass more rows."
+        )
+    chosen = _choose(len(texts), num_texts, seed)
+    bounds = {bound: {"bound": bound, "num_samples": num_samples} for bound in ("order", "time")}
+    if num_orders is not None:
+        groups = {"num_orders": num_orders, "num_samples": max(1, num_samples // num_orders)}
+        bounds[f"order, {num_orders} orders"] = groups
+    device, values = next(model.parameters()).device, []
+    for number, index in enumerate(tqdm(chosen, disable=not progress, unit="text", desc="exact gap")):
+        text = collate([_ask(texts[index], positions, span, seed + number)], device)
+        exact = -exact_log_likelihood(model, text["input_ids"], text["labels"])
+        estimates = [
+            nelbo(model, **text, **options, generator=step_generators(seed, 1, [number])).nelbo
+            for options in bounds.values()
+        ]
+        values.append(torch.cat([exact, *estimates]) / positions)
+    exact, *estimates = torch.stack(values).unbind(-1)
+    result: dict[str, Any] = {"exact": _mean(exact), "n": len(exact), "positions": positions, "span": span}
+    result["num_samples"] = num_samples
+    for name, estimate in zip(bounds, estimates, strict=True):
+        result[name] = {**_mean(estimate), "gap": _mean(estimate - exact)}
+    return result
+
+
+def sample_variances(record: dict[str, Any]) -> Tensor:
+    """The Monte-Carlo variance of one sample of each text, nats squared `[N]`, from a record of `evaluate_corpus`."""
+    return torch.tensor(record["per_text"]["error"], dtype=torch.float64).square() * record["num_samples"]
+
+
+def _text_variance(record: dict[str, Any]) -> float:
+    """How much texts differ from the mean, in nats squared per text, the Monte-Carlo variance taken out."""
+    tokens, main, velocity, error = (
+        torch.tensor(record["per_text"][name], dtype=torch.float64) for name in ("tokens", "main", "velocity", "error")
+    )
+    residual = main + velocity - record["value"] * tokens
+    return max(0.0, float(residual.square().sum() / (len(residual) - 1) - error.square().mean()))
+
+
+def _diffusion_rows(model: nn.Module, rows: Iterable[dict]) -> list[Text]:
+    if not is_diffusion(model):
+        raise ValueError(f"model {type(model).__name__} has an exact likelihood: there is no bound to examine.")
+    return read_rows(rows, model.config.max_position_embeddings)
+
+
+def _choose(count: int, wanted: int, seed: int) -> Sequence[int]:
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:wanted].tolist()
+
+
+def _choose_rows(texts: list[Text], wanted: int, seed: int) -> list[dict]:
+    chosen = (texts[i] for i in _choose(len(texts), wanted, seed))
+    return [{"input_ids": text.ids, "labels": text.labels} for text in chosen]
+
+
+def _ask(text: Text, positions: int, span: bool, seed: int) -> Text:
+    """`text` with all but `positions` of its maskable positions given."""
+    maskable = np.flatnonzero(text.labels != -100)
+    random = np.random.default_rng(seed)
+    if span:
+        start = random.integers(len(maskable) - positions + 1)
+        asked = maskable[start : start + positions]
+    else:
+        asked = random.choice(maskable, positions, replace=False)
+    labels = np.full_like(text.labels, -100)
+    labels[asked] = text.labels[asked]
+    return Text(text.ids, labels)
+
+
+def _mean(values: Tensor) -> dict[str, float]:
+    return {"value": float(values.mean()), "standard_error": float(values.std() / math.sqrt(len(values)))}

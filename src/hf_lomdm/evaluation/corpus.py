@@ -1,0 +1,380 @@
+"""The likelihood of a corpus: nats per token with standard errors, resumable, the same on any number of processes.
+
+Every text has its own generator, seeded by a hash of seed and index, so that neither batches nor processes nor
+interruptions move a number by more than the rounding of its sums.
+"""
+
+import hashlib
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object, parse_flag_from_env
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from ..training.trainer import step_generators, summarise_texts
+from .causal import causal_nll
+from .likelihood import nelbo
+from .records import environment
+
+Z95 = 1.96  # half the width of a 95 % interval, in standard errors
+VALUES = ("tokens", "main", "velocity", "error")  # of each text: counted tokens, nats, nats, Monte-Carlo error or None
+
+
+class Text(NamedTuple):
+    """One row: `ids` `[L]` int64, and `labels` `[L]`, the same with -100 where a position is given."""
+
+    ids: np.ndarray
+    labels: np.ndarray
+
+
+def evaluate_corpus(
+    model: nn.Module,
+    rows: Iterable[dict],
+    *,
+    bound: str = "order",
+    num_samples: int = 2,
+    num_orders: int | None = None,
+    groups: Sequence[int] | None = None,
+    batch_tokens: int = 8192,
+    seed: int = 0,
+    characters: int | None = None,
+    num_bytes: int | None = None,
+    parts_file: str | Path | None = None,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Nats per token of a corpus, with standard errors: a bound, or the exact value of an autoregressive model.
+
+    With several processes (`accelerate launch`) each evaluates its share and all return the same record.
+
+    Args:
+        model: a `LoMDMForMaskedDiffusion`, or a causal language model, on the device where it is to run.
+        rows: dicts of `input_ids` (at most the model's context) and, optionally, `labels`: the same, -100 = given.
+        bound, num_samples, num_orders: as in `nelbo`; without meaning for a causal model.
+        groups: for each row the index of its text, where a text is cut into rows (`roll`); default: one row is a text.
+        batch_tokens: padded tokens per pass, at least one row. Rows of similar length go together.
+        characters, num_bytes: how much text the counted tokens of all rows make, for bits per character and byte.
+        parts_file: finished rows are appended here and not computed again; further processes add `.1`, `.2`, ...
+        progress: on the first process, print what it costs and show a bar.
+    Returns:
+        A record that JSON takes: `value` in nats per token, `standard_error` (over texts as a sample, Monte-Carlo error
+        included; `None` for a single text), `monte_carlo_error` (for the given texts; `None` from one sample),
+        `perplexity` with its 95 % interval, `tokens` counted, `n` texts, `per_text` values, and the environment.
+    Raises:
+        ValueError: rows that are empty, too long or without anything to count, options that do not fit, or a parts
+            file of another model or setting.
+    """
+    started = time.perf_counter()
+    texts = read_rows(rows, model.config.max_position_embeddings)
+    if groups is not None and len(groups) != len(texts):
+        raise ValueError(f"groups has {len(groups)} entries for {len(texts)} rows. Pass the text of each row.")
+    setting = {
+        "estimator": estimator_name(model, bound, num_orders),
+        "num_samples": num_samples if is_diffusion(model) else None,
+        "seed": seed,
+        "rows": _digest(np.concatenate([part for text in texts for part in ([len(text.ids)], *text)])),
+        "groups": None if groups is None else _digest(np.asarray(groups, dtype=np.int64)),
+    }
+    state = process_state()
+    show = progress and state.is_main_process
+    if show:
+        print(_cost(model, texts, num_samples, num_orders), file=sys.stderr, flush=True)
+    parts = None if parts_file is None else PartsFile(Path(parts_file), setting | {"model": model_digest(model)})
+    done = {} if parts is None else parts.read()
+    state.wait_for_everyone()  # else one process would read what another has just added
+    batches = batches_by_length(texts, [i for i in range(len(texts)) if i not in done], batch_tokens)
+    own = batches[state.process_index :: state.num_processes]
+    found: dict[int, dict] = {}
+    with tqdm(total=sum(map(len, own)), disable=not show, unit="row", desc=setting["estimator"]) as bar:
+        for batch in own:
+            values = _evaluate_batch(model, texts, batch, bound, num_samples, num_orders, seed)
+            if parts is not None:
+                parts.append(values, state.process_index)
+            found |= values
+            bar.update(len(batch))
+    done |= dict(gather_object(list(found.items())))
+    table = _per_text([done[i] for i in range(len(texts))], groups)
+    measures = summarise(table, characters, num_bytes)
+    weights = next(model.parameters())
+    seconds = {"seconds": time.perf_counter() - started}
+    return measures | setting | seconds | environment(weights.device, weights.dtype, seed) | {"per_text": table}
+
+
+def process_state() -> PartialState:
+    """This process among those of `accelerate launch` or `torchrun`: which it is, and its device.
+
+    Without being told that there is nothing but a CPU, accelerate would take every process for the only one.
+    """
+    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available())
+
+
+def is_diffusion(model: nn.Module) -> bool:
+    """Whether `model` is of the family of masked diffusion models; else it is taken for an autoregressive one."""
+    return hasattr(model, "estimate_bound")
+
+
+def estimator_name(model: nn.Module, bound: str, num_orders: int | None) -> str:
+    """What is measured, in words."""
+    if not is_diffusion(model):
+        return "exact"
+    return f"{bound} bound" if num_orders is None else f"{bound} bound, {num_orders} orders"
+
+
+def read_rows(rows: Iterable[dict], max_length: int) -> list[Text]:
+    """The rows as arrays.
+
+    Raises:
+        ValueError: no rows, an empty one, one longer than `max_length`, labels of another length, nothing to count.
+    """
+    texts = []
+    for index, row in enumerate(rows):
+        ids = np.asarray(row["input_ids"], dtype=np.int64)
+        labels = np.asarray(row.get("labels", ids), dtype=np.int64)
+        if not 0 < len(ids) <= max_length:
+            raise ValueError(
+                f"rows: row {index} has {len(ids)} tokens, the model takes 1 to {max_length}. Pack the text, or cut it "
+                "into windows by hf_lomdm.evaluation.corpus.roll."
+            )
+        if labels.shape != ids.shape:
+            raise ValueError(f"rows: row {index} has {len(ids)} input_ids and {len(labels)} labels. Pass one each.")
+        texts.append(Text(ids, labels))
+    if not any((text.labels != -100).any() for text in texts):
+        raise ValueError(f"rows: {len(texts)} rows hold no token to count. Check the text and the labels.")
+    return texts
+
+
+def roll(texts: Iterable[Sequence[int]], max_length: int, stride: int) -> tuple[list[dict], list[int]]:
+    """Rows, and the text that each belongs to, of texts of any length: windows that count each token once.
+
+    The first window counts up to `max_length` tokens; each further one counts `stride` and reads the tokens before
+    them, as many as fit, as given (labels -100). Nothing behind the counted tokens is read, so the values of the rows
+    of a text add up to a bound on `-log` of its probability, and exactly to it for an autoregressive model.
+
+    Raises:
+        ValueError: a stride outside of 1 to `max_length`.
+    """
+    if not 1 <= stride <= max_length:
+        raise ValueError(f"stride must be in 1 to {max_length}, got {stride}. For example: {max(1, max_length // 2)}.")
+    rows, groups = [], []
+    for index, text in enumerate(texts):
+        ids = np.asarray(text, dtype=np.int64)
+        counted = 0
+        while counted < len(ids):
+            end = min(len(ids), max_length if counted == 0 else counted + stride)
+            start = max(0, end - max_length)
+            labels = ids[start:end].copy()
+            labels[: counted - start] = -100
+            rows.append({"input_ids": ids[start:end], "labels": labels})
+            groups.append(index)
+            counted = end
+    return rows, groups
+
+
+def batches_by_length(texts: Sequence[Text], indices: Sequence[int], batch_tokens: int) -> list[list[int]]:
+    """Indices in batches, the longest first, at most `batch_tokens` tokens with padding each (or a single row)."""
+    if batch_tokens < 1:
+        raise ValueError(f"batch_tokens must be at least 1, got {batch_tokens}. For example: 8192.")
+    batches: list[list[int]] = []
+    for index in sorted(indices, key=lambda i: (-len(texts[i].ids), i)):
+        longest = len(texts[batches[-1][0]].ids) if batches else 0
+        if batches and (len(batches[-1]) + 1) * longest <= batch_tokens:
+            batches[-1].append(index)
+        else:
+            batches.append([index])
+    return batches
+
+
+def collate(texts: Sequence[Text], device: torch.device) -> dict[str, Tensor | None]:
+    """`input_ids`, `labels` and `attention_mask` `[B, L]` on `device`, padded on the right by a token of the text.
+
+    The mask is `None` with nothing padded.
+    """
+    longest = max(len(text.ids) for text in texts)
+    real = torch.tensor([[i < len(text.ids) for i in range(longest)] for text in texts])
+    ids = np.stack([np.pad(text.ids, (0, longest - len(text.ids)), mode="edge") for text in texts])
+    labels = np.stack(
+        [np.pad(text.labels, (0, longest - len(text.ids)), mode="constant", constant_values=-100) for text in texts]
+    )
+    mask = None if bool(real.all()) else real.long().to(device)
+    return {
+        "input_ids": torch.from_numpy(ids).to(device),
+        "labels": torch.from_numpy(labels).to(device),
+        "attention_mask": mask,
+    }
+
+
+def summarise(per_text: dict[str, list], characters: int | None = None, num_bytes: int | None = None) -> dict[str, Any]:
+    """The measures of a corpus from the values of its texts (`VALUES`)."""
+    columns = [[math.nan if value is None else value for value in per_text[name]] for name in VALUES]
+    table = torch.tensor(columns, dtype=torch.float64).T
+    means = summarise_texts(table)
+    value, monte_carlo = means["nelbo"], means.get("nelbo_monte_carlo_error")
+    error = means["nelbo_standard_error"] if len(table) > 1 else None
+    if error is not None and monte_carlo is not None:
+        error = max(error, monte_carlo)  # it is a part of it, and the spread of a few texts is a poor estimate
+    total_error = monte_carlo if error is None else error
+    interval = None if total_error is None else [math.exp(value + z * total_error) for z in (-Z95, Z95)]
+    tokens = int(means["tokens"])
+    measures = {
+        "unit": "nats per token",
+        "value": value,
+        "standard_error": error,
+        "monte_carlo_error": monte_carlo,
+        "main": means["main"],
+        "velocity": means["velocity"],
+        "perplexity": means["perplexity"],
+        "perplexity_interval": interval,
+        "tokens": tokens,
+        "n": len(table),
+    }
+    for unit, count in (("character", characters), ("byte", num_bytes)):
+        if count:
+            bits = tokens / count / math.log(2)
+            measures[f"bits_per_{unit}"] = value * bits
+            measures[f"bits_per_{unit}_standard_error"] = None if error is None else error * bits
+            measures[f"{unit}s"] = count
+    return measures
+
+
+class PartsFile:
+    """Finished rows on disk: a line that says what they belong to, then one line of JSON for each.
+
+    A last line that was cut off in writing is dropped, here and from the file.
+    """
+
+    def __init__(self, path: Path, setting: dict[str, Any]):
+        self.path, self.setting = path, setting
+        self._ready = False  # whether this process has prepared its own file
+
+    def read(self) -> dict[int, dict]:
+        """The values of the finished rows of all processes, by index.
+
+        Raises:
+            ValueError: they belong to another model, text or setting, or a file is none of ours.
+        """
+        done = {}
+        for path in [self.path, *sorted(self.path.parent.glob(self.path.name + ".*"))]:
+            if not path.exists():
+                continue
+            lines = _whole_lines(path)
+            if lines:
+                self._check(path, lines[0])
+            for line in lines[1:]:
+                values = json.loads(line)
+                done[values.pop("row")] = values
+        return done
+
+    def append(self, values: dict[int, dict], process: int) -> None:
+        """Adds rows to the file of `process`; they are on disk when this returns."""
+        path = self.path if process == 0 else self.path.with_name(f"{self.path.name}.{process}")
+        lines = [json.dumps({"row": index, **row}) for index, row in values.items()]
+        if not self._ready:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            whole = _whole_lines(path) if path.exists() else []
+            if whole:
+                os.truncate(path, sum(len(line.encode()) + 1 for line in whole))
+            else:
+                path.write_text("", encoding="utf-8")
+                lines = [json.dumps(self.setting), *lines]
+            self._ready = True
+        with path.open("a", encoding="utf-8") as stream:
+            stream.write("".join(line + "\n" for line in lines))
+            stream.flush()
+            os.fsync(stream.fileno())
+
+    def delete(self) -> None:
+        """Removes the files of all processes."""
+        for path in [self.path, *self.path.parent.glob(self.path.name + ".*")]:
+            path.unlink(missing_ok=True)
+
+    def _check(self, path: Path, line: str) -> None:
+        try:
+            found = json.loads(line)
+        except json.JSONDecodeError:
+            found = None
+        if not isinstance(found, dict):
+            raise ValueError(f"parts_file {path} holds no parts of an evaluation. Choose another name, or delete it.")
+        differ = [name for name in self.setting if found.get(name) != self.setting[name]]
+        if differ:
+            raise ValueError(
+                f"parts_file {path} belongs to another evaluation: {', '.join(differ)} differ. "
+                "Choose another name, or delete it to start anew."
+            )
+
+
+def delete_parts(folder: str | Path) -> None:
+    """Removes the parts files `*.jsonl` in `folder`, and the folder if nothing else is in it."""
+    for path in Path(folder).glob("*.jsonl"):
+        PartsFile(path, {}).delete()
+    if Path(folder).is_dir() and not any(Path(folder).iterdir()):
+        Path(folder).rmdir()
+
+
+def model_digest(model: nn.Module) -> str:
+    """A hash of the weights and of the configuration: what a value can depend on."""
+    config = {k: v for k, v in model.config.to_dict().items() if k not in ("transformers_version", "_name_or_path")}
+    digest = hashlib.blake2b(json.dumps(config, sort_keys=True, default=str).encode(), digest_size=16)
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _digest(values: np.ndarray) -> str:
+    return hashlib.blake2b(np.ascontiguousarray(values, dtype=np.int64), digest_size=16).hexdigest()
+
+
+def _whole_lines(path: Path) -> list[str]:
+    """The lines of a file that end in a line feed."""
+    return path.read_bytes().decode("utf-8", errors="replace").split("\n")[:-1]
+
+
+def _evaluate_batch(model, texts, batch, bound, num_samples, num_orders, seed) -> dict[int, dict]:
+    inputs = collate([texts[i] for i in batch], next(model.parameters()).device)
+    if is_diffusion(model):
+        draws = {"bound": bound, "num_samples": num_samples, "num_orders": num_orders}
+        estimate = nelbo(model, **inputs, **draws, generator=step_generators(seed, 0, batch))
+    else:
+        estimate = causal_nll(model, **inputs)
+    counted = [int((texts[i].labels != -100).sum()) for i in batch]
+    error = [None] * len(batch) if estimate.standard_error is None else estimate.standard_error.tolist()
+    columns = (counted, estimate.main.tolist(), estimate.velocity.tolist(), error)
+    return {i: dict(zip(VALUES, values, strict=True)) for i, *values in zip(batch, *columns, strict=True)}
+
+
+def _per_text(rows: list[dict], groups: Sequence[int] | None) -> dict[str, list]:
+    """The values of the texts, those of their rows added up (errors of independent draws: their squares)."""
+    if groups is None:
+        return {name: [row[name] for row in rows] for name in VALUES}
+    texts: dict[int, list[dict]] = {}
+    for row, group in zip(rows, groups, strict=True):
+        texts.setdefault(group, []).append(row)
+    table = {name: [sum(row[name] for row in text) for text in texts.values()] for name in VALUES[:-1]}
+    errors = [[row["error"] for row in text] for text in texts.values()]
+    return table | {"error": [None if None in text else math.hypot(*text) for text in errors]}
+
+
+def _cost(model: nn.Module, texts: list[Text], num_samples: int, num_orders: int | None) -> str:
+    """One line: how much there is to do."""
+    counted = [text.labels != -100 for text in texts]
+    line = f"{len(texts):,} rows, {sum(int(mask.sum()) for mask in counted):,} tokens to count; "
+    if not is_diffusion(model):
+        return line + f"one pass per row, {len(texts):,} in all"
+    if num_orders is None:
+        return line + f"{num_samples} passes per row, {num_samples * len(texts):,} in all"
+    size = model.config.block_size or model.config.max_position_embeddings
+    longest = [max(int(mask[i : i + size].sum()) for i in range(0, len(mask), size)) for mask in counted]
+    passes = num_samples * num_orders * sum(longest)
+    return line + (
+        f"num_samples x num_orders x reveals = {num_samples} x {num_orders} x up to {max(longest)} passes per row, "
+        f"{passes:,} in all"
+    )

@@ -1,0 +1,276 @@
+"""Measures a model: likelihood of a text, zero-shot likelihood, quality of what it writes, the order that it learned.
+
+On GPUs, on the seven sets of the paper:
+
+    accelerate launch training_scripts/evaluate.py zero-shot --model org/lomdm-owt
+
+On a laptop, in a minute or two:
+
+    python training_scripts/evaluate.py likelihood --model outputs/tiny --file valid.txt --max_rows 256
+    python training_scripts/evaluate.py generation --model outputs/tiny --judge gpt2 --num_samples 16
+    python training_scripts/evaluate.py order --model outputs/tiny --file valid.txt --max_rows 64
+
+Systems side by side, with error bars:
+
+    python training_scripts/evaluate.py --compare lomdm.json mdlm.json --plot comparison.png
+
+Every command writes one JSON record (`--output`) and prints a table. `likelihood` and `zero-shot` keep finished rows in
+`<output>.parts`: the same command, started again after an interruption, continues there. They take autoregressive
+models too, whose likelihood is exact, and run on several processes by `accelerate launch` or `torchrun`.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+
+from hf_lomdm import LoMDMForMaskedDiffusion, LoMDMPipeline
+from hf_lomdm.evaluation.accuracy import compare_bounds, exact_gap, pilot
+from hf_lomdm.evaluation.compare import comparison_table, measure_table, plot_comparison, read_records
+from hf_lomdm.evaluation.corpus import delete_parts, evaluate_corpus, process_state
+from hf_lomdm.evaluation.records import write_record
+from hf_lomdm.evaluation.rows import Rows, cut_documents, load_file, pack_documents, special_tokens
+from hf_lomdm.evaluation.zero_shot import SETS, evaluate_zero_shot
+from hf_lomdm.training.detokenizers import DETOKENIZERS
+from hf_lomdm.training.tokenizers import load_tokenizer
+
+DTYPES = ("float32", "bfloat16", "float64")
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--compare", nargs="+", metavar="RECORD", help="records of one task, side by side")
+    parser.add_argument("--plot", help="write the comparison as a picture to this file")
+    commands = parser.add_subparsers(dest="command")
+
+    likelihood = _command(commands, "likelihood", "nats per token of a text", run_likelihood)
+    _add_text(likelihood)
+    _add_bound(likelihood)
+    likelihood.add_argument("--pilot", action="store_true", help="first find out how many samples +-0.1 of PPL needs")
+    likelihood.add_argument("--compare_bounds", action="store_true", help="also: samples for equal error, time : order")
+    likelihood.add_argument("--exact_gap", type=int, metavar="N", help="also: gap to the exact value of N positions")
+    likelihood.add_argument("--span", action="store_true", help="the N positions are neighbours")
+    likelihood.add_argument("--num_texts", type=int, default=32, help="rows that these extra measurements use")
+
+    zero_shot = _command(commands, "zero-shot", "nats per token of the seven sets", run_zero_shot)
+    zero_shot.add_argument("--sets", nargs="+", choices=list(SETS), default=list(SETS))
+    zero_shot.add_argument("--file", action="append", default=[], metavar="SET=PATH", help="instead of the Hub")
+    zero_shot.add_argument("--max_rows", type=int, help="the first rows of each set only")
+    _add_bound(zero_shot)
+
+    generation = _command(commands, "generation", "quality of samples under a judge", run_generation)
+    generation.add_argument("--judge", default="gpt2-large", help="a causal language model; or a .gguf file")
+    generation.add_argument("--num_samples", type=int, default=64)
+    generation.add_argument("--num_inference_steps", type=int, default=256)
+    generation.add_argument("--max_length", type=int, help="tokens; default: the model's longest")
+    generation.add_argument("--batch_size", type=int, default=16)
+    generation.add_argument("--sampler", help="default: the folder's")
+    generation.add_argument("--grid", help="default: the folder's")
+    generation.add_argument("--without_order", action="store_true", help="all rates equal: c2 = 0")
+
+    order = _command(commands, "order", "what order was learned", run_order)
+    _add_text(order)
+    order.add_argument("--num_samples", type=int, default=16, help="draws per text")
+    order.add_argument("--plots", help="write pictures to this folder")
+    options = parser.parse_args(arguments)
+    if (options.command is None) == (options.compare is None):
+        parser.error("give a command (likelihood, zero-shot, generation, order) or --compare RECORD ...")
+    return options
+
+
+def _command(commands, name: str, summary: str, run) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=summary, description=summary)
+    parser.set_defaults(run=run)
+    parser.add_argument("--model", required=True, help="folder or repository of a model")
+    parser.add_argument("--tokenizer", help="default: the model's")
+    parser.add_argument("--output", help=f"the record; default outputs/evaluation/{name}.json")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--quiet", action="store_true", help="no progress")
+    return parser
+
+
+def _add_text(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--file", required=True, help="a .txt, .jsonl, .csv or .parquet file, or a folder of them")
+    parser.add_argument("--column", default="text", help="that holds the text")
+    parser.add_argument("--sample_by", default="paragraph", help="a document of a .txt file: line, paragraph, document")
+    parser.add_argument("--detokenizer", choices=list(DETOKENIZERS))
+    parser.add_argument("--documents", action="store_true", help="each document on its own; default: packed rows")
+    parser.add_argument("--stride", type=int, help="tokens counted per further window of a long document")
+    parser.add_argument("--max_rows", type=int, help="the first packed rows, or documents, only")
+
+
+def _add_bound(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--bound", default="order", help="order or time")
+    parser.add_argument("--num_samples", type=int, default=2, help="per text; 2 or more for an error")
+    parser.add_argument("--num_orders", type=int, help="orders of the tighter bound")
+    parser.add_argument("--batch_tokens", type=int, default=8192)
+    parser.add_argument("--without_order", action="store_true", help="all rates equal: c2 = 0")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = parse_arguments(arguments)
+    try:
+        if options.compare:
+            compare(options)
+        else:
+            options.output = Path(options.output or f"outputs/evaluation/{options.command}.json")
+            record = {"task": options.command, "model": options.model, **options.run(options)}
+            if process_state().is_main_process:
+                write_record(options.output, record)
+                print_measures(record)
+                print(f"record: {options.output}")
+                delete_parts(_parts(options))
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+
+
+def run_likelihood(options: argparse.Namespace) -> dict[str, Any]:
+    model, tokenizer = load(options)
+    text = read_text(options, model, tokenizer)
+    record: dict[str, Any] = {"source": Path(options.file).name, "documents": text.counts.documents}
+    show, extra = not options.quiet, {"seed": options.seed, "num_texts": options.num_texts}
+    if options.pilot:
+        record["pilot"] = pilot(model, text.rows, bound=options.bound, **extra, progress=show)
+        if process_state().is_main_process:
+            print_pilot(record["pilot"])
+    if options.compare_bounds:
+        record["compare_bounds"] = compare_bounds(model, text.rows, **extra, progress=show)
+    if options.exact_gap is not None:
+        gap = {"positions": options.exact_gap, "span": options.span, "num_orders": options.num_orders}
+        record["exact_gap"] = exact_gap(model, text.rows, **gap, **extra, progress=show)
+    size = {"characters": text.characters, "num_bytes": text.num_bytes, "groups": text.groups}
+    parts = _parts(options) / "likelihood.jsonl"
+    return record | evaluate_corpus(model, text.rows, **size, **_bound(options), parts_file=parts)
+
+
+def run_zero_shot(options: argparse.Namespace) -> dict[str, Any]:
+    files = dict(word.split("=", 1) if "=" in word else (word, "") for word in options.file)
+    model, tokenizer = load(options)
+    keep = {"max_rows": options.max_rows, "parts_folder": _parts(options)}
+    return evaluate_zero_shot(model, tokenizer, options.sets, files=files, **keep, **_bound(options))
+
+
+def run_generation(options: argparse.Namespace) -> dict[str, Any]:
+    from hf_lomdm.evaluation.generation import evaluate_generation, load_judge
+
+    judge, judge_tokenizer = load_judge(options.judge)
+    model, tokenizer = load(options)
+    pipe = LoMDMPipeline.from_pretrained(options.model, model=model, tokenizer=tokenizer)
+    names = ("num_samples", "num_inference_steps", "max_length", "batch_size", "seed", "sampler", "grid")
+    settings = {name: getattr(options, name) for name in names}
+    settings |= {"learned_order": not options.without_order, "progress": not options.quiet}
+    parts = _parts(options) / "generation.jsonl"
+    return evaluate_generation(pipe, judge, judge_tokenizer, **settings, parts_file=parts)
+
+
+def run_order(options: argparse.Namespace) -> dict[str, Any]:
+    from hf_lomdm.evaluation.order import evaluate_order
+
+    model, tokenizer = load(options)
+    text = read_text(options, model, tokenizer)
+    settings = {"num_samples": options.num_samples, "seed": options.seed, "progress": not options.quiet}
+    record = evaluate_order(model, text.rows, tokenizer=tokenizer, **settings)
+    if options.plots:
+        from hf_lomdm.visualization.plots import plot_order
+
+        for path in plot_order(record, options.plots):
+            print(f"plot: {path}")
+    return {"source": Path(options.file).name} | record
+
+
+def compare(options: argparse.Namespace) -> None:
+    records = read_records(options.compare)
+    print(comparison_table(records))
+    if options.plot:
+        plot_comparison(records, options.plot)
+        print(f"plot: {options.plot}")
+
+
+def load(options: argparse.Namespace) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model on this process's device, in eval mode, and its tokenizer."""
+    try:
+        kind = AutoConfig.from_pretrained(options.model).model_type
+        model_class = LoMDMForMaskedDiffusion if kind == "lomdm" else AutoModelForCausalLM
+        model = model_class.from_pretrained(options.model, dtype=getattr(torch, options.dtype)).eval()
+    except (OSError, ValueError, SafetensorError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ValueError(f"--model {options.model} cannot be loaded: {reason}") from error
+    if options.command in ("likelihood", "zero-shot") and options.without_order:
+        model.config.c2 = 0.0
+    return model.to(process_state().device), load_tokenizer(options.tokenizer or options.model)
+
+
+def read_text(options: argparse.Namespace, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Rows:
+    """The rows of `--file`, and a line about them."""
+    texts = load_file(options.file, options.column, options.sample_by, options.detokenizer)
+    *ends, separator = special_tokens(model, tokenizer)
+    length = model.config.max_position_embeddings
+    if options.documents:
+        rows = cut_documents(texts, tokenizer, length, ends, options.stride or max(1, length // 2), options.max_rows)
+    else:
+        rows = pack_documents(texts, tokenizer, length, ends, separator, options.max_rows)
+    if process_state().is_main_process:
+        print(rows.describe(Path(options.file).name), flush=True)
+    return rows
+
+
+def print_measures(record: dict[str, Any]) -> None:
+    """A readable table of the record, for zero-shot a column per set."""
+    sets = {name: {"task": "likelihood", **one} for name, one in record.get("sets", {}).items()}
+    print(measure_table(sets or {record["task"]: record}))
+    for name, show in EXTRAS.items():
+        if name in record:
+            show(record[name])
+
+
+def print_pilot(found: dict[str, Any]) -> None:
+    print(
+        f"pilot on {found['texts_measured']} of {found['texts']} texts: perplexity {found['perplexity']:.2f}; "
+        f"+-{found['target']} of it takes {found['samples_needed']:,} samples per text, "
+        f"{found['samples_needed'] * found['texts'] * found['seconds_per_sample'] / 60:,.1f} minutes here; "
+        f"the choice of the texts leaves +-{found['perplexity_text_error']:.2f} in any case"
+    )
+
+
+def print_bounds(found: dict[str, Any]) -> None:
+    low, high = found["time_over_order_interval"]
+    print(f"samples for equal error, time : order = {found['time_over_order']:.1f} ({low:.1f} to {high:.1f})")
+    for bound in ("order", "time"):
+        one = found[bound]
+        print(
+            f"  {bound} bound: {one['value']:.4f} +- {one['monte_carlo_error']:.4f}, standard deviation of one sample "
+            f"{one['deviation_per_sample']:.2f} nats per token; +-0.1 of PPL takes {one['samples_needed']:,} per text"
+        )
+
+
+def print_gap(found: dict[str, Any]) -> None:
+    where = "neighbouring" if found["span"] else "scattered"
+    exact = found["exact"]
+    print(
+        f"{found['positions']} {where} positions of {found['n']} texts, given the rest: "
+        f"exact {exact['value']:.4f} +- {exact['standard_error']:.4f} nats per position"
+    )
+    for name, one in found.items():
+        if isinstance(one, dict) and "gap" in one:
+            print(f"  {name}: gap {one['gap']['value']:.4f} +- {one['gap']['standard_error']:.4f}")
+
+
+EXTRAS = {"compare_bounds": print_bounds, "exact_gap": print_gap}
+
+
+def _bound(options: argparse.Namespace) -> dict[str, Any]:
+    names = ("bound", "num_samples", "num_orders", "batch_tokens", "seed")
+    return {**{name: getattr(options, name) for name in names}, "progress": not options.quiet}
+
+
+def _parts(options: argparse.Namespace) -> Path:
+    return options.output.with_name(options.output.name + ".parts")
+
+
+if __name__ == "__main__":
+    main()
