@@ -86,16 +86,9 @@ def judge_texts(
         raise ValueError(f"texts: {len(texts)} texts hold no token to count. Pass texts that are not empty.")
     window = min(context, getattr(judge.config, "max_position_embeddings", None) or context)
     nats = _nats(judge, rows, window, batch_size, progress)
-    table = [[tokens, nll, 0.0, 0.0] for tokens, nll in zip(counted, nats, strict=True)]
-    means = summarise_texts(torch.tensor(table, dtype=torch.float64))
-    several = len(rows) > 1
-    error = means["nelbo_standard_error"] if several else None
     return {
         "unit": "generative perplexity",
-        "value": means["perplexity"],
-        "standard_error": means["perplexity"] * error if several else None,
-        "nats_per_token": means["nelbo"],
-        "nats_per_token_standard_error": error,
+        **_perplexity(counted, nats),
         "n": len(texts),
         "empty_texts": len(texts) - len(rows),
         "tokens": sum(counted),
@@ -107,6 +100,19 @@ def judge_texts(
         "judge_tokens_per_text": sum(map(len, ids)) / len(ids),
         "characters_per_text": sum(map(len, texts)) / len(texts),
         "per_text": {"tokens": counted, "nats": nats},
+    }
+
+
+def _perplexity(counted: list[int], nats: list[float]) -> dict[str, float | None]:
+    """The corpus value and its error over texts, from the counted tokens and the nats of each text."""
+    table = [[tokens, nll, 0.0, 0.0] for tokens, nll in zip(counted, nats, strict=True)]
+    means = summarise_texts(torch.tensor(table, dtype=torch.float64))
+    error = means["nelbo_standard_error"] if len(counted) > 1 else None
+    return {
+        "value": means["perplexity"],
+        "standard_error": None if error is None else means["perplexity"] * error,
+        "nats_per_token": means["nelbo"],
+        "nats_per_token_standard_error": error,
     }
 
 
