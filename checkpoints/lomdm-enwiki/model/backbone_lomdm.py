@@ -51,14 +51,18 @@ def attention_inputs(
 
     Args:
         hidden: `[B, C * L, D]`, one copy of each text after the other (`LoMDMModel.forward`).
-        attention_mask: `[B, P + L]`, 1 = real, of the `P` positions in a cache and the `L` new ones.
+        attention_mask: `[B, P + L]`, 1 = real, of the `P` positions in a cache and the `L` new ones; longer where
+            positions in front of them have left the cache again.
         num_copies: `C`. past_length: `P`.
     """
     length = hidden.shape[1] // num_copies
-    position = position_ids(attention_mask, past_length + length, hidden.device)
+    held = past_length + length
+    total = held if attention_mask is None else attention_mask.shape[1]
+    position = position_ids(attention_mask, total, hidden.device)[:, total - held :]
     new = position[:, past_length:].repeat(1, num_copies)  # every copy has the positions of its text
     rotary = rotary_tables(new, config.hidden_size // config.num_attention_heads, config.rope_theta)
     if config.block_size is not None:
+        attention_mask = None if attention_mask is None else attention_mask[:, total - held :]
         return block_mask(config, hidden, attention_mask, position, num_copies), rotary
     if attention_mask is None:
         return None, rotary
@@ -284,7 +288,7 @@ class LoMDMModel(LoMDMPreTrainedModel):
         Args:
             input_ids: `[B, L]` int64.
             attention_mask: `[B, L]`, 1 = real, 0 = padding on either side; `None` = nothing padded. With a cache of
-                `P` positions `[B, P + L]`.
+                `P` positions `[B, P + L]`; longer if positions in front of these have left it again.
             views: `[K * B, L]`, only with blocks: partly masked views of the clean texts `input_ids`, view after view.
                 A block of a view sees itself and the clean blocks before it.
             past_key_values: only with blocks: a cache of whole blocks, to which whole blocks of texts are added (a last
@@ -321,25 +325,28 @@ def check_inputs(input_ids: Tensor, attention_mask: Tensor | None, config: LoMDM
             f"{config.max_position_embeddings}. Cut or split the texts."
         )
     expected = [len(input_ids), past_length + input_ids.shape[1]]
-    if attention_mask is not None and list(attention_mask.shape) != expected:
+    given = expected if attention_mask is None else list(attention_mask.shape)
+    if past_length and len(given) == 2 and given[1] > expected[1]:  # the first positions are out of the cache again
+        given[1] = expected[1]
+    if given != expected:
         raise ValueError(
             f"attention_mask must have the shape of input_ids (with a cache: of all positions), {expected}, got "
             f"{list(attention_mask.shape)}. Pass 1 for real tokens and 0 for padding."
         )
     if past_length:
-        check_cache(attention_mask, config.block_size, past_length)
+        check_cache(attention_mask, config.block_size, past_length, input_ids.shape[1])
     check_ids("input_ids", input_ids, config.vocab_size)
 
 
-def check_cache(attention_mask: Tensor | None, block_size: int, past_length: int) -> None:
+def check_cache(attention_mask: Tensor | None, block_size: int, past_length: int, new_length: int) -> None:
     """Raises `ValueError` for a cache that ends within a block; with padding on the CPU only."""
     if attention_mask is None:
         lengths = [past_length]
     elif torch.compiler.is_compiling() or attention_mask.device.type != "cpu":
         return
     else:
-        goes_on = attention_mask[:, past_length:].bool().any(-1)  # a text that has ended may end within a block
-        lengths = attention_mask[goes_on, :past_length].long().sum(-1).tolist()
+        goes_on = attention_mask[:, -new_length:].bool().any(-1)  # a text that has ended may end within a block
+        lengths = attention_mask[goes_on, :-new_length].long().sum(-1).tolist()
     if any(length % block_size for length in lengths):
         raise ValueError(
             f"past_key_values must hold whole blocks of block_size={block_size}, got texts of {lengths} positions. "

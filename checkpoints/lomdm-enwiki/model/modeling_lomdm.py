@@ -390,26 +390,39 @@ class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
 class BlockContext:
     """The blocks before the ones that are being written, for a batch of texts: read once, kept as keys and values.
 
+    Those that are out of reach of the next block are dropped: a step costs the same however long the text is.
+
     Args:
         model: `LoMDMForMaskedDiffusion` with blocks.
         tokens: `[B, P]`, those that no pass has put into the cache.
-        attention_mask: `[B, C + P]`, 1 = real, of those in the cache and the others, padded on the left; `None` = all.
+        attention_mask: `[B, D + C + P]`, 1 = real, of all positions, padded on the left; `None` = all are real.
         cache: keys and values of `C` positions; `None` = none are kept, every pass reads all tokens.
+        dropped: `D`, positions that have been in the cache.
     """
 
     model: LoMDMForMaskedDiffusion
     tokens: Tensor
     attention_mask: Tensor | None
     cache: DynamicCache | None
+    dropped: int = 0
 
     def read(self, input_ids: Tensor, attention_mask: Tensor | None = None, output_logits: bool = True) -> LoMDMOutput:
         """The model's output for the next block of each text `[B, S]`, which may be partly masked."""
         mask = self._join(input_ids, attention_mask)
         tokens, width = torch.cat((self.tokens, input_ids), dim=1), input_ids.shape[1]
+        if self.cache is None:
+            return self.model(tokens, mask, output_logits=output_logits, logits_to_keep=width)
+        reach = -(-self.model.config.max_position_embeddings // self.model.config.block_size)
+        size = reach * self.model.config.block_size
+        while tokens.shape[1] - width > size:  # a long prompt, as much at a time as a block may see
+            chunk, tokens = tokens[:, :size], tokens[:, size:]
+            upto = None if mask is None else mask[:, : mask.shape[1] - tokens.shape[1]]
+            self.model(chunk, upto, output_logits=False, past_key_values=self.cache, logits_to_keep=1)
+            self._drop(size - self.model.config.block_size)
         out = self.model(tokens, mask, output_logits=output_logits, past_key_values=self.cache, logits_to_keep=width)
-        if self.cache is not None:
-            self.cache.crop(-width)  # the block may change, what stands before it is there to stay
-            self.tokens = self.tokens[:, :0]
+        self.cache.crop(-width)  # the block may change, what stands before it is there to stay
+        self.tokens = self.tokens[:, :0]
+        self._drop(size - self.model.config.block_size)
         return out
 
     def extend(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> None:
@@ -417,13 +430,22 @@ class BlockContext:
         self.attention_mask = self._join(input_ids, attention_mask)
         self.tokens = torch.cat((self.tokens, input_ids), dim=1)
 
+    def _drop(self, keep: int) -> None:
+        """Leaves the last `keep` positions in the cache, as far as the next block sees."""
+        surplus = self.cache.get_seq_length() - keep
+        if surplus <= 0:
+            return
+        self.dropped += surplus
+        for layer in self.cache.layers:
+            layer.keys, layer.values = layer.keys[:, :, surplus:], layer.values[:, :, surplus:]
+
     def _join(self, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor | None:
-        if self.attention_mask is None and attention_mask is None:
+        if self.attention_mask is None and attention_mask is None and not self.dropped:
             return None
         before = self.attention_mask
         if before is None:
-            length = self.tokens.shape[1] + (self.cache.get_seq_length() if self.cache is not None else 0)
-            before = input_ids.new_ones(len(input_ids), length)
+            cached = 0 if self.cache is None else self.cache.get_seq_length()
+            before = input_ids.new_ones(len(input_ids), self.dropped + cached + self.tokens.shape[1])
         return torch.cat((before, torch.ones_like(input_ids) if attention_mask is None else attention_mask), dim=1)
 
 
