@@ -202,15 +202,15 @@ MUTATIONS = (
     Mutation(
         "give every block the quantile of the text",
         PROCESS,
-        "share = keys.argsort(-1).argsort(-1)",
-        "share = 0 * block",
+        "share = order / some.sum",
+        "share = 0 * block / some.sum",
         BLOCKS,
     ),
     Mutation(
         "give the strata to the blocks from left to right",
         PROCESS,
-        "share = keys.argsort(-1).argsort(-1)",
-        "share = block",
+        "share = order / some.sum",
+        "share = block / some.sum",
         BLOCKS,
     ),
     Mutation(
