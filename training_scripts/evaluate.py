@@ -14,12 +14,15 @@ Systems side by side, with error bars:
 
     python training_scripts/evaluate.py --compare lomdm.json mdlm.json --plot comparison.png
 
+With `order` records of several `checkpoint-N` of one run the picture shows the order over the steps of training.
+
 Every command writes one JSON record (`--output`) and prints a table. `likelihood` and `zero-shot` keep finished rows in
 `<output>.parts`: the same command, started again after an interruption, continues there. They take autoregressive
 models too, whose likelihood is exact, and run on several processes by `accelerate launch` or `torchrun`.
 """
 
 import argparse
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -31,7 +34,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 from hf_lomdm import LoMDMForMaskedDiffusion, LoMDMPipeline
 from hf_lomdm.evaluation.accuracy import compare_bounds, exact_gap, pilot
 from hf_lomdm.evaluation.compare import comparison_table, measure_table, plot_comparison, read_records
-from hf_lomdm.evaluation.corpus import delete_parts, evaluate_corpus, process_state
+from hf_lomdm.evaluation.corpus import delete_parts, evaluate_corpus, is_diffusion, measured_density, process_state
 from hf_lomdm.evaluation.records import write_record
 from hf_lomdm.evaluation.rows import Rows, cut_documents, load_file, pack_documents, special_tokens
 from hf_lomdm.evaluation.zero_shot import SETS, evaluate_zero_shot
@@ -51,10 +54,11 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     _add_text(likelihood)
     _add_bound(likelihood)
     likelihood.add_argument("--pilot", action="store_true", help="first find out how many samples +-0.1 of PPL needs")
+    likelihood.add_argument("--fit_density", action="store_true", help="draw shares revealed by the measured loss")
     likelihood.add_argument("--compare_bounds", action="store_true", help="also: samples for equal error, time : order")
     likelihood.add_argument("--exact_gap", type=int, metavar="N", help="also: gap to the exact value of N positions")
     likelihood.add_argument("--span", action="store_true", help="the N positions are neighbours")
-    likelihood.add_argument("--num_texts", type=int, default=32, help="rows that these extra measurements use")
+    likelihood.add_argument("--num_texts", type=int, default=32, help="rows that pilot, density and extras measure")
 
     zero_shot = _command(commands, "zero-shot", "nats per token of the seven sets", run_zero_shot)
     zero_shot.add_argument("--sets", nargs="+", choices=list(SETS), default=list(SETS))
@@ -65,7 +69,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     generation = _command(commands, "generation", "quality of samples under a judge", run_generation)
     generation.add_argument("--judge", default="gpt2-large", help="a causal language model; or a .gguf file")
     generation.add_argument("--num_samples", type=int, default=64)
-    generation.add_argument("--num_inference_steps", type=int, default=256)
+    generation.add_argument("--num_inference_steps", type=int, default=256, help="of a diffusion model")
     generation.add_argument("--max_length", type=int, help="tokens; default: the model's longest")
     generation.add_argument("--batch_size", type=int, default=16)
     generation.add_argument("--sampler", help="default: the folder's")
@@ -143,9 +147,15 @@ def run_likelihood(options: argparse.Namespace) -> dict[str, Any]:
     if options.exact_gap is not None:
         gap = {"positions": options.exact_gap, "span": options.span, "num_orders": options.num_orders}
         record["exact_gap"] = exact_gap(model, text.rows, **gap, **extra, progress=show)
+    density = None
+    if options.fit_density:
+        if options.bound != "order" or options.num_orders is not None:
+            raise ValueError("--fit_density is for the order bound without --num_orders. Leave one of them out.")
+        names = ("num_samples", "num_texts", "batch_tokens", "seed")
+        density = measured_density(model, text.rows, **{name: getattr(options, name) for name in names})
     size = {"characters": text.characters, "num_bytes": text.num_bytes, "groups": text.groups}
     parts = _parts(options) / "likelihood.jsonl"
-    return record | evaluate_corpus(model, text.rows, **size, **_bound(options), parts_file=parts)
+    return record | evaluate_corpus(model, text.rows, **size, **_bound(options), parts_file=parts, density=density)
 
 
 def run_zero_shot(options: argparse.Namespace) -> dict[str, Any]:
@@ -156,16 +166,29 @@ def run_zero_shot(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def run_generation(options: argparse.Namespace) -> dict[str, Any]:
-    from hf_lomdm.evaluation.generation import evaluate_generation, load_judge
+    from hf_lomdm.evaluation.generation import evaluate_generation, judge_written, load_judge, write_causal_texts
 
     judge, judge_tokenizer = load_judge(options.judge)
     model, tokenizer = load(options)
+    parts = _parts(options) / "generation.jsonl"
+    if not is_diffusion(model):
+        _check_causal(options)
+        common = {"batch_size": options.batch_size, "progress": not options.quiet}
+        size = {"num_samples": options.num_samples, "max_length": options.max_length, "seed": options.seed}
+        written = write_causal_texts(model, tokenizer, **size, **common, parts_file=parts)
+        return judge_written(written, judge, judge_tokenizer, **common)
     pipe = LoMDMPipeline.from_pretrained(options.model, model=model, tokenizer=tokenizer)
     names = ("num_samples", "num_inference_steps", "max_length", "batch_size", "seed", "sampler", "grid")
     settings = {name: getattr(options, name) for name in names}
     settings |= {"learned_order": not options.without_order, "progress": not options.quiet}
-    parts = _parts(options) / "generation.jsonl"
     return evaluate_generation(pipe, judge, judge_tokenizer, **settings, parts_file=parts)
+
+
+def _check_causal(options: argparse.Namespace) -> None:
+    given = {"--sampler": options.sampler, "--grid": options.grid, "--without_order": options.without_order}
+    for name, value in given.items():
+        if value:
+            raise ValueError(f"{name} is for diffusion models, and {options.model} is autoregressive. Leave it out.")
 
 
 def run_order(options: argparse.Namespace) -> dict[str, Any]:
@@ -187,8 +210,28 @@ def compare(options: argparse.Namespace) -> None:
     records = read_records(options.compare)
     print(comparison_table(records))
     if options.plot:
-        plot_comparison(records, options.plot)
+        by_step = checkpoints_by_step(records)
+        if by_step:
+            from hf_lomdm.visualization.plots import plot_order_over_steps
+
+            Path(options.plot).parent.mkdir(parents=True, exist_ok=True)
+            plot_order_over_steps(by_step, options.plot)
+        else:
+            plot_comparison(records, options.plot)
         print(f"plot: {options.plot}")
+
+
+def checkpoints_by_step(records: dict[str, dict[str, Any]]) -> dict[int, dict[str, Any]]:
+    """Order records of two or more checkpoints `checkpoint-N` of one run, by `N`; of anything else nothing."""
+    by_step, runs = {}, set()
+    for record in records.values():
+        folder = Path(str(record.get("model", "")))
+        found = re.fullmatch(r"checkpoint-(\d+)", folder.name)
+        if record["task"] != "order" or found is None:
+            return {}
+        by_step[int(found[1])] = record
+        runs.add(folder.parent)
+    return by_step if len(runs) == 1 and len(by_step) == len(records) > 1 else {}
 
 
 def load(options: argparse.Namespace) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

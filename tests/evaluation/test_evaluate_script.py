@@ -5,10 +5,11 @@ import json
 from pathlib import Path
 
 import pytest
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel, GPTNeoXConfig, GPTNeoXForCausalLM
 
 from conftest import build_model
 from hf_lomdm.training.tokenizers import train_tokenizer
+from hf_lomdm.visualization import plots
 from tiny_tokenizer import build_tokenizer
 
 ROOT = Path(__file__).parents[2]
@@ -86,13 +87,41 @@ def test_zero_shot_takes_local_files(run, folder, capsys):
     assert ENVIRONMENT <= one.keys() and "ptb" in capsys.readouterr().out
 
 
-def test_generation_and_order_write_records(run, folder, tmp_path, capsys):
-    judge = tmp_path / "judge"
-    tokenizer = train_tokenizer("byte", [])
+def test_likelihood_with_a_fitted_density_says_which(run, folder):
+    record = run("likelihood", "--file", folder / "text.txt", "--fit_density")
+    assert len(record["density"]) == 16 and sum(record["density"]) == pytest.approx(16, abs=0.01)
+    assert run("likelihood", "--file", folder / "text.txt")["density"] is None
+    with pytest.raises(SystemExit, match="error: --fit_density is for the order bound"):
+        run("likelihood", "--file", folder / "text.txt", "--fit_density", "--bound", "time")
+
+
+def write_judge(path: Path) -> Path:
     config = GPT2Config(vocab_size=261, n_positions=32, n_embd=8, n_layer=1, n_head=1, bos_token_id=1, eos_token_id=2)
-    GPT2LMHeadModel(config).save_pretrained(judge)
-    tokenizer.save_pretrained(judge)
-    record = run("generation", "--judge", judge, "--num_samples", "3", "--num_inference_steps", "4")
+    GPT2LMHeadModel(config).save_pretrained(path)
+    train_tokenizer("byte", []).save_pretrained(path)
+    return path
+
+
+def test_generation_takes_autoregressive_models(run, tmp_path):
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 16}
+    config = GPTNeoXConfig(
+        vocab_size=11, max_position_embeddings=12, bos_token_id=1, eos_token_id=2, pad_token_id=0, **sizes
+    )
+    GPTNeoXForCausalLM(config).save_pretrained(tmp_path / "ar")
+    build_tokenizer().save_pretrained(tmp_path / "ar")
+    words = ["--model", tmp_path / "ar", "--judge", write_judge(tmp_path / "judge"), "--num_samples", "6"]
+    record = run("generation", *words, "--max_length", "10")
+    assert record["sampler"] == "autoregressive" and record["value"] > 1 and ENVIRONMENT <= record.keys()
+    assert record["max_length"] == 10 and 0 < record["forward_passes"] <= 10
+    for option in (["--sampler", "random"], ["--grid", "uniform"], ["--without_order"]):
+        with pytest.raises(SystemExit, match=f"error: {option[0]} is for diffusion models"):
+            run("generation", *words, *option)
+
+
+def test_generation_and_order_write_records(run, folder, tmp_path, capsys):
+    record = run(
+        "generation", "--judge", write_judge(tmp_path / "judge"), "--num_samples", "3", "--num_inference_steps", "4"
+    )
     assert record["task"] == "generation" and record["value"] > 1 and ENVIRONMENT <= record.keys()
     pytest.importorskip("matplotlib")
     record = run("order", "--file", folder / "text.txt", "--num_samples", "2", "--plots", tmp_path / "plots")
@@ -110,6 +139,29 @@ def test_compare_prints_and_draws(script, run, folder, tmp_path, capsys):
     script.main(["--compare", str(first), str(tmp_path / "likelihood.json"), "--plot", str(tmp_path / "both.png")])
     out = capsys.readouterr().out
     assert "learned" in out.splitlines()[0] and "(paired)" in out and (tmp_path / "both.png").stat().st_size > 5_000
+
+
+def test_order_records_of_checkpoints_are_drawn_over_steps(script, run, folder, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("matplotlib")
+    seen, draw = [], plots.plot_order_over_steps
+    monkeypatch.setattr(
+        plots, "plot_order_over_steps", lambda records, path: (seen.append(records), draw(records, path))
+    )
+    paths = []
+    for step in (200, 30):
+        model = tmp_path / "run" / f"checkpoint-{step}"
+        model.parent.mkdir(exist_ok=True)
+        model.symlink_to(folder / "model", target_is_directory=True)
+        run("order", "--model", model, "--file", folder / "text.txt", "--num_samples", "2")
+        paths.append(str((tmp_path / "order.json").rename(tmp_path / f"order-{step}.json")))
+    script.main(["--compare", *paths, "--plot", str(tmp_path / "pictures/steps.png")])
+    assert [list(records) for records in seen] == [[200, 30]] and seen[0][30]["model"].endswith("checkpoint-30")
+    assert (tmp_path / "pictures/steps.png").stat().st_size > 5_000
+    # other records are compared as ever: of another run, of one step, of no checkpoint
+    one = {"task": "order", "model": "a/checkpoint-1"}
+    for other in ({"model": "b/checkpoint-2"}, {"model": "a/checkpoint-1"}, {"model": "a/final"}):
+        assert script.checkpoints_by_step({"x": one, "y": one | other}) == {}
+    assert script.checkpoints_by_step({"x": one}) == {}
 
 
 def test_errors_are_one_line_and_say_what_to_do(script, run, folder, tmp_path):

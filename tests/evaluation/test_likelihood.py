@@ -8,6 +8,7 @@ import torch
 
 import oracles
 from hf_lomdm.evaluation import exact_log_likelihood, likelihood, nelbo
+from hf_lomdm.evaluation.likelihood import weighted_shares
 
 EXACT = {"rtol": 1e-9, "atol": 1e-10}  # float64 against float64, a few hundred operations
 # A mean this many standard errors off has probability 6e-5; seeds are fixed.
@@ -140,6 +141,42 @@ def test_strata_cover_the_unit_interval_once_per_replicate(model, monkeypatch):
     assert quantiles[:, 0].unique().numel() == 11 and quantiles[0].unique().numel() == 5
 
 
+def test_weighted_shares_give_every_number_of_reveals_its_due():
+    # bins that do not divide the numbers of reveals: the integral over quantiles, on a fine grid of midpoints
+    density, n, points = torch.tensor([3.0, 1.0, 0.5, 2.0, 0.2]), 7, 700_000
+    quantiles = (torch.arange(points).double() + 0.5) / points
+    shares, weights = weighted_shares(quantiles, density)
+    due = torch.zeros(n, dtype=torch.float64).index_add(0, (shares * n).long(), weights) / points
+    # a bin's edge may cut a point: weights of at most 7 / 700,000
+    torch.testing.assert_close(due, torch.full((n,), 1 / n, dtype=torch.float64), atol=2e-5, rtol=0)
+    counts = torch.histc(shares, 5, 0, 1) / points
+    torch.testing.assert_close(counts, (density / density.sum()).double(), atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("num_samples", [1, 3])
+def test_a_density_leaves_the_bound_unbiased_and_changes_the_draws(model, table, num_samples):
+    batch, density = TEXT.expand(6_000, -1), torch.tensor([0.3, 1.0, 2.0, 0.5])
+    estimate = nelbo(model, batch, num_samples=num_samples, generator=seeded(), density=density)
+    exact = oracles.order_bound(table)
+    for drawn, expected in zip((estimate.main, estimate.velocity), exact, strict=True):
+        assert abs(oracles.z_score(drawn, expected)) < Z
+    even = nelbo(model, batch, num_samples=num_samples, generator=seeded())
+    assert not torch.allclose(even.nelbo, estimate.nelbo)
+    flat = nelbo(model, batch, num_samples=num_samples, generator=seeded(), density=torch.full((4,), 5.0))
+    torch.testing.assert_close(flat.nelbo, even.nelbo, **EXACT)
+
+
+def test_a_density_leaves_the_bound_of_each_block_unbiased(make_model):
+    model = oracles.vivid(make_model(**{**oracles.SMALLEST, "block_size": 2}))
+    text = torch.tensor([0, 2, 1, 1, 2])
+    with torch.no_grad():
+        exact = oracles.add_up(oracles.order_bound, oracles.block_tables(model, text))
+    density = torch.tensor([0.3, 2.0, 0.5])
+    estimate = nelbo(model, text.expand(6_000, -1), num_samples=1, generator=seeded(), density=density)
+    assert abs(oracles.z_score(estimate.main, exact[0])) < Z
+    assert abs(oracles.z_score(estimate.velocity, exact[1])) < Z
+
+
 def test_standard_error_measures_the_spread_and_covers_the_exact_value(model, table):
     copies, num_samples = 1_500, 25  # 5 replicates of 5 strata
     estimate = nelbo(model, TEXT.expand(copies, -1), num_samples=num_samples, generator=seeded())
@@ -240,6 +277,9 @@ def test_the_global_generator_is_left_alone_when_one_is_given(model):
         ({"bound": "elbo"}, "bound must be one of"),
         ({"num_samples": 0}, "num_samples must be at least 1, got 0"),
         ({"num_orders": 0}, "num_orders must be None or at least 1, got 0"),
+        ({"density": torch.ones(2), "bound": "time"}, "density is for bound='order'"),
+        ({"density": torch.ones(2), "num_orders": 2}, "density is for bound='order' without num_orders"),
+        ({"density": torch.tensor([1.0, 0.0])}, r"density must be \[bins\], finite and positive"),
         ({"num_orders": 2, "bound": "time"}, "num_orders=2 needs bound='order'"),
         ({"labels": torch.zeros(1, 2, dtype=torch.long)}, "labels must have the shape of input_ids"),
         ({"attention_mask": torch.ones(1, 2)}, "attention_mask must have the shape of input_ids"),

@@ -17,10 +17,14 @@ SYSTEMS = sorted((CONFIGS / "systems").glob("*.yaml"))
 PAIRS = list(itertools.product(SCALES, SYSTEMS))
 TOKEN_IDS = {"vocab_size": 40, "mask_token_id": 4, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 
+BEST = (0.7, 0.65)  # c1 and c2 of the paper
+LEVELS = {"mdlm_two_views": (1.0, 0.0), "polynomial": (0.7, 0.0)}  # c1 and c2 of the controls
 # DESIGN of the family: what each system is, by objective, rate_type and block_size.
 FAMILY = {
     "lomdm": ("diffusion", "learned", None),
     "mdlm": ("diffusion", "uniform", None),
+    "mdlm_two_views": ("diffusion", "learned", None),
+    "polynomial": ("diffusion", "learned", None),
     "sedd": ("diffusion", "score", None),
     "genmd4": ("diffusion", "token", None),
     "bd3lm_4": ("diffusion", "uniform", 4),
@@ -60,7 +64,7 @@ def test_every_pair_is_the_model_of_its_system_at_the_size_of_its_scale(scale):
         else:
             assert isinstance(config, LoMDMConfig) and config.dropout == sizes["dropout"]
             assert (config.rate_type, config.block_size, config.bound) == (rate_type, block_size, "order")
-            assert (config.c1, config.c2) == (0.7, 0.65)  # the best of the paper
+            assert (config.c1, config.c2) == LEVELS.get(system.stem, BEST)
         for name in ("hidden_size", "num_hidden_layers", "num_attention_heads"):
             assert getattr(config, name) == sizes[name]
         assert config.max_position_embeddings == sizes["max_length"] == data_args.max_length
@@ -75,7 +79,7 @@ def test_a_scale_alone_is_lomdm(scale):
 def test_every_pair_and_every_scale_alone_has_a_folder_of_its_own():
     runs = [(scale,) for scale in SCALES] + PAIRS
     folders = [parse(*files)[2].output_dir for files in runs]
-    assert len(set(folders)) == len(folders) == 60
+    assert len(set(folders)) == len(folders) == 72
     assert {"outputs/tiny", "outputs/owt-mdlm"} <= set(folders)
     assert parse(*PAIRS[0], words=("--output_dir", "elsewhere"))[2].output_dir == "elsewhere"
 

@@ -19,6 +19,8 @@ CONFIGS = ROOT / "training_scripts" / "configs"
 STEPS = {
     "lomdm": 700,
     "mdlm": 700,
+    "mdlm_two_views": 700,
+    "polynomial": 700,
     "sedd": 700,
     "genmd4": 700,
     "bd3lm_4": 500,

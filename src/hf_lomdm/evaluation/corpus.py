@@ -23,9 +23,10 @@ from tqdm.auto import tqdm
 
 from ..training.trainer import step_generators, summarise_texts
 from .causal import causal_nll
-from .likelihood import nelbo
+from .likelihood import loss_by_share, nelbo, replicate_sizes, weighted_shares
 from .records import environment
 
+UNIFORM_PART = 0.1  # of a fitted density, so that no weight exceeds 10
 Z95 = 1.96  # half the width of a 95 % interval, in standard errors
 VALUES = ("tokens", "main", "velocity", "error")  # of each text: counted tokens, nats, nats, Monte-Carlo error or None
 
@@ -51,6 +52,7 @@ def evaluate_corpus(
     num_bytes: int | None = None,
     parts_file: str | Path | None = None,
     progress: bool = True,
+    density: Sequence[float] | None = None,
 ) -> dict[str, Any]:
     """Nats per token of a corpus, with standard errors: a bound, or the exact value of an autoregressive model.
 
@@ -65,6 +67,7 @@ def evaluate_corpus(
         characters, num_bytes: how much text the counted tokens of all rows make, for bits per character and byte.
         parts_file: finished rows are appended here and not computed again; further processes add `.1`, `.2`, ...
         progress: on the first process, print what it costs and show a bar.
+        density: of the shares revealed, as in `nelbo`; from `measured_density`. Without meaning for a causal model.
     Returns:
         A record that JSON takes: `value` in nats per token, `standard_error` (over texts as a sample, Monte-Carlo error
         included; `None` for a single text), `monte_carlo_error` (for the given texts; `None` from one sample),
@@ -81,6 +84,7 @@ def evaluate_corpus(
         "estimator": estimator_name(model, bound, num_orders),
         "num_samples": num_samples if is_diffusion(model) else None,
         "seed": seed,
+        "density": None if density is None or not is_diffusion(model) else list(density),
         "rows": _digest(np.concatenate([part for text in texts for part in ([len(text.ids)], *text)])),
         "groups": None if groups is None else _digest(np.asarray(groups, dtype=np.int64)),
     }
@@ -96,7 +100,7 @@ def evaluate_corpus(
     found: dict[int, dict] = {}
     with tqdm(total=sum(map(len, own)), disable=not show, unit="row", desc=setting["estimator"]) as bar:
         for batch in own:
-            values = _evaluate_batch(model, texts, batch, bound, num_samples, num_orders, seed)
+            values = _evaluate_batch(model, texts, batch, bound, num_samples, num_orders, seed, density)
             if parts is not None:
                 parts.append(values, state.process_index)
             found |= values
@@ -107,6 +111,66 @@ def evaluate_corpus(
     weights = next(model.parameters())
     seconds = {"seconds": time.perf_counter() - started}
     return measures | setting | seconds | environment(weights.device, weights.dtype, seed) | {"per_text": table}
+
+
+def measured_density(
+    model: nn.Module,
+    rows: Iterable[dict],
+    *,
+    num_samples: int = 2,
+    bins: int = 16,
+    num_texts: int = 64,
+    batch_tokens: int = 8192,
+    seed: int = 0,
+) -> list[float]:
+    """The density of shares revealed for which a pilot predicts the least Monte-Carlo error of `num_samples` draws.
+
+    The candidates are the even one and `sqrt(mean^2 / m^2 + spread^2)`, of the loss in each of `bins` equal parts of
+    `[0, 1]`, for `m = 1` (the root mean square) and for the number `m` of strata: the more strata, the less the mean's
+    slope adds to the error (docs/evaluation.md). A tenth of each is uniform. The pilot's draws are its own, so the
+    estimate on the same rows stays unbiased.
+
+    Args:
+        model: a `LoMDMForMaskedDiffusion`. rows: as in `evaluate_corpus`. num_samples: of the evaluation to come.
+        num_texts: how many rows to measure, drawn by `seed`, at two passes per row and bin.
+    Returns:
+        `bins` numbers with mean 1, for `evaluate_corpus(density=...)`; all 1 where evenly is best.
+    Raises:
+        ValueError: counts below 1, or a model whose value is exact.
+    """
+    if not is_diffusion(model):
+        raise ValueError(f"model {type(model).__name__} has an exact likelihood: there are no shares to draw.")
+    for name, count in (("num_samples", num_samples), ("bins", bins), ("num_texts", num_texts)):
+        if count < 1:
+            raise ValueError(f"{name} must be at least 1, got {count}.")
+    texts = read_rows(rows, model.config.max_position_embeddings)
+    chosen = torch.randperm(len(texts), generator=torch.Generator().manual_seed(seed))[:num_texts].tolist()
+    sums = torch.zeros(3, bins, dtype=torch.float64)
+    for batch in batches_by_length(texts, chosen, batch_tokens):
+        inputs = collate([texts[i] for i in batch], next(model.parameters()).device)
+        # step 0 is the evaluation's: the pilot must be independent of it
+        sums += loss_by_share(model, **inputs, bins=bins, generators=step_generators(seed, 1, batch))
+    mean, spread = sums[1] / sums[0], (sums[2] / sums[0]).sqrt()
+    strata = min(replicate_sizes(num_samples))
+    candidates = [torch.ones_like(mean)]
+    for slope in (1.0, 1.0 / strata):
+        shape = (mean.square() * slope**2 + spread.square()).sqrt()
+        candidates.append((1 - UNIFORM_PART) * shape / shape.mean() + UNIFORM_PART)
+    best = min(candidates, key=lambda one: _predicted_variance(one, mean, spread, strata))
+    return [round(value, 4) for value in best.tolist()]
+
+
+def _predicted_variance(density: Tensor, mean: Tensor, spread: Tensor, strata: int) -> float:
+    """Of one stratum of the weighted loss: the noise at a share, and the slope of the mean within the stratum."""
+    points, bins = 256, len(mean)
+    quantiles = (torch.arange(strata * points, dtype=torch.float64) + 0.5) / (strata * points)
+    shares, weights = weighted_shares(quantiles, density)
+    place = (shares * bins - 0.5).clamp(0, bins - 1)  # between the middles of bins, where the mean is interpolated
+    low = place.long().clamp(max=max(0, bins - 2))
+    curve = mean[low].lerp(mean[(low + 1).clamp(max=bins - 1)], place - low)
+    noise = (spread[(shares * bins).long().clamp(max=bins - 1)] * weights).square().mean()
+    slope = (curve * weights).view(strata, points).var(-1, correction=0).mean()
+    return float(noise + slope)
 
 
 def process_state() -> PartialState:
@@ -338,10 +402,11 @@ def _whole_lines(path: Path) -> list[str]:
     return path.read_bytes().decode("utf-8", errors="replace").split("\n")[:-1]
 
 
-def _evaluate_batch(model, texts, batch, bound, num_samples, num_orders, seed) -> dict[int, dict]:
+def _evaluate_batch(model, texts, batch, bound, num_samples, num_orders, seed, density) -> dict[int, dict]:
     inputs = collate([texts[i] for i in batch], next(model.parameters()).device)
     if is_diffusion(model):
         draws = {"bound": bound, "num_samples": num_samples, "num_orders": num_orders}
+        draws["density"] = None if density is None else torch.tensor(density, dtype=torch.float64)
         estimate = nelbo(model, **inputs, **draws, generator=step_generators(seed, 0, batch))
     else:
         estimate = causal_nll(model, **inputs)

@@ -54,6 +54,7 @@ def nelbo(
     num_samples: int = 2,
     num_orders: int | None = None,
     generator: torch.Generator | list[torch.Generator] | None = None,
+    density: Tensor | None = None,
 ) -> NelboEstimate:
     """Estimates an upper bound on `-log P(x)` of each text (docs/method.md, "time bound" and "order bound").
 
@@ -71,19 +72,76 @@ def nelbo(
         num_orders: `K` replaces the order bound by the tighter `-log mean_k P(x, order_k) / q(order_k | x)` of each
             block, at `num_samples * K * n` passes per text (or longest block) of `n` maskable positions.
         generator: source of all draws; one, or one per text (then a text does not depend on its batch or padding).
+        density: `[bins]`, how densely the share revealed (`k / n`, in each block) is drawn in equal parts of `[0, 1]`,
+            up to a factor, for the order bound; a weight keeps the estimate unbiased. `None` = evenly.
+            `hf_lomdm.evaluation.corpus.measured_density` fits it. It changes the error, not the bound.
     Raises:
         ValueError: shapes, ids or options that do not fit, or a model whose bound is not finite.
     """
     _check_options(bound, num_samples, num_orders)
+    _check_density(density, bound, num_orders)
     maskable, clean = _clean_texts(model, input_ids, attention_mask, labels)
     with _evaluating(model):
         rates = model.forward_rates(clean, attention_mask)
         texts = (model, clean, rates, maskable, attention_mask)
         if num_orders is None:
-            replicates = _one_view_replicates(*texts, bound, num_samples, generator)
+            replicates = _one_view_replicates(*texts, bound, num_samples, generator, density)
         else:
             replicates = torch.stack([_order_group(*texts, num_orders, generator) for _ in range(num_samples)])
     return _summarise(replicates)
+
+
+def weighted_shares(quantiles: Tensor, density: Tensor) -> tuple[Tensor, Tensor]:
+    """Shares distributed by a piecewise constant density, from uniform quantiles, and the weights that make up for it.
+
+    For every `f`, the mean of `weight * f(share)` over uniform quantiles is the mean of `f` over uniform shares.
+
+    Args:
+        quantiles: of any shape, in `(0, 1)`. density: `[bins]`, positive, of equal parts of `[0, 1]`, up to a factor.
+    Returns:
+        Shares and weights `1 / density(share)`, both of the shape and device of `quantiles`, float64.
+    """
+    density = density.to(quantiles.device, torch.float64) / density.double().mean().to(quantiles.device)
+    edges = torch.cat([density.new_zeros(1), (density / len(density)).cumsum(0)])
+    index = torch.searchsorted(edges, quantiles.double(), right=True).sub(1).clamp(0, len(density) - 1)
+    shares = index / len(density) + (quantiles.double() - edges[index]) / density[index]
+    return shares, 1 / density[index]
+
+
+def loss_by_share(
+    model: nn.Module,
+    input_ids: Tensor,
+    attention_mask: Tensor | None,
+    labels: Tensor | None,
+    bins: int,
+    generators: list[torch.Generator],
+) -> Tensor:
+    """The order bound's one-draw estimates by the share revealed, summed over texts and blocks.
+
+    Two independent views at one share per text and bin (`2 * bins` passes) tell the noise from the texts' difference.
+
+    Args:
+        input_ids, attention_mask, labels: as in `nelbo`. generators: one per text.
+    Returns:
+        `[3, bins]` float64 on the CPU: number of blocks with something to count, sums of their loss (nats) and of the
+        variance of a draw at a given share (nats squared).
+    Raises:
+        ValueError: shapes or ids that do not fit, or a model whose bound is not finite.
+    """
+    maskable, clean = _clean_texts(model, input_ids, attention_mask, labels)
+    some = block_sum(maskable.long(), _blocks(model, clean, attention_mask)).cpu() > 0  # [B, N]
+    sums = []
+    with _evaluating(model):
+        rates = model.forward_rates(clean, attention_mask)
+        for number in range(bins):
+            seeds = torch.cat([row_seeds(generators, len(clean), clean.device) for _ in range(2)])
+            offset = torch.stack([torch.rand((), generator=one, dtype=torch.float64) for one in generators])
+            quantiles = ((number + offset) / bins).to(clean.device)[:, None].expand(some.shape)
+            terms, *_ = model.estimate_bound(clean, rates, maskable, quantiles, seeds, attention_mask, "order")
+            first, second = (terms.main + terms.velocity).cpu().double().view(2, *some.shape)
+            _require_finite((first + second).sum(-1), "loss by share")
+            sums.append(torch.stack([some.sum(), ((first + second) / 2).sum(), (first - second).square().sum() / 2]))
+    return torch.stack(sums, dim=-1)
 
 
 @torch.no_grad()
@@ -127,6 +185,17 @@ def _check_options(bound: str, num_samples: int, num_orders: int | None) -> None
         raise ValueError(f"num_orders={num_orders} needs bound='order', got {bound!r}. Leave num_orders out.")
 
 
+def _check_density(density: Tensor | None, bound: str, num_orders: int | None) -> None:
+    if density is None:
+        return
+    if bound != "order" or num_orders is not None:
+        raise ValueError(
+            f"density is for bound='order' without num_orders, got {bound!r} and {num_orders}. Leave density out."
+        )
+    if density.dim() != 1 or not len(density) or not (density.isfinite() & (density > 0)).all():
+        raise ValueError(f"density must be [bins], finite and positive, got {density}. Use measured_density.")
+
+
 def _clean_texts(model, input_ids, attention_mask, labels) -> tuple[Tensor, Tensor]:
     """Checks the input; which positions are maskable `[B, L]` bool, and the clean texts `[B, L]`."""
     check_inputs(input_ids, attention_mask, model.config)
@@ -153,9 +222,11 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def _one_view_replicates(model, clean, rates, maskable, attention_mask, bound, num_samples, generator) -> Tensor:
+def _one_view_replicates(
+    model, clean, rates, maskable, attention_mask, bound, num_samples, generator, density
+) -> Tensor:
     """`[R, 2, B]` float64: main and velocity part of each replicate."""
-    sizes = _replicate_sizes(num_samples)
+    sizes = replicate_sizes(num_samples)
     offset_seeds = row_seeds(generator, len(clean), clean.device)
     offsets = torch.exp(-position_exponentials(offset_seeds, torch.arange(len(sizes), device=clean.device)[None]))
     replicates = []
@@ -164,14 +235,17 @@ def _one_view_replicates(model, clean, rates, maskable, attention_mask, bound, n
         for stratum in range(size):
             quantiles = (offset + stratum) / size  # [B]
             quantiles = model.block_quantiles(quantiles, offset_seeds, attention_mask, clean.shape[1])  # [B, N]
+            weights: Tensor | float = 1.0
+            if density is not None:
+                quantiles, weights = weighted_shares(quantiles, density)
             seeds = row_seeds(generator, len(clean), clean.device)
             terms, *_ = model.estimate_bound(clean, rates, maskable, quantiles, seeds, attention_mask, bound)
-            total += torch.stack([terms.main, terms.velocity]).cpu().double().sum(-1) / size
+            total += (torch.stack([terms.main, terms.velocity]).double() * weights).sum(-1).cpu() / size
         replicates.append(total)
     return torch.stack(replicates)
 
 
-def _replicate_sizes(num_samples: int) -> list[int]:
+def replicate_sizes(num_samples: int) -> list[int]:
     """Strata of each replicate. About `sqrt(S)` replicates: few strata stratify badly, few replicates measure badly."""
     count = min(num_samples, max(2, math.isqrt(num_samples)))
     return [num_samples // count + (r < num_samples % count) for r in range(count)]

@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import math
+from collections.abc import Iterable
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
@@ -442,7 +443,7 @@ def step_quantiles(seed: int, step: int, texts: range, global_size: int) -> Tens
     return values.float().clamp(2**-25, 1 - 2**-24)
 
 
-def step_generators(seed: int, step: int, texts: range) -> list[torch.Generator]:
+def step_generators(seed: int, step: int, texts: Iterable[int]) -> list[torch.Generator]:
     """A CPU generator for each text `j` of step `step`, seeded by a hash of seed, step and `j`."""
     return [torch.Generator().manual_seed(_hash(seed, step, j)) for j in texts]
 
