@@ -38,7 +38,8 @@ from transformers import AutoModelForCausalLM, GPTNeoXForCausalLM, PreTrainedMod
 
 from hf_lomdm import LoMDMForMaskedDiffusion
 from hf_lomdm.evaluation.compare import comparison_table, difference
-from hf_lomdm.evaluation.corpus import PartsFile, evaluate_corpus, is_diffusion, process_state
+from hf_lomdm.evaluation.corpus import evaluate_corpus, is_diffusion, process_state
+from hf_lomdm.evaluation.parts import PartsFile
 from hf_lomdm.evaluation.records import write_record
 from hf_lomdm.training.arguments import (
     DataArguments,

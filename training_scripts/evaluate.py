@@ -34,7 +34,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 from hf_lomdm import LoMDMForMaskedDiffusion, LoMDMPipeline
 from hf_lomdm.evaluation.accuracy import compare_bounds, exact_gap, pilot
 from hf_lomdm.evaluation.compare import comparison_table, measure_table, plot_comparison, read_records
-from hf_lomdm.evaluation.corpus import delete_parts, evaluate_corpus, is_diffusion, measured_density, process_state
+from hf_lomdm.evaluation.corpus import evaluate_corpus, is_diffusion, process_state
+from hf_lomdm.evaluation.density import measured_density
+from hf_lomdm.evaluation.parts import delete_parts
 from hf_lomdm.evaluation.records import write_record
 from hf_lomdm.evaluation.rows import Rows, cut_documents, load_file, pack_documents, special_tokens
 from hf_lomdm.evaluation.zero_shot import SETS, evaluate_zero_shot

@@ -11,19 +11,16 @@ from pathlib import Path
 import pytest
 import torch
 from test_causal import build_causal, log_prob_token_by_token
-from transformers import PreTrainedTokenizerFast
 
 import oracles
 from conftest import build_model
-from hf_lomdm import LoMDMForMaskedDiffusion
 from hf_lomdm.evaluation import corpus, nelbo
-from hf_lomdm.evaluation.corpus import batches_by_length, evaluate_corpus, measured_density, process_state, roll
+from hf_lomdm.evaluation.corpus import batches_by_length, evaluate_corpus, process_state, roll
 from hf_lomdm.training.trainer import step_generators
 
 # A mean this many standard errors off has probability 6e-5; seeds are fixed.
 Z = 4.0
 TEXTS = [[0, 2, 1, 1], [2, 2, 0], [1, 0], [2, 1, 0, 0], [0]]
-CHECKPOINT = Path(__file__).parents[2] / "checkpoints/lomdm-enwiki"
 ROUNDING = {"rel": 1e-5, "abs": 1e-6}  # float32 sums in another order
 # A clean process that has imported everything and is forked for each of several processes
 FORKS = multiprocessing.get_context("forkserver")
@@ -77,38 +74,6 @@ def test_monte_carlo_intervals_cover_the_exact_bound(smallest):
     # 32 texts with one degree of freedom each: t-like; 95 % to within 4 binomial deviations, and no bias
     assert 0.95 - 4 * 0.028 < float((z.abs() < 1.96).double().mean()) < 1.01
     assert abs(float(z.mean())) < Z * 1.1 / math.sqrt(runs)
-
-
-@pytest.mark.parametrize("block_size", [None, 2])
-def test_a_measured_density_keeps_the_value_whatever_the_batches_of_the_pilot(make_model, block_size):
-    model, rows = oracles.vivid(make_model(**{**oracles.SMALLEST, "block_size": block_size})), as_rows(TEXTS[:4])
-    density = measured_density(model, rows, num_samples=1, bins=4, batch_tokens=8)
-    assert density == measured_density(model, rows, num_samples=1, bins=4, batch_tokens=100)
-    assert sum(density) == pytest.approx(4, abs=1e-3) and min(density) >= corpus.UNIFORM_PART and len(set(density)) > 1
-    even, fitted = (evaluate(model, rows * 500, num_samples=2, density=one) for one in (None, density))
-    error = math.hypot(even["monte_carlo_error"], fitted["monte_carlo_error"])
-    assert abs(even["value"] - fitted["value"]) < Z * error < 0.1 and fitted["density"] == density
-
-
-def test_a_measured_density_lowers_the_error_of_a_trained_model():
-    model = LoMDMForMaskedDiffusion.from_pretrained(CHECKPOINT, dtype=torch.float32).eval()
-    text = (CHECKPOINT.parents[1] / "README.md").read_text().replace("[MASK]", "")
-    ids = PreTrainedTokenizerFast.from_pretrained(CHECKPOINT)(text)["input_ids"]
-    rows = [{"input_ids": ids[start : start + 64]} for start in range(0, 40 * 64, 64)]
-    density = measured_density(model, rows, bins=8, num_texts=32)
-    assert density[0] > density[4]  # early reveals cost most, and two samples are one stratum each
-    even, fitted = (evaluate(model, rows * 4, density=one)["monte_carlo_error"] for one in (None, density))
-    # 0.65 on the text of docs/evaluation.md; each error is known to about a tenth from 160 rows
-    assert fitted < 0.85 * even
-
-
-def test_the_fitted_density_is_even_only_where_that_is_predicted_to_be_best():
-    mean, spread = torch.tensor([4.0, 2.0]).double(), torch.tensor([0.1, 0.1]).double()
-    even, rms = torch.ones(2).double(), torch.tensor([4 / 3, 2 / 3]).double()
-    assert corpus._predicted_variance(rms, mean, spread, 1) < corpus._predicted_variance(even, mean, spread, 1)
-    level = torch.full((2,), 3.0).double()
-    assert corpus._predicted_variance(even, level, spread, 1) == pytest.approx(0.01)  # noise alone
-    assert corpus._predicted_variance(even, level, spread, 1) < corpus._predicted_variance(rms, level, spread, 1)
 
 
 def test_standard_error_covers_the_choice_of_the_texts_as_well(smallest):
@@ -405,9 +370,6 @@ def test_input_that_cannot_work_is_an_error_with_a_remedy(make_model):
         (lambda: evaluate(model, as_rows([[3]]), batch_tokens=0), "batch_tokens must be at least 1, got 0"),
         (lambda: evaluate(model, as_rows([[3]]), groups=[0, 1]), "groups has 2 entries for 1 rows"),
         (lambda: evaluate(model, as_rows([[3]]), bound="both"), "bound must be one of"),
-        (lambda: measured_density(model, as_rows([[3]]), bins=0), "bins must be at least 1, got 0"),
-        (lambda: measured_density(model, as_rows([[3, 10]])), "contain the mask token"),
-        (lambda: measured_density(build_causal(), as_rows([[3]])), "has an exact likelihood"),
         (lambda: roll([[3]], 8, 9), "stride must be in 1 to 8, got 9"),
         (lambda: roll([[3]], 8, 0), "stride must be in 1 to 8, got 0"),
     ]:

@@ -2,6 +2,9 @@
 
 import importlib.util
 import json
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -181,3 +184,25 @@ def test_errors_are_one_line_and_say_what_to_do(script, run, folder, tmp_path):
         script.main(["--compare", str(tmp_path / "none.json")])
     with pytest.raises(SystemExit, match="2"):  # argparse says the rest
         script.main([])
+
+
+@pytest.mark.slow
+def test_a_killed_evaluation_loses_no_finished_row(run, folder, tmp_path):
+    """`kill -9` in the middle: no record, the rows on disk are not computed again, the values are those of one go."""
+    (tmp_path / "text.txt").write_text("\n\n".join("abcdefg"[i % 7 :] + "gfedcba" * 3 for i in range(40)))
+    words = ["--file", str(tmp_path / "text.txt"), "--num_samples", "16", "--batch_tokens", "8"]
+    script, output = str(ROOT / "training_scripts/evaluate.py"), tmp_path / "killed.json"
+    command = [sys.executable, script, "likelihood", "--model", str(folder / "model"), "--output", str(output), *words]
+    parts = tmp_path / "killed.json.parts/likelihood.jsonl"
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    while not (parts.exists() and parts.read_bytes().count(b"\n") > 5):
+        assert process.poll() is None, "the evaluation ended before it could be killed"
+        time.sleep(0.01)
+    process.kill()
+    assert process.wait() == -9 and not output.exists()
+    finished = parts.read_bytes().count(b"\n") - 1
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    record, whole = json.loads(output.read_text()), run("likelihood", *words)
+    assert 5 <= finished < record["n"] and not parts.parent.exists()
+    assert f"/{record['n'] - finished} " in done.stderr or f"/{record['n'] - finished - 1} " in done.stderr  # the bar
+    assert record["per_text"] == whole["per_text"] and record["value"] == whole["value"]

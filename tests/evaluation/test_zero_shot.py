@@ -7,7 +7,8 @@ import pytest
 from datasets import Dataset
 
 from hf_lomdm.evaluation import corpus, zero_shot
-from hf_lomdm.evaluation.corpus import delete_parts, evaluate_corpus
+from hf_lomdm.evaluation.corpus import evaluate_corpus
+from hf_lomdm.evaluation.parts import delete_parts
 from hf_lomdm.evaluation.zero_shot import SETS, evaluate_zero_shot, load_documents
 from hf_lomdm.training.detokenizers import DETOKENIZERS
 from hf_lomdm.training.tokenizers import train_tokenizer

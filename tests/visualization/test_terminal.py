@@ -66,3 +66,8 @@ def test_token_texts_join_to_the_decoded_text_also_within_characters():
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer)
     pieces = token_texts(tokenizer, tokenizer("a é 語")["input_ids"])
     assert pieces == ["a", " ", "", "é", " ", "", "", "語"]
+
+
+def test_control_characters_of_the_text_do_not_reach_the_terminal():
+    text = order_text(["a\x1b[2J", "\x9b2J\r\x7f", "b\n\tc"], [0, 1, 2], color=False)
+    assert "a␛[2J�2J␍␡b\n\tc" in text and not set(text) & {"\x1b", "\x9b", "\r", "\x7f"}

@@ -5,9 +5,7 @@ interruptions move a number by more than the rounding of its sums.
 """
 
 import hashlib
-import json
 import math
-import os
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -23,10 +21,10 @@ from tqdm.auto import tqdm
 
 from ..training.trainer import step_generators, summarise_texts
 from .causal import causal_nll
-from .likelihood import loss_by_share, nelbo, replicate_sizes, weighted_shares
+from .likelihood import nelbo
+from .parts import PartsFile, model_digest
 from .records import environment
 
-UNIFORM_PART = 0.1  # of a fitted density, so that no weight exceeds 10
 Z95 = 1.96  # half the width of a 95 % interval, in standard errors
 VALUES = ("tokens", "main", "velocity", "error")  # of each text: counted tokens, nats, nats, Monte-Carlo error or None
 
@@ -67,7 +65,7 @@ def evaluate_corpus(
         characters, num_bytes: how much text the counted tokens of all rows make, for bits per character and byte.
         parts_file: finished rows are appended here and not computed again; further processes add `.1`, `.2`, ...
         progress: on the first process, print what it costs and show a bar.
-        density: of the shares revealed, as in `nelbo`; from `measured_density`. Without meaning for a causal model.
+        density: of the shares revealed, as in `nelbo`, by `density.measured_density`; none for a causal model.
     Returns:
         A record that JSON takes: `value` in nats per token, `standard_error` (over texts as a sample, Monte-Carlo error
         included; `None` for a single text), `monte_carlo_error` (for the given texts; `None` from one sample),
@@ -88,89 +86,17 @@ def evaluate_corpus(
         "rows": _digest(np.concatenate([part for text in texts for part in ([len(text.ids)], *text)])),
         "groups": None if groups is None else _digest(np.asarray(groups, dtype=np.int64)),
     }
-    state = process_state()
-    show = progress and state.is_main_process
+    parts = None if parts_file is None else PartsFile(Path(parts_file), setting | {"model": model_digest(model)})
+    show = progress and process_state().is_main_process
     if show:
         print(_cost(model, texts, num_samples, num_orders), file=sys.stderr, flush=True)
-    parts = None if parts_file is None else PartsFile(Path(parts_file), setting | {"model": model_digest(model)})
-    done = {} if parts is None else parts.read()
-    state.wait_for_everyone()  # else one process would read what another has just added
-    batches = batches_by_length(texts, [i for i in range(len(texts)) if i not in done], batch_tokens)
-    own = batches[state.process_index :: state.num_processes]
-    found: dict[int, dict] = {}
-    with tqdm(total=sum(map(len, own)), disable=not show, unit="row", desc=setting["estimator"]) as bar:
-        for batch in own:
-            values = _evaluate_batch(model, texts, batch, bound, num_samples, num_orders, seed, density)
-            if parts is not None:
-                parts.append(values, state.process_index)
-            found |= values
-            bar.update(len(batch))
-    done |= dict(gather_object(list(found.items())))
+    draws = (bound, num_samples, num_orders, seed, density)
+    done = _evaluate_rows(model, texts, draws, batch_tokens, parts, setting["estimator"] if show else None)
     table = _per_text([done[i] for i in range(len(texts))], groups)
     measures = summarise(table, characters, num_bytes)
     weights = next(model.parameters())
     seconds = {"seconds": time.perf_counter() - started}
     return measures | setting | seconds | environment(weights.device, weights.dtype, seed) | {"per_text": table}
-
-
-def measured_density(
-    model: nn.Module,
-    rows: Iterable[dict],
-    *,
-    num_samples: int = 2,
-    bins: int = 16,
-    num_texts: int = 64,
-    batch_tokens: int = 8192,
-    seed: int = 0,
-) -> list[float]:
-    """The density of shares revealed for which a pilot predicts the least Monte-Carlo error of `num_samples` draws.
-
-    The candidates are the even one and `sqrt(mean^2 / m^2 + spread^2)`, of the loss in each of `bins` equal parts of
-    `[0, 1]`, for `m = 1` (the root mean square) and for the number `m` of strata: the more strata, the less the mean's
-    slope adds to the error (docs/evaluation.md). A tenth of each is uniform. The pilot's draws are its own, so the
-    estimate on the same rows stays unbiased.
-
-    Args:
-        model: a `LoMDMForMaskedDiffusion`. rows: as in `evaluate_corpus`. num_samples: of the evaluation to come.
-        num_texts: how many rows to measure, drawn by `seed`, at two passes per row and bin.
-    Returns:
-        `bins` numbers with mean 1, for `evaluate_corpus(density=...)`; all 1 where evenly is best.
-    Raises:
-        ValueError: counts below 1, or a model whose value is exact.
-    """
-    if not is_diffusion(model):
-        raise ValueError(f"model {type(model).__name__} has an exact likelihood: there are no shares to draw.")
-    for name, count in (("num_samples", num_samples), ("bins", bins), ("num_texts", num_texts)):
-        if count < 1:
-            raise ValueError(f"{name} must be at least 1, got {count}.")
-    texts = read_rows(rows, model.config.max_position_embeddings)
-    chosen = torch.randperm(len(texts), generator=torch.Generator().manual_seed(seed))[:num_texts].tolist()
-    sums = torch.zeros(3, bins, dtype=torch.float64)
-    for batch in batches_by_length(texts, chosen, batch_tokens):
-        inputs = collate([texts[i] for i in batch], next(model.parameters()).device)
-        # step 0 is the evaluation's: the pilot must be independent of it
-        sums += loss_by_share(model, **inputs, bins=bins, generators=step_generators(seed, 1, batch))
-    mean, spread = sums[1] / sums[0], (sums[2] / sums[0]).sqrt()
-    strata = min(replicate_sizes(num_samples))
-    candidates = [torch.ones_like(mean)]
-    for slope in (1.0, 1.0 / strata):
-        shape = (mean.square() * slope**2 + spread.square()).sqrt()
-        candidates.append((1 - UNIFORM_PART) * shape / shape.mean() + UNIFORM_PART)
-    best = min(candidates, key=lambda one: _predicted_variance(one, mean, spread, strata))
-    return [round(value, 4) for value in best.tolist()]
-
-
-def _predicted_variance(density: Tensor, mean: Tensor, spread: Tensor, strata: int) -> float:
-    """Of one stratum of the weighted loss: the noise at a share, and the slope of the mean within the stratum."""
-    points, bins = 256, len(mean)
-    quantiles = (torch.arange(strata * points, dtype=torch.float64) + 0.5) / (strata * points)
-    shares, weights = weighted_shares(quantiles, density)
-    place = (shares * bins - 0.5).clamp(0, bins - 1)  # between the middles of bins, where the mean is interpolated
-    low = place.long().clamp(max=max(0, bins - 2))
-    curve = mean[low].lerp(mean[(low + 1).clamp(max=bins - 1)], place - low)
-    noise = (spread[(shares * bins).long().clamp(max=bins - 1)] * weights).square().mean()
-    slope = (curve * weights).view(strata, points).var(-1, correction=0).mean()
-    return float(noise + slope)
 
 
 def process_state() -> PartialState:
@@ -309,97 +235,28 @@ def summarise(per_text: dict[str, list], characters: int | None = None, num_byte
     return measures
 
 
-class PartsFile:
-    """Finished rows on disk: a line that says what they belong to, then one line of JSON for each.
-
-    A last line that was cut off in writing is dropped, here and from the file.
-    """
-
-    def __init__(self, path: Path, setting: dict[str, Any]):
-        self.path, self.setting = path, setting
-        self._ready = False  # whether this process has prepared its own file
-
-    def read(self) -> dict[int, dict]:
-        """The values of the finished rows of all processes, by index.
-
-        Raises:
-            ValueError: they belong to another model, text or setting, or a file is none of ours.
-        """
-        done = {}
-        for path in [self.path, *sorted(self.path.parent.glob(self.path.name + ".*"))]:
-            if not path.exists():
-                continue
-            lines = _whole_lines(path)
-            if lines:
-                self._check(path, lines[0])
-            for line in lines[1:]:
-                values = json.loads(line)
-                done[values.pop("row")] = values
-        return done
-
-    def append(self, values: dict[int, dict], process: int) -> None:
-        """Adds rows to the file of `process`; they are on disk when this returns."""
-        path = self.path if process == 0 else self.path.with_name(f"{self.path.name}.{process}")
-        lines = [json.dumps({"row": index, **row}) for index, row in values.items()]
-        if not self._ready:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            whole = _whole_lines(path) if path.exists() else []
-            if whole:
-                os.truncate(path, sum(len(line.encode()) + 1 for line in whole))
-            else:
-                path.write_text("", encoding="utf-8")
-                lines = [json.dumps(self.setting), *lines]
-            self._ready = True
-        with path.open("a", encoding="utf-8") as stream:
-            stream.write("".join(line + "\n" for line in lines))
-            stream.flush()
-            os.fsync(stream.fileno())
-
-    def delete(self) -> None:
-        """Removes the files of all processes."""
-        for path in [self.path, *self.path.parent.glob(self.path.name + ".*")]:
-            path.unlink(missing_ok=True)
-
-    def _check(self, path: Path, line: str) -> None:
-        try:
-            found = json.loads(line)
-        except json.JSONDecodeError:
-            found = None
-        if not isinstance(found, dict):
-            raise ValueError(f"parts_file {path} holds no parts of an evaluation. Choose another name, or delete it.")
-        differ = [name for name in self.setting if found.get(name) != self.setting[name]]
-        if differ:
-            raise ValueError(
-                f"parts_file {path} belongs to another evaluation: {', '.join(differ)} differ. "
-                "Choose another name, or delete it to start anew."
-            )
-
-
-def delete_parts(folder: str | Path) -> None:
-    """Removes the parts files `*.jsonl` in `folder`, and the folder if nothing else is in it."""
-    for path in Path(folder).glob("*.jsonl"):
-        PartsFile(path, {}).delete()
-    if Path(folder).is_dir() and not any(Path(folder).iterdir()):
-        Path(folder).rmdir()
-
-
-def model_digest(model: nn.Module) -> str:
-    """A hash of the weights and of the configuration: what a value can depend on."""
-    config = {k: v for k, v in model.config.to_dict().items() if k not in ("transformers_version", "_name_or_path")}
-    digest = hashlib.blake2b(json.dumps(config, sort_keys=True, default=str).encode(), digest_size=16)
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
-
-
 def _digest(values: np.ndarray) -> str:
     return hashlib.blake2b(np.ascontiguousarray(values, dtype=np.int64), digest_size=16).hexdigest()
 
 
-def _whole_lines(path: Path) -> list[str]:
-    """The lines of a file that end in a line feed."""
-    return path.read_bytes().decode("utf-8", errors="replace").split("\n")[:-1]
+def _evaluate_rows(
+    model: nn.Module, texts: list[Text], draws: tuple, batch_tokens: int, parts: PartsFile | None, title: str | None
+) -> dict[int, dict]:
+    """The values of every row: those in `parts`, and the others, of which each process takes its share."""
+    state = process_state()
+    done = {} if parts is None else parts.read()
+    state.wait_for_everyone()  # else one process would read what another has just added
+    batches = batches_by_length(texts, [i for i in range(len(texts)) if i not in done], batch_tokens)
+    own = batches[state.process_index :: state.num_processes]
+    found: dict[int, dict] = {}
+    with tqdm(total=sum(map(len, own)), disable=title is None, unit="row", desc=title) as bar:
+        for batch in own:
+            values = _evaluate_batch(model, texts, batch, *draws)
+            if parts is not None:
+                parts.append(values, state.process_index)
+            found |= values
+            bar.update(len(batch))
+    return done | dict(gather_object(list(found.items())))
 
 
 def _evaluate_batch(model, texts, batch, bound, num_samples, num_orders, seed, density) -> dict[int, dict]:

@@ -17,8 +17,8 @@ from tqdm.auto import tqdm
 from transformers import DynamicCache, PreTrainedTokenizerBase
 
 from ..training.trainer import step_generators
-from .corpus import PartsFile, model_digest
 from .judge import entropy, judge_texts, load_judge
+from .parts import PartsFile, model_digest
 from .records import environment
 
 __all__ = [
@@ -68,32 +68,13 @@ def evaluate_generation(
     judge: nn.Module,
     judge_tokenizer: PreTrainedTokenizerBase,
     *,
-    num_samples: int,
-    num_inference_steps: int,
-    max_length: int | None = None,
     batch_size: int = 16,
-    seed: int = 0,
-    sampler: str | None = None,
-    grid: str | None = None,
-    learned_order: bool = True,
-    parts_file: str | Path | None = None,
     progress: bool = True,
+    **options,
 ) -> dict[str, Any]:
-    """A record of `judge_texts` on texts of `write_texts`, whose arguments these are, and of what writing cost."""
-    written = write_texts(
-        pipe,
-        num_samples=num_samples,
-        num_inference_steps=num_inference_steps,
-        max_length=max_length,
-        batch_size=batch_size,
-        seed=seed,
-        sampler=sampler,
-        grid=grid,
-        learned_order=learned_order,
-        parts_file=parts_file,
-        progress=progress,
-    )
-    return judge_written(written, judge, judge_tokenizer, batch_size=batch_size, progress=progress)
+    """A record of `judge_texts` on the texts of `write_texts`, whose `options` these are, and of what writing cost."""
+    common = {"batch_size": batch_size, "progress": progress}
+    return judge_written(write_texts(pipe, **common, **options), judge, judge_tokenizer, **common)
 
 
 def sweep(

@@ -74,14 +74,14 @@ def nelbo(
         generator: source of all draws; one, or one per text (then a text does not depend on its batch or padding).
         density: `[bins]`, how densely the share revealed (`k / n`, in each block) is drawn in equal parts of `[0, 1]`,
             up to a factor, for the order bound; a weight keeps the estimate unbiased. `None` = evenly.
-            `hf_lomdm.evaluation.corpus.measured_density` fits it. It changes the error, not the bound.
+            `hf_lomdm.evaluation.density.measured_density` fits it. It changes the error, not the bound.
     Raises:
         ValueError: shapes, ids or options that do not fit, or a model whose bound is not finite.
     """
     _check_options(bound, num_samples, num_orders)
     _check_density(density, bound, num_orders)
-    maskable, clean = _clean_texts(model, input_ids, attention_mask, labels)
-    with _evaluating(model):
+    maskable, clean = clean_texts(model, input_ids, attention_mask, labels)
+    with evaluating(model):
         rates = model.forward_rates(clean, attention_mask)
         texts = (model, clean, rates, maskable, attention_mask)
         if num_orders is None:
@@ -128,10 +128,10 @@ def loss_by_share(
     Raises:
         ValueError: shapes or ids that do not fit, or a model whose bound is not finite.
     """
-    maskable, clean = _clean_texts(model, input_ids, attention_mask, labels)
+    maskable, clean = clean_texts(model, input_ids, attention_mask, labels)
     some = block_sum(maskable.long(), _blocks(model, clean, attention_mask)).cpu() > 0  # [B, N]
     sums = []
-    with _evaluating(model):
+    with evaluating(model):
         rates = model.forward_rates(clean, attention_mask)
         for number in range(bins):
             seeds = torch.cat([row_seeds(generators, len(clean), clean.device) for _ in range(2)])
@@ -162,14 +162,14 @@ def exact_log_likelihood(
     Raises:
         ValueError: more than 14 positions to sum over, shapes or ids that do not fit, a model that is not finite.
     """
-    maskable, clean = _clean_texts(model, input_ids, attention_mask, labels)
+    maskable, clean = clean_texts(model, input_ids, attention_mask, labels)
     longest = int(block_sum(maskable.long(), _blocks(model, clean, attention_mask)).max()) if len(maskable) else 0
     if longest > MAX_EXACT_POSITIONS:
         raise ValueError(
             f"input_ids has a text (or block) with {longest} maskable positions; exact_log_likelihood takes at most "
             f"{MAX_EXACT_POSITIONS} (2^n passes). Give more positions by labels of -100, or use nelbo(num_orders=...)."
         )
-    with _evaluating(model):
+    with evaluating(model):
         values = [_subset_sum(model, *rows) for rows in _single_texts(clean, maskable, attention_mask)]
     return _require_finite(torch.tensor(values, dtype=torch.float64), "log-likelihood")
 
@@ -196,7 +196,7 @@ def _check_density(density: Tensor | None, bound: str, num_orders: int | None) -
         raise ValueError(f"density must be [bins], finite and positive, got {density}. Use measured_density.")
 
 
-def _clean_texts(model, input_ids, attention_mask, labels) -> tuple[Tensor, Tensor]:
+def clean_texts(model, input_ids, attention_mask, labels) -> tuple[Tensor, Tensor]:
     """Checks the input; which positions are maskable `[B, L]` bool, and the clean texts `[B, L]`."""
     check_inputs(input_ids, attention_mask, model.config)
     real = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else as_bool(attention_mask)
@@ -210,7 +210,7 @@ def _clean_texts(model, input_ids, attention_mask, labels) -> tuple[Tensor, Tens
 
 
 @contextlib.contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     # module by module: a user may have frozen parts of a training model in eval mode
     modes = {module: module.training for module in model.modules()}
     try:

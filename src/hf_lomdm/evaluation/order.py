@@ -28,7 +28,7 @@ from ..pipelines.pipeline_lomdm import LoMDMPipeline
 from ..schedulers.scheduling_lomdm import LoMDMScheduler
 from ..training.data import TextCollator
 from ..training.training_log import masked_std
-from .likelihood import CHUNK_ELEMENTS, _clean_texts, _evaluating
+from .likelihood import CHUNK_ELEMENTS, clean_texts, evaluating
 from .records import environment
 from .token_classes import CLASSES, NUM_DECILES, TokenClasses, frequency_deciles
 
@@ -140,7 +140,7 @@ def evaluate_order(
     _check(model, rows, num_samples, num_generated)
     ids = torch.cat([torch.as_tensor(row["input_ids"], dtype=torch.int64) for row in rows])
     report = _OrderReport(model, ids, max(len(row["input_ids"]) for row in rows), tokenizer)
-    with _evaluating(model), tqdm(total=len(rows), desc="order", unit="text", disable=not progress) as bar:
+    with evaluating(model), tqdm(total=len(rows), desc="order", unit="text", disable=not progress) as bar:
         for first, batch in _batches(model, rows):
             generators = _generators(seed, range(first, first + len(batch.clean)))
             report.add(batch, generators, num_samples)
@@ -382,7 +382,7 @@ def _batches(model: nn.Module, rows: list[dict]) -> Iterable[tuple[int, Batch]]:
         values = TextCollator(model.config.pad_token_id or 0, longest)(part)
         values = {name: tensor.to(model.device) for name, tensor in values.items()}
         mask = values.get("attention_mask")
-        maskable, clean = _clean_texts(model, values["input_ids"], mask, values["labels"])
+        maskable, clean = clean_texts(model, values["input_ids"], mask, values["labels"])
         yield first, _batch(model, clean, maskable, mask)
 
 

@@ -9,6 +9,9 @@ RESET = "\x1b[0m"
 # 256-colour codes from early (blue) through green and yellow to late (red); given tokens keep the terminal's colour.
 COLOURS = (21, 27, 33, 39, 45, 49, 47, 82, 118, 154, 190, 226, 220, 214, 208, 202, 196)
 LEGEND_WIDTH = 40
+# A model of bytes may write escape codes; line breaks and tabs stay.
+PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {127: 0x2421}
+PICTURES |= dict.fromkeys(range(128, 160), 0xFFFD)
 INCOMPLETE = "\ufffd"  # what a decoder gives for the first bytes of a character
 
 
@@ -34,7 +37,8 @@ def order_text(tokens: list[str], order: list[int], color: bool) -> str:
     """The text with its order of generation, then snapshots of it at 25, 50, 75 and 100 % of the reveals.
 
     Args:
-        tokens: text of each token, so that they read as the text when joined (spaces included).
+        tokens: text of each token, so that they read as the text when joined (spaces included). Control characters
+            that could steer the terminal are shown as pictures of themselves (`␛`).
         order: step of reveal of each token; -1 = given, -2 = padding (left out).
         color: `True` colours the text by 256-colour ANSI codes, `False` uses no escape codes: only the snapshots, where
             `·` stands for each character of a masked token, show the order.
@@ -45,7 +49,7 @@ def order_text(tokens: list[str], order: list[int], color: bool) -> str:
     """
     if len(tokens) != len(order):
         raise ValueError(f"tokens and order must have the same length, got {len(tokens)} and {len(order)}.")
-    pairs = [(token, step) for token, step in zip(tokens, order, strict=True) if step > -2]
+    pairs = [(token.translate(PICTURES), step) for token, step in zip(tokens, order, strict=True) if step > -2]
     steps = sorted(step for _, step in pairs if step >= 0)
     if not steps:
         return "".join(token for token, _ in pairs)

@@ -1,0 +1,99 @@
+"""What an interrupted evaluation has finished, on disk."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+
+class PartsFile:
+    """Finished rows on disk: a line that says what they belong to, then one line of JSON for each.
+
+    A last line that was cut off in writing is dropped, here and from the file.
+    """
+
+    def __init__(self, path: Path, setting: dict[str, Any]):
+        self.path, self.setting = path, setting
+        self._ready = False  # whether this process has prepared its own file
+
+    def read(self) -> dict[int, dict]:
+        """The values of the finished rows of all processes, by index.
+
+        Raises:
+            ValueError: they belong to another model, text or setting, or a file is none of ours.
+        """
+        done = {}
+        for path in [self.path, *sorted(self.path.parent.glob(self.path.name + ".*"))]:
+            if not path.exists():
+                continue
+            lines = _whole_lines(path)
+            if lines:
+                self._check(path, lines[0])
+            for line in lines[1:]:
+                values = json.loads(line)
+                done[values.pop("row")] = values
+        return done
+
+    def append(self, values: dict[int, dict], process: int) -> None:
+        """Adds rows to the file of `process`; they are on disk when this returns."""
+        path = self.path if process == 0 else self.path.with_name(f"{self.path.name}.{process}")
+        lines = [json.dumps({"row": index, **row}) for index, row in values.items()]
+        if not self._ready:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            whole = _whole_lines(path) if path.exists() else []
+            if whole:
+                os.truncate(path, sum(len(line.encode()) + 1 for line in whole))
+            else:
+                path.write_text("", encoding="utf-8")
+                lines = [json.dumps(self.setting), *lines]
+            self._ready = True
+        with path.open("a", encoding="utf-8") as stream:
+            stream.write("".join(line + "\n" for line in lines))
+            stream.flush()
+            os.fsync(stream.fileno())
+
+    def delete(self) -> None:
+        """Removes the files of all processes."""
+        for path in [self.path, *self.path.parent.glob(self.path.name + ".*")]:
+            path.unlink(missing_ok=True)
+
+    def _check(self, path: Path, line: str) -> None:
+        try:
+            found = json.loads(line)
+        except json.JSONDecodeError:
+            found = None
+        if not isinstance(found, dict):
+            raise ValueError(f"parts_file {path} holds no parts of an evaluation. Choose another name, or delete it.")
+        differ = [name for name in self.setting if found.get(name) != self.setting[name]]
+        if differ:
+            raise ValueError(
+                f"parts_file {path} belongs to another evaluation: {', '.join(differ)} differ. "
+                "Choose another name, or delete it to start anew."
+            )
+
+
+def delete_parts(folder: str | Path) -> None:
+    """Removes the parts files `*.jsonl` in `folder`, and the folder if nothing else is in it."""
+    for path in Path(folder).glob("*.jsonl"):
+        PartsFile(path, {}).delete()
+    if Path(folder).is_dir() and not any(Path(folder).iterdir()):
+        Path(folder).rmdir()
+
+
+def model_digest(model: nn.Module) -> str:
+    """A hash of the weights and of the configuration: what a value can depend on."""
+    config = {k: v for k, v in model.config.to_dict().items() if k not in ("transformers_version", "_name_or_path")}
+    digest = hashlib.blake2b(json.dumps(config, sort_keys=True, default=str).encode(), digest_size=16)
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _whole_lines(path: Path) -> list[str]:
+    """The lines of a file that end in a line feed."""
+    return path.read_bytes().decode("utf-8", errors="replace").split("\n")[:-1]
