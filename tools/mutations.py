@@ -181,8 +181,8 @@ MUTATIONS = (
     Mutation(
         "do not train the backbone through reverse rates that come from logits",
         MODEL,
-        "self.rates_of_logits(logits).to(v.dtype))",
-        "self.rates_of_logits(logits.detach()).to(v.dtype))",
+        "self.rates_of_logits(logits) if self.rates_need_logits",
+        "self.rates_of_logits(logits.detach()) if self.rates_need_logits",
         GRADIENTS,
     ),
     Mutation(

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.utils import ModelOutput
 
@@ -39,6 +40,7 @@ from .process_lomdm import (
 )
 
 RHO_AT_START = math.log(math.e - 1)  # softplus of it is 1
+CHUNK_LOGITS = 2**26  # logits that a loss holds at a time: 256 MB in float32
 
 
 @dataclass
@@ -346,14 +348,36 @@ class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
         targets = stack_views(clean, num_views)
         hidden, v = self.read_views(targets.masked_fill(view.masked, self.config.mask_token_id), clean, attention_mask)
         # 2. The projection and the loss at masked positions only                 nll               [K * B, L]
-        logits = wide(self.token_logits(hidden[view.masked]))  # [M, V]
-        losses = nn.functional.cross_entropy(logits, targets[view.masked], reduction="none")
+        losses, token_rates = self._token_losses(hidden[view.masked], targets[view.masked])
         nll = torch.zeros_like(w).masked_scatter(view.masked, losses.to(w.dtype))
         if self.rates_need_logits:
-            v = v.masked_scatter(view.masked, self.rates_of_logits(logits).to(v.dtype))
+            v = v.masked_scatter(view.masked, token_rates.to(v.dtype))
         # 3. The bound, term by term
         evaluate = order_bound if bound == "order" else time_bound
         return evaluate(nll, w, v, view, blocks), view.log_q, v
+
+    def _token_losses(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """`-log p` of `targets` `[M]` at hidden states `[M, D]`, and reverse rates `[M]` (1 if they need no logits).
+
+        Logits are wide and there may be millions of rows, so they are made a chunk at a time; with more than one, they
+        are made again for the gradient rather than kept (one more projection, a fraction of the memory).
+        """
+        size = max(1, CHUNK_LOGITS // self.config.vocab_size)
+        if len(hidden) <= size:
+            return self._chunk_losses(hidden, targets)
+        chunks = zip(hidden.split(size), targets.split(size), strict=True)
+        if torch.is_grad_enabled():
+            again = {"use_reentrant": False, "preserve_rng_state": False}  # nothing random in it
+            parts = [checkpoint(self._chunk_losses, *chunk, **again) for chunk in chunks]
+        else:
+            parts = [self._chunk_losses(*chunk) for chunk in chunks]
+        losses, rates = zip(*parts, strict=True)
+        return torch.cat(losses), torch.cat(rates)
+
+    def _chunk_losses(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        logits = wide(self.token_logits(hidden))  # [M, V]
+        losses = nn.functional.cross_entropy(logits, targets, reduction="none")
+        return losses, self.rates_of_logits(logits) if self.rates_need_logits else torch.ones_like(losses)
 
     def read_views(self, noisy: Tensor, clean: Tensor, attention_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Hidden states `[K * B, L, D]` and reverse rates `[K * B, L]` of partly masked views `[K * B, L]` of texts.

@@ -1,0 +1,61 @@
+"""The projection to the vocabulary in chunks: the same loss and gradients, without the logits in memory."""
+
+import pytest
+import torch
+
+from hf_lomdm.modeling import modeling_lomdm
+
+SYSTEMS = [
+    {"rate_type": "uniform"},
+    {"rate_type": "learned"},
+    {"rate_type": "token"},
+    {"rate_type": "score"},
+    {"rate_type": "learned", "block_size": 4},
+]
+
+
+def loss_and_gradients(model) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    ids = torch.randint(3, 10, (6, 16), generator=torch.Generator().manual_seed(1))
+    model.zero_grad()
+    loss = model.train()(input_ids=ids, labels=ids, generator=torch.Generator().manual_seed(2)).loss
+    loss.backward()
+    return loss.detach(), {name: weight.grad.clone() for name, weight in model.named_parameters()}
+
+
+@pytest.mark.parametrize("overrides", SYSTEMS, ids=lambda one: "-".join(map(str, one.values())))
+def test_chunks_change_neither_the_loss_nor_a_gradient(make_model, monkeypatch, overrides):
+    model = make_model(dropout=0.1, **overrides).double()
+    torch.manual_seed(0)
+    loss, gradients = loss_and_gradients(model)
+    assert all(gradient.abs().sum() > 0 for gradient in gradients.values())
+    calls = []
+    read = model.token_logits
+    monkeypatch.setattr(model, "token_logits", lambda hidden: calls.append(len(hidden)) or read(hidden))
+    monkeypatch.setattr(modeling_lomdm, "CHUNK_LOGITS", 5 * 11 + 10)  # 5 rows of the 11 logits
+    torch.manual_seed(0)  # the same dropout: making logits again draws nothing
+    chunked, chunked_gradients = loss_and_gradients(model)
+    assert max(calls) == 5 and len(calls) > 10
+    torch.testing.assert_close(chunked, loss, rtol=1e-14, atol=0)
+    for name, gradient in gradients.items():  # sums in another order
+        torch.testing.assert_close(chunked_gradients[name], gradient, rtol=1e-10, atol=1e-14, msg=name)
+
+
+@pytest.mark.parametrize(("chunk", "kept"), [(2**26, True), (8 * 11, False)])
+def test_with_chunks_no_logits_are_kept_for_the_gradient(make_model, monkeypatch, chunk, kept):
+    model = make_model(rate_type="uniform").train()
+    monkeypatch.setattr(modeling_lomdm, "CHUNK_LOGITS", chunk)
+    ids = torch.randint(3, 10, (6, 16))
+    shapes = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: shapes.append(tensor.shape) or tensor, lambda t: t):
+        model(input_ids=ids, labels=ids).loss.backward()
+    assert any(len(shape) == 2 and shape[1] == 11 and shape[0] > 16 for shape in shapes) == kept
+
+
+def test_evaluation_in_chunks_gives_the_same_values(make_model, monkeypatch):
+    model = make_model(rate_type="learned").eval()
+    ids = torch.randint(3, 10, (6, 16))
+    with torch.no_grad():
+        whole = model(input_ids=ids, labels=ids, generator=torch.Generator().manual_seed(2)).nelbo
+        monkeypatch.setattr(modeling_lomdm, "CHUNK_LOGITS", 1)  # one row at a time
+        parts = model(input_ids=ids, labels=ids, generator=torch.Generator().manual_seed(2)).nelbo
+    torch.testing.assert_close(parts, whole, rtol=1e-5, atol=1e-5)  # float32
