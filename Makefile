@@ -6,7 +6,7 @@ CHECKPOINT ?= checkpoints/lomdm-enwiki
 
 run := "$(VENV)/bin/python"
 inputs := setup.py pyproject.toml constraints.txt tools/install.sh
-sources := src tests tools training_scripts metrics benchmarks setup.py
+sources := src tests tools training_scripts metrics benchmarks space setup.py
 
 .PHONY: help demo test test-slow format lint
 .NOTPARALLEL:

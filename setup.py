@@ -7,6 +7,7 @@ from setuptools import find_packages, setup
 TRAIN = ["tensorboard>=2.14", "pyyaml>=6"]
 EVAL = ["evaluate>=0.4", "lm_eval>=0.4.9", "gguf>=0.10"]
 VIZ = ["matplotlib>=3.8"]
+SPACE = ["gradio>=6.31,<7"]
 DEV = [
     "pytest>=8",
     "pytest-timeout>=2.2",
@@ -18,6 +19,7 @@ DEV = [
     *TRAIN,
     *EVAL,
     *VIZ,
+    *SPACE,
 ]
 
 setup(
@@ -41,5 +43,5 @@ setup(
         "safetensors>=0.5",
         "tqdm>=4.60",
     ],
-    extras_require={"train": TRAIN, "eval": EVAL, "viz": VIZ, "dev": DEV},
+    extras_require={"train": TRAIN, "eval": EVAL, "viz": VIZ, "space": SPACE, "dev": DEV},
 )

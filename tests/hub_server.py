@@ -1,6 +1,7 @@
 """An in-memory Hugging Face Hub on the standard library: as much of the protocol as push and pull need.
 
     with HubServer() as hub:                     # hub.endpoint is http://127.0.0.1:PORT
+        hub.drop("POST", "/commit/")             # the next commit is broken off
         subprocess.run(..., env={"HF_ENDPOINT": hub.endpoint, "HF_HUB_DISABLE_XET": "1", ...})
 
 `huggingface_hub` reads its endpoint when it is imported, so the client runs in a process of its own. Without xet the
@@ -104,11 +105,22 @@ class Handler(BaseHTTPRequestHandler):
         self.rfile.readline()
         return body
 
+    def check_token(self) -> None:
+        if not self.headers.get("Authorization", "").startswith("Bearer hf_"):
+            self.read_body()
+            raise HubError(401, "Unauthorized", "Invalid username or password.")
+
     def handle_request(self) -> None:
         url = urlsplit(self.path)
         hub: HubServer = self.server.hub
         hub.requests.append((self.command, unquote(url.path)))
+        if hub.takes_drop(self.command, url.path):
+            self.rfile.read(min(hub.drop_after, int(self.headers.get("Content-Length") or 0)))
+            self.close_connection = True
+            return self.connection.close()
         try:
+            if self.command in ("POST", "PUT") and not url.path.startswith("/_lfs/"):
+                self.check_token()
             hub.route(self, url.path, parse_qs(url.query), self.read_body())
         except HubError as error:
             headers = {"X-Error-Code": error.code, "X-Error-Message": error.message, **error.headers}
@@ -125,6 +137,7 @@ class HubServer:
         self.repos: dict[tuple[str, str], Repo] = {}
         self.blobs: dict[str, bytes] = {}
         self.requests: list[tuple[str, str]] = []
+        self.dropped, self.drops_left, self.drop_after = ("", ""), 0, 0
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.server.daemon_threads = True
         self.server.hub = self
@@ -137,6 +150,16 @@ class HubServer:
     def __exit__(self, *exception) -> None:
         self.server.shutdown()
         self.server.server_close()
+
+    def drop(self, method: str, part: str, times: int = 1, after: int = 0) -> None:
+        """Breaks the connection of the next `times` requests whose path contains `part`, `after` bytes of the body."""
+        self.dropped, self.drops_left, self.drop_after = (method, part), times, after
+
+    def takes_drop(self, method: str, path: str) -> bool:
+        """Whether this request is to be broken off; counts it."""
+        hit = self.drops_left > 0 and method == self.dropped[0] and self.dropped[1] in path
+        self.drops_left -= hit
+        return hit
 
     def files(self, repo_id: str) -> list[str]:
         """Paths in the main branch of a model repository."""

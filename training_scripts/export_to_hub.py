@@ -7,6 +7,7 @@ Laptop, without upload:   python training_scripts/export_to_hub.py --model outpu
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -34,7 +35,17 @@ def main(arguments: list[str] | None = None) -> None:
     upload = {}
     if options.repo_id is not None:
         upload = {"push_to_hub": True, "repo_id": options.repo_id, "private": options.private or None}
-    folder = export_to_hub_folder(
+    try:
+        folder = export(options, upload)
+    except ConnectionError as error:
+        raise SystemExit(str(error)) from error
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        print(f"{path.stat().st_size:>12,}  {path.relative_to(folder)}")
+
+
+def export(options: argparse.Namespace, upload: dict[str, Any]) -> Path:
+    """Writes the folder and, if `upload` says so, uploads it."""
+    return export_to_hub_folder(
         options.model,
         options.output,
         scheduler_config=None if options.sampler is None else {"sampler": options.sampler},
@@ -43,8 +54,6 @@ def main(arguments: list[str] | None = None) -> None:
         max_shard_size=options.max_shard_size,
         **upload,
     )
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        print(f"{path.stat().st_size:>12,}  {path.relative_to(folder)}")
 
 
 if __name__ == "__main__":

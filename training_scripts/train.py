@@ -13,6 +13,11 @@ These train LoMDM. A second configuration names another system; `configs/README.
     python training_scripts/train.py --config training_scripts/configs/tiny.yaml \\
         --config training_scripts/configs/systems/mdlm.yaml
 
+Any of them can start from a trained model, such as one that `convert_checkpoint.py` made of a public MDLM or BD3-LM:
+
+    accelerate launch training_scripts/train.py --config training_scripts/configs/owt.yaml \\
+        --init_from converted/mdlm-owt
+
 Every key of a configuration can be given on the command line (`--key value`), where it wins; of two files the later one
 wins; `--help` lists the keys. Without `--output_dir` a run writes to `outputs/` and the names of its files, here
 `outputs/tiny-mdlm`: every pair has a folder of its own. The same command started again continues from the newest
@@ -27,8 +32,10 @@ from transformers import GPTNeoXForCausalLM, set_seed
 from hf_lomdm import LoMDMForMaskedDiffusion
 from hf_lomdm.training.arguments import parse_arguments
 from hf_lomdm.training.causal import CausalTrainer
+from hf_lomdm.training.checkpointing import choose_checkpoint
 from hf_lomdm.training.data import TextCollator, load_data, model_token_ids
-from hf_lomdm.training.models import causal_config, diffusion_config
+from hf_lomdm.training.model_card import describe_data
+from hf_lomdm.training.models import causal_config, check_tokenizer, copy_trunk, diffusion_config
 from hf_lomdm.training.trainer import LoMDMTrainer
 
 # --objective: the configuration of a new model, its class and its trainer.
@@ -45,8 +52,12 @@ def main() -> None:
     with args.main_process_first(desc="tokenisation"):
         texts, tokenizer = load_data(data_args, args.output_dir)
     make_config, model_class, trainer_class = OBJECTIVES[model_args.objective]
+    if model_args.init_from:
+        check_tokenizer(tokenizer, model_args.init_from)
     model = model_class(make_config(model_args, data_args.max_length, model_token_ids(tokenizer, data_args)))
     print(f"model: {model_class.__name__}, {model.num_parameters() / 1e6:.2f} M parameters", flush=True)
+    if model_args.init_from and choose_checkpoint(args.resume_from_checkpoint, args.output_dir) is None:
+        copy_trunk(model, model_args.init_from)
     trainer = trainer_class(
         model=model,
         args=args,
@@ -55,6 +66,7 @@ def main() -> None:
         data_collator=TextCollator(tokenizer.pad_token_id, data_args.max_length),
         processing_class=tokenizer,
     )
+    trainer.data = describe_data(data_args)
 
     result = trainer.train(args.resume_from_checkpoint)
     if trainer.num_steps_trained:  # else the record of the run that was finished stays

@@ -16,12 +16,15 @@ __version__ = "0.1.0"
 _LAZY = {
     "LoMDMScheduler": "schedulers.scheduling_lomdm",
     "LoMDMPipeline": "pipelines.pipeline_lomdm",
+    "OrderAdapter": "adapters.order_adapter",
 }
 __all__ = ["LoMDMConfig", "LoMDMForMaskedDiffusion", "LoMDMModel", *_LAZY]
 
 AutoConfig.register("lomdm", LoMDMConfig)
 AutoModel.register(LoMDMConfig, LoMDMForMaskedDiffusion)
 AutoModelForMaskedLM.register(LoMDMConfig, LoMDMForMaskedDiffusion)
+# `model.save_pretrained` and `model.push_to_hub` take the code along: what they write loads without this package.
+LoMDMForMaskedDiffusion.register_for_auto_class("AutoModel")
 
 
 def __getattr__(name: str):

@@ -65,3 +65,92 @@ def test_push_and_pull_over_http(make_model, tmp_path):
     assert texts == pipe("ab", 5, max_length=20, generator=torch.Generator().manual_seed(3)).texts
     assert total == pipe.model.lm_head.weight.sum().item()
     assert auto_map == json.loads((tmp_path / "out" / "config.json").read_text())["auto_map"]
+
+
+EXPORT = """
+import os, sys
+from hf_lomdm.hub import export_to_hub_folder
+
+try:
+    export_to_hub_folder(sys.argv[1], "exported", push_to_hub=True, repo_id="tester/tiny")
+except ConnectionError as error:
+    print("REFUSED", error)
+"""
+
+PLAIN = """
+import sys
+from hf_lomdm import LoMDMForMaskedDiffusion
+model = LoMDMForMaskedDiffusion.from_pretrained(sys.argv[1])
+model.push_to_hub("tester/plain")
+"""
+
+PULL_PLAIN = """
+import json
+import torch
+from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM
+
+name, revision = "tester/plain", sys.argv[1]
+settings = {"trust_remote_code": True, "revision": revision}
+config = AutoConfig.from_pretrained(name, **settings)
+options = ({}, {"dtype": torch.bfloat16}, {"device_map": "cpu"}, {"device_map": "auto"})
+models = [AutoModel.from_pretrained(name, **settings, **one) for one in options]
+models.append(AutoModelForMaskedLM.from_pretrained(name, **settings))
+ids = torch.tensor([[1, 3, 4, 10, 10]])
+rates = [model(ids.to(model.device)).rates.tolist() for model in models]
+try:
+    AutoModel.from_pretrained("tester/absent", trust_remote_code=True)
+except OSError as error:
+    absent = str(error)
+print("RESULT", json.dumps([config.c1, [str(model.dtype) for model in models], rates, absent]))
+"""
+
+
+def run_with_package(code: str, *arguments, folder, **settings) -> str:
+    """What `code` prints, in a process of its own with the package and a fresh cache; fails if it fails."""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
+    environment |= {"HF_HOME": str(folder / "push"), "OMP_NUM_THREADS": "1", **settings}
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return done.stdout
+
+
+def hub_settings(hub: HubServer) -> dict[str, str]:
+    return {"HF_ENDPOINT": hub.endpoint, "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+
+
+@pytest.mark.slow
+def test_an_upload_that_breaks_off_says_so_and_a_second_try_completes_it(make_model, tmp_path):
+    LoMDMPipeline(make_model(), LoMDMScheduler(mask_token_id=10), build_tokenizer()).save_pretrained(tmp_path / "out")
+    with HubServer() as hub:
+        settings = hub_settings(hub)
+        said = run_with_package(EXPORT, tmp_path / "out", folder=tmp_path, **settings)
+        assert "exported is written, but was not uploaded to tester/tiny" in said and "HF_TOKEN" in said  # no token
+        hub.drop("POST", "/commit/", after=1000)
+        said = run_with_package(EXPORT, tmp_path / "out", folder=tmp_path, HF_TOKEN="hf_test", **settings)
+        assert "was not uploaded to tester/tiny" in said and "Try again: the same call completes it" in said
+        assert hub.files("tester/tiny") == []  # a commit is whole or absent
+        hub.drop("PUT", "/_lfs/")  # the weights are on the server already: they are not sent again
+        said = run_with_package(EXPORT, tmp_path / "out", folder=tmp_path, HF_TOKEN="hf_test", **settings)
+        assert said == "" and hub.drops_left == 1
+        assert {"model.safetensors", "model_index.json", "model/config.json"} <= set(hub.files("tester/tiny"))
+
+
+@pytest.mark.slow
+def test_a_pushed_model_alone_brings_its_code(make_model, tmp_path):
+    model = make_model()
+    model.save_pretrained(tmp_path / "out")
+    with HubServer() as hub:
+        settings = {**hub_settings(hub), "HF_TOKEN": "hf_test"}
+        hub.drop("PUT", "/_lfs/", after=1000)  # the client sends the weights again by itself
+        run_with_package(PLAIN, tmp_path / "out", folder=tmp_path, **settings)
+        assert hub.drops_left == 0
+        revision = hub.find("model", "tester/plain").refs["main"]
+        c1, dtypes, rates, absent = run_without_package(PULL_PLAIN, revision, folder=tmp_path, **settings)
+    with torch.no_grad():
+        expected = model(torch.tensor([[1, 3, 4, 10, 10]])).rates
+    assert c1 == 0.7 and dtypes == ["torch.float32", "torch.bfloat16", *["torch.float32"] * 3]
+    assert "tester/absent is not a local folder and is not a valid model identifier" in absent
+    for dtype, values in zip(dtypes, rates, strict=True):
+        # threads may sum in another order; bfloat16 keeps 8 bits
+        assert torch.allclose(torch.tensor(values), expected, atol=1e-6 if dtype == "torch.float32" else 0.1)

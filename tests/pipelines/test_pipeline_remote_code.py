@@ -77,3 +77,48 @@ def test_auto_classes_load_as_remote_code_with_the_same_weights(pipe, tmp_path):
     assert c1 == 0.7 and name == "LoMDMForMaskedDiffusion"
     for values in rates:
         assert torch.allclose(torch.tensor(values), expected, atol=1e-6)  # threads may sum in another order
+
+
+ENTRANCES = """
+import hashlib, json
+from pathlib import Path
+import torch
+from diffusers import DiffusionPipeline
+from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, AutoTokenizer
+
+first = sys.argv[1]
+trust = {"trust_remote_code": True}
+models = {}
+for auto in (AutoModel, AutoModelForMaskedLM):
+    for name, options in {"plain": {}, "bf16": {"dtype": torch.bfloat16}, "auto": {"device_map": "auto"}}.items():
+        models[auto.__name__ + name] = auto.from_pretrained(first, **trust, **options)
+half = DiffusionPipeline.from_pretrained(first, **trust, dtype=torch.bfloat16)
+dtypes = {name: str(model.dtype) for name, model in models.items()} | {"pipe": str(half.model.dtype)}
+
+def hashes(folder):
+    paths = [path for path in Path(folder).rglob("*") if path.suffix in (".safetensors", ".py")]
+    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+
+folders = [first]
+for name in ("second", "third"):
+    pipe = DiffusionPipeline.from_pretrained(folders[-1], **trust)
+    pipe.save_pretrained(name)
+    folders.append(name)
+out = DiffusionPipeline.from_pretrained(folders[-1], **trust)("ab", 5, generator=torch.Generator().manual_seed(3))
+config = AutoConfig.from_pretrained(first, **trust)
+ids = AutoTokenizer.from_pretrained(first)("ab<mask>")["input_ids"]
+print("RESULT", json.dumps([dtypes, config.model_type, ids, [hashes(one) for one in folders], out.sequences.tolist()]))
+"""
+
+
+@pytest.mark.slow
+def test_every_way_in_and_saves_that_are_the_same_byte_for_byte(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path / "first")
+    dtypes, kind, ids, hashes, sequences = run_without_package(ENTRANCES, tmp_path / "first", folder=tmp_path)
+    assert {name: "bfloat16" in dtype for name, dtype in dtypes.items()} == {
+        name: "bf16" in name or name == "pipe" for name in dtypes
+    }
+    assert len(dtypes) == 7 and kind == "lomdm" and ids == [3, 4, 10]
+    assert hashes[0] == hashes[1] == hashes[2] and "model.safetensors" in hashes[0]
+    expected = pipe("ab", 5, generator=torch.Generator().manual_seed(3))
+    assert sequences == expected.sequences.tolist()  # the same seed, with and without the package

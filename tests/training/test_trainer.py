@@ -17,7 +17,7 @@ from hf_lomdm.modeling.configuration_lomdm import RATE_TYPES
 from hf_lomdm.training import checkpointing
 from hf_lomdm.training.arguments import LoMDMTrainingArguments
 from hf_lomdm.training.ema import EMA
-from hf_lomdm.training.model_card import ORDERS, describe_diffusion, model_card
+from hf_lomdm.training.model_card import ORDERS, TrainingRecord, describe_diffusion, model_card
 from hf_lomdm.training.trainer import (
     EVALUATION_SEED,
     gradient_norm,
@@ -420,7 +420,7 @@ def test_the_final_folder_is_a_hub_folder_and_a_checkpoint_is_not(tmp_path):
     trainer.save_model()
     pipe = LoMDMPipeline.from_pretrained(tmp_path)
     assert torch.equal(pipe.model.lm_head.weight, trainer.ema.average["lm_head.weight"])
-    layout = {"model_index.json", "model/config.json", "scheduler/scheduling_lomdm.py", "modeling_lomdm.py"}
+    layout = {"model_index.json", "model/config.json", "scheduler/scheduling_lomdm.py", "pipeline_lomdm.py"}
     assert all((tmp_path / name).is_file() for name in (*layout, "training_args.bin"))
     assert not any((tmp_path / "checkpoint-4" / name).exists() for name in (*layout, "README.md"))
 
@@ -462,7 +462,8 @@ def test_every_rate_type_has_a_card(make_model):
     assert ORDERS.keys() == set(RATE_TYPES)
     for rate_type, order in ORDERS.items():
         description = describe_diffusion(make_model(rate_type=rate_type).config)
-        card = model_card("name", description, LoMDMTrainingArguments("out"), 1, {})
+        record = TrainingRecord.of(LoMDMTrainingArguments("out"), 1, {}, None)
+        card = model_card("name", description, record)
         assert f'{order} (`rate_type="{rate_type}"`), trained' in card
     blocks = describe_diffusion(make_model(rate_type="uniform", block_size=4).config)
     assert '(`rate_type="uniform"`) within blocks of 4, block after block, trained' in blocks.summary

@@ -1,92 +1,462 @@
-"""Folding of public MDLM and BD3-LM weights into the LoMDM backbone.
+"""Public MDLM and BD3-LM checkpoints as Hub folders: read without running their code, checked, folded, completed.
 
 Both condition every layer on a constant (their time conditioning is off), so that the modulation of its LayerNorms and
 residual branches can be multiplied into the neighbouring weights exactly.
 """
 
+import json
+import os
+import pickle
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
-# Folded into other weights, computed on the fly, or part of the published training alone
-_IGNORED = re.compile(r"(sigma_map\.|.*adaLN_modulation\.|rotary_emb\.inv_freq$|noise\.|sampling_eps_(min|max)$)")
+from ..modeling.configuration_lomdm import LoMDMConfig
+from ..modeling.modeling_lomdm import LoMDMForMaskedDiffusion
+from .export import export_to_hub_folder
+
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+# No weights of the network, or computed on the fly here
+_IGNORED = re.compile(r"(rotary_emb\.inv_freq$|noise\.|sampling_eps_(min|max)$)")
+ROPE_THETA = 10000.0
+# Logit bias of an entry that the checkpoint does not have: its probability is exactly zero, in float16 too
+NEVER = -1e4
+CARD = """# {name}
+
+Converted by hf-lomdm from the {system} checkpoint `{source}` ({weights}). The conditioning on a constant time is folded
+into the weights: the token laws are those of the original, up to rounding. The text it was trained on, its quality, its
+limits and its licence are those of the original, none of which was checked here.
+"""
 
 
-def fold_mdlm_state_dict(state: dict[str, Tensor]) -> dict[str, Tensor]:
+# ------------------------------------------------------------------------------------------------------- reading
+
+
+@dataclass
+class PublicCheckpoint:
+    """What a checkpoint of the public code holds.
+
+    state: its weights, keys without prefixes, in the order of the file.
+    settings: the content of its `config.json`, empty for a Lightning file.
+    averaged: whether the weights are a moving average; `None` if the file does not say (a Hub folder).
+    """
+
+    state: dict[str, Tensor]
+    settings: dict[str, Any] = field(default_factory=dict)
+    averaged: bool | None = None
+
+
+def read_public_checkpoint(path: str | os.PathLike, ema: bool | None = None) -> PublicCheckpoint:
+    """Reads the folder of a Hub repository, or a Lightning file with the moving average of the weights beside them.
+
+    Only tensors and plain containers are made from what is read. Objects of other classes, which a Lightning file has
+    among its hyperparameters, become empty: nothing of theirs is imported or called.
+
+    Args:
+        path: a folder with `config.json` and `model.safetensors` or `pytorch_model.bin`, or a file of Lightning.
+        ema: `True`, the moving average; `False`, the weights themselves; `None`, the average where there is one: it is
+            what the public code evaluates and samples with.
+    Raises:
+        ValueError: a path without a checkpoint, a file that is truncated or holds anything but weights, or `ema` that
+            the checkpoint cannot satisfy.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return _read_folder(path, ema)
+    if not path.is_file():
+        raise ValueError(f"checkpoint {path} does not exist. Pass a Lightning file or a folder with config.json.")
+    content = _read_pickle(path, inert=True)
+    if not isinstance(content, Mapping) or "state_dict" not in content:
+        raise ValueError(f"checkpoint {path} is no Lightning file: it has no state_dict. Pass the folder of a Hub one.")
+    state = _clean(content["state_dict"], path)
+    average = content.get("ema")
+    if ema and average is None:
+        raise ValueError(f"ema=True, but {path} has no moving average. Leave it out to convert the weights themselves.")
+    if average is None or ema is False:
+        return PublicCheckpoint(state, averaged=False)
+    return PublicCheckpoint(_averaged_state(state, average, path), averaged=True)
+
+
+def _read_folder(folder: Path, ema: bool | None) -> PublicCheckpoint:
+    if ema is not None:
+        raise ValueError(f"ema={ema} is for Lightning files: the folder {folder} has one set of weights. Leave it out.")
+    found = [folder / name for name in WEIGHTS if (folder / name).is_file()]
+    if not found or not (folder / "config.json").is_file():
+        raise ValueError(f"checkpoint {folder} must hold config.json and one of {WEIGHTS}. Download it again.")
+    try:
+        settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{folder / 'config.json'} is no JSON: {error}. Download it again.") from error
+    if not isinstance(settings, dict):
+        raise ValueError(f"{folder / 'config.json'} must hold a mapping, got {type(settings).__name__}.")
+    content = _read_safetensors(found[0]) if found[0].suffix == ".safetensors" else _read_pickle(found[0])
+    return PublicCheckpoint(_clean(content, found[0]), settings)
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is truncated or no safetensors file: {error}. Download it again.") from error
+
+
+def _read_pickle(path: Path, inert: bool = False) -> Any:
+    """What `torch.save` wrote; with `inert`, objects that are neither tensors nor plain become empty."""
+    try:
+        foreign = torch.serialization.get_unsafe_globals_in_checkpoint(path) if inert else []
+        with torch.serialization.safe_globals([_inert_class(name) for name in foreign]):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, KeyError, TypeError, AttributeError) as error:
+        # torch's own text first advises to load the file without protection
+        reason = re.split(r"trusted source\.|WeightsUnpickler error:", str(error))[-1].strip().split("\n")[0][:200]
+        raise ValueError(
+            f"{path} is truncated, or holds more than weights, and was not read further: {reason}. Download it again "
+            "from a place that you trust; nothing of it was run."
+        ) from error
+
+
+class _Inert:
+    """In place of any object of a foreign class: takes whatever it is built from, and keeps nothing."""
+
+    def __new__(cls, *_, **__):
+        return super().__new__(cls)
+
+    def __init__(self, *_, **__):
+        pass
+
+    def __setstate__(self, state):
+        pass
+
+
+def _inert_class(name: str) -> type:
+    """An `_Inert` that torch's restricted unpickler takes for the class or function `name`."""
+    module, _, qualname = name.rpartition(".")
+    return type(qualname, (_Inert,), {"__module__": module, "__qualname__": qualname})
+
+
+def _clean(content: Any, path: Path) -> dict[str, Tensor]:
+    """Keys without the prefixes of Lightning, of the Hub class and of `torch.compile`; all values are tensors."""
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{path} must hold a mapping of names to weights, got {type(content).__name__}.")
+    wrong = [key for key, value in content.items() if not (isinstance(key, str) and isinstance(value, Tensor))]
+    if wrong:
+        raise ValueError(f"{path} has entries that are no weights: {wrong[:5]}. It is no MDLM or BD3-LM.")
+    return _strip(content)
+
+
+def _strip(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {key.replace("_orig_mod.", "").removeprefix("backbone."): value for key, value in state.items()}
+
+
+def _averaged_state(state: dict[str, Tensor], average: Any, path: Path) -> dict[str, Tensor]:
+    """`state` with the moving average of its parameters, which are listed without names, in the order of the module."""
+    shadow = average.get("shadow_params") if isinstance(average, Mapping) else None
+    layout = public_layout(state)
+    names = list(layout) + [key for key in state if key.startswith("noise.")]
+    expected = [tuple(state[name].shape) if name in state else None for name in names]
+    if not isinstance(shadow, list) or [tuple(getattr(one, "shape", ())) for one in shadow] != expected:
+        raise ValueError(
+            f"ema of {path} does not belong to its weights: their numbers, order or shapes differ. Pass ema=False "
+            "(--no_ema) to convert the weights themselves."
+        )
+    return {**state, **dict(zip(names, shadow, strict=True))}
+
+
+# ---------------------------------------------------------------------------------------------- sizes and layout
+
+
+def public_layout(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every parameter of the public network, in the order of its module.
+
+    The sizes are those of `state` (keys without prefixes): vocabulary and width of the embedding, width of the MLP and
+    of the conditioning, number of blocks.
+
+    Raises:
+        ValueError: if `state` lacks the weights that tell the sizes.
+    """
+    tell = {}
+    for key in ("vocab_embed.embedding", "blocks.0.mlp.0.weight", "sigma_map.mlp.0.weight"):
+        if key not in state or state[key].ndim != 2:
+            raise ValueError(f"state lacks the key {key!r}: it is no complete MDLM or BD3-LM.")
+        tell[key] = tuple(state[key].shape)
+    (vocabulary, width), (inner, _), (condition, sinusoid) = tell.values()
+    layout = {"vocab_embed.embedding": (vocabulary, width)}
+    layout |= _linear("sigma_map.mlp.0", condition, sinusoid) | _linear("sigma_map.mlp.2", condition, condition)
+    for index in range(_num_blocks(state)):
+        block = f"blocks.{index}"
+        layout[f"{block}.norm1.weight"] = (width,)
+        layout[f"{block}.attn_qkv.weight"] = (3 * width, width)
+        layout[f"{block}.attn_out.weight"] = (width, width)
+        layout[f"{block}.norm2.weight"] = (width,)
+        layout |= _linear(f"{block}.mlp.0", inner, width) | _linear(f"{block}.mlp.2", width, inner)
+        layout |= _linear(f"{block}.adaLN_modulation", 6 * width, condition)
+    layout["output_layer.norm_final.weight"] = (width,)
+    layout |= _linear("output_layer.linear", vocabulary, width)
+    return layout | _linear("output_layer.adaLN_modulation", 2 * width, condition)
+
+
+def _linear(name: str, outputs: int, inputs: int) -> dict[str, tuple[int, ...]]:
+    return {f"{name}.weight": (outputs, inputs), f"{name}.bias": (outputs,)}
+
+
+def _num_blocks(state: Mapping[str, Tensor]) -> int:
+    return 1 + max((int(key.split(".")[1]) for key in state if re.match(r"blocks\.\d+\.", key)), default=-1)
+
+
+def _check_layout(state: Mapping[str, Tensor]) -> None:
+    layout = public_layout(state)
+    for key, shape in layout.items():
+        if key not in state:
+            raise ValueError(f"state lacks the key {key!r}: it is no complete MDLM or BD3-LM.")
+        if tuple(state[key].shape) != shape:
+            raise ValueError(f"state has {key!r} of shape {tuple(state[key].shape)}, its other weights need {shape}.")
+    unknown = sorted(key for key in state if key not in layout and not _IGNORED.match(key))
+    if unknown:
+        raise ValueError(f"state has unknown keys {unknown}: convert only checkpoints of MDLM and BD3-LM.")
+
+
+# -------------------------------------------------------------------------------------------------------- folding
+
+
+def fold_mdlm_state_dict(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Weights of `LoMDMForMaskedDiffusion` (backbone and LM head) from those of an MDLM or BD3-LM.
 
     Args:
-        state: the state dict of the public layout, which is the same for both, keys with or without the prefix
-            `backbone.`.
+        state: the state dict of the public layout, which is the same for both, keys with or without the prefixes
+            `backbone.` and `_orig_mod.`.
     Returns:
         Float32 weights under the names of `LoMDMForMaskedDiffusion(rate_type="uniform")`; for a BD3-LM the model has
         its `block_size`, which is not in the weights.
     Raises:
-        ValueError: if keys are missing or unknown, with their names.
+        ValueError: if keys are missing or unknown or shapes wrong, with their names.
     """
-    state = {key.removeprefix("backbone."): value.to(torch.float64) for key, value in state.items()}
-    blocks = 1 + max((int(key.split(".")[1]) for key in state if key.startswith("blocks.")), default=-1)
-    used: dict[str, Tensor] = {}
-    take = _Taker(state, used)
-    condition = _condition(take)
-    folded = {"model.embed_tokens.weight": take("vocab_embed.embedding")}
-    for index in range(blocks):
-        folded.update(_fold_block(take, f"blocks.{index}.", f"model.layers.{index}.", condition))
-    folded.update(_fold_output(take, condition))
-    unknown = sorted(key for key in state if key not in used and not _IGNORED.match(key))
-    if unknown:
-        raise ValueError(f"state has unknown keys {unknown}: convert only checkpoints of MDLM and BD3-LM.")
+    state = _strip(state)
+    _check_layout(state)
+    state = {key: value.to(torch.float64) for key, value in state.items()}
+    condition = _condition(state)
+    folded = {"model.embed_tokens.weight": state["vocab_embed.embedding"]}
+    for index in range(_num_blocks(state)):
+        folded |= _fold_block(state, f"blocks.{index}.", f"model.layers.{index}.", condition)
+    folded |= _fold_output(state, condition)
     return {key: value.to(torch.float32).contiguous() for key, value in folded.items()}
 
 
-class _Taker:
-    """Reads a key and remembers it; a missing one is an error with its name."""
-
-    def __init__(self, state: dict[str, Tensor], used: dict[str, Tensor]):
-        self.state, self.used = state, used
-
-    def __call__(self, key: str) -> Tensor:
-        if key not in self.state:
-            raise ValueError(f"state lacks the key {key!r}: it is no complete MDLM or BD3-LM.")
-        self.used[key] = self.state[key]
-        return self.state[key]
-
-
-def _condition(take: _Taker) -> Tensor:
+def _condition(state: dict[str, Tensor]) -> Tensor:
     """The constant conditioning vector: the embedding of sigma = 0, whose cosines are ones and sines zeros."""
-    weight = take("sigma_map.mlp.0.weight")
+    weight = state["sigma_map.mlp.0.weight"]
     half = weight.shape[1] // 2
     sinusoid = torch.cat((weight.new_ones(half), weight.new_zeros(weight.shape[1] - half)))
-    hidden = nn.functional.silu(weight @ sinusoid + take("sigma_map.mlp.0.bias"))
-    return nn.functional.silu(take("sigma_map.mlp.2.weight") @ hidden + take("sigma_map.mlp.2.bias"))
+    hidden = nn.functional.silu(weight @ sinusoid + state["sigma_map.mlp.0.bias"])
+    return nn.functional.silu(state["sigma_map.mlp.2.weight"] @ hidden + state["sigma_map.mlp.2.bias"])
 
 
-def _modulation(take: _Taker, prefix: str, condition: Tensor, chunks: int) -> tuple[Tensor, ...]:
-    return (take(f"{prefix}adaLN_modulation.weight") @ condition + take(f"{prefix}adaLN_modulation.bias")).chunk(chunks)
+def _modulation(state: dict[str, Tensor], prefix: str, condition: Tensor, chunks: int) -> tuple[Tensor, ...]:
+    weight, bias = state[f"{prefix}adaLN_modulation.weight"], state[f"{prefix}adaLN_modulation.bias"]
+    return (weight @ condition + bias).chunk(chunks)
 
 
-def _fold_block(take: _Taker, source: str, target: str, condition: Tensor) -> dict[str, Tensor]:
-    shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = _modulation(take, source, condition, 6)
+def _fold_block(state: dict[str, Tensor], source: str, target: str, condition: Tensor) -> dict[str, Tensor]:
+    shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = _modulation(state, source, condition, 6)
     return {
-        f"{target}attention_norm.weight": take(f"{source}norm1.weight") * (1 + scale_1),
+        f"{target}attention_norm.weight": state[f"{source}norm1.weight"] * (1 + scale_1),
         f"{target}attention_norm.bias": shift_1,
-        f"{target}attention.qkv_proj.weight": take(f"{source}attn_qkv.weight"),
-        f"{target}attention.o_proj.weight": take(f"{source}attn_out.weight") * gate_1[:, None],
-        f"{target}mlp_norm.weight": take(f"{source}norm2.weight") * (1 + scale_2),
+        f"{target}attention.qkv_proj.weight": state[f"{source}attn_qkv.weight"],
+        f"{target}attention.o_proj.weight": state[f"{source}attn_out.weight"] * gate_1[:, None],
+        f"{target}mlp_norm.weight": state[f"{source}norm2.weight"] * (1 + scale_2),
         f"{target}mlp_norm.bias": shift_2,
-        f"{target}mlp.up_proj.weight": take(f"{source}mlp.0.weight"),
-        f"{target}mlp.up_proj.bias": take(f"{source}mlp.0.bias"),
-        f"{target}mlp.down_proj.weight": take(f"{source}mlp.2.weight") * gate_2[:, None],
-        f"{target}mlp.down_proj.bias": take(f"{source}mlp.2.bias") * gate_2,
+        f"{target}mlp.up_proj.weight": state[f"{source}mlp.0.weight"],
+        f"{target}mlp.up_proj.bias": state[f"{source}mlp.0.bias"],
+        f"{target}mlp.down_proj.weight": state[f"{source}mlp.2.weight"] * gate_2[:, None],
+        f"{target}mlp.down_proj.bias": state[f"{source}mlp.2.bias"] * gate_2,
     }
 
 
-def _fold_output(take: _Taker, condition: Tensor) -> dict[str, Tensor]:
-    shift, scale = _modulation(take, "output_layer.", condition, 2)
+def _fold_output(state: dict[str, Tensor], condition: Tensor) -> dict[str, Tensor]:
+    shift, scale = _modulation(state, "output_layer.", condition, 2)
     return {
-        "model.norm.weight": take("output_layer.norm_final.weight") * (1 + scale),
+        "model.norm.weight": state["output_layer.norm_final.weight"] * (1 + scale),
         "model.norm.bias": shift,
-        "lm_head.weight": take("output_layer.linear.weight"),
-        "lm_head.bias": take("output_layer.linear.bias"),
+        "lm_head.weight": state["output_layer.linear.weight"],
+        "lm_head.bias": state["output_layer.linear.bias"],
     }
+
+
+# --------------------------------------------------------------------------------------------- the configuration
+
+
+def public_config(
+    checkpoint: PublicCheckpoint,
+    block_size: int | None = None,
+    max_length: int | None = None,
+    mask_token_id: int | None = None,
+) -> LoMDMConfig:
+    """The configuration of a checkpoint: from its `config.json`, from its shapes, and from what the caller adds.
+
+    Args:
+        checkpoint: as `read_public_checkpoint` gives it.
+        block_size: of a BD3-LM whose settings do not say it.
+        max_length: tokens per text in its training, if its settings do not say it: nothing in the weights does.
+        mask_token_id: if its settings do not say it; default the last id, as in the models with GPT-2's vocabulary.
+    Raises:
+        ValueError: settings that contradict the weights or the arguments, models that do not fold (autoregressive,
+            conditioned on the time), or a size that is nowhere to be found.
+    """
+    state, settings = checkpoint.state, checkpoint.settings
+    for name, wrong in (("causal", "autoregressive"), ("time_conditioning", "conditioned on the time")):
+        if settings.get(name):
+            raise ValueError(f"the config has {name}={settings[name]!r}: a model that is {wrong} cannot be converted.")
+    vocabulary, width = public_layout(state)["vocab_embed.embedding"]
+    sizes = {"vocab_size": vocabulary, "hidden_dim": width, "n_blocks": _num_blocks(state)}
+    for name, found in sizes.items():
+        if settings.get(name, found) != found:
+            raise ValueError(
+                f"the config has {name}={settings[name]!r}, the weights {found}. They do not belong together."
+            )
+    length = _one_of("max_length", settings.get("model_length"), max_length)
+    if length is None:
+        raise ValueError("max_length is not in the file. Pass --max_length, the tokens per text it was trained on.")
+    mask = _one_of("mask_token_id", settings.get("mask_token_id"), mask_token_id)
+    block_size = _one_of("block_size", settings.get("block_size"), block_size)
+    if block_size is None and "sampling_eps_min" in state:
+        raise ValueError("the weights are those of a BD3-LM, whose block_size is not in the file. Pass --block_size.")
+    config = LoMDMConfig(
+        vocab_size=vocabulary,
+        hidden_size=width,
+        num_hidden_layers=_num_blocks(state),
+        num_attention_heads=_num_heads(state, settings.get("n_heads"), width),
+        intermediate_size=len(state["blocks.0.mlp.0.bias"]),
+        max_position_embeddings=length,
+        mask_token_id=vocabulary - 1 if mask is None else mask,
+        rate_type="uniform",
+        block_size=None if block_size == length else block_size,
+        dropout=settings.get("dropout", 0.1),
+        rope_theta=ROPE_THETA,
+        layer_norm_eps=1e-5,
+    )
+    _check_mask(state, config.mask_token_id)
+    return config
+
+
+def _one_of(name: str, stored: Any, given: Any) -> Any:
+    if None not in (stored, given) and stored != given:
+        raise ValueError(f"{name} is {given}, but the checkpoint's config says {stored}. Leave it out.")
+    return given if stored is None else stored
+
+
+def _num_heads(state: dict[str, Tensor], stored: int | None, width: int) -> int:
+    """Heads from the config or from the rotary frequencies, of which a head has half its size."""
+    frequencies = state.get("rotary_emb.inv_freq")
+    if frequencies is None and stored is None:
+        raise ValueError("the number of heads is neither in a config (n_heads) nor in the weights (inv_freq).")
+    if frequencies is None:
+        return stored
+    heads = width // (2 * len(frequencies))
+    if stored not in (None, heads):
+        raise ValueError(f"the config has n_heads={stored}, the rotary frequencies are those of {heads} heads.")
+    expected = ROPE_THETA ** -(torch.arange(len(frequencies)) / len(frequencies))
+    # 1e-2: the frequencies may be stored in bfloat16
+    if not torch.allclose(frequencies.float(), expected, rtol=1e-2, atol=0):
+        raise ValueError(f"rotary_emb.inv_freq is not of base {ROPE_THETA:.0f}: this is another network.")
+    return heads
+
+
+def _check_mask(state: dict[str, Tensor], mask_token_id: int) -> None:
+    """The mask's row of the output starts at zero and never learns: one dead row alone tells which it is."""
+    rows, bias = state["output_layer.linear.weight"], state["output_layer.linear.bias"]
+    dead = ((rows == 0).all(dim=1) & (bias == 0)).nonzero().flatten().tolist()
+    if len(dead) == 1 and dead[0] != mask_token_id:
+        raise ValueError(
+            f"mask_token_id is {mask_token_id}, but the one row of the output that never learned is {dead[0]}. Pass "
+            f"--mask_token_id {dead[0]}, or the tokenizer that the checkpoint was trained with."
+        )
+
+
+# ----------------------------------------------------------------------------------------------- tokenizer and all
+
+
+def fit_tokenizer(tokenizer: PreTrainedTokenizerBase, config: LoMDMConfig) -> None:
+    """Completes `tokenizer` as the checkpoint has it, and `config` by what the tokenizer knows, both in place.
+
+    The mask gets the checkpoint's id for it. A padding token that the checkpoint does not have gets an id of its own
+    behind the vocabulary, never the mask's, and `config.vocab_size` grows by it.
+
+    Raises:
+        ValueError: if the tokenizer is not the checkpoint's: another vocabulary size or another id of the mask.
+    """
+    from ..training.tokenizers import complete_special_tokens, special_token_ids
+
+    complete_special_tokens(tokenizer)
+    ids = special_token_ids(tokenizer)
+    mask, size = config.mask_token_id, config.vocab_size
+    if ids["mask_token_id"] != mask:
+        taken = tokenizer.convert_ids_to_tokens(mask) if mask < ids["vocab_size"] else None
+        raise ValueError(
+            f"tokenizer has the mask token {tokenizer.mask_token!r} at id {ids['mask_token_id']}, the checkpoint at "
+            f"{mask} (there {taken!r} in the tokenizer). Pass the plain tokenizer it was trained with."
+        )
+    behind = sorted(token for token, index in tokenizer.get_vocab().items() if index >= size)
+    if ids["vocab_size"] < size or behind not in ([], [tokenizer.pad_token]):
+        raise ValueError(
+            f"tokenizer has {ids['vocab_size']} ids, the checkpoint {size}"
+            f"{f', which leaves out {behind[:5]}' if behind else ''}. Pass the tokenizer it was trained with."
+        )
+    for name, value in ids.items():
+        setattr(config, name, value)
+
+
+def convert_checkpoint(
+    checkpoint: str | os.PathLike,
+    output: str | os.PathLike,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    ema: bool | None = None,
+    block_size: int | None = None,
+    max_length: int | None = None,
+    mask_token_id: int | None = None,
+) -> Path:
+    """Writes the Hub folder of a public MDLM or BD3-LM checkpoint (docs/conversion.md).
+
+    Args:
+        checkpoint, ema: as for `read_public_checkpoint`.
+        output: a folder that does not exist yet, or is empty.
+        tokenizer: the one that the checkpoint was trained with, completed in place; `None` writes none.
+        block_size, max_length, mask_token_id: as for `public_config`; a tokenizer with a mask token knows its id.
+    Returns:
+        The path of the written folder, whose weights are float32.
+    Raises:
+        ValueError: as the functions named above, and if `output` holds something. Nothing is written then.
+    """
+    output = Path(output)
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise ValueError(f"output {output} exists already. Pass a folder that does not, or empty it.")
+    source = read_public_checkpoint(checkpoint, ema)
+    if mask_token_id is None and "mask_token_id" not in source.settings and tokenizer is not None:
+        mask_token_id = tokenizer.mask_token_id
+    config = public_config(source, block_size, max_length, mask_token_id)
+    weights = fold_mdlm_state_dict(source.state)
+    if tokenizer is not None:
+        fit_tokenizer(tokenizer, config)
+        weights = _grow(weights, config.vocab_size)
+    model = LoMDMForMaskedDiffusion(config)
+    model.load_state_dict(weights, strict=True)
+    kinds = {None: "as published", True: "moving average of the weights", False: "weights without moving average"}
+    system = "MDLM" if config.block_size is None else f"BD3-LM (blocks of {config.block_size})"
+    card = CARD.format(name=output.name, system=system, source=Path(checkpoint).name, weights=kinds[source.averaged])
+    return export_to_hub_folder(model, output, tokenizer, model_card=card)
+
+
+def _grow(weights: dict[str, Tensor], vocab_size: int) -> dict[str, Tensor]:
+    """Rows for ids that the checkpoint does not have: they are never predicted and embedded as zero."""
+    grown = dict(weights)
+    for name, fill in (("model.embed_tokens.weight", 0.0), ("lm_head.weight", 0.0), ("lm_head.bias", NEVER)):
+        value = weights[name]
+        rows = value.new_full((vocab_size - len(value), *value.shape[1:]), fill)
+        grown[name] = torch.cat((value, rows))
+    return grown

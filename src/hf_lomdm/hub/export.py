@@ -6,11 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.utils import httpx  # whichever the Hub's client uses
 from safetensors.torch import load_file
 
 from ..modeling.modeling_lomdm import LoMDMForMaskedDiffusion
 from ..pipelines import LoMDMPipeline
 from ..schedulers.scheduling_lomdm import LoMDMScheduler
+from ..training import model_card as cards
 
 AVERAGE = "ema.safetensors"  # beside the training weights in a checkpoint of the trainer
 
@@ -34,7 +38,9 @@ def export_to_hub_folder(
         scheduler_config: settings of `LoMDMScheduler`, such as `{"sampler": "ancestral"}`; they change those of the
             checkpoint's folder, or the default ones if it has none.
         dtype: of the exported floating-point weights; default: as they are.
-        model_card: text of `README.md`; default: the one in `output`, or a line that promises nothing.
+        model_card: text of `README.md`; default: the card that somebody wrote for `output` or for the checkpoint; else
+            one from the checkpoint's `training_record.json`, with a picture of the order if matplotlib is there; else
+            a line that promises nothing.
         save_options: `push_to_hub`, `repo_id`, `private`, `token`, `commit_message`, `max_shard_size` of
             `LoMDMPipeline.save_pretrained`.
     Returns:
@@ -43,12 +49,17 @@ def export_to_hub_folder(
         ValueError: as `LoMDMPipeline.save_pretrained`, if `dtype` is not a floating-point type, if the moving average
             does not fit the model, and if its checkpoint would be overwritten.
         OSError: if the checkpoint cannot be read or the folder cannot be written; nothing is half written then.
+        ConnectionError: if the upload fails (an `OSError` too): the folder is complete, the repository as it was, and
+            the same call again completes it.
     """
     if dtype is not None and not dtype.is_floating_point:
         raise ValueError(f"dtype must be a floating-point type, got {dtype}. Pass for example torch.bfloat16.")
-    settings = {}
+    settings, output = {}, Path(output)
+    record, picture = None, False
     if isinstance(model, (str, os.PathLike)):
-        source = _load(Path(model), Path(output), dtype)
+        record = cards.TrainingRecord.load(Path(model))
+        model_card = _hand_written(Path(model), output) if model_card is None else model_card
+        source = _load(Path(model), output, dtype)
         model, tokenizer = source.model, tokenizer or source.tokenizer
         settings = {name: value for name, value in source.scheduler.config.items() if not name.startswith("_")}
     else:
@@ -56,8 +67,45 @@ def export_to_hub_folder(
         settings["block_size"] = model.config.block_size
     settings |= {**(scheduler_config or {}), "mask_token_id": model.config.mask_token_id}
     pipe = LoMDMPipeline(model, LoMDMScheduler(**settings), tokenizer)
-    pipe.save_pretrained(output, model_card=model_card, **save_options)
-    return Path(output)
+    if record is not None and model_card is None and not cards.is_written_by_hand(output / "README.md"):
+        name, picture = save_options.get("repo_id") or output.resolve().name, cards.can_draw(pipe)
+        model_card = cards.model_card(name, cards.describe_diffusion(model.config), record, picture=picture)
+    try:
+        pipe.save_pretrained(output, model_card=model_card, **save_options)
+        if record is not None:
+            _add_record(pipe, output, record, picture)
+            if save_options.get("push_to_hub"):
+                _upload_record(output, save_options)
+    except (httpx.HTTPError, HfHubHTTPError) as error:
+        raise ConnectionError(_upload_message(output, save_options.get("repo_id") or output.name, error)) from error
+    return output
+
+
+def _add_record(pipe: LoMDMPipeline, output: Path, record: cards.TrainingRecord, picture: bool) -> None:
+    record.save(output)
+    if picture:
+        cards.draw_picture(pipe, output / cards.PICTURE_FILE)
+
+
+def _upload_record(output: Path, options: dict[str, Any]) -> None:
+    """The record and the picture: they belong to the card, not to the pipeline, which has uploaded the rest."""
+    api, names = HfApi(token=options.get("token")), [cards.RECORD_FILE, cards.PICTURE_FILE]
+    api.upload_folder(repo_id=options.get("repo_id") or output.name, folder_path=output, allow_patterns=names)
+
+
+def _hand_written(source: Path, output: Path) -> str | None:
+    """The card that somebody wrote for the checkpoint, where the output has none."""
+    by_hand = cards.is_written_by_hand(source / "README.md") and not (output / "README.md").exists()
+    return (source / "README.md").read_text(encoding="utf-8") if by_hand else None
+
+
+def _upload_message(output: str | os.PathLike, repo_id: str, error: Exception) -> str:
+    """What failed and what to do: a refusal needs a token, a broken connection a second try."""
+    response = getattr(error, "response", None)
+    refused = response is not None and response.status_code in (401, 403)
+    remedy = "Log in with a token that may write there (hf auth login, or HF_TOKEN)" if refused else "Try again"
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return f"{output} is written, but was not uploaded to {repo_id}: {reason}. {remedy}: the same call completes it."
 
 
 def _load(folder: Path, output: Path, dtype: torch.dtype | None) -> LoMDMPipeline:

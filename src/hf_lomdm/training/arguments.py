@@ -65,7 +65,7 @@ class DataArguments:
 
 @dataclass
 class ModelArguments:
-    """Objective, sizes and process of the model; but for `objective` the names and meanings of `LoMDMConfig`."""
+    """Objective, start, sizes and process of the model; from the sizes on as in `LoMDMConfig`."""
 
     objective: str = field(
         default="diffusion",
@@ -73,6 +73,15 @@ class ModelArguments:
             "help": "diffusion, or ar: an autoregressive GPT-NeoX of the same sizes, to which rate_type, block_size, "
             "c1, c2, bound, time_epsilon and time_range mean nothing.",
             "choices": list(OBJECTIVES),
+        },
+    )
+    init_from: str | None = field(
+        default=None,
+        metadata={
+            "help": "Start from this trained model of the same objective, a folder or Hub name: its trunk and LM head "
+            "are copied, what its rate_type adds (order heads, token rates) starts afresh. All sizes are the folder's, "
+            "whatever is said here, but for max_position_embeddings if given; the tokenizer must be the folder's, and "
+            "is so by default. Without effect where training resumes from a checkpoint."
         },
     )
     hidden_size: int = field(default=768, metadata={"help": "Hidden units; a multiple of 2 * num_attention_heads."})
@@ -150,7 +159,8 @@ def parse_arguments(
 ) -> tuple[DataArguments, ModelArguments, LoMDMTrainingArguments]:
     """Parses `[--config FILE.yaml ...] [--key value ...]`.
 
-    Later files win over earlier ones, the command line wins over all. Without an `output_dir` a run writes to
+    Later files win over earlier ones, the command line wins over all. With `init_from` and no tokenizer named, the
+    tokenizer is that of `init_from`. Without an `output_dir` a run writes to
     `outputs/` and the names of its files, so that `--config owt.yaml --config mdlm.yaml` gives `outputs/owt-mdlm`.
 
     Args:
@@ -167,7 +177,10 @@ def parse_arguments(
     )
     if unknown:
         raise ValueError(f"Unknown argument {unknown[0]!r}. Run with --help for all names.")
-    return tuple(parts)
+    data, model, training = parts
+    if model.init_from and not (data.tokenizer or data.train_tokenizer):
+        data.tokenizer = model.init_from
+    return data, model, training
 
 
 def _split_off_configs(words: list[str]) -> tuple[list[Path], list[str]]:

@@ -1,11 +1,19 @@
-"""The `README.md` of a trained model: what the trainer knows of it, and nothing that it does not know."""
+"""The `README.md` of a trained model: what its training record knows, and nothing that it does not know."""
 
+import importlib.util
+import json
+import os
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
-from huggingface_hub import ModelCardData
+import torch
+from huggingface_hub import EvalResult, ModelCardData
 from transformers import PretrainedConfig, TrainingArguments
+
+from ..visualization import order_picture, token_texts
+from .arguments import DataArguments
 
 # A card without this line was written by hand and stays.
 MARKER = "<!-- Written by LoMDMTrainer, which replaces this file as long as this line is in it. -->"
@@ -26,11 +34,14 @@ SETTINGS = (
     "bf16",
     "seed",
 )
+RECORD_FILE = "training_record.json"
+PICTURE_FILE = "order.png"
+PICTURE_TOKENS, PICTURE_SEED = 96, 0
 TEXT = """
 # {name}
 
 {summary}
-
+{use}{picture}
 ## Evaluation
 
 {evaluation}
@@ -41,7 +52,84 @@ Text: {dataset}. Settings:
 
 {settings}
 
-What the model is good for and what it must not be used for was not recorded.
+## Limitations
+
+{limitations}
+
+## Licence
+
+{licence} The code files of this folder are those of hf-lomdm, Apache-2.0.
+
+## Citation
+
+{citation}
+"""
+USE = """
+## Use
+
+As a model, without the package `hf_lomdm`; the rates say which masked position is written next:
+
+```python
+import torch
+from transformers import AutoModel
+
+model = AutoModel.from_pretrained("{name}", trust_remote_code=True).eval()
+masked = torch.full((1, 8), model.config.mask_token_id)
+with torch.no_grad():
+    output = model(input_ids=masked)
+print(output.logits.shape, output.rates)
+```
+
+As a pipeline, without the package too; give it a text to continue as the first argument:
+
+```python
+from diffusers import DiffusionPipeline
+
+pipe = DiffusionPipeline.from_pretrained("{name}", trust_remote_code=True)
+out = pipe(num_inference_steps=16, max_length=24)
+print(out.texts, out.order)
+```
+
+With the package, without remote code: the bound on `-log P` of a text, in nats:
+
+```python
+from hf_lomdm import LoMDMPipeline
+from hf_lomdm.evaluation import nelbo
+
+pipe = LoMDMPipeline.from_pretrained("{name}")
+out = pipe(num_inference_steps=16, max_length=24)
+estimate = nelbo(pipe.model, out.sequences, num_samples=4)
+print(estimate.nelbo, estimate.standard_error)
+```
+"""
+PICTURE = f"""
+## The order
+
+One text of at most {PICTURE_TOKENS} tokens, drawn from these weights one token at a time with seed {PICTURE_SEED};
+the colour of a token is the step of its reveal.
+
+![order of reveal]({PICTURE_FILE})
+"""
+PROTOCOL = """
+Protocol: the averaged weights on the whole validation text, {tokens:,.0f} maskable tokens, {draws} draws per text on
+fixed seeds (those of `LoMDMTrainer.evaluate`); one standard error over texts and draws. A bound is an upper bound on
+the negative log-likelihood; perplexity is its exponential.
+"""
+LIMITATIONS = """
+Measured is what the table above says, and nothing else: not the truth of what the model writes, not bias, not
+toxicity, not the memory of personal data in its text. It knows texts of at most {length} tokens of the kind that it was
+trained on. What it must not be used for was not recorded by those who trained it.
+"""
+CITATION = """
+```bibtex
+@inproceedings{hong2026unifying,
+  title = {Unifying Masked Diffusion Models with Various Generation Orders and Beyond},
+  author = {Hong and Lee and Ye},
+  booktitle = {ICML},
+  year = {2026},
+  note = {arXiv 2602.02112}
+}
+```
 """
 DIFFUSION = """
 A masked diffusion language model that reveals its tokens in {order} (`rate_type="{rate_type}"`){blocks}, trained for
@@ -71,11 +159,55 @@ class Description:
         summary: what it is and how it loads, with a place `{steps}` for the optimizer steps.
         tags: of its repository.
         measures: in words, what each metric of the evaluation is.
+        length: tokens of the longest text.
+        use: code that loads it, with places `{name}`; empty where the summary has it.
+        citation: BibTeX or a sentence.
     """
 
     summary: str
     tags: tuple[str, ...]
     measures: dict[str, str]
+    length: int | None = None
+    use: str = ""
+    citation: str = "Nothing to cite is recorded."
+
+
+@dataclass
+class TrainingRecord:
+    """What a run knows of its model, as plain data, in `training_record.json` beside the weights.
+
+    Attributes:
+        steps: optimizer steps taken.
+        settings: those of `SETTINGS`, and `eval_num_samples`.
+        metrics: of `LoMDMTrainer.evaluate` for these weights; may be empty.
+        data: what the model was trained on, in words; `None` if nobody said.
+    """
+
+    steps: int
+    settings: dict[str, Any]
+    metrics: dict[str, float] = field(default_factory=dict)
+    data: str | None = None
+
+    @classmethod
+    def of(cls, args: TrainingArguments, steps: int, metrics: dict[str, float], data: str | None) -> "TrainingRecord":
+        """The record of a run with these arguments."""
+        names = [name for name in (*SETTINGS, "eval_num_samples") if hasattr(args, name)]
+        return cls(steps, {name: _plain(getattr(args, name)) for name in names}, dict(metrics), data)
+
+    @classmethod
+    def load(cls, folder: Path) -> "TrainingRecord | None":
+        """The record in `folder`, or `None`. Raises `ValueError` for a file that is no such record."""
+        path = folder / RECORD_FILE
+        if not path.is_file():
+            return None
+        try:
+            return cls(**json.loads(path.read_text(encoding="utf-8")))
+        except TypeError as error:
+            raise ValueError(f"{path} is no training record: {error}. Remove it, or pass a model card.") from error
+
+    def save(self, folder: Path) -> None:
+        """Writes `training_record.json` into `folder`."""
+        (folder / RECORD_FILE).write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
 
 
 def describe_diffusion(config: PretrainedConfig) -> Description:
@@ -88,7 +220,8 @@ def describe_diffusion(config: PretrainedConfig) -> Description:
         "eval_nelbo": "order bound",
         "eval_without_order_nelbo": "order bound with c2 = 0 at evaluation",
     }
-    return Description(summary, ("lomdm", "masked-diffusion", "diffusers", "custom_code"), measures)
+    tags = ("lomdm", "masked-diffusion", "diffusers", "custom_code")
+    return Description(summary, tags, measures, config.max_position_embeddings, USE, CITATION.strip())
 
 
 def _objective(config: PretrainedConfig) -> str:
@@ -103,40 +236,74 @@ def describe_causal() -> Description:
     return Description(CAUSAL, ("autoregressive",), {"eval_nelbo": "negative log-likelihood (exact)"})
 
 
+def describe_data(arguments: DataArguments) -> str:
+    """The text of a run and how it was cut, in words."""
+    source = arguments.dataset_name or Path(arguments.train_file or "not recorded here").name
+    parts = [arguments.dataset_config, arguments.dataset_revision and f"revision {arguments.dataset_revision}"]
+    details = [part for part in parts if part] + [f"split {arguments.train_split}"] * bool(arguments.dataset_name)
+    named = f"`{source}`" + (f" ({', '.join(details)})" if details else "")
+    rows = "packed into rows" if arguments.packing else "one document per row,"
+    tokenizer = arguments.train_tokenizer or Path(arguments.tokenizer or "gpt2").name
+    return f"{named}, {rows} of {arguments.max_length} tokens, tokenizer `{tokenizer}`"
+
+
 def model_card(
     name: str,
     description: Description,
-    args: TrainingArguments,
-    steps: int,
-    metrics: dict[str, float],
+    record: TrainingRecord,
     tags: Iterable[str] = (),
     dataset: str | list[str] | None = None,
+    picture: bool = False,
     **metadata,
 ) -> str:
     """The text of the card.
 
     Args:
-        name: its title.
+        name: its title: the repository, or the folder (its code then runs in the folder's parent).
         description: of the model.
-        args: of its training.
-        steps: optimizer steps taken.
-        metrics: those of `LoMDMTrainer.evaluate` for these weights; may be empty.
+        record: of its training.
         tags: in addition to those of the description.
-        dataset: what the model was trained on, in words.
+        dataset: what the model was trained on, in words; default: what the record says.
+        picture: whether `order.png` lies beside the card.
         metadata: further fields of the header, such as `license`, `language`, `datasets`, `base_model`.
     """
     tags = [*description.tags, *(tag for tag in tags if tag not in description.tags)]
+    data = ", ".join([dataset] if isinstance(dataset, str) else dataset or [record.data or "not recorded here"])
     known = {key: value for key, value in metadata.items() if value is not None}
+    results = _results(record.metrics, description.measures, data)
+    known |= {"eval_results": results, "model_name": name} if results else {}
     header = ModelCardData(library_name="transformers", pipeline_tag="text-generation", tags=tags, **known).to_yaml()
-    dataset = [dataset] if isinstance(dataset, str) else dataset
+    license = known.get("license")
     text = TEXT.format(
         name=name,
-        summary=description.summary.strip().format(steps=steps),
-        evaluation=_evaluation(metrics, description.measures),
-        dataset=", ".join(dataset) if dataset else "not recorded here",
-        settings="\n".join(f"- `{key}`: {_plain(getattr(args, key))}" for key in SETTINGS if hasattr(args, key)),
+        summary=description.summary.strip().format(steps=record.steps),
+        use=description.use.format(name=name),
+        picture=PICTURE if picture else "",
+        evaluation=_evaluation(record, description.measures),
+        dataset=data,
+        settings="\n".join(f"- `{key}`: {value}" for key, value in record.settings.items() if key in SETTINGS),
+        limitations=LIMITATIONS.strip().format(length=description.length or "the trained length in"),
+        licence=f"Of the weights: {license}." if license else "Of the weights: not recorded.",
+        citation=description.citation,
     )
     return f"---\n{header}\n---\n{MARKER}\n{text}"
+
+
+def can_draw(pipe: Any) -> bool:
+    """Whether `draw_picture` can work: a tokenizer and matplotlib are there."""
+    return pipe.tokenizer is not None and importlib.util.find_spec("matplotlib") is not None
+
+
+def draw_picture(pipe: Any, path: str | os.PathLike) -> None:
+    """Writes the picture of the order of one text of the pipeline's model, revealed token by token on a fixed seed."""
+    training, length = pipe.model.training, min(PICTURE_TOKENS, pipe.model.config.max_position_embeddings)
+    quiet = type(pipe)(pipe.model.eval(), pipe.scheduler, pipe.tokenizer)
+    quiet.set_progress_bar_config(disable=True)
+    generator = torch.Generator().manual_seed(PICTURE_SEED)
+    out = quiet(num_inference_steps=length, max_length=length, generator=generator)
+    pipe.model.train(training)
+    order = [step for step in out.order[0].tolist() if step > -2]
+    order_picture(token_texts(pipe.tokenizer, out.sequences[0].tolist()[: len(order)]), order, path)
 
 
 def is_written_by_hand(path: Path) -> bool:
@@ -144,7 +311,8 @@ def is_written_by_hand(path: Path) -> bool:
     return path.is_file() and MARKER not in path.read_text(encoding="utf-8")
 
 
-def _evaluation(metrics: dict[str, float], measures: dict[str, str]) -> str:
+def _evaluation(record: TrainingRecord, measures: dict[str, str]) -> str:
+    metrics = record.metrics
     rows = [
         f"| {label} | {metrics[key]:.4f} | {metrics[f'{key}_standard_error']:.4f} |"
         for key, label in measures.items()
@@ -153,8 +321,26 @@ def _evaluation(metrics: dict[str, float], measures: dict[str, str]) -> str:
     if not rows:
         return "These weights were not evaluated."
     head = ["| on the validation text | nats per token | standard error |", "|---|---|---|"]
-    return "\n".join([*head, *rows])
+    draws = record.settings.get("eval_num_samples", "the recorded number of")
+    return "\n".join([*head, *rows, PROTOCOL.rstrip().format(tokens=metrics["eval_tokens"], draws=draws)])
 
 
-def _plain(value) -> str:
-    return str(getattr(value, "value", value))
+def _results(metrics: dict[str, float], measures: dict[str, str], data: str) -> list[EvalResult]:
+    """The evaluation as the Hub reads it: for each bound its value in nats per token."""
+    return [
+        EvalResult(
+            task_type="text-generation",
+            dataset_type="text",
+            dataset_name=f"validation text of {data}",
+            metric_type="nelbo",
+            metric_name=f"{label}, nats per token (standard error {metrics[f'{key}_standard_error']:.4f})",
+            metric_value=round(metrics[key], 4),
+        )
+        for key, label in measures.items()
+        if key in metrics
+    ]
+
+
+def _plain(value: Any) -> Any:
+    value = getattr(value, "value", value)
+    return value if isinstance(value, (bool, int, float, str, type(None))) else str(value)

@@ -1,41 +1,62 @@
-"""The configuration of a new model, from the arguments of a run."""
+"""The configuration of a model to train, from the arguments of a run, and its start from a trained one."""
 
-from dataclasses import asdict
+from dataclasses import asdict, fields
 
-from transformers import GPTNeoXConfig
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    GPTNeoXConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from ..modeling.configuration_lomdm import LoMDMConfig
 from .arguments import ModelArguments
 
+# What a model takes over from the one that it starts from: all that the shapes and the meaning of its weights hang on.
+SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "tie_word_embeddings")
+TRUNK = {"lomdm": (*SIZES, "rope_theta", "layer_norm_eps"), "gpt_neox": (*SIZES, "rope_parameters", "layer_norm_eps")}
+
 
 def diffusion_config(arguments: ModelArguments, max_length: int, token_ids: dict[str, int | None]) -> LoMDMConfig:
-    """A member of the family for texts of `max_length` tokens.
+    """A member of the family for texts of `max_length` tokens; with `init_from`, of that model's sizes.
 
     Args:
         token_ids: `vocab_size` and the special tokens, from `hf_lomdm.training.model_token_ids`.
     Raises:
-        ValueError: settings that contradict each other or are out of range.
+        ValueError: settings that contradict each other, the model of `init_from` or are out of range.
     """
     settings = asdict(arguments)
-    del settings["objective"]
+    del settings["objective"], settings["init_from"]
     settings["max_position_embeddings"] = arguments.max_position_embeddings or max_length
-    return LoMDMConfig(**settings, **token_ids)
+    return LoMDMConfig(**(settings | _start(arguments, max_length, token_ids, "lomdm")), **token_ids)
 
 
 def causal_config(arguments: ModelArguments, max_length: int, token_ids: dict[str, int | None]) -> GPTNeoXConfig:
     """The autoregressive baseline: GPT-NeoX with the trunk of `LoMDMModel`, and dropout of the embeddings besides.
 
     `bos_token_id` is the start token, here the mask token, so that `generate()` without a prompt starts from it. An EOS
-    that is also the BOS of the texts (GPT-2) is left out: it would end every text at its first token.
+    that is also the BOS of the texts (GPT-2) is left out: it would end every text at its first token. With `init_from`
+    the sizes are that model's.
+
+    Raises:
+        ValueError: as `diffusion_config`.
     """
     eos = token_ids["eos_token_id"]
+    settings = {
+        "hidden_size": arguments.hidden_size,
+        "num_hidden_layers": arguments.num_hidden_layers,
+        "num_attention_heads": arguments.num_attention_heads,
+        "intermediate_size": 4 * arguments.hidden_size,
+        "max_position_embeddings": arguments.max_position_embeddings or max_length,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 1.0},
+        "layer_norm_eps": 1e-5,
+        "tie_word_embeddings": arguments.tie_word_embeddings,
+    }
+    settings |= _start(arguments, max_length, token_ids, "gpt_neox")
     return GPTNeoXConfig(
         vocab_size=token_ids["vocab_size"],
-        hidden_size=arguments.hidden_size,
-        num_hidden_layers=arguments.num_hidden_layers,
-        num_attention_heads=arguments.num_attention_heads,
-        intermediate_size=4 * arguments.hidden_size,
-        max_position_embeddings=arguments.max_position_embeddings or max_length,
         bos_token_id=token_ids["mask_token_id"],
         eos_token_id=None if eos == token_ids["bos_token_id"] else eos,
         pad_token_id=token_ids["pad_token_id"],
@@ -44,8 +65,91 @@ def causal_config(arguments: ModelArguments, max_length: int, token_ids: dict[st
         attention_dropout=0.0,
         attention_bias=False,
         use_parallel_residual=False,
-        rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 1.0},
-        layer_norm_eps=1e-5,
-        initializer_range=(3 * arguments.hidden_size) ** -0.5,
-        tie_word_embeddings=arguments.tie_word_embeddings,
+        initializer_range=(3 * settings["hidden_size"]) ** -0.5,
+        **settings,
     )
+
+
+# ------------------------------------------------------------------------------------- the start from a trained model
+
+
+def copy_trunk(model: PreTrainedModel, init_from: str) -> None:
+    """Copies the trunk and the LM head of `init_from` into `model`, in place; the rest of `model` stays as it is.
+
+    Args:
+        model: from `diffusion_config` or `causal_config` with the same `init_from`.
+        init_from: a folder or Hub name. A checkpoint's weights are those in training, not their moving average.
+    Raises:
+        ValueError: weights that are missing, or that do not fit.
+    """
+    source = type(model).from_pretrained(init_from, dtype=model.dtype)
+    trunk = model.base_model_prefix
+    getattr(model, trunk).load_state_dict(getattr(source, trunk).state_dict())
+    model.get_output_embeddings().load_state_dict(source.get_output_embeddings().state_dict())
+    fresh = sorted({name.split(".")[0] for name, _ in model.named_parameters()} - {trunk, "lm_head", "embed_out"})
+    print(f"init_from {init_from}: trunk and LM head copied; fresh: {', '.join(fresh) or 'nothing'}", flush=True)
+
+
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase, init_from: str) -> None:
+    """Raises `ValueError` if `init_from` has a tokenizer and it has other tokens than that of the run."""
+    try:
+        theirs = AutoTokenizer.from_pretrained(init_from).get_vocab()
+    except (OSError, ValueError):
+        return  # written without a tokenizer: the ids are all there is to compare
+    differ = sorted(theirs.items() ^ tokenizer.get_vocab().items(), key=lambda item: item[1])
+    if differ:
+        raise ValueError(
+            f"the tokenizer of the run is not that of init_from={init_from!r}: {len(differ)} entries differ, the first "
+            f"is {differ[0]}. Pass --tokenizer {init_from} --train_tokenizer ''."
+        )
+
+
+def _start(arguments: ModelArguments, max_length: int, token_ids: dict[str, int | None], model_type: str) -> dict:
+    """What the configuration takes over from the model of `init_from`; nothing without one."""
+    if not arguments.init_from:
+        return {}
+    config = _load_config(arguments.init_from, model_type)
+    _check_ids(config, token_ids, arguments.init_from)
+    taken = {name: getattr(config, name) for name in TRUNK[model_type]}
+    given = {one.name for one in fields(arguments)}
+    changed = [f"{name} {taken[name]}" for name in SIZES if name in given and taken[name] != getattr(arguments, name)]
+    if changed:
+        print(f"init_from {arguments.init_from}: {', '.join(changed)}, other than this run says", flush=True)
+    positions = arguments.max_position_embeddings or config.max_position_embeddings
+    if positions < max_length:
+        raise ValueError(
+            f"max_length={max_length} is more than the {positions} positions of init_from={arguments.init_from!r}. "
+            f"Lower it, or pass --max_position_embeddings {max_length} to train on longer texts than the model knows."
+        )
+    return {**taken, "max_position_embeddings": positions}
+
+
+def _load_config(init_from: str, model_type: str) -> PreTrainedConfig:
+    try:
+        config = AutoConfig.from_pretrained(init_from)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"init_from={init_from!r} has no config.json that can be read: {error}") from error
+    if config.model_type != model_type:
+        kinds = {"lomdm": "diffusion", "gpt_neox": "ar"}
+        raise ValueError(
+            f"init_from={init_from!r} is a {config.model_type!r} model, this objective trains {model_type!r}. Pass a "
+            f"folder of --objective {kinds[model_type]}; a public MDLM or BD3-LM goes through convert_checkpoint.py."
+        )
+    return config
+
+
+def _check_ids(config: PreTrainedConfig, token_ids: dict[str, int | None], init_from: str) -> None:
+    """Vocabulary, mask and padding must agree; BOS and EOS only where both have one: rows may go without."""
+    theirs = {name: getattr(config, name, None) for name in token_ids}
+    if config.model_type == "gpt_neox":  # its BOS is the start token, and its EOS is left out where it is the BOS
+        theirs |= {"mask_token_id": config.bos_token_id, "bos_token_id": None}
+    differ = {
+        name: (theirs[name], value)
+        for name, value in token_ids.items()
+        if theirs[name] != value and None not in (theirs[name], value)
+    }
+    if differ:
+        raise ValueError(
+            f"the tokenizer of the run does not fit init_from={init_from!r}, (there, here): {differ}. Pass "
+            f"--tokenizer {init_from} --train_tokenizer ''."
+        )

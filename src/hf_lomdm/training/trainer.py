@@ -22,7 +22,16 @@ from ..pipelines import LoMDMPipeline
 from ..schedulers.scheduling_lomdm import LoMDMScheduler
 from . import checkpointing
 from .ema import EMA
-from .model_card import Description, describe_diffusion, is_written_by_hand, model_card
+from .model_card import (
+    PICTURE_FILE,
+    Description,
+    TrainingRecord,
+    can_draw,
+    describe_diffusion,
+    draw_picture,
+    is_written_by_hand,
+    model_card,
+)
 from .training_log import TrainingLog
 
 logger = logging.getLogger(__name__)
@@ -67,6 +76,7 @@ class LoMDMTrainer(Trainer):
         self._first_step = 0  # where the latest call of `train` began
         self._metrics: dict[str, float] = {}  # of the weights as they are
         self._special_tokens = {name: getattr(self.model.config, name, None) for name in SPECIAL_TOKENS}
+        self.data: str | None = None  # what the model is trained on, in words, for its card
         self._step_loss = 0.0
         self._training_log = TrainingLog()
         self.add_callback(_StepCallback(self))
@@ -195,6 +205,11 @@ class LoMDMTrainer(Trainer):
         """Whether there is an order to take away (`evaluate_without_order`)."""
         return getattr(self.model.config, "rate_type", None) == "learned"
 
+    @property
+    def has_order(self) -> bool:
+        """Whether the model reveals its tokens in an order that a picture can show."""
+        return hasattr(self.model.config, "rate_type")
+
     def evaluate_without_order(self) -> dict[str, float]:
         """`evaluate` with all rates equal (`c2 = 0`), prefix `eval_without_order`: what the order is worth."""
         config = self.accelerator.unwrap_model(self.model).config
@@ -311,7 +326,13 @@ class LoMDMTrainer(Trainer):
             if tokenizer is not None:
                 tokenizer.save_pretrained(folder)
         else:
-            self.write_model(model, tokenizer, folder, None if is_written_by_hand(folder / CARD_FILE) else self._card())
+            by_hand = is_written_by_hand(folder / CARD_FILE)
+            pipe = make_pipeline(model, tokenizer) if self.has_order else None
+            picture = pipe is not None and can_draw(pipe)
+            if picture:
+                draw_picture(pipe, folder / PICTURE_FILE)
+            self.write_model(model, tokenizer, folder, None if by_hand else self._card(picture=picture))
+        self._record().save(folder)
         torch.save(self.args, folder / TRAINING_ARGS_NAME)
 
     def write_model(self, model: PreTrainedModel, tokenizer, folder: Path, card: str | None) -> None:
@@ -346,8 +367,12 @@ class LoMDMTrainer(Trainer):
         path.write_text(self._card(model_name, tags=tags, dataset=dataset or dataset_tags, **header), encoding="utf-8")
 
     def _card(self, name: str | None = None, **details) -> str:
-        name = name or Path(self.args.hub_model_id or Path(self.args.output_dir).absolute()).name
-        return model_card(name, self.describe(), self.args, self.state.global_step, self._metrics, **details)
+        folder = Path(self.args.output_dir).absolute()
+        details.setdefault("picture", (folder / PICTURE_FILE).is_file())
+        return model_card(name or self.args.hub_model_id or folder.name, self.describe(), self._record(), **details)
+
+    def _record(self) -> TrainingRecord:
+        return TrainingRecord.of(self.args, self.state.global_step, self._metrics, self.data)
 
     def describe(self) -> Description:
         """What the card and the script say of the model."""

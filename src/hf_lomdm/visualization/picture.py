@@ -5,7 +5,7 @@ The colours are those of the terminal, from early (blue) to late (red), light en
 
 import os
 
-from .terminal import COLOURS
+from .terminal import COLOURS, PICTURES
 
 COLUMNS = 80
 FONT_SIZE = 9  # points
@@ -49,7 +49,7 @@ def order_picture(tokens: list[str], order: list[int], path: str | os.PathLike) 
     """
     if len(tokens) != len(order):
         raise ValueError(f"tokens and order must have the same length, got {len(tokens)} and {len(order)}.")
-    pairs = [(token, step) for token, step in zip(tokens, order, strict=True) if step > -2]
+    pairs = [(token.translate(PICTURES), step) for token, step in zip(tokens, order, strict=True) if step > -2]
     steps = [step for _, step in pairs if step >= 0]
     if not steps:
         raise ValueError("order holds no step of reveal (all given or padding): there is no order to show.")

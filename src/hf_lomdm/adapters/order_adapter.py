@@ -1,0 +1,445 @@
+"""The two order heads on a frozen masked language model (docs/order_adapters.md)."""
+
+import copy
+import hashlib
+import os
+from collections.abc import Iterable
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutput
+from transformers.utils import cached_file
+
+# Not relative: `LoMDMPipeline.save_pretrained` copies this file, which needs the package wherever it is
+from hf_lomdm.modeling.backbone_lomdm import check_inputs, position_ids
+from hf_lomdm.modeling.configuration_lomdm import LoMDMConfig
+from hf_lomdm.modeling.modeling_lomdm import LoMDMForMaskedDiffusion, LoMDMOrderHead
+
+WEIGHTS = "model.safetensors"
+# Of `from_pretrained`: what both the adapter and its base are fetched with. The rest goes to the base alone.
+FETCH = ("token", "cache_dir", "force_download", "local_files_only")
+# Of `from_pretrained`: what goes into the configuration of the adapter.
+SETTINGS = (
+    "c1",
+    "c2",
+    "bound",
+    "time_epsilon",
+    "max_position_embeddings",
+    "num_attention_heads",
+    "intermediate_size",
+    "mask_token_id",
+    "pad_token_id",
+    "prefix_token_id",
+    "suffix_token_id",
+    "suppressed_token_ids",
+)
+# A LoMDM's own: these stand in its texts.
+OWN_TOKENS = ("mask_token_id", "pad_token_id", "bos_token_id", "eos_token_id")
+
+
+class OrderAdapterConfig(LoMDMConfig):
+    """Sizes of the order heads, the process, and which base they belong to.
+
+    Args:
+        base_name: Hub name or folder of the frozen base. base_revision: its commit, where it is known.
+        base_fingerprint: `fingerprint` of the base's weights.
+        prefix_token_id, suffix_token_id: what the base saw in front of and behind every text (BERT: [CLS] and [SEP]).
+            The adapter puts them there by itself: texts have neither, and `max_position_embeddings` counts neither.
+        suppressed_token_ids: ids besides the mask token that are never revealed: their probability is zero.
+        kwargs: of `LoMDMConfig`; sizes are those of the base.
+
+    Raises:
+        ValueError: a value that is out of range, with the name, the value and the remedy.
+    """
+
+    model_type = "lomdm_order_adapter"
+
+    def __init__(
+        self,
+        base_name: str | None = None,
+        base_revision: str | None = None,
+        base_fingerprint: str | None = None,
+        prefix_token_id: int | None = None,
+        suffix_token_id: int | None = None,
+        suppressed_token_ids: Iterable[int] = (),
+        **kwargs,
+    ):
+        kwargs.setdefault("auto_map", {})  # a folder of heads alone carries no code
+        super().__init__(**kwargs)
+        if self.rate_type != "learned" or self.block_size is not None:
+            raise ValueError(
+                "an order adapter has rate_type='learned' and block_size=None, got "
+                f"{self.rate_type!r} and {self.block_size}. Leave both out."
+            )
+        self.base_name, self.base_revision, self.base_fingerprint = base_name, base_revision, base_fingerprint
+        self.prefix_token_id, self.suffix_token_id = prefix_token_id, suffix_token_id
+        self.suppressed_token_ids = sorted(set(suppressed_token_ids))
+        ids = {"prefix_token_id": [prefix_token_id], "suffix_token_id": [suffix_token_id]}
+        for name, values in {**ids, "suppressed_token_ids": self.suppressed_token_ids}.items():
+            wrong = [value for value in values if value is not None and not 0 <= value < self.vocab_size]
+            if wrong:
+                raise ValueError(f"{name} must be in [0, vocab_size={self.vocab_size}), got {wrong[0]}.")
+
+
+class FrozenBase(nn.Module):
+    """A masked language model that is only read: token ids to hidden states, and these to logits.
+
+    It is never trained: no gradient, and eval mode (no dropout) whatever the mode of the model around it.
+    """
+
+    def __init__(self, base: PreTrainedModel, config: OrderAdapterConfig):
+        super().__init__()
+        self.config = config
+        self.base = base.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> "FrozenBase":
+        """Leaves the base in eval mode."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        past_key_values=None,
+        deterministic: bool = True,
+    ) -> BaseModelOutput:
+        """Hidden states `[B, L, D]` of texts `[B, L]`, which the base sees with their prefix and suffix.
+
+        `deterministic` is always so, and `past_key_values` must be `None`: the arguments are those of `LoMDMModel`.
+        """
+        check_inputs(input_ids, attention_mask, self.config)
+        if past_key_values is not None:
+            raise ValueError("past_key_values needs blocks, which an order adapter does not have. Leave it out.")
+        framed, real, place = self.frame(input_ids, attention_mask)
+        hidden = self.base.base_model(input_ids=framed, attention_mask=real).last_hidden_state
+        hidden = hidden.gather(1, place[..., None].expand(len(input_ids), -1, hidden.shape[-1]))
+        return BaseModelOutput(last_hidden_state=hidden)
+
+    def frame(self, input_ids: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor]:
+        """What the base sees of texts `[B, L]`: `[B, F + L + S]` padded on the right, its mask, and where each is.
+
+        Texts move to the left because bases count positions from the left end, or by the ids of padding.
+        """
+        config, (batch, length) = self.config, input_ids.shape
+        ends = (config.prefix_token_id, config.suffix_token_id)
+        front, back = (input_ids.new_full((batch, int(token is not None)), token or 0) for token in ends)
+        place = position_ids(attention_mask, length, input_ids.device) + front.shape[1]  # [B or 1, L]
+        if attention_mask is None:
+            return torch.cat((front, input_ids, back), dim=1), None, place
+        width, count = length + front.shape[1] + back.shape[1], attention_mask.long().sum(-1, keepdim=True)
+        framed = input_ids.new_full((batch, width + 1), config.pad_token_id or 0)
+        framed = framed.scatter(1, place.where(attention_mask.bool(), width), input_ids)[:, :width]
+        framed[:, : front.shape[1]] = front
+        framed = framed.scatter(1, (count + front.shape[1]).expand(-1, back.shape[1]), back)
+        real = torch.arange(width, device=input_ids.device) < count + front.shape[1] + back.shape[1]
+        return framed, real.long(), place
+
+    @torch.no_grad()
+    def logits(self, hidden: Tensor) -> Tensor:
+        """The base's own prediction head: `[..., D] -> [..., V]`.
+
+        transformers names the parts of every architecture differently. What they share is that the model with the head
+        hands `inputs_embeds` to the model without, so the latter is replaced, in a shallow copy, by what hands them on.
+        """
+        states = hidden.reshape(1, -1, hidden.shape[-1]).to(self.base.dtype)
+        if self.base.config.model_type == "lomdm":
+            logits = self.base.lm_head(states)
+        else:
+            head, backbone = copy.copy(self.base), copy.copy(self.base.base_model)
+            backbone.forward = lambda *_, inputs_embeds=None, **__: BaseModelOutput(last_hidden_state=inputs_embeds)
+            head._modules = {**head._modules, head.base_model_prefix: backbone}
+            logits = type(head).forward(head, inputs_embeds=states).logits
+        return logits.reshape(*hidden.shape[:-1], -1)
+
+
+class OrderAdapter(LoMDMForMaskedDiffusion):
+    """Order heads on a frozen masked language model: everything that takes a `LoMDMForMaskedDiffusion` takes it.
+
+    The token law is the base's, but for tokens that are never revealed; the order is learned. Only the heads are
+    trained, and only they are in its `state_dict` and in what `save_pretrained` writes.
+
+    Args:
+        config: see `OrderAdapterConfig`.
+        base: a bidirectional masked language model of transformers (`AutoModelForMaskedLM`), or a
+            `LoMDMForMaskedDiffusion` with `rate_type="uniform"`, for example a converted MDLM. It is frozen in place.
+
+    Raises:
+        ValueError: a base that does not fit.
+    """
+
+    config_class = OrderAdapterConfig
+    _tied_weights_keys: dict[str, str] = {}
+
+    def __init__(self, config: OrderAdapterConfig, base: PreTrainedModel):
+        super(LoMDMForMaskedDiffusion, self).__init__(config)  # neither its backbone nor its LM head are made
+        check_base(base, config)
+        self.phi = LoMDMOrderHead(config)
+        self.psi = LoMDMOrderHead(config)
+        self.omega = None
+        self.post_init()
+        self.model = FrozenBase(base, config)  # after post_init, which would draw its weights anew
+        check_split(self.model)
+        self.register_state_dict_post_hook(_leave_base_out)
+        self.register_load_state_dict_post_hook(_miss_no_base)
+
+    @classmethod
+    def attach(cls, base: PreTrainedModel, name: str | None = None, **settings) -> "OrderAdapter":
+        """Fresh heads on a base that is loaded already, in eval mode; all rates are equal until they are trained.
+
+        Args:
+            base: see `OrderAdapter`.
+            name: where a saved adapter finds the base; default where it was loaded from.
+            settings: `SETTINGS` of the configuration; the tokenizer of `name`, which tells the special tokens, is not
+                read where `mask_token_id` is among them.
+        Raises:
+            ValueError: a base that does not fit, or without a tokenizer.
+        """
+        return cls(fresh_config(base, name or base.name_or_path, settings), base).eval()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str | os.PathLike,
+        *,
+        base: str | os.PathLike | PreTrainedModel | None = None,
+        revision: str | None = None,
+        verify_base: bool = True,
+        config: OrderAdapterConfig | None = None,
+        **kwargs,
+    ) -> "OrderAdapter":
+        """A saved adapter with its base, or fresh heads on a base, in eval mode.
+
+        Args:
+            name_or_path: Hub name or folder, of an adapter or of a base.
+            base: for a saved adapter, where its base is now, or the base itself; default what its configuration says.
+            revision: of `name_or_path`.
+            verify_base: for a saved adapter, refuse a base with other weights than it was trained on.
+            config: of a saved adapter, where it is read already (`AutoModel` does so).
+            kwargs: `SETTINGS` of the configuration (`c1`, `c2`, `bound`, `max_position_embeddings`, ...; see `attach`).
+                All else goes to the base's `from_pretrained` (`dtype`, `attn_implementation`, `token`, ...).
+        Raises:
+            ValueError: a base or a checkpoint that does not fit or cannot be read, with the remedy.
+        """
+        settings = {key: kwargs.pop(key) for key in SETTINGS if key in kwargs}
+        fetch = {"revision": revision, **{key: kwargs[key] for key in FETCH if key in kwargs}}
+        if config is None and not is_adapter(name_or_path, fetch):
+            if base is not None:
+                raise ValueError(f"{name_or_path} is no saved adapter. For fresh heads call OrderAdapter.attach(base).")
+            return cls.attach(load_base(name_or_path, revision, **kwargs), str(name_or_path), **settings)
+        config = config or cls.config_class.from_pretrained(name_or_path, **fetch, **settings)
+        if not isinstance(base, PreTrainedModel):
+            base = load_base(base or config.base_name, config.base_revision if base is None else None, **kwargs)
+        adapter = cls(config, base)
+        if verify_base and fingerprint(base) != config.base_fingerprint:
+            raise ValueError(
+                f"base {base.name_or_path!r} does not have the weights that the adapter {name_or_path} was trained on "
+                f"({config.base_name}, revision {config.base_revision}). Pass base= and the right one, or "
+                "verify_base=False to take it as it is."
+            )
+        load_heads(adapter, cached_file(name_or_path, WEIGHTS, **fetch))
+        return adapter.eval()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.model.base.get_input_embeddings()
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.model.base.get_output_embeddings()
+
+    def resize_token_embeddings(self, *args, **kwargs) -> nn.Module:
+        """Raises `ValueError`: the base is frozen."""
+        raise ValueError("the base of an order adapter is frozen. Resize and train it first, then attach the heads.")
+
+    def token_logits(self, hidden: Tensor) -> Tensor:
+        """The base's token law of hidden states, `[..., D] -> [..., V]`; tokens never revealed are at `-inf`."""
+        logits = self.model.logits(hidden)
+        for token in (self.config.mask_token_id, *self.config.suppressed_token_ids):
+            logits[..., token] = -torch.inf
+        return logits
+
+    def labels_for(self, input_ids: Tensor) -> Tensor:
+        """Labels `[B, L]` of clean texts `[B, L]`: tokens that are never revealed are given (-100)."""
+        return input_ids.masked_fill(self._suppressed(input_ids), -100)
+
+    def estimate_bound(self, clean: Tensor, rates: Tensor, maskable: Tensor, *args, **kwargs) -> tuple:
+        """As in `LoMDMForMaskedDiffusion`; on the CPU, tokens to reveal that never are revealed are an error."""
+        if clean.device.type == "cpu":
+            wrong = clean[maskable & self._suppressed(clean)]
+            if len(wrong):
+                raise ValueError(
+                    f"labels contain {int(wrong[0])}, one of the tokens that are never revealed "
+                    f"({self.config.suppressed_token_ids}). Pass labels_for(input_ids), which gives them."
+                )
+        return super().estimate_bound(clean, rates, maskable, *args, **kwargs)
+
+    def _suppressed(self, ids: Tensor) -> Tensor:
+        return torch.isin(ids, torch.tensor(self.config.suppressed_token_ids, dtype=ids.dtype, device=ids.device))
+
+    def _head_rates(self, head: LoMDMOrderHead, features: Tensor, *args, **kwargs) -> Tensor:
+        # the base may be in half precision, the heads need not be
+        return super()._head_rates(head, features.to(head.out.weight.dtype), *args, **kwargs)
+
+
+# ------------------------------------------------------------------------------------------------------- the base
+
+
+def is_adapter(name_or_path: str | os.PathLike, fetch: dict) -> bool:
+    """Whether a Hub name or folder holds an adapter, by its `config.json`.
+
+    Raises:
+        ValueError: there is none.
+    """
+    try:
+        found, _ = PreTrainedConfig.get_config_dict(name_or_path, **fetch)
+    except OSError as error:
+        raise ValueError(f"{str(name_or_path)!r} is neither an adapter nor a masked language model. {error}") from error
+    return found.get("model_type") == OrderAdapterConfig.model_type
+
+
+def load_base(name_or_path: str | os.PathLike, revision: str | None = None, **kwargs) -> PreTrainedModel:
+    """The masked language model of a Hub name or folder; `kwargs` are of its `from_pretrained`.
+
+    Raises:
+        ValueError: there is none, or its prediction head is missing.
+    """
+    try:
+        base, info = AutoModelForMaskedLM.from_pretrained(
+            name_or_path, revision=revision, output_loading_info=True, **kwargs
+        )
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"base {str(name_or_path)!r} could not be loaded. Give a Hub name or a folder of a masked language model "
+            f"(for a saved adapter by base=). {error}"
+        ) from error
+    if info["missing_keys"]:
+        raise ValueError(
+            f"base {str(name_or_path)!r} lacks the weights {sorted(info['missing_keys'])[:3]}: they would be random. "
+            "Give a checkpoint that was trained as a masked language model."
+        )
+    return base
+
+
+def check_base(base: PreTrainedModel, config: OrderAdapterConfig | None = None) -> None:
+    """Raises `ValueError` for a base that is no bidirectional masked language model, or that does not fit `config`."""
+    kind = base.config.model_type
+    if kind == "lomdm" and (base.config.rate_type != "uniform" or base.config.block_size is not None):
+        raise ValueError(
+            f"base has rate_type={base.config.rate_type!r} and block_size={base.config.block_size}: it has an order of "
+            "its own. Give one with rate_type='uniform' and without blocks, such as a converted MDLM."
+        )
+    one_way = getattr(base.config, "is_decoder", False) or getattr(base.config, "is_encoder_decoder", False)
+    if one_way or base.base_model is base:
+        raise ValueError(
+            f"base is a {kind}, which is no bidirectional encoder with a head. Give a masked language model."
+        )
+    for name in ("hidden_size", "vocab_size") if config is not None else ():
+        if getattr(base.config, name) != getattr(config, name):
+            raise ValueError(
+                f"base has {name}={getattr(base.config, name)}, the adapter {getattr(config, name)}. "
+                f"Give the base that it was made for, {config.base_name}."
+            )
+
+
+def check_split(frozen: FrozenBase) -> None:
+    """Raises `ValueError` if hidden states and head do not make up the base's own logits (one pass of three tokens)."""
+    device = frozen.base.get_input_embeddings().weight.device
+    ids = torch.arange(min(3, frozen.config.max_position_embeddings), device=device)[None] % frozen.config.vocab_size
+    with torch.no_grad():
+        whole = frozen.base(input_ids=ids).logits
+    split = frozen.logits(frozen.base.base_model(input_ids=ids).last_hidden_state)
+    finite = whole.isfinite()  # a LoMDM has its mask token at -inf
+    if not torch.allclose(split[finite].float(), whole[finite].float(), rtol=0.05, atol=0.05):  # bfloat16
+        raise ValueError(
+            f"base is a {frozen.base.config.model_type}, whose logits do not come from its last hidden state alone. "
+            "Give another masked language model."
+        )
+
+
+def fingerprint(base: PreTrainedModel) -> str:
+    """A hash of names, shapes and values of the weights, the same in float32 and bfloat16."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, weight in sorted(base.named_parameters()):
+        digest.update(f"{name} {list(weight.shape)}".encode())
+        digest.update(weight.detach().reshape(-1).to("cpu", torch.bfloat16).view(torch.int16).numpy())
+    return digest.hexdigest()
+
+
+def fresh_config(base: PreTrainedModel, name: str, settings: dict) -> OrderAdapterConfig:
+    """The configuration of fresh heads on a base; `settings` win over what base and tokenizer say."""
+    check_base(base)
+    commit = getattr(base.config, "_commit_hash", None)  # of a base from the Hub
+    special = {} if "mask_token_id" in settings else special_tokens(base, name, commit)
+    special.setdefault("pad_token_id", getattr(base.config, "pad_token_id", None))
+    merged = {**special, **settings}
+    ends = sum(merged.get(key) is not None for key in ("prefix_token_id", "suffix_token_id"))
+    shared = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
+    sizes = {key: getattr(base.config, key) for key in shared}
+    sizes["max_position_embeddings"] = longest_text(base) - ends
+    identity = {"base_name": name, "base_revision": commit, "base_fingerprint": fingerprint(base)}
+    return OrderAdapterConfig(**{**identity, **sizes, **merged})
+
+
+def special_tokens(base: PreTrainedModel, name: str, revision: str | None) -> dict:
+    """Special tokens of a base: a LoMDM's configuration has them, others have them in their tokenizer."""
+    if base.config.model_type == "lomdm":
+        return {key: getattr(base.config, key) for key in OWN_TOKENS}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"base {name!r} has no tokenizer. Pass mask_token_id and the like. {error}") from error
+    if len(tokenizer) <= len(set(tokenizer.all_special_ids)):  # transformers makes one up where there are no files
+        raise ValueError(f"base {name!r} has no tokenizer. Pass mask_token_id and the like, or save one beside it.")
+    if tokenizer.mask_token_id is None:
+        raise ValueError(f"the tokenizer of {name!r} has no mask token. Give a masked language model.")
+    ends = tokenizer("")["input_ids"]  # what it puts around a text
+    return {
+        "mask_token_id": tokenizer.mask_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+        "prefix_token_id": ends[0] if len(ends) == 2 else None,
+        "suffix_token_id": ends[1] if len(ends) == 2 else None,
+        "suppressed_token_ids": set(tokenizer.all_special_ids) - {tokenizer.unk_token_id, tokenizer.mask_token_id},
+    }
+
+
+def longest_text(base: PreTrainedModel) -> int:
+    """Positions that a base has; RoBERTa and its kin leave the first ones, up to that of padding, unused."""
+    tables = [module for name, module in base.named_modules() if name.endswith("position_embeddings")]
+    unused = next((table.padding_idx + 1 for table in tables if getattr(table, "padding_idx", None) is not None), 0)
+    return base.config.max_position_embeddings - unused
+
+
+# ------------------------------------------------------------------------------------------------------ the heads
+
+
+def load_heads(adapter: OrderAdapter, path: str) -> None:
+    """Loads the weights of the heads from a safetensors file.
+
+    Raises:
+        ValueError: a file that cannot be read, or weights that are missing, unexpected or of another shape.
+    """
+    try:
+        found = load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged: {error}. Save or download the adapter again.") from error
+    expected = {name: tuple(weight.shape) for name, weight in adapter.state_dict().items()}
+    shapes = {name: tuple(weight.shape) for name, weight in found.items()}
+    wrong = sorted(name for name in expected.keys() | shapes.keys() if expected.get(name) != shapes.get(name))
+    if wrong:
+        raise ValueError(
+            f"{path} does not fit its config.json: {wrong[0]} has the shape {shapes.get(wrong[0])}, expected "
+            f"{expected.get(wrong[0])}. Save the adapter again."
+        )
+    adapter.load_state_dict(found)
+
+
+def _leave_base_out(adapter: nn.Module, state_dict: dict, prefix: str, local_metadata: dict) -> None:
+    for name in [name for name in state_dict if name.startswith(f"{prefix}model.")]:
+        del state_dict[name]
+
+
+def _miss_no_base(adapter: nn.Module, incompatible_keys) -> None:
+    missing = incompatible_keys.missing_keys
+    missing[:] = [name for name in missing if "model.base." not in name]

@@ -1,0 +1,248 @@
+"""A text while it is being written: the state after each step, and a state as HTML.
+
+The pipeline runs in a thread of its own; nothing here needs a user interface.
+"""
+
+import html
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from queue import SimpleQueue
+from threading import Event, Semaphore
+from typing import Any
+
+import torch
+
+from .html import COLOURS, _black_or_white, _escape, _page, _text, _token
+from .terminal import token_texts
+
+PATIENCE = 30.0  # seconds that a run waits for somebody to take its next state; then nobody is there any more
+BLANK = "\u2581\u2581"
+BAR_HEIGHT, STRIP_HEIGHT = 100, 12  # of the plot, in units of the SVG; a position is 10 wide
+STYLE = """
+.live .text { font: 1rem/1.9 ui-monospace, "DejaVu Sans Mono", monospace; white-space: pre-wrap;
+  overflow-wrap: anywhere; padding: .6rem 0; min-height: 3.8em; }
+.live .t { border-radius: .2rem; padding: .1rem 0; }
+.live .t:empty::before { content: "\\25AB"; }
+.live .now { outline: 2px solid #d93025; outline-offset: -1px; }
+.live .m { color: rgb(128 128 128 / .6); margin-right: .2rem; }
+.live .given { text-decoration: underline dotted; text-underline-offset: .3em; }
+.live svg { display: block; width: 100%; height: 7rem; border-bottom: 1px solid rgb(128 128 128 / .6); }
+.live .v { fill: rgb(128 128 128 / .75); }
+.live .v.now { stroke: #d93025; stroke-width: 2; outline: none; }
+.live p { margin: .3rem 0; font-size: .9rem; font-variant-numeric: tabular-nums; }
+.live i { display: inline-block; width: .8em; height: 1em; vertical-align: -.1em; }
+""" + "".join(
+    f".live .c{number} {{ background: {colour}; color: {_black_or_white(colour)}; fill: {colour}; }}\n"
+    for number, colour in enumerate(COLOURS)
+)
+
+
+@dataclass(frozen=True)
+class LiveState:
+    """A text of `L` tokens after `step` of at most `num_steps` steps.
+
+    tokens: `L` texts, which joined are the text; that of a masked token says nothing.
+    order: `L` steps of reveal, 0-based; -1 = given, `None` = still masked.
+    rates: `L` rates `v`, those by which the positions of this step were drawn; `None` where nothing was to be drawn.
+    highest_rate: the highest rate of the run so far, 0 before the first step.
+    text: the finished text as the pipeline gives it; `None` while it is being written.
+    """
+
+    step: int
+    num_steps: int
+    tokens: list[str]
+    order: list[int | None]
+    rates: list[float | None]
+    highest_rate: float = 0.0
+    text: str | None = None
+
+
+class _Stopped(Exception):
+    """Ends a run from within its callback."""
+
+
+class _Follower:
+    """The callback of one run: puts together the state after each step and hands it to whoever reads `states`."""
+
+    def __init__(self, pipe: Any, prompt: str | None, max_length: int | None, num_inference_steps: int):
+        # laid out as the pipeline will do it, so that bad input is refused before a thread starts
+        self.row = pipe._lay_out(prompt, max_length, None, 1).rows[0]
+        self.windows = [(firsts[0], width) for firsts, width in pipe._windows([self.row])]
+        self.tokenizer, self.mask, self.steps = pipe.tokenizer, pipe.model.config.mask_token_id, num_inference_steps
+        self.order = [None if token == self.mask else -1 for token in self.row]
+        self.highest, self.states, self.stop, self.place = 0.0, SimpleQueue(), Event(), Semaphore(1)
+
+    def state(self, step: int, rates: list[float | None]) -> LiveState:
+        tokens = token_texts(self.tokenizer, self.row)
+        return LiveState(step, self.steps * len(self.windows), tokens, list(self.order), rates, self.highest)
+
+    def __call__(self, pipe: Any, step: int, timestep: Any, tensors: dict[str, torch.Tensor]) -> None:
+        if self.stop.is_set():
+            raise _Stopped
+        first, _ = self.windows[step // self.steps]
+        rates, busy = [None] * len(self.row), False
+        columns = (tensors[name][0].tolist() for name in ("sample", "revealed", "rates"))
+        for i, (token, revealed, rate) in enumerate(zip(*columns, strict=True), start=first):
+            self.row[i] = token
+            if revealed:
+                self.order[i] = step
+            if revealed or token == self.mask:
+                rates[i], busy = rate, True
+        if busy:  # else the window is full, and its last steps do nothing
+            self.highest = max(self.highest, *(rate for rate in rates if rate is not None))
+            self._hand_over(self.state(step + 1, rates))
+
+    def _hand_over(self, state: LiveState) -> None:
+        """Gives a state to the reader; the run is at most one state ahead of it."""
+        if not self.place.acquire(timeout=PATIENCE):
+            raise TimeoutError(f"nobody took the text's state for {PATIENCE} s, so writing was ended. Start again.")
+        self.states.put(state)
+
+
+def stream(
+    pipe: Any,
+    prompt: str | None = None,
+    num_inference_steps: int = 64,
+    max_length: int | None = None,
+    sampler: str | None = None,
+    temperature: float | None = None,
+    seed: int = 0,
+) -> Iterator[LiveState]:
+    """Writes one text and yields its state before the first step, after every step, and finished.
+
+    Calls may run at the same time on one pipeline: each has its own generator and scheduler, the model is only read.
+    The text is that of `pipe(prompt, ..., generator=[torch.Generator().manual_seed(seed)])`. To stop early, close the
+    iterator.
+
+    Args:
+        pipe: a `LoMDMPipeline` in eval mode, with a tokenizer.
+        prompt: a prefix, a template with mask tokens, or `None`.
+        num_inference_steps, max_length, sampler, temperature: as in the pipeline's call. Steps beyond one per masked
+            position are left out unless the sampler is `ancestral`: they change nothing.
+        seed: of the generator, 0 or more.
+    Raises:
+        ValueError: input that cannot be used, at once or with the first state, with its name, value and the remedy.
+    """
+    _check(pipe, num_inference_steps, seed)
+    own = type(pipe)(**pipe.components)  # the same model; what a call writes on its pipeline is not shared
+    own.set_progress_bar_config(disable=True)
+    follower = _Follower(own, prompt, max_length, num_inference_steps)
+    if (sampler or own.scheduler.config.sampler) != "ancestral":
+        follower.steps = max(1, min(num_inference_steps, follower.row.count(follower.mask)))
+    options = {
+        "num_inference_steps": follower.steps,
+        "max_length": max_length,
+        "sampler": sampler,
+        "temperature": temperature,
+        "generator": [torch.Generator().manual_seed(seed)],
+        "callback_on_step_end": follower,
+        "callback_on_step_end_tensor_inputs": ["sample", "rates", "revealed"],
+    }
+    return _states(own, prompt, follower, options)
+
+
+def _check(pipe: Any, num_inference_steps: int, seed: int) -> None:
+    if pipe.tokenizer is None:
+        raise ValueError("pipe has no tokenizer (None), so there is no text to show. Load a folder that has one.")
+    if num_inference_steps < 1:
+        wrong = f"num_inference_steps must be at least 1, got {num_inference_steps}."
+        raise ValueError(f"{wrong} Pass the number of reveal steps, for example 64.")
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"seed must be at least 0 and below 2**63, got {seed}. Pass for example 0.")
+
+
+def _states(pipe: Any, prompt: str | None, follower: _Follower, options: dict[str, Any]) -> Iterator[LiveState]:
+    """Runs the pipeline in a thread while the states are read; a reader who leaves ends the run within a step."""
+    state = follower.state(0, [None] * len(follower.row))
+    yield state
+    thread = ThreadPoolExecutor(1, "live")
+    run = thread.submit(pipe, prompt, **options)
+    run.add_done_callback(lambda _: follower.states.put(None))
+    thread.shutdown(wait=False)  # ends with the run; nobody waits here, where the loop may be that serves everybody
+    try:
+        while (following := follower.states.get()) is not None:
+            state = following
+            yield state
+            follower.place.release()
+        yield _finished(follower, run.result(), state.step)
+    finally:
+        follower.stop.set()
+        follower.place.release()
+
+
+def _finished(follower: _Follower, output: Any, step: int) -> LiveState:
+    """The state of the whole text; an EOS may have cut it."""
+    follower.row, follower.order = output.sequences[0].tolist(), output.order[0].tolist()
+    return replace(follower.state(step, [None] * len(follower.row)), text=output.texts[0])
+
+
+def live_html(state: LiveState) -> str:
+    """A state as a piece of HTML: the text, blanks for masked tokens, and the rates of the positions to be drawn.
+
+    The colours of revealed tokens are those of `write_order_html`, early blue and late yellow, over all steps planned;
+    what this step revealed has a red frame. All text is escaped.
+    """
+    masked = sum(step is None for step in state.order)
+    written = sum(step is not None and step >= 0 for step in state.order)
+    said = f"step {state.step} of {state.num_steps}: {written} of {written + masked} tokens revealed"
+    spans = "".join(_span(state, i) for i in range(len(state.order)))
+    ramp = "".join(f'<i class="c{number}"></i>' for number in range(len(COLOURS)))
+    return (
+        f'<div class="live"><style>{STYLE}</style><p role="status">{said}</p>'
+        f'<div class="text" dir="auto">{spans}</div>{_plot(state)}'
+        f'<p>revealed first <span role="img" aria-label="colours from early to late">{ramp}</span> revealed last, '
+        f'<span class="given">given</span>, <span class="m">{BLANK}</span> masked</p></div>'
+    )
+
+
+def _span(state: LiveState, position: int) -> str:
+    step = state.order[position]
+    if step is None:
+        return f'<span class="m" aria-hidden="true">{BLANK}</span>'
+    span = _token(state.tokens[position], step, state.num_steps - 1)
+    now = step == state.step - 1 and state.text is None
+    return span.replace('class="t ', 'class="t now ', 1) if now else span
+
+
+def _plot(state: LiveState) -> str:
+    """Bars of the rates over the positions, above a strip with the colour of each position's step of reveal."""
+    length, height = len(state.order), BAR_HEIGHT + STRIP_HEIGHT
+    shapes = "".join(_bar(state, i, rate) for i, rate in enumerate(state.rates) if rate is not None)
+    shapes += "".join(
+        f'<rect class="c{_colour(state, step)}" x="{10 * i}" y="{BAR_HEIGHT}" width="10" height="{STRIP_HEIGHT}"/>'
+        for i, step in enumerate(state.order)
+        if step is not None and step >= 0
+    )
+    drawn = [rate for rate in state.rates if rate is not None]
+    said = (
+        f"from {min(drawn):.2f} to {max(drawn):.2f}; the plot ends at {state.highest_rate:.2f}"
+        if drawn
+        else "none is drawn"
+    )
+    label = "rates v over positions: a high bar is revealed sooner"
+    return (
+        f"<p>{label}. Now {said}.</p>"
+        f'<svg role="img" aria-label="{label}" viewBox="0 0 {10 * length} {height}" preserveAspectRatio="none">'
+        f"{shapes}</svg>"
+    )
+
+
+def _bar(state: LiveState, position: int, rate: float) -> str:
+    tall = BAR_HEIGHT * rate / state.highest_rate
+    kind = "v" if state.order[position] is None else "v now"
+    place = f'x="{10 * position + 1}" y="{BAR_HEIGHT - tall:.2f}" width="8" height="{tall:.2f}"'
+    return f'<rect class="{kind}" {place}><title>position {position}: v = {rate:.4f}</title></rect>'
+
+
+def _colour(state: LiveState, step: int) -> int:
+    return round(step / max(1, state.num_steps - 1) * (len(COLOURS) - 1))
+
+
+def order_frame(state: LiveState, title: str = "Order of reveal") -> str:
+    """The page of `write_order_html` for a finished text, in a frame that may run its script and reach nothing else."""
+    page = _page(_escape(title), _text(0, state.tokens, state.order), 1)
+    return (
+        f'<iframe title="{_escape(title)}" sandbox="allow-scripts" srcdoc="{html.escape(page)}" '
+        'style="width: 100%; height: 32rem; border: 0"></iframe>'
+    )

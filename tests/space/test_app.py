@@ -1,0 +1,211 @@
+"""The Space: its command line, its metadata, and how it writes in a real browser."""
+
+import importlib.util
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from urllib.error import URLError
+from urllib.request import urlopen
+
+import pytest
+import torch
+
+from hf_lomdm import LoMDMPipeline
+from hf_lomdm.visualization import token_texts
+
+ROOT = Path(__file__).parents[2]
+APP, MODEL = ROOT / "space" / "app.py", ROOT / "checkpoints" / "lomdm-enwiki"
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking")
+
+
+@pytest.fixture(scope="module")
+def app():
+    pytest.importorskip("gradio", reason="the Space needs gradio: pip install gradio")
+    spec = importlib.util.spec_from_file_location("space_app", APP)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def address():
+    """The app in a process of its own, on a free port of the loopback."""
+    pytest.importorskip("gradio", reason="the Space needs gradio: pip install gradio")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "MODEL": "overridden/by-the-option"}
+    command = [sys.executable, str(APP), "--model", str(MODEL), "--port", str(port)]
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        yield _wait_for(f"http://127.0.0.1:{port}/", process)
+    finally:
+        process.terminate()
+        process.communicate(timeout=60)
+
+
+def _wait_for(url: str, process: subprocess.Popen) -> str:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            with urlopen(url, timeout=5):
+                return url
+        except (URLError, ConnectionError):
+            time.sleep(0.3)
+    process.kill()
+    raise AssertionError(f"the app does not answer at {url}: {process.communicate()[0]}")
+
+
+@pytest.fixture
+def browser():
+    playwright = pytest.importorskip("playwright.sync_api", reason="drives a browser: pip install playwright")
+    if CHROMIUM is None:
+        pytest.skip("no Chromium on this machine")
+    with playwright.sync_playwright() as driver:
+        chromium = driver.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
+        yield chromium
+        chromium.close()
+
+
+def open_page(browser, address: str, problems: list[str]):
+    page = browser.new_page(viewport={"width": 1100, "height": 1000}, color_scheme="light")
+    page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    local = (address, "data:", "blob:", "about:srcdoc")
+    page.on("request", lambda request: None if request.url.startswith(local) else problems.append(request.url))
+    page.goto(address)
+    page.get_by_role("button", name="Write").wait_for()
+    return page
+
+
+def expected(prompt: str, steps: int = 64) -> tuple[str, list[tuple[str, int]]]:
+    """Text, and texts and steps of its revealed tokens, as the pipeline alone writes them with seed 0."""
+    pipe = LoMDMPipeline.from_pretrained(MODEL, dtype=torch.float32)
+    out = pipe(prompt, num_inference_steps=steps, max_length=64, generator=[torch.Generator().manual_seed(0)])
+    pairs = zip(token_texts(pipe.tokenizer, out.sequences[0].tolist()), out.order[0].tolist(), strict=True)
+    return out.texts[0], [(token.replace("\n", "↵\n"), step) for token, step in pairs if step >= 0]
+
+
+WATCH = """() => {
+  window.counts = [];
+  new MutationObserver(() => counts.push(document.querySelectorAll("#live .text .t").length))
+    .observe(document.querySelector("#live"), {childList: true, subtree: true, characterData: true});
+}"""
+
+
+@pytest.mark.slow
+def test_app_writes_live_in_a_browser_without_errors_and_without_leaving_the_machine(browser, address):
+    problems: list[str] = []
+    page = open_page(browser, address, problems)
+    page.get_by_label("Prompt or template").fill("The city of")
+    page.evaluate(WATCH)
+    page.get_by_role("button", name="Write").click()
+    page.locator("#order iframe").wait_for(timeout=60_000)
+    counts = page.evaluate("counts")
+    assert counts == sorted(counts) and len(set(counts)) > 5  # it grew before the eyes, not at once
+    text, tokens = expected("The city of")
+    assert page.locator("#finished textarea").input_value() == text
+    shown = page.eval_on_selector_all(
+        "#live .text .t", "all => all.map(one => [one.textContent, Number(one.dataset.step), one.className])"
+    )
+    assert [(token, step) for token, step, _ in shown] == tokens
+    last = max(step for _, step in tokens)
+    first = next(name for _, step, name in shown if step == 0)
+    final = next(name for _, step, name in shown if step == last)
+    assert first.split()[-1] == "c0" and final.split()[-1] == "c16"
+    background = "all => getComputedStyle(all).backgroundColor"
+    assert page.eval_on_selector("#live .text .c0", background) == "rgb(0, 34, 78)"  # the first colour of the page
+    frame = page.frame_locator("#order iframe")
+    frame.locator("#first").click()  # the script within the frame runs
+    assert frame.locator("#status").inner_text() == f"step 0 of {last + 1}: 0 of {len(tokens)} tokens revealed"
+    assert problems == []
+
+
+@pytest.mark.slow
+def test_app_fills_templates_and_says_what_is_wrong(browser, address):
+    problems: list[str] = []
+    page = open_page(browser, address, problems)
+    prompt, write = page.get_by_label("Prompt or template"), page.get_by_role("button", name="Write")
+    prompt.fill("The [MASK][MASK] of <b>London</b>")
+    write.click()
+    page.locator("#order iframe").wait_for(timeout=60_000)
+    assert page.locator("#live .text .t").count() == 2 and page.locator("#live b").count() == 0
+    assert page.locator("#live .given", has_text="L").count() >= 1
+    prompt.fill("city " * 200)
+    write.click()
+    page.get_by_text(re.compile("prompt 0 needs .* tokens, more than the limit of 64")).wait_for(timeout=20_000)
+    assert problems == []
+
+
+@pytest.mark.slow
+def test_stop_ends_a_text_in_the_middle_and_the_next_one_is_written(browser, address):
+    problems: list[str] = []
+    page = open_page(browser, address, problems)
+    page.get_by_label("number input for Steps").fill("1024")  # seconds, also on a fast machine
+    page.get_by_label("number input for Steps").press("Enter")
+    page.get_by_label("Sampler").fill("ancestral")
+    page.get_by_label("Sampler").press("Enter")
+    page.get_by_role("button", name="Write").click()
+    page.locator("#live .text .t").first.wait_for(timeout=60_000)
+    page.get_by_role("button", name="Stop").click()
+    page.wait_for_timeout(1000)
+    status = page.locator("#live [role=status]")
+    said = status.inner_text()
+    page.wait_for_timeout(1000)
+    assert status.inner_text() == said and " of 1024: " in said and not said.startswith("step 1024")
+    assert page.locator("#order iframe").count() == 0
+    page.get_by_label("number input for Steps").fill("8")
+    page.get_by_label("number input for Steps").press("Enter")
+    page.get_by_role("button", name="Write").click()
+    page.locator("#order iframe").wait_for(timeout=60_000)
+    assert problems == []
+
+
+def test_settings_are_passed_on_and_bad_ones_become_messages(app):
+    pipe = app.load(str(MODEL))
+    write = app.writer(pipe, "Order")
+    *growing, (live, text, order) = write("The city of", 4, 12, "left_to_right", 0.0, 3)
+    options = {"num_inference_steps": 4, "max_length": 12, "sampler": "left_to_right", "temperature": 0.0}
+    assert text == pipe("The city of", **options, generator=[torch.Generator().manual_seed(3)]).texts[0]
+    assert len(growing) == 5 and all(page == "" and not done for _, done, page in growing)
+    assert "step 4 of 4" in live and 'sandbox="allow-scripts"' in order
+    with pytest.raises(app.gr.Error, match="more than the limit of 5"):
+        list(write("The city of London", 4, 5, "sequential", 1.0, 0))
+
+
+def test_page_offers_every_sampler_of_the_scheduler_and_no_more_tokens_than_the_model_takes(app):
+    pipe = app.load(str(MODEL))
+    for sampler in app.SAMPLERS:
+        type(pipe.scheduler).from_config(pipe.scheduler.config, sampler=sampler)
+    parts = {part["props"].get("label"): part["props"] for part in app.build(pipe, "<x>").config["components"]}
+    assert parts["Length in tokens, with the prompt"]["maximum"] == pipe.model.config.max_position_embeddings
+    assert parts["Sampler"]["value"] == pipe.scheduler.config.sampler
+
+
+@pytest.mark.parametrize("model", ["nowhere/at-all", str(ROOT / "tests")])
+def test_models_that_cannot_be_loaded_end_the_app_with_a_reason(app, model, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(SystemExit, match=f"--model {model} is not a folder or Hub id that can be loaded: "):
+        app.load(model)
+
+
+def test_model_comes_from_the_option_or_else_from_the_environment(app, monkeypatch):
+    monkeypatch.setenv("MODEL", "org/name")
+    assert app.parse_arguments([]).model == "org/name"
+    assert app.parse_arguments(["--model", "other"]).model == "other"
+    monkeypatch.delenv("MODEL")
+    with pytest.raises(SystemExit):
+        app.parse_arguments([])
+
+
+def test_header_of_the_space_names_the_app_and_the_tested_gradio(app):
+    header = (ROOT / "space" / "README.md").read_text(encoding="utf-8").split("---")[1]
+    fields = dict(line.split(": ", 1) for line in header.strip().splitlines())
+    assert fields["sdk"] == "gradio" and fields["sdk_version"] == app.gr.__version__
+    assert (ROOT / "space" / fields["app_file"]).exists() and fields["title"]

@@ -1,0 +1,89 @@
+"""Train order heads on a frozen masked language model: it stays as it is and gets a learned order of reveal.
+
+On a GPU:
+
+    python training_scripts/train_order_adapter.py --base answerdotai/ModernBERT-base --train_file text.txt \\
+        --output_dir outputs/order-adapter --max_length 128 --max_steps 2000 --bf16 True
+
+`--base` is a Hub name or folder (`AutoModelForMaskedLM` with its tokenizer, or a converted MDLM). The same command
+started again continues from the newest complete checkpoint of `output_dir`, which in the end holds the heads alone.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+from transformers import HfArgumentParser, set_seed
+
+from hf_lomdm.adapters import OrderAdapter
+from hf_lomdm.evaluation.compare import comparison_table
+from hf_lomdm.evaluation.corpus import evaluate_corpus
+from hf_lomdm.evaluation.records import write_record
+from hf_lomdm.training.arguments import DataArguments, LoMDMTrainingArguments
+from hf_lomdm.training.data import TextCollator, load_data
+from hf_lomdm.training.trainer import LoMDMTrainer
+
+
+@dataclass
+class AdapterArguments:
+    """The base and the range of the rates."""
+
+    base: str = field(metadata={"help": "Hub name or folder of the frozen masked language model."})
+    base_revision: str | None = field(default=None, metadata={"help": "Its branch, tag or commit."})
+    c1: float = field(default=0.7, metadata={"help": "Level of the rates."})
+    c2: float = field(default=0.65, metadata={"help": "Range of the rates; 0 <= c2 < c1."})
+
+
+def main() -> None:
+    adapter_args, data_args, args = HfArgumentParser(
+        (AdapterArguments, DataArguments, LoMDMTrainingArguments)
+    ).parse_args_into_dataclasses()
+    set_seed(args.seed)
+    model = OrderAdapter.from_pretrained(
+        adapter_args.base, revision=adapter_args.base_revision, c1=adapter_args.c1, c2=adapter_args.c2
+    )
+    data_args.tokenizer = data_args.tokenizer or adapter_args.base
+    data_args.insert_special_tokens = model.config.bos_token_id is not None  # else the adapter puts them there itself
+    with args.main_process_first(desc="tokenisation"):
+        texts, tokenizer = load_data(data_args, args.output_dir)
+    pad = TextCollator(tokenizer.pad_token_id, data_args.max_length)
+
+    def collate(rows: list[dict]) -> dict[str, torch.Tensor]:
+        batch = pad(rows)
+        never = model.labels_for(batch["input_ids"]) == -100  # tokens that are never revealed are given
+        return {**batch, "labels": batch["labels"].masked_fill(never, -100)}
+
+    trainer = LoMDMTrainer(
+        model=model,
+        args=args,
+        train_dataset=texts["train"],
+        eval_dataset=texts["validation"],
+        data_collator=collate,
+        processing_class=tokenizer,
+    )
+    trainer.train(args.resume_from_checkpoint)
+    with trainer.averaged_weights():
+        records = evaluate_orders(model, texts["validation"], args)
+    if trainer.is_world_process_zero():
+        for name, record in records.items():
+            write_record(Path(args.output_dir) / f"{name.replace(' ', '_')}.json", record)
+        print(comparison_table(records), flush=True)
+    trainer.save_model()
+
+
+def evaluate_orders(model: OrderAdapter, rows: Dataset, args: LoMDMTrainingArguments) -> dict[str, dict]:
+    """Records of the order bound without and with the learned order, of the same draws: they compare text by text."""
+    ids = [torch.as_tensor(row["input_ids"]) for row in rows]
+    rows = [{"input_ids": one, "labels": model.labels_for(one)} for one in ids]
+    batch_tokens = args.per_device_eval_batch_size * max(map(len, ids))
+    records, c2 = {}, model.config.c2
+    for name, range_of_rates in (("random order", 0.0), ("learned order", c2)):
+        model.config.c2 = range_of_rates
+        found = evaluate_corpus(model, rows, num_samples=args.eval_num_samples, batch_tokens=batch_tokens)
+        records[name] = {"task": "likelihood", "model": args.output_dir, **found}
+    return records
+
+
+if __name__ == "__main__":
+    main()
