@@ -19,6 +19,15 @@ BATCH, LENGTH = 8, 32
 
 def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    record = check(device)
+    write_record(f"results/correctness_{device}.json", record | environment(device, torch.float32, seed=1))
+    for name, error in record["largest_difference"].items():
+        print(f"{name:28s} {error:.2e}")
+    sys.exit(f"failed: {record['failed']}" if record["failed"] else 0)
+
+
+def check(device: str) -> dict:
+    """The largest difference of each check, and the names of those above the tolerance (`failed`)."""
     reference, model = build("cpu", torch.float64), build(device, torch.float32)
     clean = torch.randint(3, 40, (BATCH, LENGTH), generator=torch.Generator().manual_seed(1))
     checks = {"logits": compare_logits(reference, model, clean)}
@@ -27,11 +36,7 @@ def main() -> None:
     for sampler in ("sequential", "ancestral", "confidence"):
         checks[f"sample_{sampler}"] = compare_samples(reference, build(device, torch.float64), sampler)
     failed = [name for name, error in checks.items() if not error <= TOLERANCE]
-    record = {"largest_difference": checks, "tolerance": TOLERANCE, "failed": failed}
-    write_record(f"results/correctness_{device}.json", record | environment(device, torch.float32, seed=1))
-    for name, error in checks.items():
-        print(f"{name:28s} {error:.2e}")
-    sys.exit(f"failed: {failed}" if failed else 0)
+    return {"largest_difference": checks, "tolerance": TOLERANCE, "failed": failed}
 
 
 def build(device: str, dtype: torch.dtype) -> LoMDMForMaskedDiffusion:

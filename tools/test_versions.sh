@@ -3,8 +3,8 @@
 #     tools/test_versions.sh                             # both, the fast suite
 #     tools/test_versions.sh oldest tests/modeling       # one of them, a part of the suite
 #     tools/test_versions.sh show                        # only print what `oldest` installs
-# The environments are .venv-oldest and .venv-newest in the folder VENVS (default: the repository); a second run uses
-# them again, and `newest` upgrades its own. PYTHON: any Python 3.11 or newer. Downloads gigabytes where torch comes with CUDA.
+# The environments are venv-oldest and venv-newest in the folder VENVS (default: build); a second run uses them again,
+# and `newest` upgrades its own. PYTHON: any Python 3.11 or newer. Downloads gigabytes where torch comes with CUDA.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -32,7 +32,7 @@ END
 
 # install NAME OPTIONS...: makes the environment NAME and installs the repository with its tests into it.
 install() {
-    local venv=${VENVS:-$PWD}/.venv-$1
+    local venv=${VENVS:-build}/venv-$1
     shift
     [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
     "$venv/bin/python" -m pip install --quiet "$@" -e ".[dev]"
@@ -40,7 +40,7 @@ install() {
 
 # check NAME TESTS...: says what is installed, then runs the tests.
 check() {
-    local venv=${VENVS:-$PWD}/.venv-$1
+    local venv=${VENVS:-build}/venv-$1
     echo "== $1: $("$venv/bin/python" --version), $("$venv/bin/python" -m pip list --format=freeze |
         grep -iE '^(torch|transformers|diffusers|accelerate|datasets|huggingface.hub|safetensors|peft)==' | tr '\n' ' ')"
     shift
@@ -66,8 +66,9 @@ show) lower_bounds ;;
 oldest | newest) "$which" "$@" ;;
 both)
     failed=0
-    oldest "$@" || failed=1
-    newest "$@" || failed=1
+    # As commands of their own: a function behind which `||` stands would go on after its own errors.
+    tools/test_versions.sh oldest "$@" || failed=1
+    tools/test_versions.sh newest "$@" || failed=1
     exit $failed
     ;;
 *)

@@ -164,7 +164,7 @@ def test_the_pipeline_refuses(folder, harm: Callable, message: str):
 @pytest.mark.parametrize(
     ("harm", "message"),
     [
-        (bomb_alone, "Weights only load failed"),
+        (bomb_alone, "no file named model.safetensors"),
         (bomb_called_safetensors, "header too large"),
         (cut_in_half, "not fully covered"),
         (header_of_an_exabyte, "header too large"),
@@ -177,7 +177,7 @@ def test_the_pipeline_refuses(folder, harm: Callable, message: str):
 )
 def test_auto_model_refuses_with_the_package_too(folder, harm: Callable, message: str):
     harm(folder)
-    errors = (RuntimeError, IndexError, pickle.UnpicklingError, SafetensorError)  # they share no class
+    errors = (OSError, RuntimeError, IndexError, SafetensorError)  # they share no class
     with pytest.raises(errors, match=message):
         AutoModel.from_pretrained(folder)
     assert not (folder.parent / "canary").exists()

@@ -30,7 +30,8 @@ def by_blocks(model, ids, attention_mask=None, first=SIZE):
         stop = first if start == 0 else min(start + SIZE, ids.shape[1])
         mask = None if attention_mask is None else attention_mask[:, :stop]
         for tokens in (torch.full_like(ids[:, start:stop], 10), ids[:, start:stop]):
-            cache.crop(start - cache.get_seq_length())  # minus the number of positions to forget
+            for layer in cache.layers:  # crop() does not mean the same in every transformers 5
+                layer.keys, layer.values = layer.keys[:, :, :start], layer.values[:, :, :start]
             assert cache.get_seq_length() == start
             out = model(input_ids=tokens, attention_mask=mask, past_key_values=cache)
         logits.append(out.logits)

@@ -5,9 +5,9 @@ import peft
 import pytest
 import torch
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainingArguments
+from transformers import TorchAoConfig, Trainer, TrainingArguments
 
-from hf_lomdm import LoMDMForMaskedDiffusion
+from hf_lomdm import LoMDMForMaskedDiffusion, LoMDMPipeline, LoMDMScheduler
 
 TEXT = torch.tensor([3, 4, 5, 6, 7, 8, 9, 3, 5, 7])  # one text, again and again: it must become likely
 
@@ -87,3 +87,50 @@ def test_lora_of_peft_trains_saves_loads_and_merges(tmp_path, make_model):
     merged = loaded.merge_and_unload()
     assert isinstance(merged, LoMDMForMaskedDiffusion)
     assert bound(merged) == pytest.approx(bound(model), rel=1e-4)  # one sum in another order
+
+
+def in_backbone(module, name: str) -> bool:
+    return isinstance(module, torch.nn.Linear) and name.startswith("model.")
+
+
+def test_int8_weights_of_torchao_keep_the_law_and_the_rates_and_are_saved_and_loaded(tmp_path, make_model):
+    quantization = pytest.importorskip("torchao.quantization")
+    model, ids = make_model(hidden_size=64), torch.tensor([[1, 3, 10, 5, 10, 10]])
+    with torch.no_grad():
+        expected = model(ids)
+        quantization.quantize_(model, quantization.Int8WeightOnlyConfig(), filter_fn=in_backbone)
+        found = model(ids)
+    # int8 by channel rounds a weight by 1/254 of the largest one at most: laws move by a few percent
+    laws = [out.logits.softmax(-1) for out in (found, expected)]
+    assert 0 < (laws[0] - laws[1]).abs().sum(-1).max() / 2 < 0.05
+    torch.testing.assert_close(found.rates, expected.rates, rtol=0, atol=0.05)
+    pipe = LoMDMPipeline(model, LoMDMScheduler(mask_token_id=10))
+    pipe.set_progress_bar_config(disable=True)
+    assert not (pipe([[1, 3]], num_inference_steps=4, max_length=8).sequences == 10).any()
+    make_model(hidden_size=64).save_pretrained(tmp_path / "plain")
+    settings = TorchAoConfig(quantization.Int8WeightOnlyConfig(), modules_to_not_convert=["lm_head", "phi", "psi"])
+    loaded = LoMDMForMaskedDiffusion.from_pretrained(tmp_path / "plain", quantization_config=settings)
+    loaded.save_pretrained(tmp_path / "int8")
+    sizes = [(tmp_path / name / "model.safetensors").stat().st_size for name in ("int8", "plain")]
+    assert sizes[0] < 0.7 * sizes[1]  # half of the weights, those of the backbone, take a quarter of their bytes
+    with torch.no_grad():
+        again = LoMDMForMaskedDiffusion.from_pretrained(tmp_path / "int8")(ids)
+    torch.testing.assert_close(again.logits, found.logits)
+    torch.testing.assert_close(again.rates, found.rates)
+
+
+def test_a_compiled_forward_of_a_pipeline_is_one_graph_and_writes_the_same(make_model):
+    pipe = LoMDMPipeline(make_model(), LoMDMScheduler(mask_token_id=10))
+    pipe.set_progress_bar_config(disable=True)
+
+    def write():
+        return pipe([[1, 3]], num_inference_steps=4, max_length=8, generator=torch.Generator().manual_seed(0)).sequences
+
+    expected, graphs = write(), []
+
+    def count(graph, _):
+        graphs.append(graph)
+        return graph.forward
+
+    pipe.model.forward = torch.compile(pipe.model.forward, fullgraph=True, backend=count)
+    assert torch.equal(write(), expected) and len(graphs) == 1

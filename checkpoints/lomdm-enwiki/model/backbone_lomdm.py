@@ -223,14 +223,16 @@ class LoMDMPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, *args, output_loading_info: bool = False, **kwargs):
-        """`PreTrainedModel.from_pretrained` that refuses a checkpoint with missing or unexpected weights.
+        """`PreTrainedModel.from_pretrained` that refuses pickled, missing or unexpected weights.
 
         With `output_loading_info=True` it returns `(model, info)` as in transformers and leaves the judgement of
         `info["missing_keys"]`, which got random values, to the caller.
 
         Raises:
             ValueError: if weights are missing or unexpected, with their names.
+            OSError: if there are none in safetensors (`use_safetensors=False` reads the tensors of a pickle).
         """
+        kwargs.setdefault("use_safetensors", True)
         model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
         if output_loading_info:
             return model, info

@@ -444,7 +444,7 @@ class BlockContext:
             self.model(chunk, upto, output_logits=False, past_key_values=self.cache, logits_to_keep=1)
             self._drop(size - self.model.config.block_size)
         out = self.model(tokens, mask, output_logits=output_logits, past_key_values=self.cache, logits_to_keep=width)
-        self.cache.crop(-width)  # the block may change, what stands before it is there to stay
+        self._cut(slice(None, -width))  # the block may change, what stands before it is there to stay
         self.tokens = self.tokens[:, :0]
         self._drop(size - self.model.config.block_size)
         return out
@@ -460,8 +460,12 @@ class BlockContext:
         if surplus <= 0:
             return
         self.dropped += surplus
+        self._cut(slice(surplus, None))
+
+    def _cut(self, kept: slice) -> None:
+        """Keeps these positions of the cache; `DynamicCache.crop` does not mean the same in every transformers 5."""
         for layer in self.cache.layers:
-            layer.keys, layer.values = layer.keys[:, :, surplus:], layer.values[:, :, surplus:]
+            layer.keys, layer.values = layer.keys[:, :, kept], layer.values[:, :, kept]
 
     def _join(self, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor | None:
         if self.attention_mask is None and attention_mask is None and not self.dropped:

@@ -1,0 +1,83 @@
+"""Floating point operations on paper: of a training step, ours and the reference's, and of a sampling step.
+
+A multiplication and an addition are two operations. Counted are the products with weight matrices and those of
+attention; a test counts them with torch. A forward pass costs 2 for each weight and token and `4 * D * keys` for each
+layer of attention; a backward pass twice that. Recomputed work is not counted: it is not needed.
+"""
+
+from hf_lomdm import LoMDMConfig
+
+SYSTEMS = ("mdlm_reference", "mdlm", "naive_lomdm", "lomdm")
+
+
+def layer(config: LoMDMConfig, keys: int) -> float:
+    """One transformer block forward, per token that attends to `keys` positions."""
+    return 2 * (4 * config.hidden_size**2 + 2 * config.hidden_size * config.intermediate_size) + _attention(
+        config, keys
+    )
+
+
+def _attention(config: LoMDMConfig, keys: int) -> float:
+    return 4 * config.hidden_size * keys
+
+
+def backbone(config: LoMDMConfig, keys: int) -> float:
+    """All blocks forward, per token; embeddings are looked up."""
+    return config.num_hidden_layers * layer(config, keys)
+
+
+def projection(config: LoMDMConfig) -> float:
+    """To the vocabulary, forward, per position that is projected."""
+    return 2 * config.hidden_size * config.vocab_size
+
+
+def order_head(config: LoMDMConfig, keys: int) -> float:
+    """An order head forward, per token."""
+    return layer(config, keys) + 2 * config.hidden_size * (config.hidden_size + 1)
+
+
+def training(system: str, config: LoMDMConfig, length: int, masked_share: float = 0.5) -> float:
+    """Forward and backward of one of `SYSTEMS`, per token of text.
+
+    Args:
+        masked_share: of the positions, in the mean over texts and views; the reference projects all of them.
+    """
+    body, logits = backbone(config, length), projection(config)
+    if system == "mdlm_reference":
+        return 3 * (body + logits)
+    if system == "mdlm":
+        return 3 * (body + masked_share * logits)
+    heads = 3 * 3 * order_head(config, length)  # phi once, psi on both views
+    if system == "naive_lomdm":
+        return body + logits + heads + 2 * 3 * (body + logits)
+    if system == "lomdm":
+        return body + heads + 2 * 3 * (body + masked_share * logits)
+    raise ValueError(f"system must be one of {SYSTEMS}, got {system!r}.")
+
+
+def block_training(config: LoMDMConfig, length: int, masked_share: float = 0.5) -> float:
+    """A training step with blocks, per token: the clean text and its views in one row, a dense mask over all of it."""
+    learned = config.rate_type == "learned"
+    views = 2 if learned else 1
+    copies = views + 1
+    keys = copies * length
+    total = 3 * copies * backbone(config, keys) + 3 * views * masked_share * projection(config)
+    if learned:
+        total += backbone(config, length) + 3 * order_head(config, length)
+        total += 3 * copies * order_head(config, keys)
+    return total
+
+
+def sampling_step(config: LoMDMConfig, length: int, projected: float) -> float:
+    """One pass of the sampler, per row of `length` positions of which `projected` get logits."""
+    head = order_head(config, length) if config.rate_type == "learned" else 0.0
+    return length * (backbone(config, length) + head) + projected * projection(config)
+
+
+def num_weights(config: LoMDMConfig) -> int:
+    """Entries of the weight matrices, with embeddings, heads and biases; norms are left out."""
+    d, ff = config.hidden_size, config.intermediate_size
+    block = 4 * d * d + 2 * d * ff + ff + d
+    heads = 2 * (block + d * d + 2 * d) if config.rate_type == "learned" else 0
+    table = 1 if config.tie_word_embeddings else 2
+    return config.num_hidden_layers * block + heads + config.vocab_size * (table * d + 1)

@@ -1,0 +1,105 @@
+"""The tables of `docs/performance.md` from a record of measurements.
+
+python benchmarks/report.py results/performance_cpu.json
+"""
+
+import json
+import sys
+from pathlib import Path
+
+GIGA = 1e9
+
+
+def tables(record: dict) -> str:
+    """Every section of a record that has one as a table in Markdown."""
+    return "\n\n".join(TABLES[name](section) for name, section in record.items() if name in TABLES)
+
+
+def table(title: str, header: list[str], rows: list[list]) -> str:
+    """A table in Markdown; numbers with three digits."""
+    lines = [f"**{title}**", "", _line(header), _line(["---"] * len(header))]
+    return "\n".join(lines + [_line([_cell(value) for value in row]) for row in rows])
+
+
+def _line(values: list[str]) -> str:
+    return "| " + " | ".join(values) + " |"
+
+
+def _cell(value) -> str:
+    return value if isinstance(value, str) else f"{value:d}" if isinstance(value, int) else f"{value:.3g}"
+
+
+def training(section: dict) -> str:
+    """Measured ratio, that on paper and their quotient for each cell; then memory."""
+    names = list(section["cells"][0]["ratios"])
+    header = ["size", "vocabulary", "L", "batch", *names, "LoMDM GFLOP/s", "of matmul"]
+    rows = []
+    for cell in section["cells"]:
+        row = [cell["size"], cell["vocab_size"], cell["length"], cell["batch"]]
+        row += ["{measured:.2f} / {analytic:.2f} = {excess:.2f}".format(**cell["ratios"][name]) for name in names]
+        speed = cell["lomdm"]["flops_per_second"]
+        rows.append([*row, speed / GIGA, f"{speed / section['matmul_flops_per_second']:.0%}"])
+    first = table("Training step: measured / on paper = quotient", header, rows)
+    memory, left_out = section["memory"], [one[:3] for one in section["left_out"]]
+    rows = [[name, value] for name, value in memory["step_memory_mb"].items()]
+    setting = ", ".join(str(memory[name]) for name in ("size", "vocab_size", "length", "batch"))
+    second = table(f"Peak memory of a step beyond weights and gradients ({setting})", ["system", "MB"], rows)
+    return f"{first}\n\nLeft out for want of time: {left_out or 'nothing'}.\n\n{second}"
+
+
+def sampling(section: dict) -> str:
+    """Tokens per second, speedup and the share outside the network."""
+    header, rows = ["system", "batch", "sampler", "tokens/s", "speedup", "outside backbone and psi"], []
+    for cell in section["cells"]:
+        for sampler in ("reference", "sequential", "ancestral"):
+            one = cell[sampler]
+            speed = [one["tokens_per_second"], one.get("speedup", 1.0)]
+            rows.append([cell["system"], cell["batch"], sampler, *speed, f"{one['share_outside_network']:.0%}"])
+    text = table(f"Sampling ({section['timed']})", header, rows)
+    return f"{text}\n\nLeft out for want of time: {section['left_out'] or 'nothing'}."
+
+
+def blocks(section: dict) -> str:
+    """The speedup of the cache, and the cost of a training step with blocks."""
+    rows = [[name, one["recomputed"]["seconds"], one["cached"]["seconds"], one["speedup"]]
+            for name, one in section["cache"].items()]  # fmt: skip
+    first = table("Sampling in blocks", ["system", "recomputed, s", "cached, s", "speedup"], rows)
+    header = ["system", "attention", "plain step, s", "with blocks, s", "ratio", "on paper"]
+    rows = [[one["system"], one["attention"], one["plain"]["seconds"], one["blocks"]["seconds"], one["ratio"],
+             one["analytic"]] for one in section["training"]]  # fmt: skip
+    return f"{first}\n\n{table('Training step with blocks', header, rows)}"
+
+
+def scaling(section: dict) -> str:
+    """Seconds along each axis, and the efficiency of two processes."""
+    rows = [[axis, row[axis], row["seconds"]] for axis, points in section["axes"].items() for row in points]
+    text = table("Scaling", ["axis", "value", "seconds"], rows)
+    if "ddp" in section:
+        values = [section["ddp"][name] for name in ("one_process", "two_processes", "efficiency")]
+        text += "\n\n" + table("Two processes", ["one, s", "two, s", "efficiency"], [values])
+    return text
+
+
+def imports(section: dict) -> str:
+    """What the import takes and adds."""
+    rows = [[name, value] for name, value in (section["seconds"] | section["added"]).items()]
+    return table("Import", ["what", "seconds"], rows)
+
+
+def correctness(section: dict) -> str:
+    """The largest difference of each check."""
+    rows = [[name, value] for name, value in section["largest_difference"].items()]
+    return table(f"Correctness (tolerance {section['tolerance']:g})", ["check", "largest difference"], rows)
+
+
+TABLES = {
+    "correctness": correctness,
+    "training": training,
+    "sampling": sampling,
+    "blocks": blocks,
+    "scaling": scaling,
+    "import": imports,
+}
+
+if __name__ == "__main__":
+    print(tables(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))))

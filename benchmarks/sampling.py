@@ -1,0 +1,177 @@
+"""Sampling: tokens per second against the plain ancestral sampler, and the share of time outside the network.
+
+    python benchmarks/sampling.py [--seconds 150]     (section `sampling` of the record; needs diffusers)
+
+MDLM-small, 50,258 tokens, rows of 1024, 256 steps. On a GPU whole runs are timed. On a CPU steps at three places of the
+way are: the first, the middle and the last ones, from states in which that share of a random text is masked; the record
+says so (`timed`), and its tokens per second are those of 256 steps of their mean cost.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+
+import reference
+import torch
+from measuring import autocast, build, device_type, run_section, synchronize, timed
+
+SETTING = {"size": "small", "vocab_size": 50258, "length": 1024, "steps": 256}
+SMOKE = {"size": "toy", "vocab_size": 64, "length": 32, "steps": 8}
+BATCHES = {"cuda": (1, 8, 32), "cpu": (1,)}  # float64 outcomes of eight rows take 13 GB
+PLACES = {"first": 0.0, "middle": 0.5, "last": 1.0}  # share of the steps that lie behind
+TIMED_STEPS = 1  # at each place, after one that warms up
+SAMPLERS = ("reference", "sequential", "ancestral")
+SYSTEMS = {"mdlm": "uniform", "lomdm": "learned"}
+
+
+class Enough(Exception):
+    """Ends a run whose steps have been timed."""
+
+
+class StepTimes:
+    """Seconds of the steps of a run, the first one left out; after `count` of them `full` is true."""
+
+    def __init__(self, count: int):
+        self.count, self.moments = count, []
+
+    def __call__(self) -> bool:
+        """Ends a step; true once there are enough."""
+        synchronize()
+        self.moments.append(time.perf_counter())
+        return len(self.moments) > self.count
+
+    @property
+    def seconds(self) -> float:
+        """Mean of the timed steps."""
+        return (self.moments[-1] - self.moments[0]) / (len(self.moments) - 1)
+
+
+def state(config, setting: dict, batch: int, first_step: int) -> torch.Tensor:
+    """Rows `[B, L]` as they are after `first_step` steps: that share of random text, masks elsewhere."""
+    generator = torch.Generator().manual_seed(1)
+    text = torch.randint(config.vocab_size - 1, (batch, setting["length"]), generator=generator)
+    rank = torch.rand(text.shape, generator=generator).argsort(-1).argsort(-1)
+    return text.masked_fill(rank >= setting["length"] * first_step // setting["steps"], config.mask_token_id)
+
+
+def runner(model, sampler: str, setting: dict, batch: int, first_step: int = 0, after_step=None) -> Callable:
+    """A closure that samples a batch from `first_step` on; `after_step()` is called after each step, true ends it."""
+    start, steps = state(model.config, setting, batch, first_step), setting["steps"]
+    if sampler == "reference":
+        sample = start.to(model.device)
+        return lambda: reference.ancestral_sample(model, sample, steps, first_step, after_step)
+    from hf_lomdm import LoMDMPipeline, LoMDMScheduler  # they need diffusers, the rest does not
+
+    pipe = LoMDMPipeline(model, LoMDMScheduler(mask_token_id=model.config.mask_token_id, sampler=sampler))
+    pipe.set_progress_bar_config(disable=True)
+    settings = {"num_inference_steps": steps - first_step, "output_type": "seq"}
+    if after_step is not None:
+        # not "sample", which a callback might change: it would cost a count in every step
+        settings |= {"callback_on_step_end": _ending(after_step), "callback_on_step_end_tensor_inputs": ["order"]}
+    return lambda: _until_enough(pipe, start.tolist(), settings)
+
+
+def _ending(after_step: Callable) -> Callable:
+    def callback(pipe, step, timestep, tensors) -> dict:
+        if after_step():
+            raise Enough
+        return {}
+
+    return callback
+
+
+def _until_enough(pipe, rows: list, settings: dict):
+    try:
+        return pipe(rows, **settings)
+    except Enough:
+        return None
+
+
+def seconds_per_step(model, sampler: str, setting: dict, batch: int) -> dict[str, float]:
+    """Seconds of a step at each of `PLACES`, on a CPU; on a GPU of a step in a whole run."""
+    with autocast():
+        if device_type() == "cuda":
+            run = runner(model, sampler, setting, batch)
+            run()
+            return {"whole": timed(run) / setting["steps"]}
+        seconds = {}
+        for place, share in PLACES.items():
+            first = min(int(setting["steps"] * share), setting["steps"] - TIMED_STEPS - 1)
+            times = StepTimes(TIMED_STEPS)
+            runner(model, sampler, setting, batch, first, times)()
+            seconds[place] = times.seconds
+    return seconds
+
+
+@contextmanager
+def network_time(model):
+    """Within this context the list it gives collects the seconds of each call of the backbone and of psi."""
+    calls, begun, handles = [], {}, []
+
+    def begin(module, *_) -> None:
+        synchronize()
+        begun[module] = time.perf_counter()
+
+    def end(module, *_) -> None:
+        synchronize()
+        calls.append(time.perf_counter() - begun[module])
+
+    for module in (model.model, model.psi):
+        if module is not None:
+            handles += [module.register_forward_pre_hook(begin), module.register_forward_hook(end)]
+    try:
+        yield calls
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def share_outside(model, sampler: str, setting: dict, batch: int) -> float:
+    """The share of the time of a few steps in the middle that is spent outside the backbone and psi."""
+    first = setting["steps"] // 2
+    times = StepTimes(TIMED_STEPS + 1)
+    with autocast(), network_time(model) as calls:
+        runner(model, sampler, setting, batch, first, times)()
+    per_step = 1 if model.psi is None else 2
+    inside = sum(calls[per_step:]) / (len(calls) // per_step - 1)  # but for the step that warms up
+    return 1 - inside / times.seconds
+
+
+def measure_cell(setting: dict, system: str, batch: int) -> dict:
+    """One system at one batch size: the reference and our samplers."""
+    model = build(setting["size"], setting["vocab_size"], setting["length"], rate_type=SYSTEMS[system]).eval()
+    cell = {"system": system, "batch": batch}
+    for sampler in SAMPLERS:
+        places = seconds_per_step(model, sampler, setting, batch)
+        mean = statistics.mean(places.values())
+        speed = batch * setting["length"] / (setting["steps"] * mean)
+        outside = share_outside(model, sampler, setting, batch)
+        cell[sampler] = {"seconds_per_step": places, "tokens_per_second": speed, "share_outside_network": outside}
+    for sampler in SAMPLERS[1:]:
+        cell[sampler]["speedup"] = cell[sampler]["tokens_per_second"] / cell["reference"]["tokens_per_second"]
+    return cell
+
+
+def measure(options: argparse.Namespace) -> dict:
+    """The section; what the time does not suffice for is named in `left_out`."""
+    setting = SMOKE if options.smoke else SETTING
+    batches = (2,) if options.smoke else BATCHES[device_type()]
+    timed_part = "whole runs" if device_type() == "cuda" else f"{TIMED_STEPS} step each at {', '.join(PLACES)}"
+    section = {"setting": setting, "timed": timed_part, "cells": [], "left_out": []}
+    start, slowest = time.perf_counter(), 0.0
+    for batch in batches:
+        for system in SYSTEMS:
+            began = time.perf_counter()
+            if slowest and began - start + slowest > options.seconds:
+                section["left_out"].append([system, batch])
+                continue
+            section["cells"].append(measure_cell(setting, system, batch))
+            slowest = max(slowest, time.perf_counter() - began)
+            print(f"  sampling {system}, batch {batch}: {time.perf_counter() - began:.0f} s", flush=True)
+    return section
+
+
+if __name__ == "__main__":
+    run_section("sampling", measure, __doc__.splitlines()[0], seconds=150)

@@ -1,0 +1,87 @@
+"""Every Python block of README.md and docs/*.md runs; every option in their commands of our scripts exists."""
+
+import importlib.util
+import os
+import re
+import runpy
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SHIPPED = "checkpoints/lomdm-enwiki"
+PLACEHOLDER = "org/lomdm-owt"
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+COMMAND = re.compile(r"^ {4}(?:\$ )?(?:python|accelerate launch)\b.*\n(?:(?<=\\\n) {4}.*\n)*", re.MULTILINE)
+NEEDS = {"torchao": "torchao"}  # what a block imports that the package does not bring
+
+
+def blocks(page: Path) -> list[str]:
+    return BLOCK.findall(page.read_text(encoding="utf-8"))
+
+
+def commands(text: str) -> list[list[str]]:
+    """Words of the indented commands that call one of our Python scripts, from its path on."""
+    found = []
+    for line in COMMAND.findall(text):
+        words = shlex.split(line.replace("\\\n", " "), comments=True)
+        scripts = [i for i, word in enumerate(words) if word.endswith(".py")]
+        if scripts and "..." not in words and "pytest" not in words:
+            found.append(words[scripts[0] :])
+    return found
+
+
+ALL_COMMANDS = sorted({tuple(words) for page in PAGES for words in commands(page.read_text(encoding="utf-8"))})
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=lambda page: page.name)
+def test_every_python_block_of_the_page_runs_from_the_root_of_the_repository(page, tmp_path):
+    code = "\n".join(blocks(page)).replace(PLACEHOLDER, SHIPPED)
+    for word, module in NEEDS.items():
+        if word in code and importlib.util.find_spec(module) is None:
+            pytest.skip(f"{page.name} needs {module}")
+    script = tmp_path / "blocks.py"
+    script.write_text(code)
+    # a process of its own: blocks compile, quantise and set up accelerators
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "OMP_NUM_THREADS": "1", "TMPDIR": str(tmp_path)}
+    command = [sys.executable, str(script)]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-4000:]
+
+
+def script_of(words: tuple[str, ...]) -> tuple[str, str]:
+    """The script of a command and its subcommand, if it has one."""
+    return words[0], words[1] if words[1:] and re.fullmatch(r"[a-z][a-z-]*", words[1]) else ""
+
+
+SCRIPTS = sorted({script_of(words) for words in ALL_COMMANDS})
+
+
+@pytest.mark.parametrize("script, subcommand", SCRIPTS)
+def test_every_option_in_a_command_of_the_pages_is_one_of_its_script(script, subcommand, monkeypatch, capsys):
+    if script.startswith("space/"):
+        pytest.importorskip("gradio")
+    monkeypatch.setattr(sys, "argv", [script, *([subcommand] if subcommand else []), "--help"])
+    monkeypatch.syspath_prepend(str((ROOT / script).parent))
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(str(ROOT / script), run_name="__main__")
+    assert stop.value.code in (None, 0)
+    known = set(re.findall(r"--[A-Za-z][\w-]*", capsys.readouterr().out)) | {"--config"}
+    for words in ALL_COMMANDS:
+        if script_of(words) == (script, subcommand):
+            used = {word.split("=")[0] for word in words[1:] if word.startswith("--")}
+            assert used <= known, f"{' '.join(words)}: unknown {sorted(used - known)}"
+
+
+def test_every_configuration_and_checkpoint_in_a_command_exists():
+    named = {word for words in ALL_COMMANDS for word in words if re.match(r"(training_scripts|checkpoints)/", word)}
+    assert named and not [name for name in sorted(named) if not (ROOT / name).exists()]
+
+
+def test_commands_are_found_over_several_lines_and_without_their_comments():
+    text = "    python a.py --x 1 \\\n        --y 2   # why\n\n    accelerate launch --cpu b.py --z\n    ls\n"
+    assert commands(text) == [["a.py", "--x", "1", "--y", "2"], ["b.py", "--z"]]

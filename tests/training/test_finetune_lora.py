@@ -1,0 +1,178 @@
+"""training_scripts/finetune_lora.py and the rows that it trains on, with the tiny model on copying letters."""
+
+import importlib.util
+import json
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModel
+
+from conftest import build_model
+from hf_lomdm import LoMDMForMaskedDiffusion, LoMDMPipeline, LoMDMScheduler
+from hf_lomdm.training.data import TextCollator
+from hf_lomdm.training.finetuning import CHAT_TEMPLATE, add_lora, make_rows, merge_adapter, read_examples
+from tiny_tokenizer import build_tokenizer
+
+ROOT = Path(__file__).parents[2]
+QUIET = "--disable_tqdm true --report_to none --use_cpu true --logging_strategy no --save_strategy no".split()
+CHAT = "{% for m in messages %}{{ 'ab' if m.role == 'user' else 'cd' }}{{ m.content }}{% endfor %}"
+PROMPT_END = "{% if add_generation_prompt %}cd{% endif %}"
+
+
+def write(path: Path, records: list) -> Path:
+    path.write_text("\n".join(one if isinstance(one, str) else json.dumps(one) for one in records) + "\n")
+    return path
+
+
+def copies(count: int) -> list[dict]:
+    source = random.Random(0)
+    words = ["".join(source.choice("abcdefg") for _ in range(3)) for _ in range(count)]
+    return [{"prompt": word, "completion": word} for word in words]
+
+
+def load_script():
+    specification = importlib.util.spec_from_file_location("finetune", ROOT / "training_scripts" / "finetune_lora.py")
+    script = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(script)
+    return script
+
+
+@pytest.fixture
+def base(tmp_path) -> Path:
+    """A Hub folder of the tiny model with a tokenizer."""
+    model = build_model()
+    LoMDMPipeline(model, LoMDMScheduler(mask_token_id=10), build_tokenizer()).save_pretrained(tmp_path / "base")
+    return tmp_path / "base"
+
+
+def finetune(base: Path, tmp_path: Path, *words: str, records=None) -> Path:
+    data = write(tmp_path / "train.jsonl", records or copies(64))
+    place = ["--model", str(base), "--train_file", str(data), "--output_dir", str(tmp_path / "out")]
+    load_script().main([*place, *QUIET, *words])
+    return tmp_path / "out"
+
+
+def test_the_bound_of_answers_falls_and_the_merged_folder_is_the_adapter_on_its_base(base, tmp_path, capsys):
+    settings = "--max_steps 120 --per_device_train_batch_size 16 --learning_rate 1e-2 --lora_rank 8".split()
+    out = finetune(base, tmp_path, *settings, "--head_learning_rate", "1e-2")
+    metrics = json.loads((out / "eval_results.json").read_text())
+    # who knows where EOS stands and nothing of the prompt has 3/4 log 7 = 1.46 nats per token at best
+    assert metrics["before_nelbo"] > 2.0 and metrics["eval_nelbo"] < 1.3
+    assert metrics["eval_tokens"] == 4 * 6  # three letters and EOS of six answers: no token of a prompt
+    merged = AutoModel.from_pretrained(out / "merged")
+    plain = LoMDMForMaskedDiffusion.from_pretrained(base)
+    adapted = PeftModel.from_pretrained(LoMDMForMaskedDiffusion.from_pretrained(base), str(out / "adapter")).eval()
+    ids = torch.tensor([[1, 3, 4, 5, 10, 10, 10, 10]])
+    with torch.no_grad():
+        found, expected, before = merged(ids), adapted(ids), plain(ids)
+    torch.testing.assert_close(found.logits, expected.logits, rtol=1e-4, atol=1e-4)  # one sum in another order
+    torch.testing.assert_close(found.rates, expected.rates, rtol=1e-4, atol=1e-4)
+    assert (
+        (found.rates - before.rates).abs().max() > 1e-3 < (found.logits[..., :10] - before.logits[..., :10]).abs().max()
+    )
+    assert torch.equal(merged.model.embed_tokens.weight, plain.model.embed_tokens.weight)
+    assert LoMDMPipeline.from_pretrained(out / "merged").tokenizer.chat_template == CHAT_TEMPLATE
+    printed = capsys.readouterr().out
+    assert "order bound before" in printed and "--- an answer" in printed
+
+
+def test_a_run_that_is_started_again_continues_from_its_checkpoint(base, tmp_path):
+    words = "--per_device_train_batch_size 16 --lr_scheduler_type constant --save_strategy steps --save_steps 2".split()
+    words.append("--max_steps")
+    finetune(base, tmp_path, *words, "2")
+    out = finetune(base, tmp_path, *words, "4")
+    (tmp_path / "again").mkdir()
+    whole = finetune(base, tmp_path / "again", *words, "4")
+    found, expected = (AutoModel.from_pretrained(one / "merged").state_dict() for one in (out, whole))
+    assert all(torch.equal(value, expected[name]) for name, value in found.items())
+    assert json.loads((out / "checkpoint-4" / "trainer_state.json").read_text())["global_step"] == 4
+
+
+def test_adapters_are_on_the_backbone_and_the_rate_modules_are_trained_in_full(make_model):
+    for rate_type, full in (("learned", {"phi", "psi"}), ("token", {"omega"}), ("uniform", set())):
+        model = add_lora(make_model(rate_type=rate_type), 2, 4)
+        trained = {
+            name.removeprefix("base_model.model.") for name, weight in model.named_parameters() if weight.requires_grad
+        }
+        low_rank = {name for name in trained if "lora_" in name}
+        assert {name.split(".")[0] for name in trained - low_rank} == full
+        assert len(low_rank) == 2 * 4 * 2 and all(name.startswith("model.layers.") for name in low_rank)
+
+
+def test_prompts_are_given_answers_end_with_eos_and_are_filled_up(tmp_path):
+    path = write(tmp_path / "x.jsonl", [{"prompt": "ab", "completion": "c"}, "", {"prompt": "a", "completion": "cde"}])
+    examples = read_examples(path, build_tokenizer(), bos=1, eos=2)
+    assert [(one.prompt, one.answer) for one in examples] == [([1, 3, 4], [5, 2]), ([1, 3], [5, 6, 7, 2])]
+    rows, left_out = make_rows(examples, completion_length=4, max_length=6, eos=2)
+    assert left_out == 1 and rows == [{"input_ids": [1, 3, 5, 6, 7, 2], "labels": [-100, -100, 5, 6, 7, 2]}]
+    rows, left_out = make_rows(examples, completion_length=3, max_length=9, eos=2)
+    assert left_out == 1 and rows == [{"input_ids": [1, 3, 4, 5, 2, 2], "labels": [-100, -100, -100, 5, 2, 2]}]
+    bare = read_examples(path, build_tokenizer(), bos=None, eos=None)
+    assert make_rows(bare, 3, 9, None)[0][0] == {"input_ids": [3, 4, 5], "labels": [-100, -100, 5]}
+
+
+def test_messages_go_through_the_chat_template_and_everything_but_the_last_answer_is_given(tmp_path):
+    turns = [("user", "e"), ("assistant", "f"), ("user", "g"), ("assistant", "e")]
+    path = write(tmp_path / "x.jsonl", [{"messages": [{"role": role, "content": text} for role, text in turns]}])
+    tokenizer = build_tokenizer()
+    tokenizer.chat_template = CHAT + PROMPT_END
+    (one,) = read_examples(path, tokenizer, bos=1, eos=2)
+    assert tokenizer.decode(one.prompt[1:]) == "abecdfabgcd" and one.answer == [7, 2]
+    tokenizer.chat_template = CHAT_TEMPLATE
+    assert tokenizer.apply_chat_template([{"role": "user", "content": "e"}], tokenize=False) == "user: e\n"
+    tokenizer.chat_template = CHAT + "{% if add_generation_prompt %}gg{% endif %}"
+    with pytest.raises(ValueError, match="line 1: by the tokenizer's chat template"):
+        read_examples(path, tokenizer, bos=1, eos=2)
+
+
+@pytest.mark.parametrize(
+    "line, message",
+    [
+        ("{", "line 2 is no JSON"),
+        ({"text": "a"}, "line 2 has neither messages nor prompt"),
+        ({"prompt": "a", "completion": 3}, "line 2: prompt and completion must be texts"),
+        ({"prompt": "a", "completion": ""}, "line 2 has an empty answer"),
+        ({"prompt": "<mask>", "completion": "a"}, "line 2 contains the mask token"),
+        ({"messages": [{"role": "user", "content": "a"}]}, "line 2: messages must be roles and contents"),
+    ],
+)
+def test_lines_that_are_no_example_are_named(tmp_path, line, message):
+    path = write(tmp_path / "x.jsonl", [{"prompt": "a", "completion": "b"}, line])
+    with pytest.raises(ValueError, match=message):
+        read_examples(path, build_tokenizer(), bos=1, eos=2)
+
+
+def test_examples_that_cannot_be_used_and_options_out_of_range_are_errors(base, tmp_path, make_model):
+    with pytest.raises(ValueError, match="does not exist"):
+        read_examples(tmp_path / "nowhere.jsonl", build_tokenizer(), 1, 2)
+    with pytest.raises(ValueError, match="holds no example"):
+        read_examples(write(tmp_path / "x.jsonl", [""]), build_tokenizer(), 1, 2)
+    with pytest.raises(ValueError, match="none of the 2 examples fits"):
+        finetune(base, tmp_path, "--completion_length", "1", records=copies(3))
+    with pytest.raises(ValueError, match="leaves none to validate on"):
+        finetune(base, tmp_path, records=copies(1))
+    with pytest.raises(ValueError, match="lora_rank must be at least 1, got 0"):
+        add_lora(make_model(), 0, 1)
+    with pytest.raises(ValueError, match="push_to_hub would upload checkpoints"):
+        finetune(base, tmp_path, "--push_to_hub", "true")
+
+
+def test_padding_changes_no_bound_of_an_adapted_model(make_model, tmp_path):
+    model = add_lora(make_model(), 2, 4).eval()
+    rows = [{"input_ids": [1, 3, 4, 5, 2], "labels": [-100, -100, 4, 5, 2]}]
+    found = []
+    for length in (5, 9):
+        batch = TextCollator(0, length)(rows)
+        with torch.no_grad():
+            out = model(**batch, quantiles=torch.tensor([0.4]), generator=[torch.Generator().manual_seed(3)])
+        found.append(out.nelbo)
+    torch.testing.assert_close(found[0], found[1], rtol=1e-5, atol=1e-5)  # one softmax over a longer row
+
+
+def test_an_adapter_of_another_model_is_refused(make_model, tmp_path):
+    add_lora(make_model(), 2, 4).save_pretrained(tmp_path)
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        merge_adapter(make_model(hidden_size=32), tmp_path)

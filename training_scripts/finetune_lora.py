@@ -1,0 +1,142 @@
+"""Fine-tune a model on prompts and answers with LoRA: prompts are given, order heads are trained in full.
+
+On a GPU:
+
+    python training_scripts/finetune_lora.py --model org/lomdm-owt --train_file chat.jsonl --output_dir outputs/chat \\
+        --num_train_epochs 3 --per_device_train_batch_size 32 --bf16
+
+On a laptop, in a minute:
+
+    python training_scripts/finetune_lora.py --model checkpoints/lomdm-enwiki --train_file pairs.jsonl \\
+        --output_dir outputs/pairs --max_steps 50
+
+A line of the jsonl holds `prompt` and `completion`, or `messages` (`role` and `content`, the last by the assistant),
+which go through the chat template of the tokenizer; one without a template gets a plain one, saved with it. Answers are
+filled up with EOS to `--completion_length` tokens, which is the `max_new_tokens` to sample with. The same command
+started again continues from the newest complete checkpoint.
+
+`OUTPUT_DIR/adapter` holds the adapter for `peft`, `OUTPUT_DIR/merged` the whole model as a Hub folder; both are
+averaged weights with `--ema_decay` (the default is 0: runs are short).
+"""
+
+from pathlib import Path
+
+import torch
+from transformers import HfArgumentParser, set_seed
+
+from hf_lomdm import LoMDMForMaskedDiffusion, LoMDMPipeline
+from hf_lomdm.training.data import TextCollator
+from hf_lomdm.training.finetuning import (
+    CHAT_TEMPLATE,
+    FinetuningArguments,
+    LoraTrainingArguments,
+    add_lora,
+    make_rows,
+    merge_adapter,
+    read_examples,
+    split_examples,
+)
+from hf_lomdm.training.model_card import TrainingRecord, describe_diffusion, model_card
+from hf_lomdm.training.tokenizers import load_tokenizer
+from hf_lomdm.training.trainer import LoMDMTrainer, make_pipeline
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options, args = HfArgumentParser(
+        (FinetuningArguments, LoraTrainingArguments), allow_abbrev=False
+    ).parse_args_into_dataclasses(arguments)
+    check(args)
+    set_seed(args.seed)
+    base = load_base(options)
+    tokenizer = load_tokenizer(options.model)
+    if tokenizer.chat_template is None:
+        tokenizer.chat_template = CHAT_TEMPLATE
+    rows, length = load_rows(options, tokenizer, base.config)
+    model = add_lora(base, options.lora_rank, options.lora_alpha, options.lora_dropout)
+    model.print_trainable_parameters()
+    longest = max(len(row["input_ids"]) for split in rows.values() for row in split)
+    trainer = LoMDMTrainer(
+        model=model,
+        args=args,
+        train_dataset=rows["train"],
+        eval_dataset=rows["validation"],
+        data_collator=TextCollator(tokenizer.pad_token_id, longest),
+        processing_class=tokenizer,
+    )
+    before = trainer.evaluate(metric_key_prefix="before")
+    trainer.train(args.resume_from_checkpoint)
+    after = trainer.evaluate()
+    trainer.save_model(str(Path(args.output_dir) / "adapter"))
+    if trainer.is_world_process_zero():
+        report(before, after)
+        trainer.save_metrics("eval", before | after)
+        card = describe_run(options, args, trainer, after)
+        pipe = save_merged(options, Path(args.output_dir), tokenizer, card)
+        show_answer(pipe, rows["validation"][0], length)
+
+
+def check(args: LoraTrainingArguments) -> None:
+    """Raises `ValueError` for what this script does not do."""
+    if args.fsdp or args.deepspeed:
+        raise ValueError("finetune_lora.py trains on one device or with DDP: FSDP and DeepSpeed shard the adapter.")
+    if args.push_to_hub:
+        raise ValueError(
+            "push_to_hub would upload checkpoints of the adapter. Upload the merged folder afterwards: "
+            "training_scripts/export_to_hub.py --model OUTPUT_DIR/merged --repo_id org/name."
+        )
+
+
+def load_base(options: FinetuningArguments) -> LoMDMForMaskedDiffusion:
+    """The model in float32: updates of a half-precision weight would be rounded away."""
+    return LoMDMForMaskedDiffusion.from_pretrained(options.model, dtype=torch.float32)
+
+
+def load_rows(options: FinetuningArguments, tokenizer, config) -> tuple[dict[str, list], int]:
+    """Rows of both splits, and the tokens of an answer; prints what there is."""
+    bos, eos = config.bos_token_id, config.eos_token_id
+    train = read_examples(options.train_file, tokenizer, bos, eos)
+    if options.validation_file:
+        validation = read_examples(options.validation_file, tokenizer, bos, eos)
+    else:
+        train, validation = split_examples(train)
+    length = options.completion_length or max(len(one.answer) for one in train)
+    rows = {}
+    for split, examples in (("train", train), ("validation", validation)):
+        rows[split], left_out = make_rows(examples, length, config.max_position_embeddings, eos)
+        note = f"; {left_out} that do not fit are left out" if left_out else ""
+        print(f"{split}: {len(rows[split])} examples, answers of {length} tokens{note}", flush=True)
+    return rows, length
+
+
+def report(before: dict[str, float], after: dict[str, float]) -> None:
+    """The order bound of the validation answers before and after."""
+    for name, metrics, prefix in (("before", before, "before"), ("after", after, "eval")):
+        value, error = metrics[f"{prefix}_nelbo"], metrics[f"{prefix}_nelbo_standard_error"]
+        print(f"order bound {name}: {value:.4f} +- {error:.4f} nats per token of the answers", flush=True)
+
+
+def describe_run(options: FinetuningArguments, args, trainer: LoMDMTrainer, metrics: dict[str, float]) -> str:
+    """The card of the merged model."""
+    data = f"prompts and answers of `{Path(options.train_file).name}`, of which only the answers count"
+    record = TrainingRecord.of(args, trainer.state.global_step, metrics, data)
+    base = {} if Path(options.model).exists() else {"base_model": options.model}
+    return model_card("merged", describe_diffusion(trainer.model.config), record, **base)
+
+
+def save_merged(options: FinetuningArguments, folder: Path, tokenizer, card: str) -> LoMDMPipeline:
+    """Writes the whole model, made from the adapter on the disk, as a Hub folder; returns it as it loads from there."""
+    merged = merge_adapter(load_base(options), folder / "adapter")
+    make_pipeline(merged, tokenizer).save_pretrained(folder / "merged", model_card=card)
+    return LoMDMPipeline.from_pretrained(folder / "merged")
+
+
+def show_answer(pipe: LoMDMPipeline, row: dict[str, list[int]], length: int) -> None:
+    """Prints an answer to the first prompt of the validation text, a token at a time."""
+    prompt = [token for token, label in zip(row["input_ids"], row["labels"], strict=True) if label == -100]
+    generator = torch.Generator().manual_seed(0)
+    answer = pipe([prompt], num_inference_steps=length, max_new_tokens=length, generator=generator).texts[0]
+    print(f"--- an answer, seed 0\n{answer}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
