@@ -40,7 +40,7 @@ setup(
         "diffusers>=0.36",
         "accelerate>=1.10",
         "datasets>=4",
-        "huggingface-hub>=1.3",
+        "huggingface-hub>=1.16",
         "safetensors>=0.5",
         "tqdm>=4.66.3",
     ],

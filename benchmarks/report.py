@@ -3,8 +3,8 @@
 python benchmarks/report.py results/performance_cpu.json
 """
 
+import argparse
 import json
-import sys
 from pathlib import Path
 
 GIGA = 1e9
@@ -102,4 +102,6 @@ TABLES = {
 }
 
 if __name__ == "__main__":
-    print(tables(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))))
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("record", type=Path, help="results/performance_<device>.json")
+    print(tables(json.loads(parser.parse_args().record.read_text(encoding="utf-8"))))

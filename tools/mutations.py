@@ -296,8 +296,8 @@ MUTATIONS = (
     Mutation(
         "cache one block late",
         MODEL,
-        "self.cache.crop(-width)",
-        "self.cache.crop(-tokens.shape[1])",
+        "self._cut(slice(None, -width))",
+        "self._cut(slice(None, -tokens.shape[1]))",
         BLOCK_SAMPLING,
     ),
     Mutation(

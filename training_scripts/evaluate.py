@@ -72,6 +72,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     generation.add_argument("--judge", default="gpt2-large", help="a causal language model; or a .gguf file")
     generation.add_argument("--num_samples", type=int, default=64)
     generation.add_argument("--num_inference_steps", type=int, default=256, help="of a diffusion model")
+    generation.add_argument("--sweep", action="store_true", help="steps 8, 16, 32, ... and one per token instead")
     generation.add_argument("--max_length", type=int, help="tokens; default: the model's longest")
     generation.add_argument("--batch_size", type=int, default=16)
     generation.add_argument("--sampler", help="default: the folder's")
@@ -168,7 +169,7 @@ def run_zero_shot(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def run_generation(options: argparse.Namespace) -> dict[str, Any]:
-    from hf_lomdm.evaluation.generation import evaluate_generation, judge_written, load_judge, write_causal_texts
+    from hf_lomdm.evaluation.generation import evaluate_generation, judge_written, load_judge, sweep, write_causal_texts
 
     judge, judge_tokenizer = load_judge(options.judge)
     model, tokenizer = load(options)
@@ -180,14 +181,19 @@ def run_generation(options: argparse.Namespace) -> dict[str, Any]:
         written = write_causal_texts(model, tokenizer, **size, **common, parts_file=parts)
         return judge_written(written, judge, judge_tokenizer, **common)
     pipe = LoMDMPipeline.from_pretrained(options.model, model=model, tokenizer=tokenizer)
-    names = ("num_samples", "num_inference_steps", "max_length", "batch_size", "seed", "sampler", "grid")
+    names = ("num_samples", "max_length", "batch_size", "seed", "sampler", "grid")
     settings = {name: getattr(options, name) for name in names}
-    settings |= {"learned_order": not options.without_order, "progress": not options.quiet}
-    return evaluate_generation(pipe, judge, judge_tokenizer, **settings, parts_file=parts)
+    settings |= {"learned_order": not options.without_order, "progress": not options.quiet, "parts_file": parts}
+    if options.sweep:
+        records = list(sweep(pipe, judge, judge_tokenizer, **settings))
+        return records[-1] | {"sweep": records}
+    return evaluate_generation(
+        pipe, judge, judge_tokenizer, num_inference_steps=options.num_inference_steps, **settings
+    )
 
 
 def _check_causal(options: argparse.Namespace) -> None:
-    given = {"--sampler": options.sampler, "--grid": options.grid, "--without_order": options.without_order}
+    given = {f"--{name}": getattr(options, name) for name in ("sampler", "grid", "without_order", "sweep")}
     for name, value in given.items():
         if value:
             raise ValueError(f"{name} is for diffusion models, and {options.model} is autoregressive. Leave it out.")
@@ -265,9 +271,10 @@ def read_text(options: argparse.Namespace, model: PreTrainedModel, tokenizer: Pr
 
 
 def print_measures(record: dict[str, Any]) -> None:
-    """A readable table of the record, for zero-shot a column per set."""
-    sets = {name: {"task": "likelihood", **one} for name, one in record.get("sets", {}).items()}
-    print(measure_table(sets or {record["task"]: record}))
+    """A readable table of the record, for zero-shot a column per set, for a sweep one per number of steps."""
+    columns = {name: {"task": "likelihood", **one} for name, one in record.get("sets", {}).items()}
+    columns |= {f"{one['num_inference_steps']} steps": record | one for one in record.get("sweep", ())}
+    print(measure_table(columns or {record["task"]: record}))
     for name, show in EXTRAS.items():
         if name in record:
             show(record[name])

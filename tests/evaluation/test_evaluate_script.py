@@ -11,6 +11,7 @@ import pytest
 from transformers import GPT2Config, GPT2LMHeadModel, GPTNeoXConfig, GPTNeoXForCausalLM
 
 from conftest import build_model
+from hf_lomdm.evaluation import generation
 from hf_lomdm.training.tokenizers import train_tokenizer
 from hf_lomdm.visualization import plots
 from tiny_tokenizer import build_tokenizer
@@ -116,7 +117,7 @@ def test_generation_takes_autoregressive_models(run, tmp_path):
     record = run("generation", *words, "--max_length", "10")
     assert record["sampler"] == "autoregressive" and record["value"] > 1 and ENVIRONMENT <= record.keys()
     assert record["max_length"] == 10 and 0 < record["forward_passes"] <= 10
-    for option in (["--sampler", "random"], ["--grid", "uniform"], ["--without_order"]):
+    for option in (["--sampler", "random"], ["--grid", "uniform"], ["--without_order"], ["--sweep"]):
         with pytest.raises(SystemExit, match=f"error: {option[0]} is for diffusion models"):
             run("generation", *words, *option)
 
@@ -131,6 +132,17 @@ def test_generation_and_order_write_records(run, folder, tmp_path, capsys):
     assert record["task"] == "order" and -1 <= record["value"] <= 1 and ENVIRONMENT <= record.keys()
     assert list((tmp_path / "plots").glob("*.png"))
     assert "plot: " in capsys.readouterr().out
+
+
+def test_generation_sweeps_the_number_of_steps_and_resumes_each(run, script, tmp_path, capsys, monkeypatch):
+    words = ["--judge", write_judge(tmp_path / "judge"), "--num_samples", "3", "--max_length", "20", "--sweep"]
+    seen = []
+    monkeypatch.setattr(generation.PartsFile, "append", lambda self, *_: seen.append(self.path.name))
+    record = run("generation", *words)
+    assert [one["num_inference_steps"] for one in record["sweep"]] == [8, 16, 20]
+    assert record["value"] == record["sweep"][-1]["value"] and record["forward_passes"] == 20
+    assert seen == ["generation-8.jsonl", "generation-16.jsonl", "generation-20.jsonl"]
+    assert "8 steps" in capsys.readouterr().out
 
 
 def test_compare_prints_and_draws(script, run, folder, tmp_path, capsys):

@@ -125,7 +125,8 @@ def exact_gap(
         span: the positions are neighbours, which depend on each other most; else they are drawn anywhere in the text.
     Returns:
         `exact`, and for each bound `value` and `gap`: means over texts in nats per position, each with its
-        `standard_error`; the gaps are paired text by text.
+        `standard_error`; the gaps are paired text by text. `per_text` holds the values of each, in nats per position:
+        systems asked for the same positions of the same rows compare text by text.
     Raises:
         ValueError: `positions` out of range, fewer than two texts that have so many, or a model whose value is exact.
     """
@@ -156,7 +157,7 @@ def exact_gap(
     result["num_samples"] = num_samples
     for name, estimate in zip(bounds, estimates, strict=True):
         result[name] = {**_mean(estimate), "gap": _mean(estimate - exact)}
-    return result
+    return result | {"per_text": dict(zip(("exact", *bounds), torch.stack(values).T.tolist(), strict=True))}
 
 
 def sample_variances(record: dict[str, Any]) -> Tensor:

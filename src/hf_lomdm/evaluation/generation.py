@@ -84,18 +84,21 @@ def sweep(
     *,
     steps: Sequence[int] | None = None,
     max_length: int | None = None,
+    parts_file: str | Path | None = None,
     **options,
 ) -> Iterator[dict[str, Any]]:
     """A record of `evaluate_generation` for each number of steps, each given out as soon as it is there.
 
     Args:
         steps: default `pass_counts(max_length)`: 8, 16, ... and the length. options: of `evaluate_generation`.
+        parts_file: `name.jsonl` becomes `name-8.jsonl` and so on.
     """
     length = max_length or pipe.model.config.max_position_embeddings
     for count in pass_counts(length) if steps is None else steps:
-        yield evaluate_generation(
-            pipe, judge, judge_tokenizer, num_inference_steps=count, max_length=max_length, **options
-        )
+        parts = None if parts_file is None else Path(parts_file)
+        own = {"num_inference_steps": count, "max_length": max_length}
+        own["parts_file"] = parts and parts.with_name(f"{parts.stem}-{count}{parts.suffix}")
+        yield evaluate_generation(pipe, judge, judge_tokenizer, **own, **options)
 
 
 def pass_counts(length: int) -> list[int]:

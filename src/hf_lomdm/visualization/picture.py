@@ -12,6 +12,7 @@ FONT_SIZE = 9  # points
 CHARACTER_WIDTH = 0.602 * FONT_SIZE / 72  # inches; DejaVu Sans Mono, which comes with matplotlib, advances 0.602 em
 LINE_HEIGHT, MARGIN, BAR_WIDTH, DPI = 0.22, 0.15, 0.9, 150  # inches, and dots per inch
 GIVEN_COLOUR = "#e8e8e8"
+UNSEEN = dict.fromkeys(PICTURES, 0xFFFD)  # control characters: the font has no pictures of them
 
 
 def place_tokens(tokens: list[str], columns: int = COLUMNS) -> list[tuple[int, int, int, str]]:
@@ -49,7 +50,7 @@ def order_picture(tokens: list[str], order: list[int], path: str | os.PathLike) 
     """
     if len(tokens) != len(order):
         raise ValueError(f"tokens and order must have the same length, got {len(tokens)} and {len(order)}.")
-    pairs = [(token.translate(PICTURES), step) for token, step in zip(tokens, order, strict=True) if step > -2]
+    pairs = [(token.translate(UNSEEN), step) for token, step in zip(tokens, order, strict=True) if step > -2]
     steps = [step for _, step in pairs if step >= 0]
     if not steps:
         raise ValueError("order holds no step of reveal (all given or padding): there is no order to show.")
