@@ -5,8 +5,8 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 TRAIN = ["tensorboard>=2.14", "pyyaml>=6"]
-EVAL = ["evaluate>=0.4", "lm_eval>=0.4.9", "gguf>=0.10"]
-VIZ = ["matplotlib>=3.8"]
+EVAL = ["evaluate>=0.4", "lm_eval>=0.4.9", "gguf>=0.17"]
+VIZ = ["matplotlib>=3.9"]
 SPACE = ["gradio>=6.31,<7"]
 DEV = [
     "pytest>=8",
@@ -14,7 +14,7 @@ DEV = [
     "ruff>=0.9",
     "peft>=0.18",
     "build>=1.2",
-    "torchao>=0.18",
+    "torchao>=0.10",
     "scipy>=1.13",
     "playwright>=1.49",
     *TRAIN,
@@ -41,6 +41,7 @@ setup(
         "accelerate>=1.10",
         "datasets>=4",
         "huggingface-hub>=1.16",
+        "numpy>=2",
         "safetensors>=0.5",
         "tqdm>=4.66.3",
     ],

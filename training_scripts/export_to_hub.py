@@ -1,7 +1,7 @@
 """Turns a checkpoint into a folder for the Hub, and uploads it if asked to.
 
 GPU or laptop (seconds):  python training_scripts/export_to_hub.py --model outputs/owt --output export/lomdm-owt \
-                              --dtype bfloat16 --repo_id org/lomdm-owt --private
+                              --dtype bfloat16 --push org/lomdm-owt --private
 Laptop, without upload:   python training_scripts/export_to_hub.py --model outputs/tiny --output export/lomdm-tiny
 """
 
@@ -23,7 +23,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--sampler", help="sampler of the folder's scheduler; default: the checkpoint's")
     parser.add_argument("--model_card", type=Path, help="file whose text becomes README.md")
     parser.add_argument("--max_shard_size", help='for example "5GB"')
-    parser.add_argument("--repo_id", help="upload to this repository")
+    parser.add_argument("--push", "--repo_id", dest="repo_id", metavar="REPO_ID", help="upload to this repository")
     parser.add_argument("--private", action="store_true", help="make a new repository private")
     return parser.parse_args(arguments)
 
@@ -31,7 +31,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> None:
     options = parse_arguments(arguments)
     if options.private and options.repo_id is None:
-        raise SystemExit("--private needs --repo_id: nothing is uploaded without it.")
+        raise SystemExit("--private needs --push: nothing is uploaded without it.")
     upload = {}
     if options.repo_id is not None:
         upload = {"push_to_hub": True, "repo_id": options.repo_id, "private": options.private or None}

@@ -70,8 +70,8 @@ def main(arguments: list[str] | None = None) -> None:
     if trainer.is_world_process_zero():
         report(before, after)
         trainer.save_metrics("eval", before | after)
-        card = describe_run(options, args, trainer, after)
-        pipe = save_merged(options, Path(args.output_dir), tokenizer, card)
+        record = describe_run(options, args, trainer, after)
+        pipe = save_merged(options, Path(args.output_dir), tokenizer, record)
         show_answer(pipe, rows["validation"][0], length)
 
 
@@ -82,7 +82,7 @@ def check(args: LoraTrainingArguments) -> None:
     if args.push_to_hub:
         raise ValueError(
             "push_to_hub would upload checkpoints of the adapter. Upload the merged folder afterwards: "
-            "training_scripts/export_to_hub.py --model OUTPUT_DIR/merged --repo_id org/name."
+            "training_scripts/export_to_hub.py --model OUTPUT_DIR/merged --output FOLDER --push org/name."
         )
 
 
@@ -115,18 +115,21 @@ def report(before: dict[str, float], after: dict[str, float]) -> None:
         print(f"order bound {name}: {value:.4f} +- {error:.4f} nats per token of the answers", flush=True)
 
 
-def describe_run(options: FinetuningArguments, args, trainer: LoMDMTrainer, metrics: dict[str, float]) -> str:
-    """The card of the merged model."""
+def describe_run(options: FinetuningArguments, args, trainer: LoMDMTrainer, metrics) -> TrainingRecord:
+    """The record of the merged model."""
     data = f"prompts and answers of `{Path(options.train_file).name}`, of which only the answers count"
     record = TrainingRecord.of(args, trainer.state.global_step, metrics, data)
-    base = {} if Path(options.model).exists() else {"base_model": options.model}
-    return model_card("merged", describe_diffusion(trainer.model.config), record, **base)
+    record.settings |= {name: getattr(options, name) for name in ("lora_rank", "lora_alpha", "lora_dropout")}
+    record.base_model = None if Path(options.model).exists() else options.model
+    return record
 
 
-def save_merged(options: FinetuningArguments, folder: Path, tokenizer, card: str) -> LoMDMPipeline:
+def save_merged(options: FinetuningArguments, folder: Path, tokenizer, record: TrainingRecord) -> LoMDMPipeline:
     """Writes the whole model, made from the adapter on the disk, as a Hub folder; returns it as it loads from there."""
     merged = merge_adapter(load_base(options), folder / "adapter")
+    card = model_card("merged", describe_diffusion(merged.config), record)
     make_pipeline(merged, tokenizer).save_pretrained(folder / "merged", model_card=card)
+    record.save(folder / "merged")  # an export makes its card from it
     return LoMDMPipeline.from_pretrained(folder / "merged")
 
 

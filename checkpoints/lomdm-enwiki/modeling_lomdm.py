@@ -40,7 +40,7 @@ from .process_lomdm import (
 )
 
 RHO_AT_START = math.log(math.e - 1)  # softplus of it is 1
-CHUNK_LOGITS = 2**26  # logits that a loss holds at a time: 256 MB in float32
+CHUNK_LOGITS = 2**24  # logits that a loss widens at a time: 64 MB in float32
 
 
 @dataclass
@@ -359,23 +359,21 @@ class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
     def _token_losses(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """`-log p` of `targets` `[M]` at hidden states `[M, D]`, and reverse rates `[M]` (1 if they need no logits).
 
-        Logits are wide and there may be millions of rows, so they are made a chunk at a time; with more than one, they
-        are made again for the gradient rather than kept (one more projection, a fraction of the memory).
+        What is computed of the logits is several times as large as they are, so it is made a chunk at a time and, with
+        more than one, made again for the gradient rather than kept. The projection is made once.
         """
         size = max(1, CHUNK_LOGITS // self.config.vocab_size)
         if len(hidden) <= size:
-            return self._chunk_losses(hidden, targets)
-        chunks = zip(hidden.split(size), targets.split(size), strict=True)
-        if torch.is_grad_enabled():
+            return self._law_losses(self.token_logits(hidden), targets)
+        parts = []
+        for rows, wanted in zip(hidden.split(size), targets.split(size), strict=True):
             again = {"use_reentrant": False, "preserve_rng_state": False}  # nothing random in it
-            parts = [checkpoint(self._chunk_losses, *chunk, **again) for chunk in chunks]
-        else:
-            parts = [self._chunk_losses(*chunk) for chunk in chunks]
+            parts.append(checkpoint(self._law_losses, self.token_logits(rows), wanted, **again))
         losses, rates = zip(*parts, strict=True)
         return torch.cat(losses), torch.cat(rates)
 
-    def _chunk_losses(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        logits = wide(self.token_logits(hidden))  # [M, V]
+    def _law_losses(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        logits = wide(logits)  # [M, V]
         losses = nn.functional.cross_entropy(logits, targets, reduction="none")
         return losses, self.rates_of_logits(logits) if self.rates_need_logits else torch.ones_like(losses)
 

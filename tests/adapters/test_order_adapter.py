@@ -1,6 +1,7 @@
 """Order heads on a frozen base: the contract of LoMDM models, the base as it was, and what the order is worth."""
 
 import json
+import re
 import runpy
 import sys
 from pathlib import Path
@@ -412,7 +413,7 @@ def test_training_changes_the_heads_and_resumes_bit_by_bit_and_leaves_the_base(t
         assert not torch.equal(one["out.weight"], fresh["out.weight"])
 
 
-def test_the_folder_of_a_trained_adapter_loads_as_an_adapter_without_base_weights(tmp_path):
+def test_the_folder_of_a_trained_adapter_loads_as_an_adapter_without_base_weights(tmp_path, monkeypatch):
     make_base().save_pretrained(tmp_path / "base")
     adapter = OrderAdapter.from_pretrained(tmp_path / "base", **SPECIAL)
     trainer = make_trainer(tmp_path / "run", adapter, 2)
@@ -423,6 +424,11 @@ def test_the_folder_of_a_trained_adapter_loads_as_an_adapter_without_base_weight
     again = OrderAdapter.from_pretrained(tmp_path / "run")
     averaged = trainer.ema.average["psi.out.weight"]
     assert torch.equal(again.psi.out.weight, averaged)
+    monkeypatch.chdir(tmp_path)
+    (code,) = re.findall(r"```python\n(.*?)```", (tmp_path / "run" / "README.md").read_text(), flags=re.DOTALL)
+    names: dict = {}
+    exec(code, names)  # the card's
+    assert isinstance(names["pipe"].model, OrderAdapter) and not (names["out"].sequences == 7).any()
 
 
 def test_auto_model_loads_a_saved_adapter_of_this_package(tmp_path):

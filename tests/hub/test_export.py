@@ -118,8 +118,21 @@ def test_export_script_writes_the_folder_and_lists_it(checkpoint, tmp_path, caps
     assert "# From a file" in (tmp_path / "hub" / "README.md").read_text()
 
 
+@pytest.mark.parametrize("option", ["--push", "--repo_id"])
+def test_export_script_uploads_to_the_named_repository(checkpoint, tmp_path, monkeypatch, option):
+    script, wanted = load_script("export_to_hub"), {}
+
+    def export(*arguments, **options):
+        wanted.update(options)
+        return tmp_path
+
+    monkeypatch.setattr(script, "export_to_hub_folder", export)
+    script.main(["--model", str(checkpoint), "--output", str(tmp_path / "h"), option, "me/tiny", "--private"])
+    assert (wanted["push_to_hub"], wanted["repo_id"], wanted["private"]) == (True, "me/tiny", True)
+
+
 def test_export_script_does_not_ignore_private_without_a_repository(checkpoint, tmp_path):
-    with pytest.raises(SystemExit, match="--private needs --repo_id"):
+    with pytest.raises(SystemExit, match="--private needs --push"):
         load_script("export_to_hub").main(["--model", str(checkpoint), "--output", str(tmp_path / "h"), "--private"])
 
 

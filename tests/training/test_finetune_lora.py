@@ -12,6 +12,7 @@ from transformers import AutoModel
 
 from conftest import build_model
 from hf_lomdm import LoMDMForMaskedDiffusion, LoMDMPipeline, LoMDMScheduler
+from hf_lomdm.hub import export_to_hub_folder
 from hf_lomdm.training.data import TextCollator
 from hf_lomdm.training.finetuning import CHAT_TEMPLATE, add_lora, make_rows, merge_adapter, read_examples
 from tiny_tokenizer import build_tokenizer
@@ -77,6 +78,9 @@ def test_the_bound_of_answers_falls_and_the_merged_folder_is_the_adapter_on_its_
     assert LoMDMPipeline.from_pretrained(out / "merged").tokenizer.chat_template == CHAT_TEMPLATE
     printed = capsys.readouterr().out
     assert "order bound before" in printed and "--- an answer" in printed
+    card = (export_to_hub_folder(out / "merged", tmp_path / "exported") / "README.md").read_text()
+    assert f"| order bound | {metrics['eval_nelbo']:.4f} |" in card and "- `lora_rank`: 8" in card
+    assert "prompts and answers of `train.jsonl`" in card and 'from_pretrained("exported"' in card
 
 
 def test_a_run_that_is_started_again_continues_from_its_checkpoint(base, tmp_path):

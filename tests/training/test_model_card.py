@@ -9,9 +9,19 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 
+from hf_lomdm.adapters.order_adapter import OrderAdapterConfig
 from hf_lomdm.hub import export_to_hub_folder
 from hf_lomdm.training.arguments import DataArguments
-from hf_lomdm.training.model_card import MARKER, PICTURE_FILE, RECORD_FILE, TrainingRecord, describe_data
+from hf_lomdm.training.model_card import (
+    MARKER,
+    PICTURE_FILE,
+    RECORD_FILE,
+    TrainingRecord,
+    describe_causal,
+    describe_data,
+    describe_diffusion,
+    model_card,
+)
 from tiny_tokenizer import build_tokenizer
 from training.tiny_training import make_trainer
 from without_package import run_without_package
@@ -41,13 +51,14 @@ def test_the_card_has_its_sections_its_picture_and_results_that_the_hub_reads(tr
     assert re.findall(r"^## (.*)$", text, flags=re.MULTILINE) == list(SECTIONS)
     assert f"]({PICTURE_FILE})" in text and (folder / PICTURE_FILE).read_bytes().startswith(b"\x89PNG")
     assert "Text: letters at random." in text and "`learning_rate`: 0.01" in text and len(snippets(text)) == 3
-    assert f"{metrics['eval_tokens']:,.0f} maskable tokens, 2 draws per text" in text
+    assert f"{metrics['eval_tokens']:,.0f} tokens; 2 draws per text" in text
     results = ModelCard.load(folder / "README.md").data.eval_results  # raises for a model-index that is none
-    assert [one.metric_value for one in results] == [
-        round(metrics["eval_nelbo"], 4),
-        round(metrics["eval_without_order_nelbo"], 4),
-    ]
+    names = [f"eval{prefix}_{kind}" for prefix in ("", "_without_order") for kind in ("nelbo", "perplexity")]
+    # the trainer takes the exponential by itself; both are rounded to 4 digits
+    assert [one.metric_value for one in results] == [pytest.approx(metrics[name], abs=1e-4) for name in names]
+    assert [one.metric_type for one in results] == ["nelbo", "perplexity"] * 2
     assert f"standard error {metrics['eval_nelbo_standard_error']:.4f}" in results[0].metric_name
+    assert "the averaged weights on" in text and f"| {metrics['eval_perplexity']:.2f} +- " in text
 
 
 @pytest.mark.slow
@@ -101,10 +112,42 @@ def test_drawing_the_picture_leaves_the_training_as_it_is(trained):
     assert trainer.model.training and torch.equal(torch.get_rng_state(), state)
 
 
-def test_the_text_of_a_run_is_described_by_its_arguments():
+def test_the_text_of_a_run_is_described_by_its_arguments_without_paths_of_the_machine(tmp_path):
     packed = DataArguments(dataset_name="org/text", dataset_config="small", train_split="train[:9]", max_length=64)
-    assert (
-        describe_data(packed) == "`org/text` (small, split train[:9]), packed into rows of 64 tokens, tokenizer `gpt2`"
-    )
+    packed.tokenizer = "org/bert"
+    rows = "packed into rows of 64 tokens"
+    assert describe_data(packed) == f"`org/text` (small, split train[:9]), {rows}, tokenizer `org/bert`"
+    local = DataArguments(dataset_name=str(tmp_path), tokenizer=str(tmp_path), max_length=64)
+    assert describe_data(local) == f"`{tmp_path.name}` (split train), {rows}, tokenizer `{tmp_path.name}`"
     lines = DataArguments(train_file="/home/me/text.txt", packing=False, train_tokenizer="bpe:512", max_length=32)
     assert describe_data(lines) == "`text.txt`, one document per row, of 32 tokens, tokenizer `bpe:512`"
+
+
+METRICS = {"eval_nelbo": 2.0, "eval_nelbo_standard_error": 0.1, "eval_tokens": 50.0}
+
+
+def test_the_protocol_is_that_of_the_weights_and_of_the_measure(make_model):
+    record = TrainingRecord(3, {"ema_decay": 0.0, "eval_num_samples": 4}, METRICS)
+    text = model_card("name", describe_diffusion(make_model().config), record)
+    assert "Protocol: the weights on" in text and "50 tokens; 4 draws per text" in text and "7.39 +- 0.74" in text
+    text = model_card("name", describe_causal(), record)
+    assert "exact, nothing is drawn" in text and "draws" not in text and "averaged" not in text
+
+
+def test_a_value_that_json_cannot_hold_is_in_the_table_alone(make_model):
+    record = TrainingRecord(3, {}, METRICS | {"eval_nelbo": 1e4})
+    text = model_card("name", describe_diffusion(make_model().config), record)
+    assert "| 10000.0000 | 0.1000 | inf +- inf |" in text and "type: nelbo" in text and "type: perplexity" not in text
+
+
+def test_cards_name_the_base_and_that_of_an_adapter_needs_the_package():
+    sizes = {"vocab_size": 9, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "mask_token_id": 7}
+    for commit in ("0" * 40, None):  # without one the base is a folder, no name that the Hub knows
+        config = OrderAdapterConfig(base_name="org/bert", base_revision=commit, **sizes)
+        text = model_card("me/order", describe_diffusion(config), TrainingRecord(3, {}, METRICS))
+        assert "An order for `org/bert`" in text and "and not without it" in text
+        assert "trust_remote_code" not in text and "custom_code" not in text
+        assert ("base_model: org/bert" in text) == (commit is not None)
+    tuned = TrainingRecord(3, {"lora_rank": 4}, METRICS, base_model="org/base")
+    text = model_card("tuned", describe_causal(), tuned)
+    assert "base_model: org/base" in text and "- `lora_rank`: 4" in text

@@ -232,13 +232,18 @@ def test_the_output_folder_loads_as_model_and_pipeline_without_the_package(train
 
 
 @pytest.mark.slow
-def test_a_pushed_model_loads_over_http_without_the_package(tmp_path):
+def test_a_push_that_breaks_off_is_completed_by_the_same_command_and_loads_over_http_without_the_package(tmp_path):
     words = {**SMALL, "output_dir": tmp_path / "out", "push_to_hub": "true", "hub_model_id": "tester/tiny"}
     command = [sys.executable, str(ROOT / "training_scripts" / "train.py"), "--config", str(CONFIGS / "tiny.yaml")]
     command += [word for key, value in words.items() for word in (f"--{key}", str(value))]
     with HubServer() as hub:
         settings = {"HF_ENDPOINT": hub.endpoint, "HF_HUB_DISABLE_XET": "1", "HF_TOKEN": "hf_test"}
         environment = {**os.environ, **settings, "HF_HOME": str(tmp_path / "push"), "OMP_NUM_THREADS": "1"}
+        hub.drop("POST", "/commit/", times=99, after=1000)  # those in the background too
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+        said = "ConnectionError: " + str(tmp_path / "out") + " is written, but was not uploaded to tester/tiny: "
+        assert done.returncode == 1 and said in done.stderr and hub.files("tester/tiny") == []
+        hub.drops_left = 0
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr[-4000:]
         repo = hub.find("model", "tester/tiny")
@@ -247,6 +252,7 @@ def test_a_pushed_model_loads_over_http_without_the_package(tmp_path):
     assert {"modeling_lomdm.py", "model/config.json", "trainer_state.json", "eval_results.json"} <= files.keys()
     assert not any("checkpoint-" in name for name in files)
     card = files["README.md"]["data"].decode()
+    assert 'AutoModel.from_pretrained("tester/tiny"' in card
     assert "custom_code" in card and "trained for\n2 optimizer steps" in card and "| order bound |" in card
     assert_loads_as(tmp_path / "out", found)
 

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from huggingface_hub import ModelCard
+from huggingface_hub import HfApi, ModelCard, RepoUrl
+from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.utils import httpx
 from safetensors.torch import load_file
 from tiny_training import collate, make_texts, make_trainer
 from transformers import Trainer, TrainerCallback
@@ -320,6 +322,12 @@ def test_standard_error_covers_the_spread_over_texts():
     assert abs(covered - 1900) < 60  # t with 29 degrees of freedom: 95 %; binomial sd 9.7, the rest: a ratio's bias
 
 
+def test_a_single_text_has_no_standard_error_but_that_of_its_draws():
+    metrics = summarise_texts(torch.tensor([[4.0, 6.0, 2.0, 0.5]]))
+    assert metrics["nelbo"] == 2.0 and math.isnan(metrics["nelbo_standard_error"])
+    assert metrics["nelbo_monte_carlo_error"] == 0.125
+
+
 def test_evaluation_between_steps_does_not_change_training(tmp_path):
     runs = []
     for settings in ({}, {"eval_strategy": "steps", "eval_steps": 1}):
@@ -400,7 +408,7 @@ def test_uploads_see_complete_checkpoints_and_then_the_average(tmp_path, monkeyp
     def upload_checkpoint(trainer, folder: str) -> None:
         uploads.append((folder, checkpointing.is_complete(Path(folder))))
 
-    monkeypatch.setattr(Trainer, "init_hf_repo", lambda trainer: None)
+    monkeypatch.setattr(Trainer, "init_hf_repo", lambda trainer, *_: None)
     monkeypatch.setattr(Trainer, "_push_from_checkpoint", upload_checkpoint)
     monkeypatch.setattr(Trainer, "push_to_hub", lambda trainer, **kwargs: uploads.append(("final", True)))
     trainer = make_trainer(tmp_path, save_strategy="steps", save_steps=2, push_to_hub=True)
@@ -409,6 +417,31 @@ def test_uploads_see_complete_checkpoints_and_then_the_average(tmp_path, monkeyp
     assert uploads == [(str(tmp_path / f"checkpoint-{step}"), True) for step in (2, 4)] + [("final", True)]
     stored = load_file(tmp_path / "model.safetensors")
     assert all(torch.equal(stored[name], value) for name, value in trainer.ema.average.items())
+
+
+def refusal(status: int) -> HfHubHTTPError:
+    return HfHubHTTPError("refused", response=httpx.Response(status, request=httpx.Request("POST", "http://hub")))
+
+
+def test_uploads_that_fail_say_what_holds_and_what_to_do_and_the_card_has_the_name_of_the_repository(
+    tmp_path, monkeypatch
+):
+    failures = [refusal(401), httpx.ReadError("broken off"), refusal(500)]
+
+    def fail(*arguments, **options):
+        raise failures.pop(0)
+
+    monkeypatch.setattr(HfApi, "create_repo", fail)
+    with pytest.raises(ConnectionError, match="no repository me/tiny to push to.* refused. Log in with a token"):
+        make_trainer(tmp_path, push_to_hub=True, hub_model_id="me/tiny")
+    monkeypatch.setattr(HfApi, "create_repo", lambda *arguments, **options: RepoUrl("https://huggingface.co/me/tiny"))
+    monkeypatch.setattr(HfApi, "upload_folder", fail)
+    trainer = make_trainer(tmp_path, push_to_hub=True)
+    for _ in range(2):
+        with pytest.raises(ConnectionError, match="is written, but was not uploaded to me/tiny: .* Try again: the"):
+            trainer.save_model()
+    assert 'DiffusionPipeline.from_pretrained("me/tiny"' in (tmp_path / "README.md").read_text()
+    assert LoMDMPipeline.from_pretrained(tmp_path).model.config.vocab_size == 11
 
 
 # ------------------------------------------------------------------------------------------- the final folder, the card

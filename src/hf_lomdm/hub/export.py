@@ -7,14 +7,13 @@ from typing import Any
 
 import torch
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError
-from huggingface_hub.utils import httpx  # whichever the Hub's client uses
 from safetensors.torch import load_file
 
 from ..modeling.modeling_lomdm import LoMDMForMaskedDiffusion
 from ..pipelines import LoMDMPipeline
 from ..schedulers.scheduling_lomdm import LoMDMScheduler
 from ..training import model_card as cards
+from ..training.uploading import explained_upload
 
 AVERAGE = "ema.safetensors"  # beside the training weights in a checkpoint of the trainer
 
@@ -70,14 +69,13 @@ def export_to_hub_folder(
     if record is not None and model_card is None and not cards.is_written_by_hand(output / "README.md"):
         name, picture = save_options.get("repo_id") or output.resolve().name, cards.can_draw(pipe)
         model_card = cards.model_card(name, cards.describe_diffusion(model.config), record, picture=picture)
-    try:
+    repo_id = save_options.get("repo_id") or output.name
+    with explained_upload(f"{output} is written, but was not uploaded to {repo_id}"):
         pipe.save_pretrained(output, model_card=model_card, **save_options)
         if record is not None:
             _add_record(pipe, output, record, picture)
             if save_options.get("push_to_hub"):
                 _upload_record(output, save_options)
-    except (httpx.HTTPError, HfHubHTTPError) as error:
-        raise ConnectionError(_upload_message(output, save_options.get("repo_id") or output.name, error)) from error
     return output
 
 
@@ -97,15 +95,6 @@ def _hand_written(source: Path, output: Path) -> str | None:
     """The card that somebody wrote for the checkpoint, where the output has none."""
     by_hand = cards.is_written_by_hand(source / "README.md") and not (output / "README.md").exists()
     return (source / "README.md").read_text(encoding="utf-8") if by_hand else None
-
-
-def _upload_message(output: str | os.PathLike, repo_id: str, error: Exception) -> str:
-    """What failed and what to do: a refusal needs a token, a broken connection a second try."""
-    response = getattr(error, "response", None)
-    refused = response is not None and response.status_code in (401, 403)
-    remedy = "Log in with a token that may write there (hf auth login, or HF_TOKEN)" if refused else "Try again"
-    reason = " ".join(str(error).split()) or type(error).__name__
-    return f"{output} is written, but was not uploaded to {repo_id}: {reason}. {remedy}: the same call completes it."
 
 
 def _load(folder: Path, output: Path, dtype: torch.dtype | None) -> LoMDMPipeline:

@@ -447,7 +447,7 @@ class LoMDMPipeline(DiffusionPipeline):
     def push_to_hub(self, repo_id: str, **kwargs) -> Any:
         """Uploads the folder of `save_pretrained` without keeping it; `kwargs` as there. Returns the `CommitInfo`."""
         with tempfile.TemporaryDirectory() as folder:
-            return self.save_pretrained(folder, push_to_hub=True, repo_id=repo_id, **kwargs)
+            return self.save_pretrained(Path(folder, Path(repo_id).name), push_to_hub=True, repo_id=repo_id, **kwargs)
 
     def _write(self, folder: Path, max_shard_size: int | str | None) -> None:
         """The layout: the model at the root with its code, and beside it what diffusers looks for."""

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import math
 import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
@@ -33,6 +34,9 @@ SETTINGS = (
     "ema_decay",
     "bf16",
     "seed",
+    "lora_rank",
+    "lora_alpha",
+    "lora_dropout",
 )
 RECORD_FILE = "training_record.json"
 PICTURE_FILE = "order.png"
@@ -111,10 +115,14 @@ the colour of a token is the step of its reveal.
 ![order of reveal]({PICTURE_FILE})
 """
 PROTOCOL = """
-Protocol: the averaged weights on the whole validation text, {tokens:,.0f} maskable tokens, {draws} draws per text on
-fixed seeds (those of `LoMDMTrainer.evaluate`); one standard error over texts and draws. A bound is an upper bound on
-the negative log-likelihood; perplexity is its exponential.
+Protocol: {weights} on the validation text of the run, {tokens:,.0f} tokens; {protocol} Perplexity is the exponential of
+the nats per token, its standard error to first order.
 """
+DRAWN = """
+{draws} draws per text on fixed seeds (those of `LoMDMTrainer.evaluate`); one standard error over texts and draws. A
+bound is an upper bound on the negative log-likelihood, its perplexity one on the perplexity.
+"""
+EXACT = "the log-likelihood is exact, nothing is drawn; one standard error over texts."
 LIMITATIONS = """
 Measured is what the table above says, and nothing else: not the truth of what the model writes, not bias, not
 toxicity, not the memory of personal data in its text. It knows texts of at most {length} tokens of the kind that it was
@@ -136,6 +144,24 @@ A masked diffusion language model that reveals its tokens in {order} (`rate_type
 {{steps:,}} optimizer steps on {objective}. It loads as a model
 (`AutoModel.from_pretrained`) and as a pipeline (`DiffusionPipeline.from_pretrained`), both with
 `trust_remote_code=True`.
+"""
+ADAPTER = """
+An order for `{base}`: the order heads of a LoMDM on that masked language model, which stays as it is and whose weights
+are not in this folder. Trained for {{steps:,}} optimizer steps on {objective}. It loads with the package `hf_lomdm`,
+which fetches the base, and not without it.
+"""
+USE_ADAPTER = """
+## Use
+
+With the package `hf_lomdm` and the base:
+
+```python
+from hf_lomdm import LoMDMPipeline
+
+pipe = LoMDMPipeline.from_pretrained("{name}")
+out = pipe(num_inference_steps=16)
+print(out.sequences, out.order)
+```
 """
 CAUSAL = """
 An autoregressive Transformer (GPT-NeoX, sequential residual branches), trained for
@@ -159,17 +185,21 @@ class Description:
         summary: what it is and how it loads, with a place `{steps}` for the optimizer steps.
         tags: of its repository.
         measures: in words, what each metric of the evaluation is.
+        protocol: in words, how they are measured, with a place `{draws}` for the draws per text.
         length: tokens of the longest text.
         use: code that loads it, with places `{name}`; empty where the summary has it.
         citation: BibTeX or a sentence.
+        base_model: Hub name of the model that it needs.
     """
 
     summary: str
     tags: tuple[str, ...]
     measures: dict[str, str]
+    protocol: str
     length: int | None = None
     use: str = ""
     citation: str = "Nothing to cite is recorded."
+    base_model: str | None = None
 
 
 @dataclass
@@ -181,12 +211,14 @@ class TrainingRecord:
         settings: those of `SETTINGS`, and `eval_num_samples`.
         metrics: of `LoMDMTrainer.evaluate` for these weights; may be empty.
         data: what the model was trained on, in words; `None` if nobody said.
+        base_model: Hub name of the model that was fine-tuned, if it has one.
     """
 
     steps: int
     settings: dict[str, Any]
     metrics: dict[str, float] = field(default_factory=dict)
     data: str | None = None
+    base_model: str | None = None
 
     @classmethod
     def of(cls, args: TrainingArguments, steps: int, metrics: dict[str, float], data: str | None) -> "TrainingRecord":
@@ -211,17 +243,24 @@ class TrainingRecord:
 
 
 def describe_diffusion(config: PretrainedConfig) -> Description:
-    """Of a `LoMDMForMaskedDiffusion` with this configuration."""
-    blocks = f" within blocks of {config.block_size}, block after block" if config.block_size else ""
-    summary = DIFFUSION.format(
-        order=ORDERS[config.rate_type], rate_type=config.rate_type, blocks=blocks, objective=_objective(config)
-    )
+    """Of a `LoMDMForMaskedDiffusion`, or of an `OrderAdapter`, with this configuration."""
     measures = {
         "eval_nelbo": "order bound",
         "eval_without_order_nelbo": "order bound with c2 = 0 at evaluation",
     }
+    common = {"measures": measures, "protocol": DRAWN, "length": config.max_position_embeddings}
+    common["citation"] = CITATION.strip()
+    if hasattr(config, "base_name"):
+        summary = ADAPTER.format(base=config.base_name, objective=_objective(config))
+        base_model = config.base_name if config.base_revision else None  # else a folder: no name that the Hub knows
+        tags = ("lomdm", "masked-diffusion", "order-adapter")
+        return Description(summary, tags, use=USE_ADAPTER, base_model=base_model, **common)
+    blocks = f" within blocks of {config.block_size}, block after block" if config.block_size else ""
+    summary = DIFFUSION.format(
+        order=ORDERS[config.rate_type], rate_type=config.rate_type, blocks=blocks, objective=_objective(config)
+    )
     tags = ("lomdm", "masked-diffusion", "diffusers", "custom_code")
-    return Description(summary, tags, measures, config.max_position_embeddings, USE, CITATION.strip())
+    return Description(summary, tags, use=USE, **common)
 
 
 def _objective(config: PretrainedConfig) -> str:
@@ -233,18 +272,23 @@ def _objective(config: PretrainedConfig) -> str:
 
 def describe_causal() -> Description:
     """Of an autoregressive model of `CausalTrainer`."""
-    return Description(CAUSAL, ("autoregressive",), {"eval_nelbo": "negative log-likelihood (exact)"})
+    return Description(CAUSAL, ("autoregressive",), {"eval_nelbo": "negative log-likelihood (exact)"}, EXACT)
 
 
 def describe_data(arguments: DataArguments) -> str:
     """The text of a run and how it was cut, in words."""
-    source = arguments.dataset_name or Path(arguments.train_file or "not recorded here").name
+    source = _public_name(arguments.dataset_name or arguments.train_file)
     parts = [arguments.dataset_config, arguments.dataset_revision and f"revision {arguments.dataset_revision}"]
     details = [part for part in parts if part] + [f"split {arguments.train_split}"] * bool(arguments.dataset_name)
     named = f"`{source}`" + (f" ({', '.join(details)})" if details else "")
     rows = "packed into rows" if arguments.packing else "one document per row,"
-    tokenizer = arguments.train_tokenizer or Path(arguments.tokenizer or "gpt2").name
+    tokenizer = arguments.train_tokenizer or _public_name(arguments.tokenizer)
     return f"{named}, {rows} of {arguments.max_length} tokens, tokenizer `{tokenizer}`"
+
+
+def _public_name(name: str) -> str:
+    """A Hub name as it is; of a path on this machine, which is nobody's business, the last part."""
+    return Path(name).name if os.path.exists(name) or os.path.isabs(name) else name
 
 
 def model_card(
@@ -270,7 +314,9 @@ def model_card(
     tags = [*description.tags, *(tag for tag in tags if tag not in description.tags)]
     data = ", ".join([dataset] if isinstance(dataset, str) else dataset or [record.data or "not recorded here"])
     known = {key: value for key, value in metadata.items() if value is not None}
-    results = _results(record.metrics, description.measures, data)
+    base_model = record.base_model or description.base_model
+    known = ({"base_model": base_model} if base_model else {}) | known
+    results = _results(record, description, data)
     known |= {"eval_results": results, "model_name": name} if results else {}
     header = ModelCardData(library_name="transformers", pipeline_tag="text-generation", tags=tags, **known).to_yaml()
     license = known.get("license")
@@ -279,7 +325,7 @@ def model_card(
         summary=description.summary.strip().format(steps=record.steps),
         use=description.use.format(name=name),
         picture=PICTURE if picture else "",
-        evaluation=_evaluation(record, description.measures),
+        evaluation=_evaluation(record, description),
         dataset=data,
         settings="\n".join(f"- `{key}`: {value}" for key, value in record.settings.items() if key in SETTINGS),
         limitations=LIMITATIONS.strip().format(length=description.length or "the trained length in"),
@@ -311,33 +357,61 @@ def is_written_by_hand(path: Path) -> bool:
     return path.is_file() and MARKER not in path.read_text(encoding="utf-8")
 
 
-def _evaluation(record: TrainingRecord, measures: dict[str, str]) -> str:
-    metrics = record.metrics
+@dataclass(frozen=True)
+class _Measure:
+    """A measure in words, and its values: nats per token and perplexity, each with its standard error."""
+
+    label: str
+    nats: float
+    error: float
+    perplexity: float
+    perplexity_error: float
+
+
+def _measured(record: TrainingRecord, description: Description) -> list[_Measure]:
+    found = []
+    for key, label in description.measures.items():
+        if key in record.metrics:
+            nats, error = record.metrics[key], record.metrics[f"{key}_standard_error"]
+            perplexity = float(torch.tensor(nats, dtype=torch.float64).exp())  # inf where math.exp would raise
+            found.append(_Measure(label, nats, error, perplexity, perplexity * error))
+    return found
+
+
+def _evaluation(record: TrainingRecord, description: Description) -> str:
     rows = [
-        f"| {label} | {metrics[key]:.4f} | {metrics[f'{key}_standard_error']:.4f} |"
-        for key, label in measures.items()
-        if key in metrics
+        f"| {one.label} | {one.nats:.4f} | {one.error:.4f} | {one.perplexity:.2f} +- {one.perplexity_error:.2f} |"
+        for one in _measured(record, description)
     ]
     if not rows:
         return "These weights were not evaluated."
-    head = ["| on the validation text | nats per token | standard error |", "|---|---|---|"]
+    head = ["| on the validation text | nats per token | standard error | perplexity |", "|---|---|---|---|"]
     draws = record.settings.get("eval_num_samples", "the recorded number of")
-    return "\n".join([*head, *rows, PROTOCOL.rstrip().format(tokens=metrics["eval_tokens"], draws=draws)])
+    protocol = PROTOCOL.rstrip().format(
+        weights="the averaged weights" if record.settings.get("ema_decay") else "the weights",
+        tokens=record.metrics["eval_tokens"],
+        protocol=description.protocol.strip().format(draws=draws),
+    )
+    return "\n".join([*head, *rows, protocol])
 
 
-def _results(metrics: dict[str, float], measures: dict[str, str], data: str) -> list[EvalResult]:
-    """The evaluation as the Hub reads it: for each bound its value in nats per token."""
+def _results(record: TrainingRecord, description: Description, data: str) -> list[EvalResult]:
+    """The evaluation as the Hub reads it: of each measure the nats per token and the perplexity."""
     return [
         EvalResult(
             task_type="text-generation",
             dataset_type="text",
             dataset_name=f"validation text of {data}",
-            metric_type="nelbo",
-            metric_name=f"{label}, nats per token (standard error {metrics[f'{key}_standard_error']:.4f})",
-            metric_value=round(metrics[key], 4),
+            metric_type=kind,
+            metric_name=f"{one.label}, {unit} (standard error {error:.4f})",
+            metric_value=round(value, 4),
         )
-        for key, label in measures.items()
-        if key in metrics
+        for one in _measured(record, description)
+        for kind, unit, value, error in (
+            ("nelbo", "nats per token", one.nats, one.error),
+            ("perplexity", "perplexity", one.perplexity, one.perplexity_error),
+        )
+        if math.isfinite(value)  # JSON, in which the Hub keeps it, has no infinity
     ]
 
 

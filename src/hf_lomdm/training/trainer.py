@@ -33,6 +33,7 @@ from .model_card import (
     model_card,
 )
 from .training_log import TrainingLog
+from .uploading import explained_upload
 
 logger = logging.getLogger(__name__)
 
@@ -339,6 +340,25 @@ class LoMDMTrainer(Trainer):
         """Writes what loads without this package (`LoMDMPipeline.save_pretrained`); `None` leaves the card as it is."""
         make_pipeline(model, tokenizer).save_pretrained(folder, model_card=card)
 
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """As in `transformers.Trainer`; raises `ConnectionError` if there is no repository to push to."""
+        repo_id = self.args.hub_model_id or Path(self.args.output_dir).absolute().name
+        with explained_upload(f"no repository {repo_id} to push to could be made"):
+            super().init_hf_repo(token, private)
+
+    def push_to_hub(self, *args, token: str | None = None, private: bool | None = None, **kwargs):
+        """As in `transformers.Trainer`; the title of the card is the whole name of the repository.
+
+        Raises:
+            ConnectionError: the upload failed. `output_dir` is complete, the repository as it was; the same call, or
+                the same `train.py` command, completes it.
+        """
+        if self.hub_model_id is None:
+            self.init_hf_repo(token, private)
+        kwargs.setdefault("model_name", self.hub_model_id)  # the code of the card loads it by this name
+        with explained_upload(f"{self.args.output_dir} is written, but was not uploaded to {self.hub_model_id}"):
+            return super().push_to_hub(*args, token=token, private=private, **kwargs)
+
     def create_model_card(
         self,
         language=None,
@@ -369,7 +389,8 @@ class LoMDMTrainer(Trainer):
     def _card(self, name: str | None = None, **details) -> str:
         folder = Path(self.args.output_dir).absolute()
         details.setdefault("picture", (folder / PICTURE_FILE).is_file())
-        return model_card(name or self.args.hub_model_id or folder.name, self.describe(), self._record(), **details)
+        name = name or self.hub_model_id or self.args.hub_model_id or folder.name
+        return model_card(name, self.describe(), self._record(), **details)
 
     def _record(self) -> TrainingRecord:
         return TrainingRecord.of(self.args, self.state.global_step, self._metrics, self.data)
@@ -509,13 +530,13 @@ def summarise_texts(texts: Tensor) -> dict[str, float]:
     """Corpus metrics from rows `[N, 4]` of maskable tokens, main, velocity and Monte-Carlo error of each text.
 
     The standard error is that of the ratio estimator `sum nelbo / sum tokens` over texts as a sample; as each text's
-    nelbo carries its Monte-Carlo error, both errors are in it.
+    nelbo carries its Monte-Carlo error, both errors are in it. A single text says nothing of the others: NaN.
     """
     tokens, main, velocity, error = texts.double().unbind(-1)
     total = tokens.sum().clamp(min=1)
     value = (main + velocity).sum() / total
     residual = main + velocity - value * tokens
-    spread = residual.square().sum() * len(texts) / max(len(texts) - 1, 1)
+    spread = residual.square().sum() * (len(texts) / (len(texts) - 1) if len(texts) > 1 else math.nan)
     metrics = {
         "loss": value,
         "nelbo": value,
