@@ -18,6 +18,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 COMMAND = re.compile(r"^ {4}(?:\$ )?(?:python|accelerate launch)\b.*\n(?:(?<=\\\n) {4}.*\n)*", re.MULTILINE)
 NEEDS = {"torchao": "torchao"}  # what a block imports that the package does not bring
+PASSES_ON = {"benchmarks/compare_systems.py": "training_scripts/train.py"}  # whose options a script takes as well
 
 
 def blocks(page: Path) -> list[str]:
@@ -65,12 +66,14 @@ SCRIPTS = sorted({script_of(words) for words in ALL_COMMANDS})
 def test_every_option_in_a_command_of_the_pages_is_one_of_its_script(script, subcommand, monkeypatch, capsys):
     if script.startswith("space/"):
         pytest.importorskip("gradio")
-    monkeypatch.setattr(sys, "argv", [script, *([subcommand] if subcommand else []), "--help"])
-    monkeypatch.syspath_prepend(str((ROOT / script).parent))
-    with pytest.raises(SystemExit) as stop:
-        runpy.run_path(str(ROOT / script), run_name="__main__")
-    assert stop.value.code in (None, 0)
-    known = set(re.findall(r"--[A-Za-z][\w-]*", capsys.readouterr().out)) | {"--config"}
+    known = {"--config"}
+    for asked in filter(None, (script, PASSES_ON.get(script))):
+        monkeypatch.setattr(sys, "argv", [asked, *([subcommand] if subcommand else []), "--help"])
+        monkeypatch.syspath_prepend(str((ROOT / asked).parent))
+        with pytest.raises(SystemExit) as stop:
+            runpy.run_path(str(ROOT / asked), run_name="__main__")
+        assert stop.value.code in (None, 0)
+        known |= set(re.findall(r"--[A-Za-z][\w-]*", capsys.readouterr().out))
     for words in ALL_COMMANDS:
         if script_of(words) == (script, subcommand):
             used = {word.split("=")[0] for word in words[1:] if word.startswith("--")}

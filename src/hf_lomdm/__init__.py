@@ -1,36 +1,55 @@
 """hf_lomdm: learnable-order masked diffusion language models with transformers and diffusers.
 
-Public names are imported when first used; the Auto classes of transformers know the model as soon as the package is
-imported.
+Public names are imported when first used, for torch and transformers take seconds. The Auto classes of transformers
+know the model all the same: `hf_lomdm.modeling` registers it, and is imported together with them.
 """
 
 import importlib
-
-from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM
-
-from .modeling.configuration_lomdm import LoMDMConfig
-from .modeling.modeling_lomdm import LoMDMForMaskedDiffusion, LoMDMModel
+import importlib.abc
+import importlib.machinery
+import sys
 
 __version__ = "0.1.0"
 
-_LAZY = {
+_MODULES = {
+    "LoMDMConfig": "modeling",
+    "LoMDMForMaskedDiffusion": "modeling",
+    "LoMDMModel": "modeling",
     "LoMDMScheduler": "schedulers.scheduling_lomdm",
     "LoMDMPipeline": "pipelines.pipeline_lomdm",
     "OrderAdapter": "adapters.order_adapter",
 }
-__all__ = ["LoMDMConfig", "LoMDMForMaskedDiffusion", "LoMDMModel", *_LAZY]
+__all__ = list(_MODULES)
+_AUTO_CLASSES = "transformers.models.auto.modeling_auto"
 
-AutoConfig.register("lomdm", LoMDMConfig)
-AutoModel.register(LoMDMConfig, LoMDMForMaskedDiffusion)
-AutoModelForMaskedLM.register(LoMDMConfig, LoMDMForMaskedDiffusion)
-# `model.save_pretrained` and `model.push_to_hub` take the code along: what they write loads without this package.
-LoMDMForMaskedDiffusion.register_for_auto_class("AutoModel")
+
+class _ModelAfterAutoClasses(importlib.abc.MetaPathFinder):
+    """Imports `hf_lomdm.modeling` right after the Auto classes, whoever imports those; finds nothing itself."""
+
+    def find_spec(self, name, path=None, target=None):
+        spec = importlib.machinery.PathFinder.find_spec(name, path) if name == _AUTO_CLASSES else None
+        if spec is None:
+            return None
+        execute = spec.loader.exec_module
+
+        def execute_and_register(module):
+            execute(module)
+            importlib.import_module(f"{__name__}.modeling")
+
+        spec.loader.exec_module = execute_and_register
+        return spec
+
+
+if _AUTO_CLASSES in sys.modules:
+    importlib.import_module(f"{__name__}.modeling")
+else:
+    sys.meta_path.insert(0, _ModelAfterAutoClasses())
 
 
 def __getattr__(name: str):
-    if name not in _LAZY:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
 
 
 def __dir__() -> list[str]:

@@ -1,0 +1,49 @@
+"""`import hf_lomdm` costs nothing, and the Auto classes know the model whichever of the two is imported first."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import hf_lomdm
+
+SHIPPED = Path(__file__).parents[1] / "checkpoints" / "lomdm-enwiki"
+LOAD = f"print(type(transformers.AutoModelForMaskedLM.from_pretrained({str(SHIPPED)!r})).__module__)"
+
+
+def run(code: str) -> str:
+    """What a fresh interpreter prints."""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout.strip()
+
+
+def test_the_import_brings_neither_torch_nor_transformers():
+    heavy = ("torch", "transformers", "diffusers", "datasets", "evaluate")
+    assert run(f"import sys, hf_lomdm; print([name for name in {heavy} if name in sys.modules])") == "[]"
+
+
+@pytest.mark.parametrize(
+    "imports",
+    [
+        "import hf_lomdm, transformers",
+        "from transformers import AutoModel; import hf_lomdm, transformers",
+        "import hf_lomdm; from transformers import PreTrainedModel, Trainer; import transformers",
+        "import hf_lomdm; from diffusers import DiffusionPipeline; import transformers",
+        "from hf_lomdm import LoMDMScheduler; import transformers",
+    ],
+)
+def test_auto_classes_know_the_model_in_any_order_of_imports_without_remote_code(imports):
+    assert run(f"{imports}; {LOAD}") == "hf_lomdm.modeling.modeling_lomdm"
+
+
+def test_saved_models_take_their_code_along_where_no_auto_class_was_imported():
+    assert run("from hf_lomdm import LoMDMForMaskedDiffusion as M; print(M._auto_class)") == "AutoModel"
+
+
+def test_every_public_name_is_there_and_another_is_an_attribute_error():
+    assert all(getattr(hf_lomdm, name).__name__ == name for name in hf_lomdm.__all__)
+    assert set(hf_lomdm.__all__) <= set(dir(hf_lomdm))
+    with pytest.raises(AttributeError, match="LoMDM2"):
+        hf_lomdm.LoMDM2  # noqa: B018
