@@ -5,7 +5,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 TRAIN = ["tensorboard>=2.14", "pyyaml>=6"]
-EVAL = ["evaluate>=0.4", "lm_eval>=0.4.9", "gguf>=0.17"]
+EVAL = ["evaluate>=0.4", "lm_eval>=0.4.10", "gguf>=0.17"]
 VIZ = ["matplotlib>=3.9"]
 SPACE = ["gradio>=6.31,<7"]
 DEV = [

@@ -19,6 +19,7 @@ import correctness
 import import_time
 import sampling
 import scaling
+import step_memory
 import training_step
 from measuring import device_type, options, record_path, save_section
 from report import tables
@@ -34,9 +35,10 @@ SECTIONS = {
     "correctness": (measure_correctness, 0.05),
     "import": (import_time.measure, 0.05),
     "blocks": (blocks.measure, 0.1),
-    "scaling": (scaling.measure, 0.15),
-    "sampling": (sampling.measure, 0.25),
-    "training": (training_step.measure, 0.4),
+    "scaling": (scaling.measure, 0.1),
+    "sampling": (sampling.measure, 0.2),
+    "memory": (step_memory.measure, 0.15),
+    "training": (training_step.measure, 0.35),
 }
 NEED_DIFFUSERS = ("correctness", "sampling")
 

@@ -30,7 +30,7 @@ def _cell(value) -> str:
 
 
 def training(section: dict) -> str:
-    """Measured ratio, that on paper and their quotient for each cell; then memory."""
+    """Measured ratio, that on paper and their quotient for each cell."""
     names = list(section["cells"][0]["ratios"])
     header = ["size", "vocabulary", "L", "batch", *names, "LoMDM GFLOP/s", "of matmul"]
     rows = []
@@ -39,12 +39,24 @@ def training(section: dict) -> str:
         row += ["{measured:.2f} / {analytic:.2f} = {excess:.2f}".format(**cell["ratios"][name]) for name in names]
         speed = cell["lomdm"]["flops_per_second"]
         rows.append([*row, speed / GIGA, f"{speed / section['matmul_flops_per_second']:.0%}"])
-    first = table("Training step: measured / on paper = quotient", header, rows)
-    memory, left_out = section["memory"], [one[:3] for one in section["left_out"]]
-    rows = [[name, value] for name, value in memory["step_memory_mb"].items()]
-    setting = ", ".join(str(memory[name]) for name in ("size", "vocab_size", "length", "batch"))
-    second = table(f"Peak memory of a step beyond weights and gradients ({setting})", ["system", "MB"], rows)
-    return f"{first}\n\nLeft out for want of time: {left_out or 'nothing'}.\n\n{second}"
+    text = table("Training step: measured / on paper = quotient", header, rows)
+    left_out = [one[:3] for one in section["left_out"]]
+    return f"{text}\n\nLeft out for want of time: {left_out or 'nothing'}."
+
+
+def memory(section: dict) -> str:
+    """Peak memory of a step, and its ratio to the reference's."""
+    header = ["size", "vocabulary", "L", "batch", "gradient checkpointing", "system", "MB", "of the reference"]
+    rows = []
+    for one in section["settings"]:
+        place = [one[name] for name in ("size", "vocab_size", "length", "batch")]
+        place.append("yes" if one["gradient_checkpointing"] else "no")
+        reference = one["step_memory_mb"]["mdlm_reference"]
+        for system, value in one["step_memory_mb"].items():
+            rows.append([*place, system, value, f"{value / reference:.2f}" if reference else "-"])
+    left_out = [name for one in section["settings"] for name in one["left_out"]]
+    text = table("Peak memory of a step beyond weights and gradients", header, rows)
+    return f"{text}\n\nLeft out for want of time: {left_out or 'nothing'}."
 
 
 def sampling(section: dict) -> str:
@@ -94,6 +106,7 @@ def correctness(section: dict) -> str:
 
 TABLES = {
     "correctness": correctness,
+    "memory": memory,
     "training": training,
     "sampling": sampling,
     "blocks": blocks,

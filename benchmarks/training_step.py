@@ -4,8 +4,7 @@
 
 A step is forward and backward of one batch; the optimizer does the same on all sides and is left out. Texts have fixed
 quantiles whose mean masks half of the positions. Each cell prints the ratio of floating point operations on paper
-(`flops.py`) beside the measured one. Peak memory is that of a process of its own, less what it holds after a step of a
-few tokens: weights, gradients, libraries.
+(`flops.py`) beside the measured one.
 """
 
 import argparse
@@ -15,16 +14,7 @@ from collections.abc import Callable
 import flops
 import reference
 import torch
-from measuring import (
-    autocast,
-    build,
-    device_type,
-    in_own_process,
-    interleaved,
-    matmul_ceiling,
-    peak_memory_mb,
-    run_section,
-)
+from measuring import autocast, build, device_type, interleaved, matmul_ceiling, run_section
 
 VOCABULARIES = (4096, 50258)
 LENGTHS = (128, 256, 1024)
@@ -35,7 +25,6 @@ RATIOS = {  # name: numerator, denominator, texts or views
     "lomdm / reference, per view": ("lomdm", "mdlm_reference", 2),
     "lomdm / naive": ("lomdm", "naive_lomdm", 1),
 }
-MEMORY_SHARE = 0.25  # of the time, for the processes that measure memory
 
 
 def batch_size(size: str, length: int) -> int:
@@ -44,11 +33,15 @@ def batch_size(size: str, length: int) -> int:
     return max(1, tokens // length)
 
 
-def steps(systems, size: str, vocab_size: int, length: int, batch: int, compile: bool = False) -> dict[str, Callable]:
+def steps(
+    systems, size: str, vocab_size: int, length: int, batch: int, compile: bool = False, checkpointing: bool = False
+) -> dict[str, Callable]:
     """A closure for each of the systems: forward and backward of one batch. All share the weights of one backbone."""
     learned = build(size, vocab_size, length)
     uniform = build(size, vocab_size, length, rate_type="uniform")
     uniform.model, uniform.lm_head = learned.model, learned.lm_head
+    if checkpointing:
+        learned.gradient_checkpointing_enable()
     if compile:
         for module in (learned.model, learned.phi, learned.psi):
             module.compile()
@@ -102,30 +95,6 @@ def measure_cell(size: str, vocab_size: int, length: int, seconds: float, compil
     return cell
 
 
-def step_memory(system: str, size: str, vocab_size: int, length: int, batch: int) -> float:
-    """MB that a step adds to the peak of this process, which must be a fresh one."""
-    steps([system], size, vocab_size, 8, 1)[system]()  # libraries, kernels
-    (step,) = steps([system], size, vocab_size, length, batch).values()
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-    before = peak_memory_mb()
-    step()
-    return peak_memory_mb() - before
-
-
-def measure_memory(size: str, vocab_size: int, length: int, systems, seconds: float) -> dict:
-    """`step_memory` of each system; those that the time does not suffice for are named in `left_out`."""
-    batch, start, memory, left_out = batch_size(size, length), time.perf_counter(), {}, []
-    for done, system in enumerate(systems):
-        spent = time.perf_counter() - start
-        if done and spent * (done + 1) / done > seconds:
-            left_out.append(system)
-        else:
-            memory[system] = in_own_process(step_memory, system, size, vocab_size, length, batch)
-    setting = {"size": size, "vocab_size": vocab_size, "length": length, "batch": batch}
-    return setting | {"step_memory_mb": memory, "left_out": left_out}
-
-
 def cells(smoke: bool) -> list[tuple[str, int, int]]:
     """Sizes, vocabularies and lengths, the cheapest first."""
     if smoke:
@@ -135,12 +104,12 @@ def cells(smoke: bool) -> list[tuple[str, int, int]]:
 
 def measure(options: argparse.Namespace) -> dict:
     """The section: cells until the time is spent, those left out with the seconds that they would have taken."""
-    start, share = time.perf_counter(), 1.0 - MEMORY_SHARE
+    start = time.perf_counter()
     ceiling = matmul_ceiling(64 if options.smoke else 4096 if device_type() == "cuda" else 1024, options.seconds / 100)
     section = {"compile": options.compile, "matmul_flops_per_second": ceiling, "cells": [], "left_out": []}
     todo, speed = cells(options.smoke), None
     for index, cell in enumerate(todo):
-        left = options.seconds * share - (time.perf_counter() - start)
+        left = options.seconds - (time.perf_counter() - start)
         size, vocab_size, length = cell
         config = build(size, vocab_size, length).config
         work = sum(flops.training(name, config, length) for name in flops.SYSTEMS) * batch_size(size, length) * length
@@ -151,9 +120,6 @@ def measure(options: argparse.Namespace) -> dict:
         section["cells"].append(result)
         speed = min(result[name]["flops_per_second"] for name in flops.SYSTEMS)
         print(f"  training {cell}: {result['lomdm']['seconds']:.3g} s per LoMDM step", flush=True)
-    wanted = ("mdlm",) if options.smoke else flops.SYSTEMS
-    setting = todo[0] if options.smoke else ("small", 50258, 1024)
-    section["memory"] = measure_memory(*setting, wanted, options.seconds * MEMORY_SHARE)
     return section
 
 

@@ -1,14 +1,14 @@
 """LoMDMTrainer: draws, loss, logs, optimizer, average, evaluation, and what stops it."""
 
 import copy
+import importlib
 import math
 from pathlib import Path
 
 import pytest
 import torch
 from huggingface_hub import HfApi, ModelCard, RepoUrl
-from huggingface_hub.errors import HfHubHTTPError
-from huggingface_hub.utils import httpx
+from huggingface_hub.errors import HfHubHTTPError, HTTPError
 from safetensors.torch import load_file
 from tiny_training import collate, make_texts, make_trainer
 from transformers import Trainer, TrainerCallback
@@ -30,6 +30,7 @@ from hf_lomdm.training.trainer import (
 )
 from tiny_tokenizer import build_tokenizer
 
+httpx = importlib.import_module(HTTPError.__module__)  # or httpx2, whichever the Hub's client uses
 SGD = {"optim": "sgd", "learning_rate": 0.1, "head_learning_rate": 0.1, "lr_scheduler_type": "constant"}
 
 

@@ -3,8 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from huggingface_hub.errors import HfHubHTTPError
-from huggingface_hub.utils import httpx  # whichever the Hub's client uses
+from huggingface_hub.errors import HTTPError  # of httpx or httpx2, whichever the Hub's client uses
 
 REFUSALS = (401, 403, 404)  # the Hub answers 404 to a token that may not know what is there
 
@@ -20,7 +19,7 @@ def explained_upload(failure: str) -> Iterator[None]:
     """
     try:
         yield
-    except (httpx.HTTPError, HfHubHTTPError) as error:
+    except HTTPError as error:
         response = getattr(error, "response", None)
         refused = response is not None and response.status_code in REFUSALS
         remedy = "Log in with a token that may write there (hf auth login, or HF_TOKEN)" if refused else "Try again"
