@@ -1,4 +1,5 @@
-"""Measures a model: likelihood of a text, zero-shot likelihood, quality of what it writes, the order that it learned.
+"""Measures a model: likelihood of a text, zero-shot likelihood, quality of what it writes, the order that it learned,
+the Sudokus that it solves.
 
 On GPUs, on the seven sets of the paper:
 
@@ -39,6 +40,7 @@ from hf_lomdm.evaluation.density import measured_density
 from hf_lomdm.evaluation.parts import delete_parts
 from hf_lomdm.evaluation.records import write_record
 from hf_lomdm.evaluation.rows import Rows, cut_documents, load_file, pack_documents, special_tokens
+from hf_lomdm.evaluation.sudoku import CELLS, add_clues, evaluate_sudoku, load_puzzles
 from hf_lomdm.evaluation.zero_shot import SETS, evaluate_zero_shot
 from hf_lomdm.training.detokenizers import DETOKENIZERS
 from hf_lomdm.training.tokenizers import load_tokenizer
@@ -83,9 +85,19 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     _add_text(order)
     order.add_argument("--num_samples", type=int, default=16, help="draws per text")
     order.add_argument("--plots", help="write pictures to this folder")
+
+    sudoku = _command(commands, "sudoku", "puzzles solved, by a model of --task sudoku", run_sudoku)
+    sudoku.add_argument("--file", required=True, help="a .csv file with the columns puzzle and solution")
+    sudoku.add_argument("--start", type=int, default=0, help="the first puzzle; take some that training has not seen")
+    sudoku.add_argument("--max_rows", type=int, default=256, help="puzzles")
+    sudoku.add_argument("--clues", type=int, help="cells given of each, more than it has; default: its own")
+    sudoku.add_argument("--num_inference_steps", type=int, default=CELLS, help="default: a cell at a time")
+    sudoku.add_argument("--batch_size", type=int, default=64)
+    sudoku.add_argument("--sampler", help="default: the folder's")
+    sudoku.add_argument("--without_order", action="store_true", help="all rates equal: c2 = 0")
     options = parser.parse_args(arguments)
     if (options.command is None) == (options.compare is None):
-        parser.error("give a command (likelihood, zero-shot, generation, order) or --compare RECORD ...")
+        parser.error(f"give a command ({', '.join(commands.choices)}) or --compare RECORD ...")
     return options
 
 
@@ -93,7 +105,8 @@ def _command(commands, name: str, summary: str, run) -> argparse.ArgumentParser:
     parser = commands.add_parser(name, help=summary, description=summary)
     parser.set_defaults(run=run)
     parser.add_argument("--model", required=True, help="folder or repository of a model")
-    parser.add_argument("--tokenizer", help="default: the model's")
+    if name != "sudoku":
+        parser.add_argument("--tokenizer", help="default: the model's")
     parser.add_argument("--output", help=f"the record; default outputs/evaluation/{name}.json")
     parser.add_argument("--dtype", choices=DTYPES, default="float32")
     parser.add_argument("--seed", type=int, default=0)
@@ -214,6 +227,20 @@ def run_order(options: argparse.Namespace) -> dict[str, Any]:
     return {"source": Path(options.file).name} | record
 
 
+def run_sudoku(options: argparse.Namespace) -> dict[str, Any]:
+    model, _ = load(options)
+    puzzles = load_puzzles(options.file, options.start, options.max_rows)
+    if options.clues is not None:
+        generator = torch.Generator().manual_seed(options.seed)
+        puzzles = [add_clues(puzzle, options.clues, generator) for puzzle in puzzles]
+    pipe = LoMDMPipeline.from_pretrained(options.model, model=model)
+    names = ("num_inference_steps", "batch_size", "seed", "sampler")
+    settings = {name: getattr(options, name) for name in names}
+    settings |= {"learned_order": not options.without_order, "progress": not options.quiet}
+    where = {"source": Path(options.file).name, "start": options.start, "clues": options.clues}
+    return where | evaluate_sudoku(pipe, puzzles, **settings)
+
+
 def compare(options: argparse.Namespace) -> None:
     records = read_records(options.compare)
     print(comparison_table(records))
@@ -242,8 +269,8 @@ def checkpoints_by_step(records: dict[str, dict[str, Any]]) -> dict[int, dict[st
     return by_step if len(runs) == 1 and len(by_step) == len(records) > 1 else {}
 
 
-def load(options: argparse.Namespace) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The model on this process's device, in eval mode, and its tokenizer."""
+def load(options: argparse.Namespace) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
+    """The model on this process's device, in eval mode, and its tokenizer, which Sudoku has no use for."""
     try:
         kind = AutoConfig.from_pretrained(options.model).model_type
         model_class = LoMDMForMaskedDiffusion if kind == "lomdm" else AutoModelForCausalLM
@@ -253,7 +280,8 @@ def load(options: argparse.Namespace) -> tuple[PreTrainedModel, PreTrainedTokeni
         raise ValueError(f"--model {options.model} cannot be loaded: {reason}") from error
     if options.command in ("likelihood", "zero-shot") and options.without_order:
         model.config.c2 = 0.0
-    return model.to(process_state().device), load_tokenizer(options.tokenizer or options.model)
+    tokenizer = None if options.command == "sudoku" else load_tokenizer(options.tokenizer or options.model)
+    return model.to(process_state().device), tokenizer
 
 
 def read_text(options: argparse.Namespace, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Rows:

@@ -30,12 +30,14 @@ package (under FSDP: once `export_to_hub.py` has added the code), or with `--obj
 from transformers import GPTNeoXForCausalLM, set_seed
 
 from hf_lomdm import LoMDMForMaskedDiffusion
+from hf_lomdm.evaluation.sudoku import TOKEN_IDS
 from hf_lomdm.training.arguments import parse_arguments
 from hf_lomdm.training.causal import CausalTrainer
 from hf_lomdm.training.checkpointing import choose_checkpoint
 from hf_lomdm.training.data import TextCollator, load_data, model_token_ids
 from hf_lomdm.training.model_card import describe_data
 from hf_lomdm.training.models import causal_config, check_tokenizer, copy_trunk, diffusion_config
+from hf_lomdm.training.sudoku import load_sudoku
 from hf_lomdm.training.trainer import LoMDMTrainer
 
 # --objective: the configuration of a new model, its class and its trainer.
@@ -50,11 +52,17 @@ def main() -> None:
     set_seed(args.seed)
 
     with args.main_process_first(desc="tokenisation"):
-        texts, tokenizer = load_data(data_args, args.output_dir)
+        if data_args.task == "sudoku":
+            if model_args.objective == "ar":
+                raise ValueError("objective ar reads from left to right and cannot take the clues of task sudoku.")
+            (texts, tokenizer), token_ids = load_sudoku(data_args), TOKEN_IDS
+        else:
+            texts, tokenizer = load_data(data_args, args.output_dir)
+            token_ids = model_token_ids(tokenizer, data_args)
     make_config, model_class, trainer_class = OBJECTIVES[model_args.objective]
     if model_args.init_from:
         check_tokenizer(tokenizer, model_args.init_from)
-    model = model_class(make_config(model_args, data_args.max_length, model_token_ids(tokenizer, data_args)))
+    model = model_class(make_config(model_args, data_args.max_length, token_ids))
     print(f"model: {model_class.__name__}, {model.num_parameters() / 1e6:.2f} M parameters", flush=True)
     if model_args.init_from and choose_checkpoint(args.resume_from_checkpoint, args.output_dir) is None:
         copy_trunk(model, model_args.init_from)

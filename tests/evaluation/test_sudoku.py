@@ -1,6 +1,10 @@
 """Sudoku: encoding, the measures of solutions and of orders, and the way through trainer and pipeline."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +13,7 @@ from tiny_judge import build_pipeline
 from conftest import build_model
 from hf_lomdm import LoMDMPipeline, LoMDMScheduler
 from hf_lomdm.evaluation.sudoku import (
+    EMPTY,
     MASK,
     TOKEN_IDS,
     Puzzle,
@@ -24,9 +29,12 @@ from hf_lomdm.evaluation.sudoku import (
     template,
     training_rows,
 )
-from hf_lomdm.training.arguments import LoMDMTrainingArguments
+from hf_lomdm.training.arguments import DataArguments, LoMDMTrainingArguments
 from hf_lomdm.training.data import TextCollator
+from hf_lomdm.training.sudoku import MOST_CLUES, SudokuRows, disguise, load_sudoku, sudoku_tokenizer
 from hf_lomdm.training.trainer import LoMDMTrainer
+
+ROOT = Path(__file__).parents[2]
 
 
 def make_solution(seed: int = 0) -> list[int]:
@@ -205,3 +213,102 @@ def test_a_model_or_puzzles_that_do_not_fit_are_an_error():
         evaluate_sudoku(build_solver(), [], progress=False)
     with pytest.raises(ValueError, match="no empty cell"):
         evaluate_sudoku(build_solver(), [Puzzle(tuple(make_solution()), tuple(make_solution()))], progress=False)
+
+
+def write_puzzles(path, count: int, clues: int = 50):
+    """A csv file of `count` puzzles."""
+    rows = [make(seed, clues) for seed in range(count)]
+    lines = [",".join("".join(map(str, grid)) for grid in row) for row in rows]
+    path.write_text("\n".join(["puzzle,solution", *lines]))
+    return path
+
+
+def test_a_disguise_is_another_puzzle_with_as_many_clues_and_its_own_solution():
+    puzzle = make(3, 30)
+    disguised = [disguise(puzzle, torch.Generator().manual_seed(seed)) for seed in range(40)]
+    clues, solutions = (torch.tensor([one[part] for one in disguised]) for part in (0, 1))
+    assert solves(solutions, clues).all()
+    assert ((clues > 0).sum(-1) == 30).all() and len({one.solution for one in disguised}) == 40
+    # forced cells go where their cells go, so no disguise is easier
+    forced = forced_cells(torch.tensor([puzzle.clues])).sum()
+    assert (forced_cells(clues).sum(-1) == forced).all()
+
+
+def test_sudoku_rows_are_the_same_whenever_they_are_read_and_give_from_their_own_clues_to_the_most():
+    puzzles = [make(seed, 20) for seed in range(5)]
+    rows = SudokuRows(puzzles, variants=200)
+    assert len(rows) == 1000 and rows[7] == rows[7] and rows[7] != rows[12]
+    labels = torch.tensor([rows[index]["labels"] for index in range(len(rows))])
+    grids = torch.tensor([rows[index]["input_ids"] for index in range(len(rows))])
+    clues = grids.where(labels == -100, EMPTY)
+    assert solves(grids, clues).all() and (grids.where(labels != -100, -100) == labels).all()
+    given = (clues != EMPTY).sum(-1)
+    counts = given.bincount(minlength=MOST_CLUES + 1)[20:].double()  # even over 20 to 64
+    assert given.min() == 20 and given.max() == MOST_CLUES
+    assert (counts - counts.mean()).square().sum() / counts.mean() < 90  # chi-square, 44 degrees of freedom
+
+
+def test_the_text_of_a_puzzle_is_a_template_and_the_text_of_a_solution_its_digits():
+    tokenizer, puzzle = sudoku_tokenizer(), make(0, 30)
+    text = "".join(map(str, puzzle.clues))
+    assert tokenizer.mask_token_id == MASK and len(tokenizer) == TOKEN_IDS["vocab_size"]
+    for written in (text, text.replace("0", "."), "\n".join(text[i : i + 9] for i in range(0, 81, 9))):
+        assert tokenizer(written, add_special_tokens=False).input_ids == template(puzzle)
+    assert tokenizer.decode(puzzle.solution) == "".join(map(str, puzzle.solution))
+    pipe = build_solver()
+    pipe = LoMDMPipeline(pipe.model, pipe.scheduler, tokenizer)
+    out = pipe(text, num_inference_steps=4, generator=torch.Generator().manual_seed(0))
+    given = torch.tensor(puzzle.clues) > 0
+    assert (out.sequences[0][given] == torch.tensor(puzzle.solution)[given]).all()
+    assert out.texts[0] == tokenizer.decode(out.sequences[0], skip_special_tokens=True)
+
+
+def test_sudoku_splits_whole_blocks_and_refuses_what_is_no_sudoku(tmp_path):
+    path = write_puzzles(tmp_path / "sudoku.csv", 20)
+    rows, tokenizer = load_sudoku(DataArguments(task="sudoku", train_file=str(path), max_length=81))
+    assert rows["train"].puzzles == load_puzzles(path)[:18] and rows["validation"].puzzles == load_puzzles(path)[18:]
+    own = write_puzzles(tmp_path / "valid.csv", 3)
+    few = {"validation_file": str(own), "max_train_rows": 4, "max_validation_rows": 2}
+    rows, _ = load_sudoku(DataArguments(task="sudoku", train_file=str(path), max_length=81, **few))
+    assert [len(rows[split].puzzles) for split in ("train", "validation")] == [4, 2]
+    for settings, message in (
+        ({"train_file": str(path), "max_length": 64}, "max_length 81, the cells of a grid, got 64"),
+        ({"max_length": 81}, "needs train_file"),
+        ({"train_file": str(own), "max_length": 81}, "has 3 puzzles"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            load_sudoku(DataArguments(task="sudoku", **settings))
+
+
+def test_train_and_evaluate_scripts_train_on_puzzles_and_solve_some(tmp_path):
+    path, folder = write_puzzles(tmp_path / "sudoku.csv", 20), tmp_path / "run"
+    sizes = ["--hidden_size", "16", "--num_hidden_layers", "1", "--num_attention_heads", "2", "--bf16", "false"]
+    short = ["--max_steps", "2", "--warmup_steps", "1", "--lr_scheduler_type", "linear", "--lr_scheduler_kwargs", "{}"]
+    config = str(ROOT / "training_scripts/configs/sudoku.yaml")
+    run(
+        "train.py",
+        "--config",
+        config,
+        "--train_file",
+        path,
+        "--output_dir",
+        folder,
+        "--report_to",
+        "none",
+        *sizes,
+        *short,
+    )
+    record = tmp_path / "sudoku.json"
+    few = ["--start", "16", "--clues", "76", "--num_inference_steps", "4"]
+    done = run("evaluate.py", "sudoku", "--model", folder, "--file", path, *few, "--quiet", "--output", record)
+    found = json.loads(record.read_text())
+    assert found["task"] == "sudoku" and found["n"] == 4 and found["tokens"] == 4 * 5 and found["clues"] == 76
+    assert "share of puzzles solved" in done and "cells_right" in done
+    assert "Sudokus in many guises" in (folder / "README.md").read_text()
+
+
+def run(script: str, *words) -> str:
+    command = [sys.executable, str(ROOT / "training_scripts" / script), *map(str, words)]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout

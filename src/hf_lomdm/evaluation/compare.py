@@ -27,8 +27,9 @@ _DETAILS = {
 }
 
 
-# What the table says of generation though it has no error.
+# What the table says of generation and of Sudoku though it has no error.
 _COSTS = ("repetition", "distinct_1", "distinct_2", "distinct_3", "forward_passes", "tokens_per_forward", "seconds")
+_COSTS += ("solved", "cells_right", "forced_at_random")
 
 
 class Difference(NamedTuple):
@@ -61,7 +62,7 @@ def measures(record: dict[str, Any]) -> dict[str, tuple[float, float | None]]:
     """The figures of a record with their standard errors (`None`: unknown), by name.
 
     A likelihood has nats per token, perplexity and bits; zero-shot the perplexity of each set; another record its own
-    `value`, every number that has a standard error beside it, and what generation costs.
+    `value`, every number that has a standard error beside it, and what generation and Sudoku say without.
     """
     if record["task"] == "likelihood":
         return _likelihood_measures(record)

@@ -17,6 +17,8 @@ from transformers.integrations import is_tensorboard_available
 
 # What one document of a .txt file can be.
 SAMPLE_BY = ("line", "paragraph", "document")
+# What the rows are: text, or puzzles with their clues given.
+TASKS = ("text", "sudoku")
 # What is trained: a masked diffusion model of the family, or the autoregressive baseline.
 OBJECTIVES = ("diffusion", "ar")
 
@@ -25,6 +27,14 @@ OBJECTIVES = ("diffusion", "ar")
 class DataArguments:
     """Which text is read, how it is cut into rows and by which tokenizer. Checked by `hf_lomdm.training.data`."""
 
+    task: str = field(
+        default="text",
+        metadata={
+            "help": "text, or sudoku: csv files with the columns puzzle and solution, clues given; of the settings "
+            "of the text train_file, validation_file and the largest numbers of rows count.",
+            "choices": list(TASKS),
+        },
+    )
     dataset_name: str | None = field(
         default=None,
         metadata={"help": "Hub name or folder of a data set; `pydoc_topics` is the reference inside every CPython."},

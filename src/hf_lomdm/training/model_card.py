@@ -278,6 +278,8 @@ def describe_causal() -> Description:
 def describe_data(arguments: DataArguments) -> str:
     """The text of a run and how it was cut, in words."""
     source = _public_name(arguments.dataset_name or arguments.train_file)
+    if arguments.task == "sudoku":
+        return f"`{source}`: Sudokus in many guises, from their own clues to 64 of 81 cells given"
     parts = [arguments.dataset_config, arguments.dataset_revision and f"revision {arguments.dataset_revision}"]
     details = [part for part in parts if part] + [f"split {arguments.train_split}"] * bool(arguments.dataset_name)
     named = f"`{source}`" + (f" ({', '.join(details)})" if details else "")
