@@ -4,8 +4,8 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
-TRAIN = ["tensorboard>=2.14", "pyyaml>=6"]
-EVAL = ["evaluate>=0.4", "lm_eval>=0.4.10", "gguf>=0.17"]
+TRAIN = ["tensorboard>=2.18", "pyyaml>=6"]
+EVAL = ["evaluate>=0.4", "lm_eval>=0.4.12", "gguf>=0.17"]
 VIZ = ["matplotlib>=3.9"]
 SPACE = ["gradio>=6.31,<7"]
 DEV = [
@@ -14,7 +14,7 @@ DEV = [
     "ruff>=0.9",
     "peft>=0.18",
     "build>=1.2",
-    "torchao>=0.10",
+    "torchao>=0.18",
     "scipy>=1.13",
     "playwright>=1.49",
     *TRAIN,
@@ -35,14 +35,14 @@ setup(
     packages=find_packages("src"),
     python_requires=">=3.11",
     install_requires=[
-        "torch>=2.6",
-        "transformers>=5.2",
-        "diffusers>=0.36",
+        "torch>=2.8",
+        "transformers>=5.14",
+        "diffusers>=0.38",
         "accelerate>=1.10",
         "datasets>=4",
         "huggingface-hub>=1.16",
         "numpy>=2",
-        "safetensors>=0.5",
+        "safetensors>=0.7",
         "tqdm>=4.66.3",
     ],
     extras_require={"train": TRAIN, "eval": EVAL, "viz": VIZ, "space": SPACE, "dev": DEV},

@@ -47,3 +47,12 @@ def test_every_public_name_is_there_and_another_is_an_attribute_error():
     assert set(hf_lomdm.__all__) <= set(dir(hf_lomdm))
     with pytest.raises(AttributeError, match="LoMDM2"):
         hf_lomdm.LoMDM2  # noqa: B018
+
+
+def test_a_dependency_that_breaks_at_its_import_is_named(monkeypatch):
+    def break_down(name):
+        raise AttributeError("module 'torch' has no attribute 'new'")
+
+    monkeypatch.setattr(hf_lomdm.importlib, "import_module", break_down)
+    with pytest.raises(ImportError, match="LoMDMPipeline cannot be imported: module 'torch' has no attribute 'new'"):
+        from hf_lomdm import LoMDMPipeline  # noqa: F401

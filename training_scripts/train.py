@@ -85,7 +85,7 @@ def main() -> None:
     if trainer.is_world_process_zero() and not trainer.is_fsdp_enabled:
         for text in trainer.sample_texts(3):
             print(f"--- sample\n{text}", flush=True)
-    trainer.end()
+    trainer.accelerator.end_training()
 
 
 def evaluate(trainer: LoMDMTrainer) -> None:

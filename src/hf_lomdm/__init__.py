@@ -49,7 +49,11 @@ else:
 def __getattr__(name: str):
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+    try:
+        module = importlib.import_module(f"{__name__}.{_MODULES[name]}")
+    except AttributeError as error:  # which `from hf_lomdm import name` would take for a name that is missing
+        raise ImportError(f"{name} cannot be imported: {error}") from error
+    return getattr(module, name)
 
 
 def __dir__() -> list[str]:

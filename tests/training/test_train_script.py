@@ -50,6 +50,7 @@ SOURCES = {
     "tiny": {},
     "text8": TEXT8,
     "enwiki": {**TEXT8, "train_tokenizer": "bpe:300"},
+    "sudoku": {"train_file": FIXTURES / "sudoku.csv", "max_length": 81},
     "lm1b": LM1B,
     "lm1b_packed": LM1B,
     "owt": {

@@ -309,7 +309,9 @@ class LoMDMTrainer(Trainer):
     def _hub_model(self) -> PreTrainedModel | None:
         """The model, if this process holds all of it and a Hub folder can carry it."""
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled or self.is_distributed_loading_by_transformers
+        # of transformers 5.20 and later
+        loaded_in_shards = getattr(self, "is_distributed_loading_by_transformers", False)
+        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled or loaded_in_shards
         return model if isinstance(model, PreTrainedModel) and not sharded else None
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
@@ -340,13 +342,13 @@ class LoMDMTrainer(Trainer):
         """Writes what loads without this package (`LoMDMPipeline.save_pretrained`); `None` leaves the card as it is."""
         make_pipeline(model, tokenizer).save_pretrained(folder, model_card=card)
 
-    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+    def init_hf_repo(self, *args, **kwargs) -> None:
         """As in `transformers.Trainer`; raises `ConnectionError` if there is no repository to push to."""
         repo_id = self.args.hub_model_id or Path(self.args.output_dir).absolute().name
         with explained_upload(f"no repository {repo_id} to push to could be made"):
-            super().init_hf_repo(token, private)
+            super().init_hf_repo(*args, **kwargs)
 
-    def push_to_hub(self, *args, token: str | None = None, private: bool | None = None, **kwargs):
+    def push_to_hub(self, *args, **kwargs):
         """As in `transformers.Trainer`; the title of the card is the whole name of the repository.
 
         Raises:
@@ -354,10 +356,10 @@ class LoMDMTrainer(Trainer):
                 the same `train.py` command, completes it.
         """
         if self.hub_model_id is None:
-            self.init_hf_repo(token, private)
+            self.init_hf_repo(**{name: kwargs[name] for name in ("token", "private") if name in kwargs})
         kwargs.setdefault("model_name", self.hub_model_id)  # the code of the card loads it by this name
         with explained_upload(f"{self.args.output_dir} is written, but was not uploaded to {self.hub_model_id}"):
-            return super().push_to_hub(*args, token=token, private=private, **kwargs)
+            return super().push_to_hub(*args, **kwargs)
 
     def create_model_card(
         self,
