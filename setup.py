@@ -37,7 +37,7 @@ setup(
     install_requires=[
         "torch>=2.8",
         "transformers>=5.14",
-        "diffusers>=0.38",
+        "diffusers>=0.37.1",
         "accelerate>=1.10",
         "datasets>=4",
         "huggingface-hub>=1.16",
