@@ -1,4 +1,4 @@
-"""What all measurements share: models of the two sizes, interleaved timing, peak memory, and the record of a device.
+"""What all measurements share: models of the two sizes, interleaved timing, and the record of a device.
 
 A section of `results/performance_<device>.json` is what one script measures. Each is written when it is finished,
 beside its place first and then renamed, so that a kill loses nothing that was measured before.
@@ -6,8 +6,6 @@ beside its place first and then renamed, so that a kill loses nothing that was m
 
 import argparse
 import json
-import multiprocessing
-import resource
 import statistics
 import time
 from collections.abc import Callable
@@ -92,20 +90,6 @@ def _summary(values: list[float]) -> dict:
     quartiles = statistics.quantiles(values, n=4) if len(values) > 1 else (0.0, 0.0, 0.0)
     spread = (quartiles[2] - quartiles[0]) / 2
     return {"seconds": statistics.median(values), "spread": spread, "rounds": len(values)}
-
-
-def in_own_process(function: Callable, *arguments):
-    """`function(*arguments)` in a fresh process, for what it does to the memory of a process."""
-    # not "spawn": a process that is made by fork and exec starts with the peak of its parent
-    with multiprocessing.get_context("forkserver").Pool(1) as pool:
-        return pool.apply(function, arguments)
-
-
-def peak_memory_mb() -> float:
-    """Peak memory so far in MB: of the allocator on a GPU, of the whole process with its libraries on a CPU."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
 def matmul_ceiling(size: int, seconds: float) -> float:

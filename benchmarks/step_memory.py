@@ -3,42 +3,49 @@
     python benchmarks/step_memory.py [--seconds 300]     (section `memory` of the record)
 
 Measured twice: as trained, one text on a CPU, where the activations of the layers, which all systems keep, are most of
-it; and with gradient checkpointing on all sides, four texts, as large models are trained. Each system has a process of
-its own; what that holds after a step of a few tokens is taken off: weights, gradients, libraries.
+it; and with gradient checkpointing on all sides, four texts, as large models are trained. Counted is what a step
+allocates beyond what is there before it: weights and gradients.
 """
 
 import argparse
 import time
+from collections.abc import Callable
 
 import torch
-from measuring import in_own_process, peak_memory_mb, run_section
+from measuring import run_section
+from torch.profiler import ProfilerActivity, profile
 from training_step import batch_size, steps
 
 SYSTEMS = ("mdlm_reference", "mdlm", "lomdm", "naive_lomdm")  # the last one is first left out
 CHECKPOINTED_TEXTS = 4
 
 
-def step_memory(system: str, size: str, vocab_size: int, length: int, batch: int, checkpointing: bool) -> float:
-    """MB that a step adds to the peak of this process, which must be a fresh one."""
-    settings = {"checkpointing": checkpointing}
-    steps([system], size, vocab_size, 8, 1, **settings)[system]()  # libraries, kernels
-    (step,) = steps([system], size, vocab_size, length, batch, **settings).values()
+def peak_mb(step: Callable) -> float:
+    """MB that `step` holds at most beyond what is allocated before it."""
     if torch.cuda.is_available():
+        step()  # libraries take memory of their own at first
+        before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
-    before = peak_memory_mb()
-    step()
-    return peak_memory_mb() - before
+        step()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    # not the peak of the process: what its allocator keeps for later moves that by a third from run to run
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+        step()
+    changes = [one for one in record.profiler.kineto_results.events() if one.name() == "[memory]"]
+    held = torch.tensor([one.nbytes() for one in sorted(changes, key=lambda one: one.start_ns())]).cumsum(0)
+    return float(held.max()) / 2**20
 
 
 def measure_setting(size: str, vocab_size: int, length: int, batch: int, checkpointing: bool, seconds: float) -> dict:
-    """`step_memory` of each system; those that the time does not suffice for are named in `left_out`."""
+    """`peak_mb` of each system; those that the time does not suffice for are named in `left_out`."""
     start, memory, left_out = time.perf_counter(), {}, []
     for done, system in enumerate(SYSTEMS):
         spent = time.perf_counter() - start
         if done and spent * (done + 1) / done > seconds:
             left_out.append(system)
         else:
-            memory[system] = in_own_process(step_memory, system, size, vocab_size, length, batch, checkpointing)
+            (step,) = steps([system], size, vocab_size, length, batch, checkpointing=checkpointing).values()
+            memory[system] = peak_mb(step)
     setting = {"size": size, "vocab_size": vocab_size, "length": length, "batch": batch}
     return setting | {"gradient_checkpointing": checkpointing, "step_memory_mb": memory, "left_out": left_out}
 
