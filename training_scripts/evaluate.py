@@ -17,9 +17,10 @@ Systems side by side, with error bars:
 
 With `order` records of several `checkpoint-N` of one run the picture shows the order over the steps of training.
 
-Every command writes one JSON record (`--output`) and prints a table. `likelihood` and `zero-shot` keep finished rows in
-`<output>.parts`: the same command, started again after an interruption, continues there. They take autoregressive
-models too, whose likelihood is exact, and run on several processes by `accelerate launch` or `torchrun`.
+Every command writes one JSON record (`--output`) and prints a table. All but `order` keep what is finished in
+`<output>.parts`: the same command, started again after an interruption, continues there. `likelihood` and `zero-shot`
+take autoregressive models too, whose likelihood is exact, and run on several processes by `accelerate launch` or
+`torchrun`.
 """
 
 import argparse
@@ -154,15 +155,19 @@ def run_likelihood(options: argparse.Namespace) -> dict[str, Any]:
     text = read_text(options, model, tokenizer)
     record: dict[str, Any] = {"source": Path(options.file).name, "documents": text.counts.documents}
     show, extra = not options.quiet, {"seed": options.seed, "num_texts": options.num_texts}
+    folder = _parts(options)
     if options.pilot:
-        record["pilot"] = pilot(model, text.rows, bound=options.bound, **extra, progress=show)
+        keep = {"parts_file": folder / "pilot.jsonl", "progress": show}
+        record["pilot"] = pilot(model, text.rows, bound=options.bound, **extra, **keep)
         if process_state().is_main_process:
             print_pilot(record["pilot"])
     if options.compare_bounds:
-        record["compare_bounds"] = compare_bounds(model, text.rows, **extra, progress=show)
+        keep = {"parts_file": folder / "bounds.jsonl", "progress": show}
+        record["compare_bounds"] = compare_bounds(model, text.rows, **extra, **keep)
     if options.exact_gap is not None:
         gap = {"positions": options.exact_gap, "span": options.span, "num_orders": options.num_orders}
-        record["exact_gap"] = exact_gap(model, text.rows, **gap, **extra, progress=show)
+        keep = {"parts_file": folder / "exact_gap.jsonl", "progress": show}
+        record["exact_gap"] = exact_gap(model, text.rows, **gap, **extra, **keep)
     density = None
     if options.fit_density:
         if options.bound != "order" or options.num_orders is not None:
@@ -170,7 +175,7 @@ def run_likelihood(options: argparse.Namespace) -> dict[str, Any]:
         names = ("num_samples", "num_texts", "batch_tokens", "seed")
         density = measured_density(model, text.rows, **{name: getattr(options, name) for name in names})
     size = {"characters": text.characters, "num_bytes": text.num_bytes, "groups": text.groups}
-    parts = _parts(options) / "likelihood.jsonl"
+    parts = folder / "likelihood.jsonl"
     return record | evaluate_corpus(model, text.rows, **size, **_bound(options), parts_file=parts, density=density)
 
 
@@ -189,9 +194,9 @@ def run_generation(options: argparse.Namespace) -> dict[str, Any]:
     parts = _parts(options) / "generation.jsonl"
     if not is_diffusion(model):
         _check_causal(options)
-        common = {"batch_size": options.batch_size, "progress": not options.quiet}
+        common = {"batch_size": options.batch_size, "progress": not options.quiet, "parts_file": parts}
         size = {"num_samples": options.num_samples, "max_length": options.max_length, "seed": options.seed}
-        written = write_causal_texts(model, tokenizer, **size, **common, parts_file=parts)
+        written = write_causal_texts(model, tokenizer, **size, **common)
         return judge_written(written, judge, judge_tokenizer, **common)
     pipe = LoMDMPipeline.from_pretrained(options.model, model=model, tokenizer=tokenizer)
     names = ("num_samples", "max_length", "batch_size", "seed", "sampler", "grid")
@@ -237,6 +242,7 @@ def run_sudoku(options: argparse.Namespace) -> dict[str, Any]:
     names = ("num_inference_steps", "batch_size", "seed", "sampler")
     settings = {name: getattr(options, name) for name in names}
     settings |= {"learned_order": not options.without_order, "progress": not options.quiet}
+    settings["parts_file"] = _parts(options) / "sudoku.jsonl"
     where = {"source": Path(options.file).name, "start": options.start, "clues": options.clues}
     return where | evaluate_sudoku(pipe, puzzles, **settings)
 

@@ -141,7 +141,8 @@ def test_generation_sweeps_the_number_of_steps_and_resumes_each(run, script, tmp
     record = run("generation", *words)
     assert [one["num_inference_steps"] for one in record["sweep"]] == [8, 16, 20]
     assert record["value"] == record["sweep"][-1]["value"] and record["forward_passes"] == 20
-    assert seen == ["generation-8.jsonl", "generation-16.jsonl", "generation-20.jsonl"]
+    names = [f"generation-{steps}{kind}.jsonl" for steps in (8, 16, 20) for kind in ("", "-judge")]
+    assert seen == names
     assert "8 steps" in capsys.readouterr().out
 
 

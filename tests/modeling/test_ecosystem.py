@@ -108,7 +108,8 @@ def test_int8_weights_of_torchao_keep_the_law_and_the_rates_and_are_saved_and_lo
     pipe.set_progress_bar_config(disable=True)
     assert not (pipe([[1, 3]], num_inference_steps=4, max_length=8).sequences == 10).any()
     make_model(hidden_size=64).save_pretrained(tmp_path / "plain")
-    settings = TorchAoConfig(quantization.Int8WeightOnlyConfig(version=2), modules_to_not_convert=["lm_head", "phi", "psi"])
+    weights = quantization.Int8WeightOnlyConfig(version=2)
+    settings = TorchAoConfig(weights, modules_to_not_convert=["lm_head", "phi", "psi"])
     loaded = LoMDMForMaskedDiffusion.from_pretrained(tmp_path / "plain", quantization_config=settings)
     loaded.save_pretrained(tmp_path / "int8")
     sizes = [(tmp_path / name / "model.safetensors").stat().st_size for name in ("int8", "plain")]

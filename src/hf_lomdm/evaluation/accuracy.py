@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,9 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ..training.trainer import step_generators
-from .corpus import Z95, Text, collate, evaluate_corpus, is_diffusion, read_rows
+from .corpus import Z95, Text, collate, evaluate_corpus, is_diffusion, process_state, read_rows
 from .likelihood import MAX_EXACT_POSITIONS, exact_log_likelihood, nelbo
+from .parts import PartsFile, beside, values_digest
 
 BOOTSTRAPS = 2000
 
@@ -25,6 +27,7 @@ def pilot(
     num_samples: int = 16,
     target: float = 0.1,
     seed: int = 0,
+    parts_file: str | Path | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
     """From a few texts: how many samples per text bring the Monte-Carlo error of all `rows` down to `target`.
@@ -32,6 +35,7 @@ def pilot(
     Args:
         num_texts: how many texts to measure, drawn by `seed`. num_samples: of the bound, per text; 4 or more.
         target: half the width of the 95 % interval of the perplexity, from Monte-Carlo error alone.
+        parts_file: as in `evaluate_corpus`.
     Returns:
         `samples_needed` per text; `perplexity`; `perplexity_text_error`, half the interval that the choice of the texts
         alone leaves for all rows, which no number of samples lowers; `seconds_per_sample` of one text.
@@ -45,7 +49,8 @@ def pilot(
             f"{min(num_texts, len(texts))}. The defaults are 16 and 32."
         )
     chosen = _choose_rows(texts, num_texts, seed)
-    record = evaluate_corpus(model, chosen, bound=bound, num_samples=num_samples, seed=seed, progress=progress)
+    options = {"num_samples": num_samples, "seed": seed, "parts_file": parts_file, "progress": progress}
+    record = evaluate_corpus(model, chosen, bound=bound, **options)
     variance = sample_variances(record)
     tokens, count = sum(int((text.labels != -100).sum()) for text in texts), len(texts)
     width = Z95 * record["perplexity"] / tokens  # of the perplexity, for one nat of error in the sum
@@ -70,10 +75,13 @@ def compare_bounds(
     num_samples: int = 16,
     target: float = 0.1,
     seed: int = 0,
+    parts_file: str | Path | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
     """Samples needed for equal Monte-Carlo error, the time bound against the order bound, on the same texts.
 
+    Args:
+        parts_file: `name.jsonl` becomes `name-order.jsonl` and `name-time.jsonl`, as in `evaluate_corpus`.
     Returns:
         `time_over_order`: how many samples of the time bound carry as much as one of the order bound, the ratio of the
         variances per text and sample; its 95 % interval, by the bootstrap over texts; the values and, for all rows,
@@ -82,7 +90,10 @@ def compare_bounds(
     texts = _diffusion_rows(model, rows)
     chosen = _choose_rows(texts, num_texts, seed)
     options = {"num_samples": num_samples, "seed": seed, "progress": progress}
-    records = {bound: evaluate_corpus(model, chosen, bound=bound, **options) for bound in ("order", "time")}
+    records = {
+        bound: evaluate_corpus(model, chosen, bound=bound, parts_file=beside(parts_file, bound), **options)
+        for bound in ("order", "time")
+    }
     order, time = (sample_variances(record) for record in records.values())
     draws = torch.randint(len(chosen), (BOOTSTRAPS, len(chosen)), generator=torch.Generator().manual_seed(seed))
     ratios = time[draws].mean(-1) / order[draws].mean(-1)
@@ -114,6 +125,7 @@ def exact_gap(
     num_orders: int | None = None,
     span: bool = False,
     seed: int = 0,
+    parts_file: str | Path | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
     """The true gap of the bounds in real text: bound minus exact `-log P` of some positions, given all others.
@@ -123,6 +135,7 @@ def exact_gap(
         num_texts: how many texts, drawn by `seed`. num_samples: of each bound, per text.
         num_orders: also measure the order bound with this many orders, from as many times fewer samples.
         span: the positions are neighbours, which depend on each other most; else they are drawn anywhere in the text.
+        parts_file: finished texts are appended here and not measured again.
     Returns:
         `exact`, and for each bound `value` and `gap`: means over texts in nats per position, each with its
         `standard_error`; the gaps are paired text by text. `per_text` holds the values of each, in nats per position:
@@ -143,21 +156,36 @@ def exact_gap(
     if num_orders is not None:
         groups = {"num_orders": num_orders, "num_samples": max(1, num_samples // num_orders)}
         bounds[f"order, {num_orders} orders"] = groups
-    device, values = next(model.parameters()).device, []
-    for number, index in enumerate(tqdm(chosen, disable=not progress, unit="text", desc="exact gap")):
-        text = collate([_ask(texts[index], positions, span, seed + number)], device)
+    asked = [_ask(texts[index], positions, span, seed + number) for number, index in enumerate(chosen)]
+    exact, *estimates = _exact_and_bounds(model, asked, bounds, seed, parts_file, progress).unbind(-1)
+    result: dict[str, Any] = {"exact": _mean(exact), "n": len(exact), "positions": positions, "span": span}
+    result["num_samples"] = num_samples
+    for name, estimate in zip(bounds, estimates, strict=True):
+        result[name] = {**_mean(estimate), "gap": _mean(estimate - exact)}
+    per_text = (values.tolist() for values in (exact, *estimates))
+    return result | {"per_text": dict(zip(("exact", *bounds), per_text, strict=True))}
+
+
+def _exact_and_bounds(
+    model: nn.Module, texts: list[Text], bounds: dict[str, dict], seed: int, parts_file: str | Path | None, show: bool
+) -> Tensor:
+    """Exact `-log P` and the bounds of each text in nats per position asked for, `[N, 1 + bounds]` float64."""
+    device = next(model.parameters()).device
+    rows = [[text.ids.tolist(), text.labels.tolist()] for text in texts]
+    parts = PartsFile(parts_file, {"texts": values_digest(rows), "bounds": bounds, "seed": seed}, model)
+    done = {number: part["values"] for number, part in parts.read().items()}
+    todo = [number for number in range(len(texts)) if number not in done]
+    for number in tqdm(todo, disable=not show, unit="text", desc="exact gap"):
+        text = collate([texts[number]], device)
         exact = -exact_log_likelihood(model, text["input_ids"], text["labels"])
         estimates = [
             nelbo(model, **text, **options, generator=step_generators(seed, 1, [number])).nelbo
             for options in bounds.values()
         ]
-        values.append(torch.cat([exact, *estimates]) / positions)
-    exact, *estimates = torch.stack(values).unbind(-1)
-    result: dict[str, Any] = {"exact": _mean(exact), "n": len(exact), "positions": positions, "span": span}
-    result["num_samples"] = num_samples
-    for name, estimate in zip(bounds, estimates, strict=True):
-        result[name] = {**_mean(estimate), "gap": _mean(estimate - exact)}
-    return result | {"per_text": dict(zip(("exact", *bounds), torch.stack(values).T.tolist(), strict=True))}
+        count = int((texts[number].labels != -100).sum())
+        done[number] = (torch.cat([exact, *estimates]) / count).tolist()
+        parts.append({number: {"values": done[number]}}, process_state().process_index)
+    return torch.tensor([done[number] for number in range(len(texts))], dtype=torch.float64)
 
 
 def sample_variances(record: dict[str, Any]) -> Tensor:

@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 from ..training.trainer import step_generators, summarise_texts
 from .causal import causal_nll
 from .likelihood import nelbo
-from .parts import PartsFile, model_digest
+from .parts import PartsFile
 from .records import environment
 
 Z95 = 1.96  # half the width of a 95 % interval, in standard errors
@@ -86,7 +86,7 @@ def evaluate_corpus(
         "rows": _digest(np.concatenate([part for text in texts for part in ([len(text.ids)], *text)])),
         "groups": None if groups is None else _digest(np.asarray(groups, dtype=np.int64)),
     }
-    parts = None if parts_file is None else PartsFile(Path(parts_file), setting | {"model": model_digest(model)})
+    parts = PartsFile(parts_file, setting, model)
     show = progress and process_state().is_main_process
     if show:
         print(_cost(model, texts, num_samples, num_orders), file=sys.stderr, flush=True)
@@ -240,11 +240,11 @@ def _digest(values: np.ndarray) -> str:
 
 
 def _evaluate_rows(
-    model: nn.Module, texts: list[Text], draws: tuple, batch_tokens: int, parts: PartsFile | None, title: str | None
+    model: nn.Module, texts: list[Text], draws: tuple, batch_tokens: int, parts: PartsFile, title: str | None
 ) -> dict[int, dict]:
     """The values of every row: those in `parts`, and the others, of which each process takes its share."""
     state = process_state()
-    done = {} if parts is None else parts.read()
+    done = parts.read()
     state.wait_for_everyone()  # else one process would read what another has just added
     batches = batches_by_length(texts, [i for i in range(len(texts)) if i not in done], batch_tokens)
     own = batches[state.process_index :: state.num_processes]
@@ -252,8 +252,7 @@ def _evaluate_rows(
     with tqdm(total=sum(map(len, own)), disable=title is None, unit="row", desc=title) as bar:
         for batch in own:
             values = _evaluate_batch(model, texts, batch, *draws)
-            if parts is not None:
-                parts.append(values, state.process_index)
+            parts.append(values, state.process_index)
             found |= values
             bar.update(len(batch))
     return done | dict(gather_object(list(found.items())))

@@ -18,7 +18,7 @@ from transformers import DynamicCache, PreTrainedTokenizerBase
 
 from ..training.trainer import step_generators
 from .judge import entropy, judge_texts, load_judge
-from .parts import PartsFile, model_digest
+from .parts import PartsFile, beside
 from .records import environment
 
 __all__ = [
@@ -69,11 +69,15 @@ def evaluate_generation(
     judge_tokenizer: PreTrainedTokenizerBase,
     *,
     batch_size: int = 16,
+    parts_file: str | Path | None = None,
     progress: bool = True,
     **options,
 ) -> dict[str, Any]:
-    """A record of `judge_texts` on the texts of `write_texts`, whose `options` these are, and of what writing cost."""
-    common = {"batch_size": batch_size, "progress": progress}
+    """A record of `judge_texts` on the texts of `write_texts`, whose `options` these are, and of what writing cost.
+
+    `parts_file` keeps finished texts, and the file `name-judge.jsonl` beside it what the judge has read.
+    """
+    common = {"batch_size": batch_size, "progress": progress, "parts_file": parts_file}
     return judge_written(write_texts(pipe, **common, **options), judge, judge_tokenizer, **common)
 
 
@@ -95,9 +99,7 @@ def sweep(
     """
     length = max_length or pipe.model.config.max_position_embeddings
     for count in pass_counts(length) if steps is None else steps:
-        parts = None if parts_file is None else Path(parts_file)
-        own = {"num_inference_steps": count, "max_length": max_length}
-        own["parts_file"] = parts and parts.with_name(f"{parts.stem}-{count}{parts.suffix}")
+        own = {"num_inference_steps": count, "max_length": max_length, "parts_file": beside(parts_file, count)}
         yield evaluate_generation(pipe, judge, judge_tokenizer, **own, **options)
 
 
@@ -242,10 +244,13 @@ def judge_written(
     judge_tokenizer: PreTrainedTokenizerBase,
     *,
     batch_size: int = 8,
+    parts_file: str | Path | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
     """The record of a system: `judge_texts` of what it wrote, and what writing cost.
 
+    Args:
+        parts_file: of the texts; what the judge has read is kept beside it.
     Returns:
         What `judge_texts` returns, and `entropy` (unigram, nats, of the model's own ids), `tokens_per_text` (before the
         EOS), `forward_passes` per text (those of its batch, the mean), `tokens_per_forward` (tokens written per forward
@@ -254,8 +259,9 @@ def judge_written(
     items = written.items
     texts, ids = [item.text for item in items], [item.ids for item in items]
     passes, tokens = (sum(getattr(item, name) for item in items) for name in ("passes", "tokens"))
+    options = {"batch_size": batch_size, "parts_file": beside(parts_file, "judge"), "progress": progress}
     return {
-        **judge_texts(texts, judge, judge_tokenizer, batch_size=batch_size, progress=progress),
+        **judge_texts(texts, judge, judge_tokenizer, **options),
         **entropy(ids, "entropy"),
         "tokens_per_text": sum(map(len, ids)) / len(ids),
         "forward_passes": passes / len(items),
@@ -279,8 +285,8 @@ def _write(
     """Calls `write` for the indices of one batch after another, those that the parts file does not have."""
     weights = next(model.parameters())
     identity = {**setting, "seed": seed}
-    parts = None if parts_file is None else PartsFile(Path(parts_file), identity | {"model": model_digest(model)})
-    done = {} if parts is None else {index: Written(**item) for index, item in parts.read().items()}
+    parts = PartsFile(parts_file, identity, model)
+    done = {index: Written(**item) for index, item in parts.read().items()}
     todo = [index for index in range(num_samples) if index not in done]
     with tqdm(total=len(todo), disable=not progress, unit="text", desc="write") as bar:
         for batch in (todo[start : start + batch_size] for start in range(0, len(todo), batch_size)):
@@ -288,8 +294,7 @@ def _write(
             items = write(batch)  # ends with ids on the host, so the device has finished too
             seconds = (time.perf_counter() - started) / len(batch)
             items = [Written(**{**asdict(item), "seconds": seconds}) for item in items]
-            if parts is not None:
-                parts.append({index: asdict(item) for index, item in zip(batch, items, strict=True)}, 0)
+            parts.append({index: asdict(item) for index, item in zip(batch, items, strict=True)})
             done |= zip(batch, items, strict=True)
             bar.update(len(batch))
     setting = {**setting, "batch_size": batch_size, **environment(weights.device, weights.dtype, seed)}

@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..training.trainer import summarise_texts
+from .parts import PartsFile, values_digest
 
 CONTEXT = 1024  # tokens that a judge reads at once: GPT-2's, so that judges with longer contexts compare
 LOGITS = 2**27  # floats in the logits of one pass: 512 MiB
@@ -54,6 +55,7 @@ def judge_texts(
     batch_size: int = 8,
     context: int = CONTEXT,
     with_bos: bool = True,
+    parts_file: str | Path | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
     """Generative perplexity of texts, `exp(sum of -log p / sum of tokens)`, always with measures of their variety.
@@ -66,6 +68,7 @@ def judge_texts(
         context: longest window in tokens, 2 or more; the judge's own limit if that is less.
         with_bos: read every text behind the judge's BOS and count its first token. `False`, or a judge that has no
             BOS: the first token of a text is read, not counted.
+        parts_file: windows that were read are appended here and not read again.
     Returns:
         A dict that JSON takes: `value` (the perplexity), `standard_error` (over texts, delta method), the same as
         `nats_per_token`, `n` texts, of which `empty_texts` (in no measure but this), `tokens` counted; in tokens of the
@@ -73,7 +76,8 @@ def judge_texts(
         text has had before), `distinct_1`, `_2`, `_3` (distinct n-grams of all texts / all their n-grams: compare it
         at equal `n` and length only) and `judge_tokens_per_text`; `characters_per_text`; `per_text` values.
     Raises:
-        ValueError: no texts, or none with a token to count; a context too short; a judge whose values are not finite.
+        ValueError: no texts, or none with a token to count; a context too short; a judge whose values are not finite; a
+            parts file of other texts or another judge.
     """
     if context < 2:
         raise ValueError(f"context must be at least 2, got {context}. For example: {CONTEXT}.")
@@ -85,7 +89,8 @@ def judge_texts(
     if not sum(counted):
         raise ValueError(f"texts: {len(texts)} texts hold no token to count. Pass texts that are not empty.")
     window = min(context, getattr(judge.config, "max_position_embeddings", None) or context)
-    nats = _nats(judge, rows, window, batch_size, progress)
+    parts = PartsFile(parts_file, {"judge_window": window, "texts": values_digest(rows)}, judge)
+    nats = _nats(judge, rows, window, batch_size, parts, progress)
     return {
         "unit": "generative perplexity",
         **_perplexity(counted, nats),
@@ -150,22 +155,27 @@ def windows(length: int, window: int) -> Iterator[tuple[int, int, int]]:
         start += max(1, window // 2)
 
 
-def _nats(judge, rows: list[list[int]], window: int, batch_size: int, progress: bool) -> list[float]:
+def _nats(judge, rows: list[list[int]], window: int, batch_size: int, parts: PartsFile, progress: bool) -> list[float]:
     """`-log` of the probability of each row behind its first token, in nats."""
-    parts = [(index, *part) for index, row in enumerate(rows) for part in windows(len(row), window)]
-    parts.sort(key=lambda part: part[1] - part[2])  # the longest first: what does not fit fails at once
-    nats = [0.0] * len(rows)
+    cuts = [(index, *cut) for index, row in enumerate(rows) for cut in windows(len(row), window)]
+    cuts.sort(key=lambda cut: cut[1] - cut[2])  # the longest first: what does not fit fails at once
+    found = {number: part["nats"] for number, part in parts.read().items()}
+    todo = [number for number in range(len(cuts)) if number not in found]
     vocabulary = judge.config.get_text_config().vocab_size
-    with tqdm(total=len(parts), disable=not progress, unit="window", desc="judge") as bar:
-        while parts:
-            longest = parts[0][2] - parts[0][1]
+    with tqdm(total=len(todo), disable=not progress, unit="window", desc="judge") as bar:
+        while todo:
+            longest = cuts[todo[0]][2] - cuts[todo[0]][1]
             size = max(1, min(batch_size, LOGITS // (longest * vocabulary)))
-            batch, parts = parts[:size], parts[size:]
-            for (index, *_), value in zip(batch, _window_nats(judge, rows, batch), strict=True):
-                nats[index] += value
+            batch, todo = todo[:size], todo[size:]
+            values = dict(zip(batch, _window_nats(judge, rows, [cuts[number] for number in batch]), strict=True))
+            if not all(map(math.isfinite, values.values())):
+                raise ValueError("the judge's log-probabilities are not finite. Check its weights and its dtype.")
+            parts.append({number: {"nats": value} for number, value in values.items()})
+            found |= values
             bar.update(len(batch))
-    if not all(map(math.isfinite, nats)):
-        raise ValueError("the judge's log-probabilities are not finite. Check its weights and its dtype.")
+    nats = [0.0] * len(rows)
+    for number in range(len(cuts)):  # in this order, whatever was read first
+        nats[cuts[number][0]] += found[number]
     return nats
 
 

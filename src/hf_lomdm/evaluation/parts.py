@@ -14,10 +14,15 @@ class PartsFile:
     """Finished rows on disk: a line that says what they belong to, then one line of JSON for each.
 
     A last line that was cut off in writing is dropped, here and from the file.
+
+    Args:
+        path: `None` keeps nothing. setting: what rows depend on, a dict that JSON takes. model: its weights too.
     """
 
-    def __init__(self, path: Path, setting: dict[str, Any]):
-        self.path, self.setting = path, setting
+    def __init__(self, path: str | Path | None, setting: dict[str, Any], model: nn.Module | None = None):
+        self.path, self.setting = None if path is None else Path(path), setting
+        if path is not None and model is not None:
+            self.setting = setting | {"model": model_digest(model)}
         self._ready = False  # whether this process has prepared its own file
 
     def read(self) -> dict[int, dict]:
@@ -27,6 +32,8 @@ class PartsFile:
             ValueError: they belong to another model, text or setting, or a file is none of ours.
         """
         done = {}
+        if self.path is None:
+            return done
         for path in [self.path, *sorted(self.path.parent.glob(self.path.name + ".*"))]:
             if not path.exists():
                 continue
@@ -38,8 +45,10 @@ class PartsFile:
                 done[values.pop("row")] = values
         return done
 
-    def append(self, values: dict[int, dict], process: int) -> None:
+    def append(self, values: dict[int, dict], process: int = 0) -> None:
         """Adds rows to the file of `process`; they are on disk when this returns."""
+        if self.path is None:
+            return
         path = self.path if process == 0 else self.path.with_name(f"{self.path.name}.{process}")
         lines = [json.dumps({"row": index, **row}) for index, row in values.items()]
         if not self._ready:
@@ -76,12 +85,22 @@ class PartsFile:
             )
 
 
+def beside(path: str | Path | None, name: Any) -> Path | None:
+    """`folder/parts.jsonl` becomes `folder/parts-name.jsonl`; `None` stays."""
+    return None if path is None else Path(path).with_name(f"{Path(path).stem}-{name}{Path(path).suffix}")
+
+
 def delete_parts(folder: str | Path) -> None:
     """Removes the parts files `*.jsonl` in `folder`, and the folder if nothing else is in it."""
     for path in Path(folder).glob("*.jsonl"):
         PartsFile(path, {}).delete()
     if Path(folder).is_dir() and not any(Path(folder).iterdir()):
         Path(folder).rmdir()
+
+
+def values_digest(values: Any) -> str:
+    """A hash of anything that JSON takes."""
+    return hashlib.blake2b(json.dumps(values).encode(), digest_size=16).hexdigest()
 
 
 def model_digest(model: nn.Module) -> str:

@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 
 from ..training.trainer import step_generators
 from .generation import changed_pipeline
+from .parts import PartsFile, values_digest
 from .records import environment
 
 CELLS, EMPTY, MASK, PAD, VOCABULARY = 81, 0, 10, 11, 12
@@ -160,6 +161,7 @@ def evaluate_sudoku(
     seed: int = 0,
     sampler: str | None = None,
     learned_order: bool = True,
+    parts_file: str | Path | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
     """Solves puzzles and looks at the order in which it did; every puzzle has a generator of its own.
@@ -167,35 +169,44 @@ def evaluate_sudoku(
     Args:
         pipe: a `LoMDMPipeline` of a model with the vocabulary `TOKEN_IDS` and room for 81 positions; its scheduler
             holds the temperature. sampler, learned_order: as in `write_texts`.
+        parts_file: filled grids are appended here and not filled again.
     Returns:
         A dict that JSON takes: `value`, the share of grids that are the solution, with its `standard_error`; `solved`,
         the share that solve their puzzle (more only where a puzzle has several solutions); `cells_right`, of the
         revealed ones; `forced_first` and `forced_at_random`, the means of `order_statistics`, and
         `forced_first_difference`, paired by puzzle with its standard error; `n`, `tokens` revealed, the setting.
     Raises:
-        ValueError: no puzzles, or a model that does not fit.
+        ValueError: no puzzles, a model that does not fit, or a parts file of another model or setting.
     """
     _check(pipe.model.config, puzzles, batch_size)
-    parts = []
-    bar = tqdm(total=len(puzzles), disable=not progress, unit="puzzle", desc="sudoku")
-    with changed_pipeline(pipe, sampler, None, learned_order), bar:
+    with changed_pipeline(pipe, sampler, None, learned_order):
         config = dict(pipe.scheduler.config)
-        for start in range(0, len(puzzles), batch_size):
-            batch = puzzles[start : start + batch_size]
-            generators = step_generators(seed, 0, range(start, start + len(batch)))
-            prompts = [template(puzzle) for puzzle in batch]
-            out = pipe(prompts, num_inference_steps=num_inference_steps, generator=generators, output_type="seq")
-            parts.append((out.sequences.cpu(), out.order.cpu()))
-            bar.update(len(batch))
-    grids, order = (torch.cat(values) for values in zip(*parts, strict=True))
+        setting = {name: config[name] for name in ("sampler", "temperature", "top_p", "top_k")}
+        setting |= {"num_inference_steps": num_inference_steps, "learned_order": learned_order}
+        identity = {**setting, "seed": seed, "puzzles": values_digest(puzzles)}
+        parts = PartsFile(parts_file, identity, pipe.model)
+        grids, order = _fill(pipe, puzzles, num_inference_steps, batch_size, seed, parts, progress)
     weights = next(pipe.model.parameters())
-    return {
-        **_measures(grids, order, puzzles),
-        "num_inference_steps": num_inference_steps,
-        "learned_order": learned_order,
-        **{name: config[name] for name in ("sampler", "temperature", "top_p", "top_k")},
-        **environment(weights.device, weights.dtype, seed),
-    }
+    return _measures(grids, order, puzzles) | setting | environment(weights.device, weights.dtype, seed)
+
+
+def _fill(
+    pipe: Any, puzzles: Sequence[Puzzle], steps: int, batch_size: int, seed: int, parts: PartsFile, progress: bool
+) -> tuple[Tensor, Tensor]:
+    """The filled grids and the steps of their reveals, `[N, 81]` each."""
+    done = parts.read()
+    todo = [number for number in range(len(puzzles)) if number not in done]
+    with tqdm(total=len(todo), disable=not progress, unit="puzzle", desc="sudoku") as bar:
+        for batch in (todo[start : start + batch_size] for start in range(0, len(todo), batch_size)):
+            prompts, generators = [template(puzzles[number]) for number in batch], step_generators(seed, 0, batch)
+            out = pipe(prompts, num_inference_steps=steps, generator=generators, output_type="seq")
+            rows = zip(batch, out.sequences.tolist(), out.order.tolist(), strict=True)
+            values = {number: {"grid": grid, "order": order} for number, grid, order in rows}
+            parts.append(values)
+            done |= values
+            bar.update(len(batch))
+    grids, order = (torch.tensor([done[number][name] for number in range(len(puzzles))]) for name in ("grid", "order"))
+    return grids, order
 
 
 def _measures(grids: Tensor, order: Tensor, puzzles: Sequence[Puzzle]) -> dict[str, Any]:
