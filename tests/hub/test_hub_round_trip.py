@@ -27,16 +27,22 @@ pipe.push_to_hub("tester/tiny", commit_message="one file of weights")
 
 PULL = """
 import json
+import sys
 import torch
 from diffusers import DiffusionPipeline
-from transformers import AutoModel
+from transformers import AutoModel, AutoTokenizer
 
 pipe = DiffusionPipeline.from_pretrained("tester/tiny", trust_remote_code=True)
 model = AutoModel.from_pretrained("tester/tiny", trust_remote_code=True)
 out = pipe("ab", 5, max_length=20, generator=torch.Generator().manual_seed(3))
 pipe.save_pretrained("saved")
 auto_map = json.load(open("saved/config.json"))["auto_map"]
-print("RESULT", json.dumps([out.texts, model.lm_head.weight.sum().item(), auto_map]))
+older = {"revision": sys.argv[1], "trust_remote_code": True}
+old = DiffusionPipeline.from_pretrained("tester/tiny", **older)
+old_texts = old("ab", 5, max_length=20, generator=torch.Generator().manual_seed(3)).texts
+same = AutoTokenizer.from_pretrained("tester/tiny", **older)("abc")["input_ids"] == pipe.tokenizer("abc")["input_ids"]
+old_total = AutoModel.from_pretrained("tester/tiny", **older).lm_head.weight.sum().item()
+print("RESULT", json.dumps([out.texts, model.lm_head.weight.sum().item(), auto_map, old_texts, same, old_total]))
 """
 
 
@@ -53,7 +59,8 @@ def test_push_and_pull_over_http(make_model, tmp_path):
         assert done.returncode == 0, done.stderr[-4000:]
         repo = hub.find("model", "tester/tiny")
         snapshots = [set(files) for files in repo.commits.values()]
-        texts, total, auto_map = run_without_package(PULL, folder=tmp_path, **settings)
+        sharded = list(repo.commits)[1]
+        texts, total, auto_map, *older = run_without_package(PULL, sharded, folder=tmp_path, **settings)
         card = repo.commits[repo.refs["main"]]["README.md"]["data"].decode()
         pulled = {path for method, path in hub.requests if method == "GET" and path.endswith(".safetensors")}
     written = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.*")}
@@ -62,6 +69,8 @@ def test_push_and_pull_over_http(make_model, tmp_path):
     assert snapshots[2] == written  # shards of the first push are gone
     assert card.endswith("# Written by hand")  # a later push without a card leaves it
     assert "/tester/tiny/resolve/main/model.safetensors" in {p.replace(repo.refs["main"], "main") for p in pulled}
+    assert any(path.startswith(f"/tester/tiny/resolve/{sharded}/model-00001-of-") for path in pulled)  # revision=
+    assert older == [texts, True, total]
     assert texts == pipe("ab", 5, max_length=20, generator=torch.Generator().manual_seed(3)).texts
     assert total == pipe.model.lm_head.weight.sum().item()
     assert auto_map == json.loads((tmp_path / "out" / "config.json").read_text())["auto_map"]
