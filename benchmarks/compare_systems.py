@@ -34,6 +34,7 @@ from typing import Any, NamedTuple
 
 import torch
 from datasets import Dataset
+from flops import block_keys
 from transformers import AutoModelForCausalLM, GPTNeoXForCausalLM, PreTrainedModel
 
 from hf_lomdm import LoMDMForMaskedDiffusion
@@ -130,7 +131,8 @@ def flops_per_token(model: PreTrainedModel, length: int) -> float:
     """Floating point operations of training per token of text, in rows of `length` tokens.
 
     Per token and pass with gradient: 6 for each weight (2 forward, 4 backward; embeddings are looked up and cost
-    nothing) and 12 x hidden units x keys for each layer of attention, masked or not. Counted are, as the loss reads,
+    nothing) and 12 x hidden units x keys for each layer of attention, masked or not (with blocks: the keys of the
+    chunk of queries). Counted are, as the loss reads,
 
     - AR: one pass, LM head at every position;
     - others: one pass per masked view (two where rates are learned, else one), LM head at half of the positions, for
@@ -139,16 +141,17 @@ def flops_per_token(model: PreTrainedModel, length: int) -> float:
     """
     config, backbone = model.config, _weights(model.base_model) - _weights(model.get_input_embeddings())
     lm_head = model.get_output_embeddings().weight.numel()
-    layer = 12 * config.hidden_size * length  # attention of one layer to one copy of the text
+    layer = 12 * config.hidden_size  # attention of one layer, for each key
     if not is_diffusion(model):
-        return 6 * (backbone + lm_head) + config.num_hidden_layers * layer
-    views, clean = model.num_views, int(config.block_size is not None)
-    copies = views + clean
-    keys = copies if clean else 1
+        return 6 * (backbone + lm_head) + config.num_hidden_layers * layer * length
+    views, alone, keys, copies = model.num_views, length, length, model.num_views
+    if config.block_size is not None:
+        copies += 1
+        alone, keys = block_keys(config, length, 1), block_keys(config, length, copies)
     flops = copies * (6 * backbone + config.num_hidden_layers * layer * keys) + views * 6 * lm_head / 2
     if config.rate_type == "learned":
-        flops += (6 * backbone + config.num_hidden_layers * layer) / 3
-        flops += 6 * _weights(model.phi) + layer + copies * (6 * _weights(model.psi) + layer * keys)
+        flops += (6 * backbone + config.num_hidden_layers * layer * alone) / 3
+        flops += 6 * _weights(model.phi) + layer * alone + copies * (6 * _weights(model.psi) + layer * keys)
     return flops
 
 

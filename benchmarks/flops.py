@@ -6,22 +6,23 @@ layer of attention; a backward pass twice that. Recomputed work is not counted: 
 """
 
 from hf_lomdm import LoMDMConfig
+from hf_lomdm.modeling.backbone_lomdm import chunk_positions
 
 SYSTEMS = ("mdlm_reference", "mdlm", "naive_lomdm", "lomdm")
 
 
-def layer(config: LoMDMConfig, keys: int) -> float:
+def layer(config: LoMDMConfig, keys: float) -> float:
     """One transformer block forward, per token that attends to `keys` positions."""
     return 2 * (4 * config.hidden_size**2 + 2 * config.hidden_size * config.intermediate_size) + _attention(
         config, keys
     )
 
 
-def _attention(config: LoMDMConfig, keys: int) -> float:
+def _attention(config: LoMDMConfig, keys: float) -> float:
     return 4 * config.hidden_size * keys
 
 
-def backbone(config: LoMDMConfig, keys: int) -> float:
+def backbone(config: LoMDMConfig, keys: float) -> float:
     """All blocks forward, per token; embeddings are looked up."""
     return config.num_hidden_layers * layer(config, keys)
 
@@ -31,7 +32,7 @@ def projection(config: LoMDMConfig) -> float:
     return 2 * config.hidden_size * config.vocab_size
 
 
-def order_head(config: LoMDMConfig, keys: int) -> float:
+def order_head(config: LoMDMConfig, keys: float) -> float:
     """An order head forward, per token."""
     return layer(config, keys) + 2 * config.hidden_size * (config.hidden_size + 1)
 
@@ -56,16 +57,25 @@ def training(system: str, config: LoMDMConfig, length: int, masked_share: float 
 
 
 def block_training(config: LoMDMConfig, length: int, masked_share: float = 0.5) -> float:
-    """A training step with blocks, per token: the clean text and its views in one row, a dense mask over all of it."""
+    """A training step with blocks, per token: the clean text and its views in one row, chunk of queries by chunk."""
     learned = config.rate_type == "learned"
     views = 2 if learned else 1
     copies = views + 1
-    keys = copies * length
+    keys = block_keys(config, length, copies)
     total = 3 * copies * backbone(config, keys) + 3 * views * masked_share * projection(config)
     if learned:
-        total += backbone(config, length) + 3 * order_head(config, length)
+        alone = block_keys(config, length, 1)
+        total += backbone(config, alone) + 3 * order_head(config, alone)
         total += 3 * copies * order_head(config, keys)
     return total
+
+
+def block_keys(config: LoMDMConfig, length: int, num_copies: int) -> float:
+    """Positions to which one attends with blocks, the mean over the copies of a text."""
+    pairs = 0
+    for queries, keys in chunk_positions(config, length, num_copies):
+        pairs += (queries.stop - queries.start) * sum(part.stop - part.start for part in keys)
+    return pairs / (num_copies * length)
 
 
 def sampling_step(config: LoMDMConfig, length: int, projected: float) -> float:

@@ -3,6 +3,7 @@
 import argparse
 import importlib.util
 import json
+import sys
 from pathlib import Path
 
 import datasets
@@ -17,6 +18,7 @@ from hf_lomdm.training.models import causal_config
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "training_scripts" / "configs" / "tiny.yaml"
+sys.path.insert(0, str(ROOT / "benchmarks"))  # which a script has by itself
 SPECIFICATION = importlib.util.spec_from_file_location("compare_systems", ROOT / "benchmarks" / "compare_systems.py")
 script = importlib.util.module_from_spec(SPECIFICATION)
 SPECIFICATION.loader.exec_module(script)

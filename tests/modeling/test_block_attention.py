@@ -7,11 +7,18 @@ import torch
 from transformers import DynamicCache
 
 import oracles
-from hf_lomdm.modeling.backbone_lomdm import attention_inputs
+from hf_lomdm.modeling import backbone_lomdm
+from hf_lomdm.modeling.backbone_lomdm import attention_inputs, chunk_positions
 
 EXACT = {"rtol": 1e-9, "atol": 1e-10}  # float64, another order of summation
 RATE_TYPES = ("learned", "uniform", "token", "score")
 MASK = 10
+
+
+@pytest.fixture(autouse=True, params=[256, 3], ids=["whole", "chunks"])
+def query_chunk(request, monkeypatch):
+    """Every test with all queries of a copy at once, and with chunks that end within blocks."""
+    monkeypatch.setattr(backbone_lomdm, "QUERY_CHUNK", request.param)
 
 
 @pytest.fixture
@@ -178,6 +185,35 @@ def test_attention_implementations_agree_with_eager_on_views_of_padded_texts(mak
     for first, second in zip(*outputs, strict=True):
         # float32 rounding of another order of summation
         torch.testing.assert_close(first[real], second[real], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_gradients_of_chunks_are_those_of_the_whole(build, monkeypatch, size):
+    clean = texts(2, 11)
+    mask = torch.tensor([[0] * 5 + [1] * 6, [1] * 9 + [0] * 2])
+    gradients = []
+    for queries in (256, 2):
+        monkeypatch.setattr(backbone_lomdm, "QUERY_CHUNK", queries)
+        model = build(block_size=size).train()
+        labels = clean.masked_fill(mask == 0, -100)
+        draws = {"quantiles": torch.tensor([0.3, 0.6]), "generator": torch.Generator().manual_seed(0)}
+        model(input_ids=clean, attention_mask=mask, labels=labels, **draws).loss.backward()
+        gradients.append({name: weight.grad for name, weight in model.named_parameters()})
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, **EXACT, msg=name)
+
+
+def test_chunks_leave_out_the_keys_that_nobody_sees(make_model, monkeypatch):
+    monkeypatch.setattr(backbone_lomdm, "QUERY_CHUNK", 4)
+    config = make_model(block_size=2, max_position_embeddings=4).config
+    found = [(q.start, q.stop, [(k.start, k.stop) for k in keys]) for q, keys in chunk_positions(config, 8, 2)]
+    # up to one key more on each side, for padding moves where blocks begin
+    assert found == [
+        (0, 4, [(0, 5)]),
+        (4, 8, [(0, 8)]),
+        (8, 12, [(0, 4), (8, 13)]),
+        (12, 16, [(0, 8), (11, 16)]),
+    ]
 
 
 def test_attention_without_masks_of_any_shape_serves_a_single_block_and_is_refused_for_more(make_model):

@@ -1,5 +1,8 @@
 """The bidirectional backbone of LoMDM models, whole or in blocks. This file travels to the Hub."""
 
+from collections.abc import Iterator
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
@@ -12,6 +15,18 @@ from .configuration_lomdm import LoMDMConfig
 
 # Attention implementations that take a mask of any shape; flash attention takes padding alone.
 BLOCK_ATTENTION = ("eager", "sdpa", "flex_attention")
+QUERY_CHUNK = 256  # queries that attend together with blocks: shorter skips more keys, longer makes fewer calls
+
+
+class QueryChunk(NamedTuple):
+    """Neighbouring positions of a row, where the keys lie that any of them may see, and the mask of these.
+
+    With blocks most pairs of positions do not see each other; a mask over all of them would cost as if they did.
+    """
+
+    queries: slice
+    keys: tuple[slice, ...]
+    mask: Tensor  # [B or 1, 1, queries, keys]
 
 
 def wide(values: Tensor) -> Tensor:
@@ -47,7 +62,8 @@ def rotate(states: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
 def attention_inputs(
     config: LoMDMConfig, hidden: Tensor, attention_mask: Tensor | None, num_copies: int = 1, past_length: int = 0
 ) -> tuple:
-    """The attention mask in the form of the attention implementation (`None` = no mask), and the rotary tables.
+    """The attention mask in the form of the attention implementation (`None` = no mask; with blocks a list of
+    `QueryChunk`, or the mask of FlexAttention), and the rotary tables.
 
     Args:
         hidden: `[B, C * L, D]`, one copy of each text after the other (`LoMDMModel.forward`).
@@ -68,6 +84,29 @@ def attention_inputs(
         return None, rotary
     real = attention_mask.to(torch.bool)
     return create_bidirectional_mask(config=config, inputs_embeds=hidden, attention_mask=real), rotary
+
+
+def chunk_positions(
+    config: LoMDMConfig, length: int, num_copies: int = 1, past_length: int = 0
+) -> Iterator[tuple[slice, tuple[slice, ...]]]:
+    """Queries and keys of every `QueryChunk`; arguments as in `attention_inputs`."""
+    size, total = config.block_size, past_length + length
+    reach = -(-config.max_position_embeddings // size) * size
+    for copy in range(num_copies):
+        for start in range(0, length, QUERY_CHUNK):
+            stop = min(start + QUERY_CHUNK, length)
+            first, last = past_length + start, past_length + stop  # of these in their copy of the keys
+            far, near = max(0, first - reach), max(0, first - size + 1)  # padding moves where blocks begin
+            end = min(last + size - 1, total)
+            own = slice(copy * total + near, copy * total + end)
+            keys = (slice(far, end),) if copy == 0 else (slice(far, last), own)
+            yield slice(copy * length + start, copy * length + stop), keys
+
+
+def gather_slices(values: Tensor, parts: tuple[slice, ...], dim: int) -> Tensor:
+    """The parts of `values` along a dimension, one behind the other."""
+    taken = [values.narrow(dim, part.start, part.stop - part.start) for part in parts]
+    return taken[0] if len(taken) == 1 else torch.cat(taken, dim)
 
 
 def block_mask(config: LoMDMConfig, hidden: Tensor, attention_mask: Tensor | None, position: Tensor, num_copies: int):
@@ -103,11 +142,17 @@ def block_mask(config: LoMDMConfig, hidden: Tensor, attention_mask: Tensor | Non
             config=config, inputs_embeds=hidden, attention_mask=real, and_mask_function=allowed
         )
     # broadcast by hand: for a function of ours transformers would use vmap, which costs milliseconds per mask
-    row, query, key = (torch.arange(n, device=hidden.device) for n in (len(block), width, real.shape[1]))
-    mask = allowed(row[:, None, None, None], 0, query[:, None], key) & real[:, None, None]  # [B or 1, 1, Q, K]
-    if config._attn_implementation == "sdpa":
-        return mask
-    return hidden.new_zeros(()).where(mask, torch.finfo(hidden.dtype).min)
+    row, every = torch.arange(len(block), device=hidden.device), torch.arange(real.shape[1], device=hidden.device)
+    row, chunks = row[:, None, None, None], []
+    for queries, keys in chunk_positions(config, width // num_copies, num_copies, past):
+        query, key = every[queries, None], gather_slices(every, keys, 0)
+        # padding sees itself, for its block may lie elsewhere and a softmax over nothing is NaN
+        alone = key == query + past
+        mask = (allowed(row, 0, query, key) & real[:, None, None, key]) | alone  # [B or 1, 1, Q, K]
+        if config._attn_implementation == "eager":
+            mask = hidden.new_zeros(()).where(mask, torch.finfo(hidden.dtype).min)
+        chunks.append(QueryChunk(queries, keys, mask))
+    return chunks
 
 
 def eager_attention(
@@ -143,7 +188,7 @@ class LoMDMAttention(nn.Module):
     def forward(
         self,
         hidden: Tensor,
-        attention_mask: Tensor | None,
+        attention_mask: Tensor | list[QueryChunk] | None,
         rotary: tuple[Tensor, Tensor],
         past_key_values: Cache | None = None,
     ) -> Tensor:
@@ -153,17 +198,20 @@ class LoMDMAttention(nn.Module):
         query, key = rotate(query, rotary), rotate(key, rotary)
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_index)
-        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
-        attended, _ = attend(
-            self,
-            query,
-            key,
-            value,
-            attention_mask,
-            dropout=0.0,
-            scaling=self.head_size**-0.5,
-        )
+        if isinstance(attention_mask, list):
+            parts = [
+                self.attend(query[:, :, queries], gather_slices(key, keys, 2), gather_slices(value, keys, 2), mask)
+                for queries, keys, mask in attention_mask
+            ]
+            attended = torch.cat(parts, dim=1)
+        else:
+            attended = self.attend(query, key, value, attention_mask)
         return self.o_proj(attended.reshape(batch, length, -1))
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        """`[B, H, L, head_size]` to `[B, L, H, head_size]`, by the implementation that is set."""
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
+        return attend(self, query, key, value, mask, dropout=0.0, scaling=self.head_size**-0.5)[0]
 
 
 class LoMDMMLP(nn.Module):
