@@ -263,9 +263,17 @@ def finish(run: Run, plan: dict[str, Any], folder: Path, rows: Dataset) -> dict[
     results = folder / run.name / "train_results.json"  # not there if it was killed between two lines of train.py
     runtime = _read(results)["train_runtime"] if results.exists() else None
     record = {"task": "likelihood", "model": run.name, **plan, "train_seconds_of_last_start": runtime, **found}
+    record["curve"] = training_curve(folder / run.name)
     write_record(path, record)
     PartsFile(parts, {}).delete()
     return record
+
+
+def training_curve(folder: Path) -> list[list[float]]:
+    """Pairs of optimizer step and bound of the training batches since the line before, nats per token."""
+    states = [_read(path) for path in folder.rglob("trainer_state.json")]
+    newest = max(states, key=lambda state: state["global_step"])
+    return [[line["step"], line["loss"]] for line in newest["log_history"] if "loss" in line]
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -162,6 +162,8 @@ def test_two_systems_from_start_to_table_and_nothing_is_done_twice(tmp_path, cap
     assert "finished before" not in printed and printed.count("(paired)") == 1
     assert found["ar"]["minus_first"]["value"] == pytest.approx(ar["value"] - mdlm["value"], abs=1e-9)  # equal rows
     assert found["mdlm"]["minus_first"]["value"] == 0 and "per_text" not in found["mdlm"]
+    log = json.loads((tmp_path / "runs" / "ar" / "trainer_state.json").read_text())["log_history"]
+    assert found["ar"]["curve"] == [[line["step"], line["loss"]] for line in log if "loss" in line] != []
 
     (tmp_path / "runs" / "ar.json").unlink()  # as if killed before the record was there
     weights = {name: (tmp_path / "runs" / name / "model.safetensors").stat().st_mtime_ns for name in ("mdlm", "ar")}

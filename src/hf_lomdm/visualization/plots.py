@@ -55,7 +55,7 @@ def plot_order_over_steps(records: Mapping[int, Mapping], path: str | os.PathLik
         ],
         "correlation of v with confidence": [(REVERSE, "v", lambda one: one["rate_confidence_correlation"])],
     }
-    figure, all_axes = _figure(11, 3.6, len(panels))
+    figure, all_axes = figure_and_axes(11, 3.6, len(panels))
     for axes, (label, lines) in zip(all_axes, panels.items(), strict=True):
         for colour, name, read in lines:
             points = {step: read(records[step]) for step in sorted(records)}
@@ -65,7 +65,12 @@ def plot_order_over_steps(records: Mapping[int, Mapping], path: str | os.PathLik
     figure.savefig(path, dpi=DPI)
 
 
-def _figure(width: float, height: float, columns: int = 1) -> tuple[Any, list]:
+def figure_and_axes(width: float, height: float, columns: int = 1) -> tuple[Any, list]:
+    """A matplotlib figure of so many inches, and its panels side by side, in the style of all plots here.
+
+    Raises:
+        ImportError: without matplotlib.
+    """
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -107,7 +112,7 @@ def _title(record: Mapping) -> str:
 
 
 def _position(record: Mapping):
-    figure, (axes,) = _figure(7.5, 4)
+    figure, (axes,) = figure_and_axes(7.5, 4)
     for colour, label, part in _parts(record):
         _line(axes, list(range(len(part["rank_by_position"]))), part["rank_by_position"], colour, label)
     axes.axhline(0.5, color=GREY, linewidth=0.8, linestyle="--")
@@ -121,7 +126,7 @@ def _classes(record: Mapping):
     if not record["forward"]["rank_by_class"]:
         return None
     names = sorted(record["forward"]["rank_by_class"], key=lambda name: _class_value(record, name), reverse=True)
-    figure, (axes,) = _figure(7.5, 1.4 + 0.42 * len(names))
+    figure, (axes,) = figure_and_axes(7.5, 1.4 + 0.42 * len(names))
     parts = _parts(record)
     for number, (colour, label, part) in enumerate(parts):
         shift = 0.12 * (2 * number - len(parts) + 1)
@@ -147,7 +152,7 @@ def _points(axes, found: list[tuple[float, Mapping]], colour: str, label: str) -
 
 
 def _frequency(record: Mapping):
-    figure, (axes,) = _figure(7.5, 4)
+    figure, (axes,) = figure_and_axes(7.5, 4)
     for colour, label, part in _parts(record):
         numbers = list(range(1, len(part["rank_by_frequency"]) + 1))
         _line(axes, numbers, part["rank_by_frequency"], colour, label, marker="o")
@@ -160,7 +165,7 @@ def _frequency(record: Mapping):
 
 
 def _reveals(record: Mapping):
-    figure, (left, right) = _figure(10, 4, 2)
+    figure, (left, right) = figure_and_axes(10, 4, 2)
     shares = [one["share"] for one in record["by_reveals"]]
     _line(left, shares, [one["main"] for one in record["by_reveals"]], FORWARD, "main", marker="o")
     _line(right, shares, [one["velocity"] for one in record["by_reveals"]], REVERSE, "velocity", marker="o")
@@ -171,7 +176,7 @@ def _reveals(record: Mapping):
 
 
 def _rates(record: Mapping):
-    figure, (axes,) = _figure(7.5, 4)
+    figure, (axes,) = figure_and_axes(7.5, 4)
     for colour, name, label in ((FORWARD, "w", "w (forward)"), (REVERSE, "v", "v (reverse, masked positions)")):
         rates = record["rates"][name]
         edges, counts = rates["histogram"]["edges"], rates["histogram"]["counts"]

@@ -1,0 +1,100 @@
+"""Learning curves from the records of `compare_systems.py`, and how soon each system is where the first one ends.
+
+    python benchmarks/compare_systems.py --config training_scripts/configs/tiny.yaml --systems mdlm lomdm \\
+        --budget tokens=1e6 --output results/compare_tiny.json
+    python benchmarks/curves.py results/compare_tiny.json --output curves.png
+
+A curve is the bound of the training batches between two lines of the log: of text that was not seen before as long as a
+run is shorter than an epoch, with the weights as they are, not their average. It falls steeply at the end, where the
+learning rate decays, so that a longer run is at a loss in the middle: shares of steps are on the careful side.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from hf_lomdm.visualization.plots import DPI, figure_and_axes
+
+WINDOW = 5  # lines of the log that are averaged
+
+
+def smooth(values: list[float]) -> list[float]:
+    """Each value averaged with up to `WINDOW - 1` before it."""
+    return [sum(part) / len(part) for part in (values[max(0, i + 1 - WINDOW) : i + 1] for i in range(len(values)))]
+
+
+def reached_at(curve: list[list[float]], value: float) -> float | None:
+    """The step at which the smoothed curve comes to `value`, between two lines by a straight line; None if it does not.
+
+    Args:
+        curve: pairs of optimizer step and nats per token, by step.
+    """
+    steps, heights = [step for step, _ in curve], smooth([nats for _, nats in curve])
+    for i, height in enumerate(heights):
+        if height <= value:
+            if i == 0:
+                return steps[0]
+            part = (heights[i - 1] - value) / (heights[i - 1] - height)
+            return steps[i - 1] + part * (steps[i] - steps[i - 1])
+    return None
+
+
+def shares(systems: dict[str, dict[str, Any]]) -> dict[str, tuple[float, float] | None]:
+    """Shares of the first system's steps and operations after which each system is where the first one ends.
+
+    None for those that never are.
+    """
+    first = next(iter(systems.values()))
+    goal = smooth([nats for _, nats in first["curve"]])[-1]
+    found = {}
+    for name, one in systems.items():
+        step = reached_at(one["curve"], goal)
+        flops = one["train_flops"] / one["steps"]
+        found[name] = None if step is None else (step / first["steps"], step * flops / first["train_flops"])
+    return found
+
+
+def plot_curves(systems: dict[str, dict[str, Any]], path: Path) -> None:
+    """Smoothed curves over tokens and over operations, to a picture file.
+
+    Raises:
+        ImportError: without matplotlib. ValueError: the ending of `path` is none of a picture.
+    """
+    figure, panels = figure_and_axes(11, 4.2, 2)
+    for (cost, label), axes in zip({"train_tokens": "tokens", "train_flops": "FLOPs"}.items(), panels, strict=True):
+        for number, (name, one) in enumerate(systems.items()):
+            unit = one[cost] / one["steps"]
+            heights = smooth([nats for _, nats in one["curve"]])
+            places = [step * unit for step, _ in one["curve"]]
+            axes.plot(places, heights, label=name, color=f"C{number % 10}", lw=1.5)
+        axes.set(xlabel=label, ylabel="training bound, nats per token")
+        axes.grid(alpha=0.3)
+    panels[1].set_xscale("log")
+    panels[0].legend(fontsize="small", ncols=2)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=DPI)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("record", type=Path, help="of compare_systems.py")
+    parser.add_argument("--output", type=Path, required=True, help="picture file")
+    options = parser.parse_args(arguments)
+    try:
+        systems = json.loads(options.record.read_text(encoding="utf-8"))["systems"]
+        without = [name for name, one in systems.items() if not one.get("curve")]
+        if without:
+            raise ValueError(f"{options.record} has no curve of {without}. Run compare_systems.py again, with logging.")
+        plot_curves(systems, options.output)
+    except (ImportError, OSError, ValueError, KeyError) as error:
+        sys.exit(f"error: {error}")
+    print("share of the first system's steps and FLOPs after which a system is where the first one ends")
+    for name, share in shares(systems).items():
+        print(f"{name:16s} " + ("never" if share is None else f"{share[0]:6.1%} of steps  {share[1]:6.1%} of FLOPs"))
+    print(f"picture: {options.output}")
+
+
+if __name__ == "__main__":
+    main()
