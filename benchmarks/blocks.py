@@ -1,19 +1,23 @@
 """Blocks: sampling with a cache of keys and values against computing them again, and the training step of blocks.
 
-python benchmarks/blocks.py [--seconds 60]     (section `blocks` of the record; sampling needs diffusers)
+    python benchmarks/blocks.py [--seconds 60]     (section `blocks` of the record; sampling needs diffusers)
+
+On a CPU the cache is timed at the tiny size, the training step at both as far as the time goes.
 """
 
 import argparse
 import importlib.util
+import time
 
 import flops
 import torch
 from measuring import autocast, build, device_type, interleaved, run_section
 from training_step import batch_size
 
-SETTING = {"size": "tiny", "vocab_size": 4096, "length": 1024, "block_size": 16, "steps": 4}
-CUDA = {"size": "small", "vocab_size": 50258}
-SMOKE = {"size": "toy", "vocab_size": 64, "length": 32, "block_size": 8, "steps": 2}
+SETTING = {"length": 1024, "block_size": 16, "steps": 4}
+TINY, SMALL = {"size": "tiny", "vocab_size": 4096}, {"size": "small", "vocab_size": 50258}
+SMOKE = {"length": 32, "block_size": 8, "steps": 2}
+TOY = {"size": "toy", "vocab_size": 64}
 RATES = {"bd3lm": "uniform", "block_lomdm": "learned"}
 
 
@@ -33,8 +37,8 @@ def cache_runs(setting: dict, rate_type: str) -> dict:
     return {"cached": lambda: run(True), "recomputed": lambda: run(False)}
 
 
-def training_runs(setting: dict, rate_type: str, attention: str) -> tuple[dict, float]:
-    """Closures: a training step without blocks and with them, and the ratio of their operations on paper."""
+def training_runs(setting: dict, rate_type: str, attention: str) -> tuple[dict, dict]:
+    """Closures: a training step without blocks and with them, and the operations of both on paper."""
     sizes, length = (setting["size"], setting["vocab_size"], setting["length"]), setting["length"]
     batch = batch_size(setting["size"], length)
     plain = build(*sizes, rate_type=rate_type)
@@ -49,28 +53,47 @@ def training_runs(setting: dict, rate_type: str, attention: str) -> tuple[dict, 
         loss.backward()
 
     system = "lomdm" if rate_type == "learned" else "mdlm"
-    ratio = flops.block_training(blocks.config, length) / flops.training(system, plain.config, length)
-    return {"plain": lambda: step(plain), "blocks": lambda: step(blocks)}, ratio
+    tokens = batch * length
+    paper = {"plain": tokens * flops.training(system, plain.config, length),
+             "blocks": tokens * flops.block_training(blocks.config, length)}  # fmt: skip
+    return {"plain": lambda: step(plain), "blocks": lambda: step(blocks)}, paper
 
 
 def measure(options: argparse.Namespace) -> dict:
-    """The section."""
-    setting = SMOKE if options.smoke else SETTING | (CUDA if device_type() == "cuda" else {})
-    implementations = ("sdpa", "flex_attention") if device_type() == "cuda" else ("sdpa",)  # no flex backward on a CPU
-    share = options.seconds / (len(RATES) * (1 + len(implementations)))
-    section = {"setting": setting, "cache": {}, "training": []}
-    for name, rate_type in RATES.items():
-        if importlib.util.find_spec("diffusers"):
-            taken = interleaved(cache_runs(setting, rate_type), share, rounds=3)
-            section["cache"][name] = taken | {"speedup": taken["recomputed"]["seconds"] / taken["cached"]["seconds"]}
-        for attention in implementations:
-            runs, analytic = training_runs(setting, rate_type, attention)
-            taken = interleaved(runs, share)
-            ratio = taken["blocks"]["seconds"] / taken["plain"]["seconds"]
-            row = {"system": name, "attention": attention, "ratio": ratio, "analytic": analytic}
-            section["training"].append(row | taken)
-        print(f"  blocks {name} done", flush=True)
+    """The section; training steps that the time does not suffice for are named in `left_out`."""
+    setting = SMOKE if options.smoke else SETTING
+    sizes = [TOY] if options.smoke else [SMALL] if device_type() == "cuda" else [TINY, SMALL]
+    section = {"setting": setting, "cache_size": sizes[0], "cache": {}, "training": [], "left_out": []}
+    end = time.perf_counter() + options.seconds
+    if importlib.util.find_spec("diffusers"):
+        for name, rate_type in RATES.items():
+            section["cache"][name] = measure_cache(setting | sizes[0], rate_type, options.seconds / 4)
+    todo = [(size, name, kind) for size in sizes for name in RATES for kind in attention_implementations()]
+    speed = None
+    for index, (size, name, kind) in enumerate(todo):
+        left = max(0.0, end - time.perf_counter())
+        runs, paper = training_runs(setting | size, RATES[name], kind)
+        if speed and 2 * sum(paper.values()) / speed > left:  # one round to warm up, one that counts
+            section["left_out"].append([size["size"], name, kind])
+            continue
+        taken = interleaved(runs, left / (len(todo) - index))
+        ratios = [one["blocks"] / one["plain"] for one in ({n: t["seconds"] for n, t in taken.items()}, paper)]
+        row = size | {"system": name, "attention": kind, "ratio": ratios[0], "analytic": ratios[1]}
+        section["training"].append(row | taken)
+        speed = min(paper[run] / one["seconds"] for run, one in taken.items())
+        print(f"  blocks {size['size']} {name} {kind}: {ratios[0]:.2f} of a plain step", flush=True)
     return section
+
+
+def measure_cache(setting: dict, rate_type: str, seconds: float) -> dict:
+    """Seconds with the cache and without, and their quotient."""
+    taken = interleaved(cache_runs(setting, rate_type), seconds, rounds=3)
+    return taken | {"speedup": taken["recomputed"]["seconds"] / taken["cached"]["seconds"]}
+
+
+def attention_implementations() -> tuple[str, ...]:
+    """What a training step can run with on the device at hand; FlexAttention has no backward pass on a CPU."""
+    return ("sdpa", "flex_attention") if device_type() == "cuda" else ("sdpa",)
 
 
 if __name__ == "__main__":

@@ -1,16 +1,16 @@
 """Training at scale on paper: memory for each GPU, tokens per second, hours to a number of steps.
 
-    python benchmarks/projection.py --peak 989e12 --utilisation 0.4
+    python benchmarks/projection.py --peak 989e12 --utilisation 0.3 0.45
 
 Nothing here is measured. `--peak` is the bfloat16 FLOP/s of one GPU from its data sheet, `--utilisation` the share of
 it that training reaches (`benchmarks/training_step.py` measures it on one GPU; communication is not counted).
 """
 
 import argparse
-import json
 from dataclasses import asdict, dataclass
 
 import flops
+from report import table
 
 from hf_lomdm import LoMDMConfig
 
@@ -91,9 +91,18 @@ def projections(peak: float, utilisation: float) -> list[dict]:
     return rows
 
 
+def table_of(rows: list[dict]) -> str:
+    """The projections as a table in Markdown."""
+    header = ["setting", "GPUs", "utilisation", "weights", "state, GB", "activations, GB", "tokens/s", "hours"]
+    names = ("setting", "gpus", "utilisation", "weights", "state_gb", "activations_gb", "tokens_per_second", "hours")
+    return table("LoMDM on paper", header, [[row[name] for name in names] for row in rows])
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--peak", type=float, required=True, help="bfloat16 FLOP/s of one GPU")
-    parser.add_argument("--utilisation", type=float, required=True, help="share of it that training reaches")
+    parser.add_argument(
+        "--utilisation", type=float, nargs="+", required=True, help="shares of it that training reaches"
+    )
     chosen = parser.parse_args()
-    print(json.dumps(projections(chosen.peak, chosen.utilisation), indent=2))
+    print(table_of([row for share in chosen.utilisation for row in projections(chosen.peak, share)]))

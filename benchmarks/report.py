@@ -76,10 +76,12 @@ def blocks(section: dict) -> str:
     rows = [[name, one["recomputed"]["seconds"], one["cached"]["seconds"], one["speedup"]]
             for name, one in section["cache"].items()]  # fmt: skip
     first = table("Sampling in blocks", ["system", "recomputed, s", "cached, s", "speedup"], rows)
-    header = ["system", "attention", "plain step, s", "with blocks, s", "ratio", "on paper"]
-    rows = [[one["system"], one["attention"], one["plain"]["seconds"], one["blocks"]["seconds"], one["ratio"],
-             one["analytic"]] for one in section["training"]]  # fmt: skip
-    return f"{first}\n\n{table('Training step with blocks', header, rows)}"
+    header = ["size", "vocabulary", "system", "attention", "plain step, s", "with blocks, s", "ratio", "on paper"]
+    names = ("size", "vocab_size", "system", "attention", "plain", "blocks", "ratio", "analytic")
+    rows = [[one[name]["seconds"] if name in ("plain", "blocks") else one[name] for name in names]
+            for one in section["training"]]  # fmt: skip
+    left_out = f"Left out for want of time: {section['left_out'] or 'nothing'}."
+    return f"{first}\n\n{table('Training step with blocks', header, rows)}\n\n{left_out}"
 
 
 def scaling(section: dict) -> str:

@@ -2,9 +2,9 @@
 
     python benchmarks/sampling.py [--seconds 150]     (section `sampling` of the record; needs diffusers)
 
-MDLM-small, 50,258 tokens, rows of 1024, 256 steps. On a GPU whole runs are timed. On a CPU steps at three places of the
-way are: the first, the middle and the last ones, from states in which that share of a random text is masked; the record
-says so (`timed`), and its tokens per second are those of 256 steps of their mean cost.
+MDLM-small, 50,258 tokens, rows of 1024, 256 steps. On a GPU whole runs are timed. On a CPU single steps are: of one row
+at the beginning, in the middle and at the end, of more rows in the middle, from states in which that share of a random
+text is masked; the record says so (`timed`), and its tokens per second are those of 256 steps of their mean cost.
 """
 
 import argparse
@@ -19,8 +19,9 @@ from measuring import autocast, build, device_type, run_section, synchronize, ti
 
 SETTING = {"size": "small", "vocab_size": 50258, "length": 1024, "steps": 256}
 SMOKE = {"size": "toy", "vocab_size": 64, "length": 32, "steps": 8}
-BATCHES = {"cuda": (1, 8, 32), "cpu": (1,)}  # float64 outcomes of eight rows take 13 GB
+BATCHES = (1, 8, 32)
 PLACES = {"first": 0.0, "middle": 0.5, "last": 1.0}  # share of the steps that lie behind
+DRAWN_AT_ONCE = {"cuda": 32, "cpu": 1}  # rows of the reference: one row's outcomes in float64 take 1.6 GB
 TIMED_STEPS = 1  # at each place, after one that warms up
 SAMPLERS = ("reference", "sequential", "ancestral")
 SYSTEMS = {"mdlm": "uniform", "lomdm": "learned"}
@@ -61,7 +62,8 @@ def runner(model, sampler: str, setting: dict, batch: int, first_step: int = 0, 
     start, steps = state(model.config, setting, batch, first_step), setting["steps"]
     if sampler == "reference":
         sample = start.to(model.device)
-        return lambda: reference.ancestral_sample(model, sample, steps, first_step, after_step)
+        rows = DRAWN_AT_ONCE[device_type()]
+        return lambda: reference.ancestral_sample(model, sample, steps, first_step, after_step, rows)
     from hf_lomdm import LoMDMPipeline, LoMDMScheduler  # they need diffusers, the rest does not
 
     pipe = LoMDMPipeline(model, LoMDMScheduler(mask_token_id=model.config.mask_token_id, sampler=sampler))
@@ -89,22 +91,6 @@ def _until_enough(pipe, rows: list, settings: dict):
         return None
 
 
-def seconds_per_step(model, sampler: str, setting: dict, batch: int) -> dict[str, float]:
-    """Seconds of a step at each of `PLACES`, on a CPU; on a GPU of a step in a whole run."""
-    with autocast():
-        if device_type() == "cuda":
-            run = runner(model, sampler, setting, batch)
-            run()
-            return {"whole": timed(run) / setting["steps"]}
-        seconds = {}
-        for place, share in PLACES.items():
-            first = min(int(setting["steps"] * share), setting["steps"] - TIMED_STEPS - 1)
-            times = StepTimes(TIMED_STEPS)
-            runner(model, sampler, setting, batch, first, times)()
-            seconds[place] = times.seconds
-    return seconds
-
-
 @contextmanager
 def network_time(model):
     """Within this context the list it gives collects the seconds of each call of the backbone and of psi."""
@@ -128,27 +114,39 @@ def network_time(model):
             handle.remove()
 
 
-def share_outside(model, sampler: str, setting: dict, batch: int) -> float:
-    """The share of the time of a few steps in the middle that is spent outside the backbone and psi."""
-    first = setting["steps"] // 2
-    times = StepTimes(TIMED_STEPS + 1)
+def timed_steps(model, sampler: str, setting: dict, batch: int, place: str, count: int) -> tuple[float, float]:
+    """Seconds of a step at one of `PLACES`, the mean of `count`, and the share of it outside the backbone and psi."""
+    first = min(int(setting["steps"] * PLACES[place]), setting["steps"] - count - 1)
+    times = StepTimes(count)
     with autocast(), network_time(model) as calls:
         runner(model, sampler, setting, batch, first, times)()
     per_step = 1 if model.psi is None else 2
-    inside = sum(calls[per_step:]) / (len(calls) // per_step - 1)  # but for the step that warms up
-    return 1 - inside / times.seconds
+    inside = sum(calls[per_step:]) / count  # but for the step that warms up
+    return times.seconds, 1 - inside / times.seconds
+
+
+def measure_sampler(model, sampler: str, setting: dict, batch: int) -> dict:
+    """Seconds of a step, tokens per second and the share outside the network, of one sampler at one batch size."""
+    if device_type() == "cuda":
+        run = runner(model, sampler, setting, batch)
+        with autocast():
+            run()
+            seconds = {"whole": timed(run) / setting["steps"]}
+        shares = [timed_steps(model, sampler, setting, batch, "middle", TIMED_STEPS + 1)[1]]
+    else:
+        places = PLACES if batch == 1 else ("middle",)
+        found = {place: timed_steps(model, sampler, setting, batch, place, TIMED_STEPS) for place in places}
+        seconds, shares = {place: one[0] for place, one in found.items()}, [one[1] for one in found.values()]
+    speed = batch * setting["length"] / (setting["steps"] * statistics.mean(seconds.values()))
+    outside = statistics.mean(shares)
+    return {"seconds_per_step": seconds, "tokens_per_second": speed, "share_outside_network": outside}
 
 
 def measure_cell(setting: dict, system: str, batch: int) -> dict:
     """One system at one batch size: the reference and our samplers."""
     model = build(setting["size"], setting["vocab_size"], setting["length"], rate_type=SYSTEMS[system]).eval()
     cell = {"system": system, "batch": batch}
-    for sampler in SAMPLERS:
-        places = seconds_per_step(model, sampler, setting, batch)
-        mean = statistics.mean(places.values())
-        speed = batch * setting["length"] / (setting["steps"] * mean)
-        outside = share_outside(model, sampler, setting, batch)
-        cell[sampler] = {"seconds_per_step": places, "tokens_per_second": speed, "share_outside_network": outside}
+    cell |= {sampler: measure_sampler(model, sampler, setting, batch) for sampler in SAMPLERS}
     for sampler in SAMPLERS[1:]:
         cell[sampler]["speedup"] = cell[sampler]["tokens_per_second"] / cell["reference"]["tokens_per_second"]
     return cell
@@ -157,19 +155,20 @@ def measure_cell(setting: dict, system: str, batch: int) -> dict:
 def measure(options: argparse.Namespace) -> dict:
     """The section; what the time does not suffice for is named in `left_out`."""
     setting = SMOKE if options.smoke else SETTING
-    batches = (2,) if options.smoke else BATCHES[device_type()]
-    timed_part = "whole runs" if device_type() == "cuda" else f"{TIMED_STEPS} step each at {', '.join(PLACES)}"
+    timed_part = f"{TIMED_STEPS} step each at {', '.join(PLACES)} of one row, in the middle of more"
+    timed_part = "whole runs" if device_type() == "cuda" else timed_part
     section = {"setting": setting, "timed": timed_part, "cells": [], "left_out": []}
-    start, slowest = time.perf_counter(), 0.0
-    for batch in batches:
+    start, row_seconds = time.perf_counter(), 0.0
+    for batch in (2,) if options.smoke else BATCHES:
         for system in SYSTEMS:
             began = time.perf_counter()
-            if slowest and began - start + slowest > options.seconds:
+            if began - start + row_seconds * batch > options.seconds and row_seconds:
                 section["left_out"].append([system, batch])
                 continue
             section["cells"].append(measure_cell(setting, system, batch))
-            slowest = max(slowest, time.perf_counter() - began)
-            print(f"  sampling {system}, batch {batch}: {time.perf_counter() - began:.0f} s", flush=True)
+            taken = time.perf_counter() - began
+            row_seconds = max(row_seconds, taken / batch)
+            print(f"  sampling {system}, batch {batch}: {taken:.0f} s", flush=True)
     return section
 
 

@@ -90,7 +90,8 @@ def test_reference_sampler_has_the_law_of_our_ancestral_sampler(make_model, rate
     torch.manual_seed(0)
     count, steps = 4000, 3
     ends = iter([False, True])
-    theirs = reference.ancestral_sample(model, torch.full((count, 3), 3), steps, after_step=lambda: next(ends))
+    start, after = torch.full((count, 3), 3), lambda: next(ends)
+    theirs = reference.ancestral_sample(model, start, steps, after_step=after, rows=1500)
     pipe = LoMDMPipeline(model, LoMDMScheduler(mask_token_id=3, sampler="ancestral", grid="uniform"))
     pipe.set_progress_bar_config(disable=True)
     out = pipe(None, steps, max_length=3, num_return_sequences=count, output_type="seq")
@@ -182,6 +183,16 @@ def test_sharded_state_shrinks_with_the_gpus_to_two_blocks():
     assert (plans[0].state_gb - blocks) / (plans[1].state_gb - blocks) == pytest.approx(8)
 
 
+def test_projections_print_a_row_for_each_setting_and_number_of_gpus():
+    lines = projection.table_of(projection.projections(1e15, 0.4)).splitlines()
+    assert [line.split(" | ")[:3] for line in lines[4:]] == [
+        ["| MDLM-small, DDP", "8", "0.4"],
+        ["| MDLM-small, DDP", "64", "0.4"],
+        ["| 1B, FSDP2", "8", "0.4"],
+        ["| 1B, FSDP2", "64", "0.4"],
+    ]
+
+
 @pytest.mark.parametrize("change, message", [({"utilisation": 1.2}, "utilisation"), ({"gpus": 7}, "gpus=7")])
 def test_a_plan_that_cannot_be_is_an_error_that_names_it(change, message):
     with pytest.raises(ValueError, match=message):
@@ -210,6 +221,18 @@ def test_a_timed_run_ends_after_the_steps_that_are_timed(make_model, sampler):
     times = sampling.StepTimes(2)
     sampling.runner(make_model(), sampler, {"length": 16, "steps": 8}, 2, 2, times)()
     assert len(times.moments) == 3 and 0 < times.seconds < 10
+
+
+def test_one_row_is_timed_at_three_places_and_more_rows_in_the_middle(make_model):
+    model, setting = make_model().eval(), {"length": 16, "steps": 8}
+    found = {batch: sampling.measure_sampler(model, "reference", setting, batch) for batch in (1, 2)}
+    assert {batch: list(one["seconds_per_step"]) for batch, one in found.items()} == {
+        1: ["first", "middle", "last"],
+        2: ["middle"],
+    }
+    two = found[2]
+    assert two["tokens_per_second"] == pytest.approx(2 * 16 / (8 * two["seconds_per_step"]["middle"]))
+    assert 0 < two["share_outside_network"] < 1
 
 
 def test_network_time_collects_every_call_of_backbone_and_psi_and_removes_its_hooks(make_model, clean):
