@@ -62,12 +62,12 @@ def block_training(config: LoMDMConfig, length: int, masked_share: float = 0.5) 
     views = 2 if learned else 1
     copies = views + 1
     keys = block_keys(config, length, copies)
+    alone = block_keys(config, length, 1)
     total = 3 * copies * backbone(config, keys) + 3 * views * masked_share * projection(config)
-    if learned:
-        alone = block_keys(config, length, 1)
-        total += backbone(config, alone) + 3 * order_head(config, alone)
-        total += 3 * copies * order_head(config, keys)
-    return total
+    if not learned:  # of the clean text, the last layer makes keys and values (and queries) alone
+        return total - 3 * (layer(config, alone) - 2 * 3 * config.hidden_size**2)
+    total += backbone(config, alone) + 3 * order_head(config, alone)
+    return total + 3 * copies * order_head(config, keys)
 
 
 def block_keys(config: LoMDMConfig, length: int, num_copies: int) -> float:

@@ -167,7 +167,7 @@ def measure(options: argparse.Namespace) -> dict:
                 continue
             section["cells"].append(measure_cell(setting, system, batch))
             taken = time.perf_counter() - began
-            row_seconds = max(row_seconds, taken / batch)
+            row_seconds = taken / batch
             print(f"  sampling {system}, batch {batch}: {taken:.0f} s", flush=True)
     return section
 

@@ -257,6 +257,13 @@ MUTATIONS = (
         ATTENTION,
     ),
     Mutation("let a view see the clean text of its block", BACKBONE, "((distance > 0)", "((distance >= 0)", ATTENTION),
+    Mutation(
+        "leave the clean text out of the last layer",
+        BACKBONE,
+        "hidden = hidden[:, first_output:] + nn",
+        "hidden = hidden[:, : hidden.shape[1] - first_output] + nn",
+        ATTENTION,
+    ),
     Mutation("see beyond the context", BACKBONE, "(distance < reach) & ", "", ATTENTION),
     Mutation(
         "see the cache one block late",

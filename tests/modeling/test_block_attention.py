@@ -96,6 +96,27 @@ def test_a_block_of_a_view_is_the_model_on_the_clean_text_before_it(build, rate_
         torch.testing.assert_close(rates[:, at], out.rates[:, at], **EXACT)
 
 
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "made again"])
+def test_views_alone_equal_the_views_of_the_whole_with_their_gradients(build, implementation, checkpointing):
+    model = build(block_size=2, rate_type="uniform").train()
+    model.set_attn_implementation(implementation)
+    if checkpointing:
+        model.gradient_checkpointing_enable()
+    clean, mask = texts(2, 8), torch.ones(2, 8, dtype=torch.long)
+    mask[1, :3] = 0
+    views, found = noisy_views(clean, 2), []
+    for views_only in (False, True):
+        model.zero_grad()
+        hidden = model.model(clean, mask, views=views, deterministic=True, views_only=views_only).last_hidden_state
+        hidden = hidden[:, -16:] * mask.repeat(1, 2)[..., None]
+        hidden.pow(2).sum().backward()
+        found.append([hidden] + [weight.grad.clone() for weight in model.model.parameters()])
+    assert all(gradient.abs().max() > 0 for gradient in found[1])
+    for whole, alone in zip(*found, strict=True):
+        torch.testing.assert_close(alone, whole, **EXACT)
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("left", [True, False], ids=["left", "right"])
 def test_views_of_padded_texts_equal_those_of_the_texts_alone(build, left):

@@ -186,6 +186,22 @@ def test_rates_of_the_vocabulary_have_the_learning_rate_of_the_backbone_and_no_d
     assert [(group["lr"], group["weight_decay"]) for group in groups] == [(1e-3, 0.0)] and omega
 
 
+def test_frozen_modules_stay_as_they_start_and_the_rest_learns(tmp_path):
+    trainer = make_trainer(tmp_path, frozen_modules=["psi"])
+    start = {name: weight.clone() for name, weight in trainer.model.named_parameters()}
+    trainer.train()
+    changed = {name.split(".")[0] for name, weight in trainer.model.named_parameters() if (weight != start[name]).any()}
+    assert changed == {"model", "lm_head", "phi"}
+    assert trainer.evaluate()["eval_nelbo"] > 0  # with the average, which leaves frozen weights out
+
+
+def test_frozen_modules_that_the_model_lacks_are_an_error_that_names_what_it_has(tmp_path):
+    with pytest.raises(
+        ValueError, match=r"'omega', which the model lacks. It has \['lm_head', 'model', 'phi', 'psi'\]"
+    ):
+        make_trainer(tmp_path, frozen_modules=["omega"])
+
+
 def test_a_schedule_scales_both_learning_rates(tmp_path):
     trainer = make_trainer(tmp_path, lr_scheduler_type="linear", learning_rate=1e-3, head_learning_rate=1e-5)
     trainer.train()

@@ -191,7 +191,9 @@ class LoMDMAttention(nn.Module):
         attention_mask: Tensor | list[QueryChunk] | None,
         rotary: tuple[Tensor, Tensor],
         past_key_values: Cache | None = None,
+        first_output: int = 0,
     ) -> Tensor:
+        """`[B, L, D]` to `[B, L - first_output, D]`: what comes before is attended to and attends no more."""
         batch, length, _ = hidden.shape
         qkv = self.qkv_proj(hidden).view(batch, length, 3, -1, self.head_size)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each [B, H, L, head_size]
@@ -202,11 +204,12 @@ class LoMDMAttention(nn.Module):
             parts = [
                 self.attend(query[:, :, queries], gather_slices(key, keys, 2), gather_slices(value, keys, 2), mask)
                 for queries, keys, mask in attention_mask
+                if queries.start >= first_output
             ]
             attended = torch.cat(parts, dim=1)
         else:
-            attended = self.attend(query, key, value, attention_mask)
-        return self.o_proj(attended.reshape(batch, length, -1))
+            attended = self.attend(query, key, value, attention_mask)[:, first_output:]
+        return self.o_proj(attended.reshape(batch, length - first_output, -1))
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         """`[B, H, L, head_size]` to `[B, L, H, head_size]`, by the implementation that is set."""
@@ -247,9 +250,10 @@ class LoMDMLayer(GradientCheckpointingLayer):
         rotary: tuple[Tensor, Tensor],
         dropout: float = 0.0,
         past_key_values: Cache | None = None,
+        first_output: int = 0,
     ) -> Tensor:
-        branch = self.attention(self.attention_norm(hidden), attention_mask, rotary, past_key_values)
-        hidden = hidden + nn.functional.dropout(branch, dropout, training=dropout > 0)
+        branch = self.attention(self.attention_norm(hidden), attention_mask, rotary, past_key_values, first_output)
+        hidden = hidden[:, first_output:] + nn.functional.dropout(branch, dropout, training=dropout > 0)
         branch = self.mlp(self.mlp_norm(hidden))
         return hidden + nn.functional.dropout(branch, dropout, training=dropout > 0)
 
@@ -330,6 +334,7 @@ class LoMDMModel(LoMDMPreTrainedModel):
         views: Tensor | None = None,
         past_key_values: Cache | None = None,
         deterministic: bool = False,
+        views_only: bool = False,
     ) -> BaseModelOutput:
         """Hidden states of partly masked or clean texts.
 
@@ -344,22 +349,27 @@ class LoMDMModel(LoMDMPreTrainedModel):
             past_key_values: only with blocks: a cache of whole blocks, to which whole blocks of texts are added (a last
                 one may be short); `crop` it to forget a block that is still partly masked.
             deterministic: no dropout, in training mode too (the clean pass of the forward rates).
+            views_only: no output of the clean text; it is then left out where nothing but the output hangs on it.
         Returns:
-            `last_hidden_state` `[B, L, D]`; with views `[B, (1 + K) L, D]`, the clean text and then its views.
+            `last_hidden_state` `[B, L, D]`; with views `[B, (1 + K) L, D]`, the clean text and then its views, or
+            `[B, K L, D]`, the views alone.
         """
         past_length = 0 if past_key_values is None else past_key_values.get_seq_length()
         check_inputs(input_ids, attention_mask, self.config, past_length)
         if self.config.block_size is None and (views is not None or past_key_values is not None):
             raise ValueError("views and past_key_values need blocks: with block_size=None every reveal changes all.")
-        num_copies = 1
+        num_copies, first_output = 1, input_ids.shape[1] if views_only else 0
         if views is not None:
             num_copies += len(views) // len(input_ids)
             input_ids = torch.cat((input_ids, *views.chunk(num_copies - 1)), dim=1)  # [B, (1 + K) L]
         hidden = self.embed_tokens(input_ids)
         mask, rotary = attention_inputs(self.config, hidden, attention_mask, num_copies, past_length)
         dropout = self.config.dropout if self.training and not deterministic else 0.0
-        for layer in self.layers:
+        for layer in self.layers[:-1]:
             hidden = layer(hidden, mask, rotary, dropout, past_key_values=past_key_values)
+        hidden = self.layers[-1](
+            hidden, mask, rotary, dropout, past_key_values=past_key_values, first_output=first_output
+        )
         return BaseModelOutput(last_hidden_state=self.norm(hidden))
 
 

@@ -388,10 +388,12 @@ class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
             attention_mask = stack_views(attention_mask, num_views)
             hidden = self.model(noisy, attention_mask).last_hidden_state
             return hidden, self._reverse_rates(hidden, attention_mask)
-        packed = self.model(clean, attention_mask, views=noisy).last_hidden_state  # [B, (1 + K) L, D]
-        rates = self._reverse_rates(packed, attention_mask, num_copies=1 + num_views)
-        hidden = torch.cat(packed.chunk(1 + num_views, dim=1))  # [(1 + K) B, L, D], the clean copy first
-        return hidden[len(clean) :], rates[len(clean) :]
+        # psi attends to the clean text, else nothing hangs on its outputs
+        num_copies = num_views + (self.psi is not None)
+        packed = self.model(clean, attention_mask, views=noisy, views_only=self.psi is None).last_hidden_state
+        rates = self._reverse_rates(packed, attention_mask, num_copies)
+        hidden = torch.cat(packed.chunk(num_copies, dim=1))  # [C * B, L, D], the clean copy first if it is there
+        return hidden[-len(noisy) :], rates[-len(noisy) :]
 
     def _draw_view(self, rates, maskable, quantiles, seeds, attention_mask, bound, blocks) -> View:
         if bound not in BOUNDS:

@@ -127,6 +127,9 @@ class LoMDMTrainingArguments(TrainingArguments):
 
     learning_rate: float = field(default=3e-4, metadata={"help": "Peak learning rate of the backbone and LM head."})
     head_learning_rate: float = field(default=1e-4, metadata={"help": "Peak learning rate of the order heads."})
+    frozen_modules: list[str] | None = field(
+        default=None, metadata={"help": "Modules of the model that stay as they start, for example psi."}
+    )
     ema_decay: float = field(default=0.9999, metadata={"help": "Decay of the moving average of the weights; 0 = none."})
     eval_num_samples: int = field(
         default=2, metadata={"help": "Passes per text at evaluation, 2 or more for an error."}

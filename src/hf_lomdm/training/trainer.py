@@ -50,8 +50,9 @@ class LoMDMTrainer(Trainer):
     - Text `j` of the global batch of step `s` sees the same quantile and the same draws however the batch is split into
       micro-steps and processes; quantiles are stratified over the global batch.
     - The loss is the bound of the global batch divided by its maskable tokens, for texts of unequal length too.
-    - The order heads have `head_learning_rate`; weights are averaged (`ema_decay`), and the average is what is
-      evaluated and what `save_model` writes: a Hub folder that loads as a model and as a pipeline without this package.
+    - The order heads have `head_learning_rate`, `frozen_modules` none; weights are averaged (`ema_decay`), and the
+      average is what is evaluated and what `save_model` writes: a Hub folder that loads as a model and as a pipeline
+      without this package.
     - Evaluation is by the order bound, with its standard error, on fixed draws.
     - A checkpoint is complete or absent; training that is killed and started again gives the same weights, bit by bit
       on the CPU. A loss or gradient that is not finite stops training before it reaches the weights.
@@ -70,6 +71,7 @@ class LoMDMTrainer(Trainer):
                 f"{self.args.n_gpu} GPUs in one process are not supported. Start one process per GPU: "
                 "accelerate launch training_scripts/train.py ..., or set CUDA_VISIBLE_DEVICES=0."
             )
+        _freeze(self.model, self.args.frozen_modules or ())
         self.model_accepts_loss_kwargs = True  # makes the Trainer count the tokens of the global batch
         self.ema: EMA | None = None
         self._checkpoint: Path | None = None  # the one that training resumed from
@@ -506,6 +508,15 @@ def maskable(batch: dict[str, Tensor]) -> Tensor:
     labelled = batch["labels"] != -100
     padding = batch.get("attention_mask")
     return labelled if padding is None else labelled & padding.bool()
+
+
+def _freeze(model, names: Iterable[str]) -> None:
+    modules = dict(model.named_modules())
+    for name in names:
+        if name not in modules:
+            own = sorted(child for child, _ in model.named_children())
+            raise ValueError(f"frozen_modules names {name!r}, which the model lacks. It has {own} and what is in them.")
+        modules[name].requires_grad_(False)
 
 
 def head_weights(model: nn.Module, heads: tuple[str, ...] = ("phi", "psi")) -> list[nn.Parameter]:
