@@ -1,0 +1,426 @@
+"""The bidirectional backbone of LoMDM models, whole or in blocks. This file travels to the Hub."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers.cache_utils import Cache
+from transformers.masking_utils import create_bidirectional_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutput
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+
+from .configuration_lomdm import LoMDMConfig
+
+# Attention implementations that take a mask of any shape; flash attention takes padding alone.
+BLOCK_ATTENTION = ("eager", "sdpa", "flex_attention")
+QUERY_CHUNK = 256  # queries that attend together with blocks: shorter skips more keys, longer makes fewer calls
+
+
+class QueryChunk(NamedTuple):
+    """Neighbouring positions of a row, where the keys lie that any of them may see, and the mask of these.
+
+    With blocks most pairs of positions do not see each other; a mask over all of them would cost as if they did.
+    """
+
+    queries: slice
+    keys: tuple[slice, ...]
+    mask: Tensor  # [B or 1, 1, queries, keys]
+
+
+def wide(values: Tensor) -> Tensor:
+    """`values` in float32, or in float64 if that is what they are: the precision of the process."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
+def position_ids(attention_mask: Tensor | None, length: int, device) -> Tensor:
+    """Positions `[B, L]` (`[1, L]` without a mask) counted from the first real token."""
+    if attention_mask is None:
+        return torch.arange(length, device=device)[None]
+    return (attention_mask.to(torch.int64).cumsum(-1) - 1).clamp(min=0)
+
+
+def rotary_tables(position: Tensor, head_size: int, theta: float) -> tuple[Tensor, Tensor]:
+    """Cosines and sines `[B, 1, L, head_size]` of the half-rotation form, float32.
+
+    Computed in every pass: non-persistent buffers hold garbage after `from_pretrained`.
+    """
+    exponent = torch.arange(0, head_size, 2, device=position.device, dtype=torch.float32) / head_size
+    angle = position[:, None, :, None].float() * theta**-exponent  # [B, 1, L, head_size / 2]
+    angle = torch.cat((angle, angle), dim=-1)
+    return angle.cos(), angle.sin()
+
+
+def rotate(states: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+    """Turns each pair `(j, j + head_size / 2)` of `states` `[B, H, L, head_size]` by the angle of its position."""
+    cos, sin = rotary
+    first, second = states.chunk(2, dim=-1)
+    return (states * cos + torch.cat((-second, first), dim=-1) * sin).to(states.dtype)
+
+
+def attention_inputs(
+    config: LoMDMConfig, hidden: Tensor, attention_mask: Tensor | None, num_copies: int = 1, past_length: int = 0
+) -> tuple:
+    """The attention mask in the form of the attention implementation (`None` = no mask; with blocks a list of
+    `QueryChunk`, or the mask of FlexAttention), and the rotary tables.
+
+    Args:
+        hidden: `[B, C * L, D]`, one copy of each text after the other (`LoMDMModel.forward`).
+        attention_mask: `[B, P + L]`, 1 = real, of the `P` positions in a cache and the `L` new ones; longer where
+            positions in front of them have left the cache again.
+        num_copies: `C`. past_length: `P`.
+    """
+    length = hidden.shape[1] // num_copies
+    held = past_length + length
+    total = held if attention_mask is None else attention_mask.shape[1]
+    position = position_ids(attention_mask, total, hidden.device)[:, total - held :]
+    new = position[:, past_length:].repeat(1, num_copies)  # every copy has the positions of its text
+    rotary = rotary_tables(new, config.hidden_size // config.num_attention_heads, config.rope_theta)
+    if config.block_size is not None:
+        attention_mask = None if attention_mask is None else attention_mask[:, total - held :]
+        return block_mask(config, hidden, attention_mask, position, num_copies), rotary
+    if attention_mask is None:
+        return None, rotary
+    real = attention_mask.to(torch.bool)
+    return create_bidirectional_mask(config=config, inputs_embeds=hidden, attention_mask=real), rotary
+
+
+def chunk_positions(
+    config: LoMDMConfig, length: int, num_copies: int = 1, past_length: int = 0
+) -> Iterator[tuple[slice, tuple[slice, ...]]]:
+    """Queries and keys of every `QueryChunk`; arguments as in `attention_inputs`."""
+    size, total = config.block_size, past_length + length
+    reach = -(-config.max_position_embeddings // size) * size
+    for copy in range(num_copies):
+        for start in range(0, length, QUERY_CHUNK):
+            stop = min(start + QUERY_CHUNK, length)
+            first, last = past_length + start, past_length + stop  # of these in their copy of the keys
+            far, near = max(0, first - reach), max(0, first - size + 1)  # padding moves where blocks begin
+            end = min(last + size - 1, total)
+            own = slice(copy * total + near, copy * total + end)
+            keys = (slice(far, end),) if copy == 0 else (slice(far, last), own)
+            yield slice(copy * length + start, copy * length + stop), keys
+
+
+def gather_slices(values: Tensor, parts: tuple[slice, ...], dim: int) -> Tensor:
+    """The parts of `values` along a dimension, one behind the other."""
+    taken = [values.narrow(dim, part.start, part.stop - part.start) for part in parts]
+    return taken[0] if len(taken) == 1 else torch.cat(taken, dim)
+
+
+def block_mask(config: LoMDMConfig, hidden: Tensor, attention_mask: Tensor | None, position: Tensor, num_copies: int):
+    """Who attends to whom with blocks: its own block in its own copy, and the blocks before in the clean copy.
+
+    Copy 0 is clean. Blocks further back than `max_position_embeddings` are out of reach, so that long texts see what
+    the model was trained on. Arguments as in `attention_inputs`; `position` is `[B or 1, P + L]`.
+    """
+    size, (batch, width), total = config.block_size, hidden.shape[:2], position.shape[1]
+    past, reach = total - width // num_copies, -(-config.max_position_embeddings // size)
+    lone = num_copies == 1 and past % size == 0 and total - past <= size and total <= reach * size
+    if lone and attention_mask is None:  # one block and all before it
+        return None
+    if config._attn_implementation not in BLOCK_ATTENTION:
+        raise ValueError(
+            f"attn_implementation={config._attn_implementation!r} cannot mask blocks (block_size={size}). "
+            f"Load the model with one of {BLOCK_ATTENTION}."
+        )
+    flex = config._attn_implementation == "flex_attention"
+    block = (position // size).expand(batch if flex else -1, -1)
+    key_block, query_block = block.repeat(1, num_copies), block[:, past:].repeat(1, num_copies)
+    copy = torch.arange(num_copies, device=hidden.device).repeat_interleave(total)  # with a cache there is one copy
+
+    def allowed(row, head, query, key):
+        distance = query_block[row, query] - key_block[row, key]
+        own = (distance == 0) & (copy[query] == copy[key])
+        return own | ((distance > 0) & (distance < reach) & (copy[key] == 0))
+
+    real = torch.ones_like(key_block) if attention_mask is None else attention_mask.repeat(1, num_copies)
+    real = real.to(torch.bool)
+    if flex:
+        return create_bidirectional_mask(
+            config=config, inputs_embeds=hidden, attention_mask=real, and_mask_function=allowed
+        )
+    # broadcast by hand: for a function of ours transformers would use vmap, which costs milliseconds per mask
+    row, every = torch.arange(len(block), device=hidden.device), torch.arange(real.shape[1], device=hidden.device)
+    row, chunks = row[:, None, None, None], []
+    for queries, keys in chunk_positions(config, width // num_copies, num_copies, past):
+        query, key = every[queries, None], gather_slices(every, keys, 0)
+        # padding sees itself, for its block may lie elsewhere and a softmax over nothing is NaN
+        alone = key == query + past
+        mask = (allowed(row, 0, query, key) & real[:, None, None, key]) | alone  # [B or 1, 1, Q, K]
+        if config._attn_implementation == "eager":
+            mask = hidden.new_zeros(()).where(mask, torch.finfo(hidden.dtype).min)
+        chunks.append(QueryChunk(queries, keys, mask))
+    return chunks
+
+
+def eager_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    **kwargs,
+) -> tuple[Tensor, Tensor]:
+    """Plain attention with transformers' signature: `[B, H, L, head_size]` in, `[B, L, H, head_size]` out."""
+    weights = query @ key.transpose(2, 3) * scaling  # [B, H, L, L]
+    if attention_mask is not None:
+        weights = weights + attention_mask
+    weights = wide(weights).softmax(-1).to(query.dtype)
+    return (weights @ value).transpose(1, 2).contiguous(), weights
+
+
+class LoMDMAttention(nn.Module):
+    """Self-attention with rotary positions, without biases; bidirectional where no mask of blocks says otherwise."""
+
+    is_causal = False
+
+    def __init__(self, config: LoMDMConfig, layer_index: int):
+        super().__init__()
+        self.config = config
+        self.layer_index = layer_index  # in the cache
+        self.head_size = config.hidden_size // config.num_attention_heads
+        self.qkv_proj = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=False)
+        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+
+    def forward(
+        self,
+        hidden: Tensor,
+        attention_mask: Tensor | list[QueryChunk] | None,
+        rotary: tuple[Tensor, Tensor],
+        past_key_values: Cache | None = None,
+        first_output: int = 0,
+    ) -> Tensor:
+        """`[B, L, D]` to `[B, L - first_output, D]`: what comes before is attended to and attends no more."""
+        batch, length, _ = hidden.shape
+        qkv = self.qkv_proj(hidden).view(batch, length, 3, -1, self.head_size)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each [B, H, L, head_size]
+        query, key = rotate(query, rotary), rotate(key, rotary)
+        if past_key_values is not None:
+            key, value = past_key_values.update(key, value, self.layer_index)
+        if isinstance(attention_mask, list):
+            parts = [
+                self.attend(query[:, :, queries], gather_slices(key, keys, 2), gather_slices(value, keys, 2), mask)
+                for queries, keys, mask in attention_mask
+                if queries.start >= first_output
+            ]
+            attended = torch.cat(parts, dim=1)
+        else:
+            attended = self.attend(query, key, value, attention_mask)[:, first_output:]
+        return self.o_proj(attended.reshape(batch, length - first_output, -1))
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        """`[B, H, L, head_size]` to `[B, L, H, head_size]`, by the implementation that is set."""
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
+        return attend(self, query, key, value, mask, dropout=0.0, scaling=self.head_size**-0.5)[0]
+
+
+class LoMDMMLP(nn.Module):
+    """Linear, tanh-GELU, linear."""
+
+    def __init__(self, config: LoMDMConfig):
+        super().__init__()
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.act = nn.GELU(approximate="tanh")
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.down_proj(self.act(self.up_proj(hidden)))
+
+
+class LoMDMLayer(GradientCheckpointingLayer):
+    """A pre-LN transformer block; `dropout` acts on both residual branches."""
+
+    def __init__(self, config: LoMDMConfig, layer_index: int):
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.attention = LoMDMAttention(config, layer_index)
+        self.mlp_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.mlp = LoMDMMLP(config)
+        # the sum over 2 * num_hidden_layers residual branches starts with the variance of one
+        residual_std = config.initializer_range / (2 * config.num_hidden_layers) ** 0.5
+        self.attention.o_proj.init_std = self.mlp.down_proj.init_std = residual_std
+
+    def forward(
+        self,
+        hidden: Tensor,
+        attention_mask: Tensor | None,
+        rotary: tuple[Tensor, Tensor],
+        dropout: float = 0.0,
+        past_key_values: Cache | None = None,
+        first_output: int = 0,
+    ) -> Tensor:
+        branch = self.attention(self.attention_norm(hidden), attention_mask, rotary, past_key_values, first_output)
+        hidden = hidden[:, first_output:] + nn.functional.dropout(branch, dropout, training=dropout > 0)
+        branch = self.mlp(self.mlp_norm(hidden))
+        return hidden + nn.functional.dropout(branch, dropout, training=dropout > 0)
+
+
+class LoMDMPreTrainedModel(PreTrainedModel):
+    """What transformers needs to know of these models."""
+
+    config_class = LoMDMConfig
+    base_model_prefix = "model"
+    main_input_name = "input_ids"
+    supports_gradient_checkpointing = True
+    # The Trainer may divide the loss by the accumulation steps: it is a mean, not a sum over `num_items_in_batch`.
+    accepts_loss_kwargs = False
+    _no_split_modules = ["LoMDMLayer"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+
+    @classmethod
+    def from_pretrained(cls, *args, output_loading_info: bool = False, **kwargs):
+        """`PreTrainedModel.from_pretrained` that refuses pickled, missing or unexpected weights.
+
+        With `output_loading_info=True` it returns `(model, info)` as in transformers and leaves the judgement of
+        `info["missing_keys"]`, which got random values, to the caller.
+
+        Raises:
+            ValueError: if weights are missing or unexpected, with their names.
+            OSError: if there are none in safetensors (`use_safetensors=False` reads the tensors of a pickle).
+        """
+        kwargs.setdefault("use_safetensors", True)
+        model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        if output_loading_info:
+            return model, info
+        missing, unexpected = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
+        if missing or unexpected:
+            raise ValueError(
+                f"The checkpoint does not fit {cls.__name__}: missing {missing[:5]}, unexpected {unexpected[:5]}. "
+                "Check config.json, or pass output_loading_info=True to accept random values for missing weights."
+            )
+        return model
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        # Of custom code transformers passes leaf modules only: layers say on the leaf what is special (`init_std`).
+        if isinstance(module, (nn.Linear, nn.Embedding)):
+            nn.init.normal_(module.weight, std=getattr(module, "init_std", self.config.initializer_range))
+            if getattr(module, "bias", None) is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.LayerNorm):
+            nn.init.ones_(module.weight)
+            nn.init.zeros_(module.bias)
+
+
+class LoMDMModel(LoMDMPreTrainedModel):
+    """The backbone alone: token ids to hidden states. It sees neither the time nor the rates."""
+
+    _keys_to_ignore_on_load_unexpected = [r"^(lm_head|phi|psi|omega)\."]  # of a checkpoint with all heads
+
+    def __init__(self, config: LoMDMConfig):
+        super().__init__(config)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(LoMDMLayer(config, index) for index in range(config.num_hidden_layers))
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        return self.embed_tokens
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        self.embed_tokens = value
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        views: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        deterministic: bool = False,
+        views_only: bool = False,
+    ) -> BaseModelOutput:
+        """Hidden states of partly masked or clean texts.
+
+        With blocks a position sees its own block and the blocks before it.
+
+        Args:
+            input_ids: `[B, L]` int64.
+            attention_mask: `[B, L]`, 1 = real, 0 = padding on either side; `None` = nothing padded. With a cache of
+                `P` positions `[B, P + L]`; longer if positions in front of these have left it again.
+            views: `[K * B, L]`, only with blocks: partly masked views of the clean texts `input_ids`, view after view.
+                A block of a view sees itself and the clean blocks before it.
+            past_key_values: only with blocks: a cache of whole blocks, to which whole blocks of texts are added (a last
+                one may be short); `crop` it to forget a block that is still partly masked.
+            deterministic: no dropout, in training mode too (the clean pass of the forward rates).
+            views_only: no output of the clean text; it is then left out where nothing but the output hangs on it.
+        Returns:
+            `last_hidden_state` `[B, L, D]`; with views `[B, (1 + K) L, D]`, the clean text and then its views, or
+            `[B, K L, D]`, the views alone.
+        """
+        past_length = 0 if past_key_values is None else past_key_values.get_seq_length()
+        check_inputs(input_ids, attention_mask, self.config, past_length)
+        if self.config.block_size is None and (views is not None or past_key_values is not None):
+            raise ValueError("views and past_key_values need blocks: with block_size=None every reveal changes all.")
+        num_copies, first_output = 1, input_ids.shape[1] if views_only else 0
+        if views is not None:
+            num_copies += len(views) // len(input_ids)
+            input_ids = torch.cat((input_ids, *views.chunk(num_copies - 1)), dim=1)  # [B, (1 + K) L]
+        hidden = self.embed_tokens(input_ids)
+        mask, rotary = attention_inputs(self.config, hidden, attention_mask, num_copies, past_length)
+        dropout = self.config.dropout if self.training and not deterministic else 0.0
+        for layer in self.layers[:-1]:
+            hidden = layer(hidden, mask, rotary, dropout, past_key_values=past_key_values)
+        hidden = self.layers[-1](
+            hidden, mask, rotary, dropout, past_key_values=past_key_values, first_output=first_output
+        )
+        return BaseModelOutput(last_hidden_state=self.norm(hidden))
+
+
+def check_inputs(input_ids: Tensor, attention_mask: Tensor | None, config: LoMDMConfig, past_length: int = 0) -> None:
+    """Raises `ValueError` for shapes that do not agree and, where it costs no synchronisation, for unknown ids."""
+    if input_ids.dim() != 2 or 0 in input_ids.shape:
+        raise ValueError(f"input_ids must have the shape [batch, length], not empty, got {list(input_ids.shape)}.")
+    if input_ids.dtype not in (torch.int64, torch.int32):
+        raise ValueError(f"input_ids must be token ids of dtype int64, got {input_ids.dtype}.")
+    if config.block_size is None and input_ids.shape[1] > config.max_position_embeddings:
+        raise ValueError(
+            f"input_ids has length {input_ids.shape[1]}, more than max_position_embeddings="
+            f"{config.max_position_embeddings}. Cut or split the texts."
+        )
+    expected = [len(input_ids), past_length + input_ids.shape[1]]
+    given = expected if attention_mask is None else list(attention_mask.shape)
+    if past_length and len(given) == 2 and given[1] > expected[1]:  # the first positions are out of the cache again
+        given[1] = expected[1]
+    if given != expected:
+        raise ValueError(
+            f"attention_mask must have the shape of input_ids (with a cache: of all positions), {expected}, got "
+            f"{list(attention_mask.shape)}. Pass 1 for real tokens and 0 for padding."
+        )
+    if past_length:
+        check_cache(attention_mask, config.block_size, past_length, input_ids.shape[1])
+    check_ids("input_ids", input_ids, config.vocab_size)
+
+
+def check_cache(attention_mask: Tensor | None, block_size: int, past_length: int, new_length: int) -> None:
+    """Raises `ValueError` for a cache that ends within a block; with padding on the CPU only."""
+    if attention_mask is None:
+        lengths = [past_length]
+    elif torch.compiler.is_compiling() or attention_mask.device.type != "cpu":
+        return
+    else:
+        goes_on = attention_mask[:, -new_length:].bool().any(-1)  # a text that has ended may end within a block
+        lengths = attention_mask[goes_on, :-new_length].long().sum(-1).tolist()
+    if any(length % block_size for length in lengths):
+        raise ValueError(
+            f"past_key_values must hold whole blocks of block_size={block_size}, got texts of {lengths} positions. "
+            "Add whole blocks, or crop it to the last whole one."
+        )
+
+
+def check_ids(name: str, ids: Tensor, vocab_size: int) -> None:
+    """Raises `ValueError` for ids outside the vocabulary; on the CPU only (elsewhere it would synchronise)."""
+    if torch.compiler.is_compiling() or ids.device.type != "cpu" or ids.numel() == 0:
+        return
+    low, high = int(ids.min()), int(ids.max())
+    if low < 0 or high >= vocab_size:
+        raise ValueError(
+            f"{name} must be in [0, vocab_size={vocab_size}), got {low if low < 0 else high}. "
+            "Use the tokenizer that the model was trained with."
+        )

@@ -1,0 +1,533 @@
+"""LoMDM models: backbone, LM head, rates, and the loss, for the whole family. This file travels to the Hub."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.utils import ModelOutput
+
+from .backbone_lomdm import (
+    LoMDMLayer,
+    LoMDMModel,
+    LoMDMPreTrainedModel,
+    attention_inputs,
+    check_ids,
+    position_ids,
+    wide,
+)
+from .configuration_lomdm import BOUNDS, LoMDMConfig
+from .process_lomdm import (
+    Blocks,
+    BoundTerms,
+    View,
+    block_quantiles,
+    block_sum,
+    centre,
+    draw_order_view,
+    draw_time_view,
+    lay_blocks,
+    learned_rates,
+    log_rate_of_scores,
+    log_rate_of_token_rates,
+    order_bound,
+    position_exponentials,
+    rloo_score,
+    row_seeds,
+    time_bound,
+)
+
+RHO_AT_START = math.log(math.e - 1)  # softplus of it is 1
+CHUNK_LOGITS = 2**24  # logits that a loss widens at a time: 64 MB in float32
+
+
+@dataclass
+class LoMDMOutput(ModelOutput):
+    """Output of `LoMDMForMaskedDiffusion`; `B` texts of `L` positions, `V` token ids, `D` hidden units.
+
+    Without labels:
+        logits: `[B, L, V]`, unnormalised token law in the model's dtype, the mask token at `-inf`; or `None`.
+        rates: `[B, L]` float32, reverse rates `v_i(z) > 0`.
+        last_hidden_state: `[B, L, D]`.
+    With labels (everything but the loss is detached, and summed over the blocks of a text):
+        loss: scalar, nats per maskable token; its value is the bound, its gradient that of section 2 (RLOO).
+        rates: `[B, L]`, the reverse rates of the first view, with an order head; else `None`.
+        nelbo, main, velocity: `[B]`, nats per text; `nelbo = main + velocity`.
+        score: `[B]`, the RLOO term whose gradient is in the loss (its value is not); `None` with a single view.
+        forward_rates: `[B, L]` float32, `w_i(x) > 0`.
+        rate_ratio: `[B]`, `V / W` over the masked positions, 1 when the reverse rates fit the forward ones.
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    rates: Tensor | None = None
+    last_hidden_state: Tensor | None = None
+    nelbo: Tensor | None = None
+    main: Tensor | None = None
+    velocity: Tensor | None = None
+    score: Tensor | None = None
+    forward_rates: Tensor | None = None
+    rate_ratio: Tensor | None = None
+
+
+class LoMDMOrderHead(nn.Module):
+    """One transformer block and an MLP: features of the backbone to a score `g` per position.
+
+    The last layer starts at zero, so that all rates start at `c1`, and has no bias: the mean score of a block is a flat
+    direction of `NormSig` (docs/method.md, "order heads").
+    """
+
+    def __init__(self, config: LoMDMConfig):
+        super().__init__()
+        self.config = config
+        self.layer = LoMDMLayer(config, layer_index=config.num_hidden_layers)  # behind the backbone's in a cache
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.act = nn.GELU(approximate="tanh")
+        self.out = nn.Linear(config.hidden_size, 1, bias=False)
+        self.out.init_std = 0.0
+
+    def forward(
+        self,
+        features: Tensor,
+        attention_mask: Tensor | None = None,
+        num_copies: int = 1,
+        past_key_values: Cache | None = None,
+    ) -> Tensor:
+        """Scores `[B, C * L]`, float32 or wider, of features `[B, C * L, D]`; arguments as in `LoMDMModel`."""
+        past_length = 0 if past_key_values is None else past_key_values.get_seq_length(self.config.num_hidden_layers)
+        mask, rotary = attention_inputs(self.config, features, attention_mask, num_copies, past_length)
+        hidden = self.layer(features, mask, rotary, past_key_values=past_key_values)
+        return wide(self.out(self.act(self.dense(self.norm(hidden)))).squeeze(-1))
+
+
+class LoMDMTokenRates(nn.Module):
+    """A rate `omega = softplus(rho)` for each entry of the vocabulary, 1 at the start (the mask's is not used)."""
+
+    def __init__(self, config: LoMDMConfig):
+        super().__init__()
+        self.rho = nn.Parameter(torch.empty(config.vocab_size))
+
+    def forward(self) -> Tensor:
+        """`log omega` `[V]`, float32 or wider."""
+        rho = wide(self.rho)
+        # far below zero log(softplus(rho)) is rho, but would underflow
+        return torch.where(rho < -20, rho, nn.functional.softplus(rho.clamp(min=-20)).log())
+
+    def resize(self, vocab_size: int) -> None:
+        """Keeps the rates of the ids that stay; those of new ids start at 1."""
+        rho = self.rho.detach().new_full((vocab_size,), RHO_AT_START)
+        kept = min(vocab_size, len(self.rho))
+        rho[:kept] = self.rho.detach()[:kept]
+        self.rho = nn.Parameter(rho, requires_grad=self.rho.requires_grad)
+
+
+def as_bool(attention_mask: Tensor | None) -> Tensor | None:
+    """The padding mask as bool, `None` where nothing is padded."""
+    return None if attention_mask is None else attention_mask.to(torch.bool)
+
+
+class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
+    """A masked diffusion language model: backbone, LM head, and what its `rate_type` needs for the order of reveal.
+
+    Without labels it gives the token law `p_i(z)` and the reverse rates `v_i(z)` of a partly masked text; with labels
+    the loss, a bound on `-log P(x)` in nats per token (docs/method.md).
+    """
+
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
+
+    def __init__(self, config: LoMDMConfig):
+        super().__init__(config)
+        self.model = LoMDMModel(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size)
+        learned = config.rate_type == "learned"
+        self.phi = LoMDMOrderHead(config) if learned else None  # forward rates w, from clean text
+        self.psi = LoMDMOrderHead(config) if learned else None  # reverse rates v, from partly masked text
+        self.omega = LoMDMTokenRates(config) if config.rate_type == "token" else None  # both, with the token law
+        self.post_init()
+        self._keys_to_ignore_on_load_unexpected = None  # post_init takes over what the backbone alone may ignore
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, LoMDMTokenRates):
+            nn.init.constant_(module.rho, RHO_AT_START)
+
+    def get_output_embeddings(self) -> nn.Linear:
+        return self.lm_head
+
+    def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
+        self.lm_head = new_embeddings
+
+    def resize_token_embeddings(self, *args, **kwargs) -> nn.Embedding:
+        """As in transformers; token rates follow the vocabulary."""
+        embeddings = super().resize_token_embeddings(*args, **kwargs)
+        if self.omega is not None:
+            self.omega.resize(self.config.vocab_size)
+        return embeddings
+
+    @property
+    def num_views(self) -> int:
+        """Views per text in the loss: two where the law of the views is learned (RLOO), else one."""
+        return 2 if self.config.rate_type in ("learned", "token") else 1
+
+    @property
+    def rates_need_logits(self) -> bool:
+        """Whether reverse rates come from the logits of all positions. If not, positions can be chosen before those."""
+        return self.config.rate_type in ("token", "score")
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        quantiles: Tensor | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        bound: str | None = None,
+        output_logits: bool = True,
+        past_key_values: Cache | None = None,
+        logits_to_keep: int | None = None,
+    ) -> LoMDMOutput:
+        """Token law and rates of partly masked texts, or with `labels` the loss of clean texts.
+
+        Args:
+            input_ids: `[B, L]` int64, partly masked texts; with labels the clean texts.
+            attention_mask: `[B, L]`, 1 = real; `None` = nothing padded. Padding is never attended to nor counted.
+            labels: `[B, L]`, the clean token ids; -100 = given, neither masked nor counted.
+            quantiles: `[B]` in `(0, 1)`, fixes the number of reveals (order bound) or the local time (time bound) of
+                each text; default: stratified within the batch.
+            generator: source of masks and orders; one, or one per text (then a text does not depend on its batch).
+            bound: `"order"` or `"time"`; default `config.bound`.
+            output_logits: `False` leaves the vocabulary projection to `token_logits`.
+            past_key_values: without labels and with blocks only: a `DynamicCache()` of the blocks before, to which the
+                keys and values of `input_ids` (whole blocks, the last may be short) are added; `crop` it to take them
+                out again. `attention_mask` is then that of all positions, `[B, P + L]`.
+            logits_to_keep: outputs of the last positions alone, without labels only; default all.
+        With blocks and without labels, a block sees itself and what `input_ids` holds before it: the model's own law
+        is that of blocks with nothing masked before them.
+
+        Raises:
+            ValueError: shapes that do not agree, ids outside the vocabulary, a bound that does not exist.
+        """
+        check_read(self, labels, past_key_values, logits_to_keep)
+        if labels is None:
+            return self._denoise(input_ids, attention_mask, output_logits, past_key_values, logits_to_keep)
+        check_labels(input_ids, labels, quantiles, self.config)
+        maskable = labels != -100 if attention_mask is None else (labels != -100) & attention_mask.bool()
+        clean = torch.where(maskable, labels, input_ids).to(torch.int64)
+        return self._loss(clean, attention_mask, maskable, quantiles, generator, bound or self.config.bound)
+
+    def forward_rates(self, x: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Forward rates `w_i(x)` `[B, L]`, float32 or wider, of clean texts; differentiable in `phi` or `omega`."""
+        if self.omega is not None:
+            return self.omega().exp()[x]
+        if self.phi is None:
+            return torch.ones(x.shape, device=x.device, dtype=wide(self.lm_head.weight[:0]).dtype)
+        with torch.no_grad():
+            features = self.model(x, attention_mask, deterministic=True).last_hidden_state
+        return self._head_rates(self.phi, features, attention_mask)
+
+    def token_logits(self, hidden: Tensor) -> Tensor:
+        """The token law of hidden states, `[..., D] -> [..., V]` unnormalised, the mask token at `-inf`."""
+        logits = self.lm_head(hidden)
+        if self.omega is not None:
+            logits = logits + self.omega().to(logits.dtype)
+        logits[..., self.config.mask_token_id] = -torch.inf  # in place: a copy of [..., V] would be the largest tensor
+        return logits
+
+    def open_context(
+        self, tokens: Tensor, attention_mask: Tensor | None = None, use_cache: bool = True
+    ) -> "BlockContext":
+        """With blocks: whole blocks `[B, P]`, padded on the left, that stand before the ones to be written."""
+        return BlockContext(self, tokens, attention_mask, DynamicCache() if use_cache else None)
+
+    def _denoise(self, input_ids, attention_mask, output_logits, past_key_values, logits_to_keep) -> LoMDMOutput:
+        hidden = self.model(input_ids, attention_mask, past_key_values=past_key_values).last_hidden_state
+        rates = self._reverse_rates(hidden, attention_mask, past_key_values=past_key_values)
+        kept = slice(None if logits_to_keep is None else -logits_to_keep, None)
+        hidden, rates = hidden[:, kept], rates[:, kept]
+        logits = self.token_logits(hidden) if output_logits or self.rates_need_logits else None
+        if self.rates_need_logits:
+            rates = self.rates_of_logits(logits)
+        return LoMDMOutput(logits=logits if output_logits else None, rates=rates, last_hidden_state=hidden)
+
+    def rates_of_logits(self, logits: Tensor) -> Tensor:
+        """Reverse rates `[...]`, float32 or wider, of the token law `[..., V]` of `token_logits`."""
+        if self.omega is not None:
+            return log_rate_of_token_rates(wide(logits), self.omega()).exp()
+        return log_rate_of_scores(wide(logits)).exp()
+
+    def _reverse_rates(self, hidden, attention_mask, num_copies: int = 1, past_key_values=None) -> Tensor:
+        """Reverse rates `[C * B, L]` of hidden states `[B, C * L, D]`, 1 where they do not come from an order head."""
+        if self.psi is None:
+            return torch.cat(torch.ones_like(wide(hidden[..., 0])).chunk(num_copies, dim=1))
+        return self._head_rates(self.psi, hidden, attention_mask, num_copies, past_key_values)
+
+    def _head_rates(self, head, features, attention_mask, num_copies: int = 1, past_key_values=None) -> Tensor:
+        """Rates `[C * B, L]` from an order head and features `[B, C * L, D]`, which it does not train."""
+        features = features.detach()  # heads never reach the backbone
+        if head.layer.gradient_checkpointing and torch.is_grad_enabled():
+            features.requires_grad_()  # reentrant checkpointing drops the gradients of a layer whose input has none
+        scores = torch.cat(head(features, attention_mask, num_copies, past_key_values).chunk(num_copies, dim=1))
+        real = None if attention_mask is None else attention_mask[:, -scores.shape[1] :].bool().repeat(num_copies, 1)
+        blocks = self._blocks(scores, attention_mask)
+        # the mean score is a flat direction of NormSig, along which training drifts until the sigmoids saturate
+        return learned_rates(centre(scores, real, blocks), self.config.c1, self.config.c2, real, blocks)
+
+    def _blocks(self, values: Tensor, attention_mask: Tensor | None) -> Blocks | None:
+        """The blocks of `values` `[C * B, L]`, copies of the last `L` positions of texts with `attention_mask`."""
+        if self.config.block_size is None:
+            return None
+        length = values.shape[1] if attention_mask is None else attention_mask.shape[1]
+        position = position_ids(attention_mask, length, values.device)[:, -values.shape[1] :]
+        return lay_blocks(position.repeat(len(values) // len(position), 1), self.config.block_size)
+
+    def _loss(self, clean, attention_mask, maskable, quantiles, generator, bound) -> LoMDMOutput:
+        batch = clean.shape[0]
+        # 1. Rates of the forward process, from clean text                        w                 [B, L]
+        rates = self.forward_rates(clean, attention_mask)
+        # 2. The same quantile but independent draws for each view                seeds             [views * B]
+        if quantiles is None:
+            quantiles = stratified_quantiles(batch, generator, clean.device)
+        seeds = torch.cat([row_seeds(generator, batch, clean.device) for _ in range(self.num_views)])
+        quantiles = self.block_quantiles(quantiles, seeds[:batch], attention_mask, clean.shape[1])
+        # 3. One pass over all views, the bound term by term                      terms, log_q      [views * B, N]
+        terms, log_q, reverse = self.estimate_bound(clean, rates, maskable, quantiles, seeds, attention_mask, bound)
+        # 4. The bound, the mean over views                                       nelbo             [B]
+        main, velocity, ratio = (values.view(self.num_views, batch, -1).mean(0) for values in terms)
+        nelbo = (main + velocity).sum(-1)
+        some = block_sum(maskable.to(ratio.dtype), self._blocks(clean, attention_mask)) > 0
+        # 5. RLOO: value zero, gradient of the score                              score             [B]
+        objective, score = nelbo, None
+        if self.training and self.num_views == 2:
+            score = rloo_score(*(terms.main + terms.velocity).chunk(2), *log_q.chunk(2)).sum(-1)
+            objective = nelbo + score - score.detach()
+        # 6. Nats per maskable token
+        return LoMDMOutput(
+            loss=objective.sum() / maskable.sum().clamp(min=1),
+            nelbo=nelbo.detach(),
+            main=main.sum(-1).detach(),
+            velocity=velocity.sum(-1).detach(),
+            score=None if score is None else score.detach(),
+            rates=None if self.psi is None else reverse[:batch].detach(),
+            forward_rates=rates.detach(),
+            rate_ratio=1 + (ratio - 1).sum(-1) / some.sum(-1).clamp(min=1),  # blocks with nothing to reveal have 1
+        )
+
+    def block_quantiles(self, quantiles: Tensor, seeds: Tensor, attention_mask: Tensor | None, length: int) -> Tensor:
+        """Quantiles `[B, N]` of the blocks of texts of `length` positions, from those of the texts `[B]`."""
+        blocks = self._blocks(quantiles[:, None].expand(-1, length), attention_mask)
+        return block_quantiles(quantiles, seeds, blocks)
+
+    def estimate_bound(
+        self,
+        clean: Tensor,
+        rates: Tensor,
+        maskable: Tensor,
+        quantiles: Tensor,
+        seeds: Tensor,
+        attention_mask: Tensor | None = None,
+        bound: str | None = None,
+    ) -> tuple[BoundTerms, Tensor, Tensor]:
+        """One-draw estimates of a bound for given forward rates; the building block of the loss and of evaluation.
+
+        Args:
+            clean: `[B, L]`, clean texts. rates: `[B, L]`, `w` from `forward_rates`. maskable: `[B, L]` bool.
+            quantiles: `[B, N]` in `(0, 1)`, from `block_quantiles`. seeds: `[K * B]` int64 of the draws of `K` views of
+                each text, view after view (`row_seeds`).
+        Returns:
+            `BoundTerms` `[K * B, N]` in nats per view and block, `log q(z|x)` `[K * B, N]` of the drawn views, and the
+            reverse rates `[K * B, L]` (of masked positions alone if they need logits, else 1).
+        """
+        # 1. Partly masked views of each text                                     z                 [K * B, L]
+        num_views, bound = len(seeds) // len(clean), bound or self.config.bound
+        w, blocks = stack_views(rates, num_views), self._blocks(stack_views(clean, num_views), attention_mask)
+        view = self._draw_view(w, stack_views(maskable, num_views), quantiles, seeds, attention_mask, bound, blocks)
+        targets = stack_views(clean, num_views)
+        hidden, v = self.read_views(targets.masked_fill(view.masked, self.config.mask_token_id), clean, attention_mask)
+        # 2. The projection and the loss at masked positions only                 nll               [K * B, L]
+        losses, token_rates = self._token_losses(hidden[view.masked], targets[view.masked])
+        nll = torch.zeros_like(w).masked_scatter(view.masked, losses.to(w.dtype))
+        if self.rates_need_logits:
+            v = v.masked_scatter(view.masked, token_rates.to(v.dtype))
+        # 3. The bound, term by term
+        evaluate = order_bound if bound == "order" else time_bound
+        return evaluate(nll, w, v, view, blocks), view.log_q, v
+
+    def _token_losses(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """`-log p` of `targets` `[M]` at hidden states `[M, D]`, and reverse rates `[M]` (1 if they need no logits).
+
+        What is computed of the logits is several times as large as they are, so it is made a chunk at a time and, with
+        more than one, made again for the gradient rather than kept. The projection is made once.
+        """
+        size = max(1, CHUNK_LOGITS // self.config.vocab_size)
+        if len(hidden) <= size:
+            return self._law_losses(self.token_logits(hidden), targets)
+        parts = []
+        for rows, wanted in zip(hidden.split(size), targets.split(size), strict=True):
+            again = {"use_reentrant": False, "preserve_rng_state": False}  # nothing random in it
+            parts.append(checkpoint(self._law_losses, self.token_logits(rows), wanted, **again))
+        losses, rates = zip(*parts, strict=True)
+        return torch.cat(losses), torch.cat(rates)
+
+    def _law_losses(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        logits = wide(logits)  # [M, V]
+        losses = nn.functional.cross_entropy(logits, targets, reduction="none")
+        return losses, self.rates_of_logits(logits) if self.rates_need_logits else torch.ones_like(losses)
+
+    def read_views(self, noisy: Tensor, clean: Tensor, attention_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Hidden states `[K * B, L, D]` and reverse rates `[K * B, L]` of partly masked views `[K * B, L]` of texts.
+
+        With blocks, each block of a view sees the blocks before it as they are in `clean` `[B, L]`, which all views of
+        a text share. Rates that need logits are left at 1.
+        """
+        num_views = len(noisy) // len(clean)
+        if self.config.block_size is None:
+            attention_mask = stack_views(attention_mask, num_views)
+            hidden = self.model(noisy, attention_mask).last_hidden_state
+            return hidden, self._reverse_rates(hidden, attention_mask)
+        # psi attends to the clean text, else nothing hangs on its outputs
+        num_copies = num_views + (self.psi is not None)
+        packed = self.model(clean, attention_mask, views=noisy, views_only=self.psi is None).last_hidden_state
+        rates = self._reverse_rates(packed, attention_mask, num_copies)
+        hidden = torch.cat(packed.chunk(num_copies, dim=1))  # [C * B, L, D], the clean copy first if it is there
+        return hidden[-len(noisy) :], rates[-len(noisy) :]
+
+    def _draw_view(self, rates, maskable, quantiles, seeds, attention_mask, bound, blocks) -> View:
+        if bound not in BOUNDS:
+            raise ValueError(f"bound must be one of {BOUNDS}, got {bound!r}.")
+        num_views = len(seeds) // len(quantiles)
+        position = position_ids(attention_mask, rates.shape[1], rates.device)  # [1, L] with nothing padded
+        position = position if attention_mask is None else stack_views(position, num_views)
+        exponentials = position_exponentials(seeds, position).to(rates)
+        quantiles = stack_views(quantiles, num_views).to(rates)
+        if bound == "order":
+            return draw_order_view(rates, maskable, quantiles, exponentials, blocks)
+        # evaluation is neither cut nor clipped
+        epsilon, time_range = (self.config.time_epsilon, self.config.time_range) if self.training else (None, None)
+        return draw_time_view(rates, maskable, quantiles, exponentials, blocks, epsilon, time_range)
+
+
+@dataclass
+class BlockContext:
+    """The blocks before the ones that are being written, for a batch of texts: read once, kept as keys and values.
+
+    Those that are out of reach of the next block are dropped: a step costs the same however long the text is.
+
+    Args:
+        model: `LoMDMForMaskedDiffusion` with blocks.
+        tokens: `[B, P]`, those that no pass has put into the cache.
+        attention_mask: `[B, D + C + P]`, 1 = real, of all positions, padded on the left; `None` = all are real.
+        cache: keys and values of `C` positions; `None` = none are kept, every pass reads all tokens.
+        dropped: `D`, positions that have been in the cache.
+    """
+
+    model: LoMDMForMaskedDiffusion
+    tokens: Tensor
+    attention_mask: Tensor | None
+    cache: DynamicCache | None
+    dropped: int = 0
+
+    def read(self, input_ids: Tensor, attention_mask: Tensor | None = None, output_logits: bool = True) -> LoMDMOutput:
+        """The model's output for the next block of each text `[B, S]`, which may be partly masked."""
+        mask = self._join(input_ids, attention_mask)
+        tokens, width = torch.cat((self.tokens, input_ids), dim=1), input_ids.shape[1]
+        if self.cache is None:
+            return self.model(tokens, mask, output_logits=output_logits, logits_to_keep=width)
+        reach = -(-self.model.config.max_position_embeddings // self.model.config.block_size)
+        size = reach * self.model.config.block_size
+        while tokens.shape[1] - width > size:  # a long prompt, as much at a time as a block may see
+            chunk, tokens = tokens[:, :size], tokens[:, size:]
+            upto = None if mask is None else mask[:, : mask.shape[1] - tokens.shape[1]]
+            self.model(chunk, upto, output_logits=False, past_key_values=self.cache, logits_to_keep=1)
+            self._drop(size - self.model.config.block_size)
+        out = self.model(tokens, mask, output_logits=output_logits, past_key_values=self.cache, logits_to_keep=width)
+        self._cut(slice(None, -width))  # the block may change, what stands before it is there to stay
+        self.tokens = self.tokens[:, :0]
+        self._drop(size - self.model.config.block_size)
+        return out
+
+    def extend(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> None:
+        """Takes in a block `[B, S]` that is finished; the next pass reads it."""
+        self.attention_mask = self._join(input_ids, attention_mask)
+        self.tokens = torch.cat((self.tokens, input_ids), dim=1)
+
+    def _drop(self, keep: int) -> None:
+        """Leaves the last `keep` positions in the cache, as far as the next block sees."""
+        surplus = self.cache.get_seq_length() - keep
+        if surplus <= 0:
+            return
+        self.dropped += surplus
+        self._cut(slice(surplus, None))
+
+    def _cut(self, kept: slice) -> None:
+        """Keeps these positions of the cache; `DynamicCache.crop` does not mean the same in every transformers 5."""
+        for layer in self.cache.layers:
+            layer.keys, layer.values = layer.keys[:, :, kept], layer.values[:, :, kept]
+
+    def _join(self, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor | None:
+        if self.attention_mask is None and attention_mask is None and not self.dropped:
+            return None
+        before = self.attention_mask
+        if before is None:
+            cached = 0 if self.cache is None else self.cache.get_seq_length()
+            before = input_ids.new_ones(len(input_ids), self.dropped + cached + self.tokens.shape[1])
+        return torch.cat((before, torch.ones_like(input_ids) if attention_mask is None else attention_mask), dim=1)
+
+
+def stack_views(values: Tensor | None, num_views: int) -> Tensor | None:
+    """`[B, ...] -> [num_views * B, ...]`, view after view."""
+    return None if values is None else values.repeat(num_views, *[1] * (values.dim() - 1))
+
+
+def stratified_quantiles(batch: int, generator, device) -> Tensor:
+    """Default quantiles `[B]`: one shared offset, evenly spread; independent ones with a generator per text."""
+    if isinstance(generator, (list, tuple)):
+        return torch.cat([stratified_quantiles(1, one, device) for one in generator])
+    source = device if generator is None else generator.device
+    offset = torch.rand(1, generator=generator, device=source).to(device)
+    quantiles = (offset + torch.arange(batch, device=device) / batch) % 1
+    return quantiles.clamp(2**-25, 1 - 2**-24)  # inside (0, 1): log and floor are taken
+
+
+def check_read(model: nn.Module, labels: Tensor | None, past_key_values, logits_to_keep: int | None) -> None:
+    """Raises `ValueError` for a cache that cannot serve and for arguments of a pass without labels beside labels."""
+    if labels is not None and (past_key_values is not None or logits_to_keep is not None):
+        raise ValueError("labels exclude past_key_values and logits_to_keep: a loss reads whole texts. Leave them out.")
+    if logits_to_keep is not None and logits_to_keep < 1:
+        raise ValueError(f"logits_to_keep must be None (all) or at least 1, got {logits_to_keep}.")
+    if past_key_values is None:
+        return
+    layers = model.config.num_hidden_layers + (model.psi is not None)
+    grows = isinstance(past_key_values, DynamicCache) and len(past_key_values.layers) in (0, layers)
+    if not grows:
+        raise ValueError(
+            f"past_key_values must be a DynamicCache() made without a configuration ({layers} layers take part), got "
+            f"{type(past_key_values).__name__} of {len(past_key_values.layers)} layers."
+        )
+    if model.training and model.model.layers[0].gradient_checkpointing:
+        raise ValueError("past_key_values is dropped by gradient checkpointing in training. Call model.eval() first.")
+
+
+def check_labels(input_ids: Tensor, labels: Tensor, quantiles: Tensor | None, config: LoMDMConfig) -> None:
+    """Raises `ValueError` for labels or quantiles that do not fit the input; values are read on the CPU only."""
+    if labels.shape != input_ids.shape:
+        raise ValueError(
+            f"labels must have the shape of input_ids, {list(input_ids.shape)}, got {list(labels.shape)}. "
+            "Pass the clean token ids, -100 at given positions."
+        )
+    if quantiles is not None and quantiles.shape != input_ids.shape[:1]:
+        raise ValueError(f"quantiles must have the shape [batch={len(input_ids)}], got {list(quantiles.shape)}.")
+    if torch.compiler.is_compiling() or labels.device.type != "cpu":
+        return
+    if quantiles is not None and not ((quantiles > 0) & (quantiles < 1)).all():
+        raise ValueError(f"quantiles must be in (0, 1), got {quantiles.tolist()}.")
+    clean = torch.where(labels == -100, input_ids, labels)
+    check_ids("labels", clean, config.vocab_size)
+    if (clean == config.mask_token_id).any():
+        raise ValueError(
+            f"labels or given positions contain the mask token ({config.mask_token_id}). "
+            "Pass clean texts: the model masks them."
+        )

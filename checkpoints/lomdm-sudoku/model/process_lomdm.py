@@ -1,0 +1,398 @@
+"""The process of docs/method.md as pure tensor functions: local time, rates, draws, both bounds and the RLOO score.
+
+Everything is per text and, within a text, per block: `[B, L]` are values per position, `[B, N]` per block. Without
+`blocks` there is one window (`N = 1`). Floating values are float32 or wider; nothing here knows of a network.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+# The stream of a cut time bound spends this share of its draws on the reconstruction term (`draw_time_view`).
+RECONSTRUCTION_SHARE = 0.125
+
+
+class Blocks(NamedTuple):
+    """Which block each position belongs to: `index` `[B, L]` int64 in `[0, count)`, at most `size` positions each."""
+
+    index: Tensor
+    size: int
+    count: int
+
+
+class View(NamedTuple):
+    """One draw of a partly masked text and what the bounds need to know of it.
+
+    `masked` `[B, L]` bool; `log_q` `[B, N]`, log-probability of the draw, differentiable in the rates; `weight`
+    `[B, N]`, importance weight of the draw; `reconstruction` `[B, N]` bool, where the draw stands for the
+    reconstruction term of a cut time bound, or `None`.
+    """
+
+    masked: Tensor
+    log_q: Tensor
+    weight: Tensor
+    reconstruction: Tensor | None = None
+
+
+class BoundTerms(NamedTuple):
+    """One-draw estimates `[B, N]` in nats: `main`, `velocity` (their sum is the bound) and the rate ratio `V / W`."""
+
+    main: Tensor
+    velocity: Tensor
+    rate_ratio: Tensor
+
+
+# --------------------------------------------------------------------------------------------------------- blocks
+
+
+def lay_blocks(position: Tensor, size: int | None) -> Blocks | None:
+    """The blocks of `size` positions of texts whose positions `[B, L]` count from the first real token.
+
+    They are numbered from the block of the first column on. `None` with one window (`size=None`).
+    """
+    if size is None:
+        return None
+    index = position // size
+    return Blocks(index - index[:, :1], size, -(-position.shape[1] // size))
+
+
+def block_quantiles(quantiles: Tensor, seeds: Tensor, blocks: Blocks | None = None) -> Tensor:
+    """A quantile for each block from that of the text, `frac(q + pi_b / N)`: `[B]` -> `[B, N]`.
+
+    `pi` is a random permutation of the `N` blocks that the text reaches to: each quantile is uniform where `q` is, they
+    are stratified within the text, and quantiles that are stratified over texts or draws stay so for each block. `pi`
+    hangs on the seed alone and is independent of the draws of positions.
+
+    Args:
+        quantiles: `[B]` in `(0, 1)`. seeds: `[B]` int64.
+    """
+    if blocks is None:
+        return quantiles[:, None]
+    block = torch.arange(blocks.count, device=quantiles.device)[None]
+    some = block <= blocks.index.amax(-1, keepdim=True)  # a padded text has fewer blocks than the longest one
+    keys = position_exponentials(seeds, -1 - block)
+    order = keys.masked_fill(~some.to(keys.device), torch.inf).argsort(-1).argsort(-1).to(quantiles.device)
+    share = order / some.sum(-1, keepdim=True)
+    return ((quantiles[:, None] + share) % 1).to(quantiles.dtype).clamp(2**-25, 1 - 2**-24)
+
+
+def block_sum(values: Tensor, blocks: Blocks | None = None) -> Tensor:
+    """Sum of `values` `[B, L]` over the positions of each block: `[B, N]`."""
+    if blocks is None:
+        return values.sum(-1, keepdim=True)
+    return values.new_zeros(values.shape[0], blocks.count).scatter_add(1, blocks.index, values)
+
+
+def spread_blocks(values: Tensor, blocks: Blocks | None = None) -> Tensor:
+    """The value of its block at each position: `[B, N]` -> `[B, L]` (`[B, 1]` with one window: it broadcasts)."""
+    return values if blocks is None else values.gather(1, blocks.index)
+
+
+# ------------------------------------------------------------------------------------------- time and the schedule
+
+
+def log_local_time(time: Tensor, blocks: Blocks | None = None) -> Tensor:
+    """Log of the local time `u = clip((t - a) / (b - a), 0, 1)` of each block at time `t`.
+
+    Block `b` of `N` has the window `[a, b] = [1 - (b + 1) / N, 1 - b / N]`: the leftmost is masked last.
+
+    Args:
+        time: `[B, 1]`, times in `[0, 1]`.
+    Returns:
+        `[B, N]` in `[-inf, 0]`.
+    """
+    if blocks is None:
+        return time.log()
+    index = torch.arange(blocks.count, device=time.device)
+    return (time * blocks.count - (blocks.count - 1 - index)).clamp(0, 1).log()
+
+
+def log_mask_probability(log_u: Tensor, rates: Tensor) -> Tensor:
+    """`log(1 - alpha) = w log u`, log-probability that a position is masked at local time `u`: `[B, L]`."""
+    return rates * log_u
+
+
+def log_alpha(log_u: Tensor, rates: Tensor) -> Tensor:
+    """`log alpha = log(1 - u^w)`, log-probability that a position is still revealed at local time `u`: `[B, L]`."""
+    return torch.log(-torch.expm1(rates * log_u))
+
+
+def velocity(log_u: Tensor, rates: Tensor, num_blocks: int = 1) -> Tensor:
+    """The paper's velocity `A = -alpha' / (1 - alpha) = w / (t - a)`, per unit of global time: `[B, L]`."""
+    return num_blocks * rates * torch.exp(-log_u)
+
+
+def reveal_probability(log_u_from: Tensor, log_u_to: Tensor, rates: Tensor) -> Tensor:
+    """Probability that a masked position is revealed while local time falls from `u_from` to `u_to`.
+
+    Exact for rates that stay frozen over the step: `1 - (u_to / u_from) ** v` (docs/method.md, "ancestral step").
+
+    Args:
+        log_u_from, log_u_to: `[B, L]` or `[B, 1]`, log local times, `log_u_to <= log_u_from <= 0`; `-inf` ends it.
+        rates: `[B, L]`, reverse rates `v > 0`.
+    Returns:
+        `[B, L]` in `[0, 1]`; exactly 1 where the window ends.
+    """
+    return -torch.expm1(rates * (log_u_to - log_u_from))
+
+
+# ---------------------------------------------------------------------------------------------------------- rates
+
+
+def centre(scores: Tensor, real: Tensor | None = None, blocks: Blocks | None = None) -> Tensor:
+    """`scores` `[B, L]` minus their mean over the real positions of the block (`real` `[B, L]` bool, `None` = all)."""
+    weight = torch.ones_like(scores) if real is None else real.to(scores.dtype)
+    mean = block_sum(scores * weight, blocks) / block_sum(weight, blocks).clamp(min=1)
+    return scores - spread_blocks(mean, blocks)
+
+
+def learned_rates(
+    scores: Tensor, c1: float, c2: float, real: Tensor | None = None, blocks: Blocks | None = None
+) -> Tensor:
+    """`c1 + c2 NormSig(g)`, `NormSig(g)_i = sigmoid(g_i) - mean_j sigmoid(g_j)` (section 4 of the paper).
+
+    Args:
+        scores: `[B, L]`, `g` of an order head.
+        real: `[B, L]` bool, the positions of the mean: all that are not padding, masked, revealed or given alike.
+    Returns:
+        `[B, L]`, in `(c1 - c2, c1 + c2)` at real positions.
+    """
+    return c1 + c2 * centre(torch.sigmoid(scores), real, blocks)
+
+
+def log_rate_of_token_rates(logits: Tensor, log_omega: Tensor) -> Tensor:
+    """Log reverse rate `[...]` of GenMD4, `v = sum_y omega_y mu_y`, from its token law (docs/method.md, "GenMD4").
+
+    The law is `p_y = omega_y mu_y / v`, so that `sum_y mu_y = 1` is `1 / v = sum_y p_y / omega_y`.
+
+    Args:
+        logits: `[..., V]`, unnormalised log of the law `p` (`omega` included). log_omega: `[V]`, log token rates.
+    """
+    return logits.logsumexp(-1) - (logits - log_omega).logsumexp(-1)
+
+
+def log_rate_of_scores(logits: Tensor) -> Tensor:
+    """Log reverse rate `[...]` of SEDD, `v = sum_y s_y`, `s_y = exp(logits_y) / (V - 1)`; `logits` `[..., V]`."""
+    return logits.logsumexp(-1) - math.log(logits.shape[-1] - 1)
+
+
+# ---------------------------------------------------------------------------------------------------------- draws
+
+
+def row_seeds(generator, batch_size: int, device) -> Tensor:
+    """One 64-bit seed per text `[B]`, from no generator (the global one), one, or a list with one per text."""
+    if isinstance(generator, (list, tuple)):
+        if len(generator) != batch_size:
+            raise ValueError(
+                f"generator has {len(generator)} entries for a batch of {batch_size}. Pass one, or one per text."
+            )
+        return torch.cat([row_seeds(one, 1, device) for one in generator])
+    source = device if generator is None else generator.device
+    seeds = torch.randint(-(2**63), 2**63 - 1, (batch_size,), generator=generator, device=source, dtype=torch.int64)
+    return seeds.to(device)
+
+
+def _shift(values: Tensor, bits: int) -> Tensor:
+    # >> on int64 copies the sign bit; a hash needs zeros there
+    return (values >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _mix(values: Tensor) -> Tensor:
+    # the finaliser of splitmix64 in wrapping int64 arithmetic (constants are the unsigned ones minus 2^64)
+    values = (values ^ _shift(values, 30)) * (0xBF58476D1CE4E5B9 - 2**64)
+    values = (values ^ _shift(values, 27)) * (0x94D049BB133111EB - 2**64)
+    return values ^ _shift(values, 31)
+
+
+def position_exponentials(seeds: Tensor, position: Tensor) -> Tensor:
+    """`Exp(1)` variables that depend on the seed of the text and the unpadded position alone.
+
+    So a text alone, padded left or right, or in a larger batch sees the same draws. The uniforms behind them have 52
+    bits: float32 noise would cut the tail that small rates live in.
+
+    Args:
+        seeds: `[B]` int64. position: `[B, L]` or `[1, L]` int64, counted from the first real token.
+    Returns:
+        `[B, L]` float64 (computed on the CPU for devices without it), positive and finite.
+    """
+    device = torch.device("cpu") if seeds.device.type == "mps" else seeds.device
+    seeds, position = seeds.to(device), position.to(device)
+    bits = _mix(_mix(seeds)[:, None] + (position + 1) * (0x9E3779B97F4A7C15 - 2**64))  # [B, L]
+    # 52 bits: with one more, the largest sum with 0.5 would round to 1 and its logarithm to 0
+    return -torch.log((_shift(bits, 12).to(torch.float64) + 0.5) * 2.0**-52)
+
+
+def draw_masks(exponentials: Tensor, log_u: Tensor, rates: Tensor, maskable: Tensor) -> Tensor:
+    """Which positions are masked at local time `u`: each independently with probability `u^w`. `[B, L]` bool."""
+    return maskable & (exponentials.to(rates) > -log_mask_probability(log_u, rates))
+
+
+def log_prob_masks(
+    masked: Tensor, log_u: Tensor, rates: Tensor, maskable: Tensor, blocks: Blocks | None = None
+) -> Tensor:
+    """Log-probability `[B, N]` of the Bernoulli draw `masked` of `draw_masks`; `log_u` is `[B, L]` or `[B, 1]`."""
+    revealed = maskable & ~masked
+    log_masked = log_mask_probability(log_u, rates)
+    # the exponent is replaced before the logarithm: where() alone would let its NaN gradient through
+    log_revealed = torch.log(-torch.expm1(torch.where(revealed, log_masked, -torch.ones_like(log_masked))))
+    zero = torch.zeros_like(log_masked)
+    return block_sum(torch.where(masked, log_masked, torch.where(revealed, log_revealed, zero)), blocks)
+
+
+def draw_order(exponentials: Tensor, rates: Tensor, maskable: Tensor, blocks: Blocks | None = None) -> Tensor:
+    """Rank of reveal of each position within its block, in Plackett-Luce order with weights `w`.
+
+    Minus the log of a local masking time is `Exp(1) / w`: whoever is masked last is revealed first.
+
+    Returns:
+        `[B, L]` int64, 0 = revealed first; positions that are not maskable come after all others.
+    """
+    log_time = (exponentials.to(rates) / rates.detach()).masked_fill(~maskable, torch.inf)
+    order = log_time.argsort(dim=-1, stable=True)
+    if blocks is not None:  # sort by block, keep the order within
+        order = order.gather(1, blocks.index.gather(1, order).argsort(dim=-1, stable=True))
+    rank = order.argsort(-1)
+    if blocks is None:
+        return rank
+    count = block_sum(torch.ones_like(rank), blocks)
+    return rank - spread_blocks(count.cumsum(-1) - count, blocks)
+
+
+def log_prob_prefix(
+    rank: Tensor, num_revealed: Tensor, rates: Tensor, maskable: Tensor, blocks: Blocks | None = None
+) -> Tensor:
+    """Plackett-Luce log-probability of the first `k` reveals, `sum_{j<k} log(w_{s_j} / W_j)`.
+
+    Args:
+        rank: `[B, L]` from `draw_order`. num_revealed: `[B, N]`, `k`. rates: `[B, L]`, `w`.
+    Returns:
+        `[B, N]`, 0 where `k = 0`.
+    """
+    size, count = (rates.shape[1], 1) if blocks is None else (blocks.size, blocks.count)
+    slot = rank if blocks is None else blocks.index * blocks.size + rank.clamp(max=blocks.size - 1)
+    in_order = rates.new_zeros(rates.shape[0], count * size).scatter_add(1, slot, rates * maskable)
+    in_order = in_order.view(-1, count, size)  # [B, N, S], in order of reveal
+    remaining = in_order.flip(-1).cumsum(-1).flip(-1)  # W_j
+    drawn = (torch.arange(size, device=rates.device) < num_revealed[..., None]) & (in_order > 0)
+    one = torch.ones_like(in_order)
+    log_ratio = torch.where(drawn, in_order, one).log() - torch.where(drawn, remaining, one).log()
+    return log_ratio.sum(-1)
+
+
+def draw_order_view(
+    rates: Tensor, maskable: Tensor, quantiles: Tensor, exponentials: Tensor, blocks: Blocks | None = None
+) -> View:
+    """One state of the reveal chain: `k = floor(quantile * n)` positions revealed in a Plackett-Luce order.
+
+    Args:
+        rates: `[B, L]`, `w`. maskable: `[B, L]` bool. quantiles: `[B, N]` in `(0, 1)`. exponentials: `[B, L]`.
+    Returns:
+        A view with weight `n`, the number of maskable positions (`k` is uniform on `0..n-1`).
+    """
+    count = block_sum(maskable.to(rates.dtype), blocks)
+    revealed = torch.minimum((quantiles * count).floor(), count - 1).clamp(min=0).to(torch.int64)  # k [B, N]
+    rank = draw_order(exponentials, rates, maskable, blocks)
+    masked = maskable & (rank >= spread_blocks(revealed, blocks))
+    return View(masked, log_prob_prefix(rank, revealed, rates, maskable, blocks), count)
+
+
+def draw_time_view(
+    rates: Tensor,
+    maskable: Tensor,
+    quantiles: Tensor,
+    exponentials: Tensor,
+    blocks: Blocks | None = None,
+    epsilon: float | None = None,
+    time_range: Sequence[float] | None = None,
+) -> View:
+    """The masks at one local time `u` per block, drawn from a quantile `r`.
+
+    Uncut (`epsilon=None`): `u = r^(1/kappa)` with `kappa` half the smallest rate of the block, weight `1 / (kappa r)`
+    instead of `1/u`. The second moment of a position's term is `int kappa^-1 u^(w-kappa-1) du`: finite for
+    `kappa < w`, smallest at `kappa = w / 2`.
+    Cut (the paper's way): `u` uniform on `[epsilon, 1]`, weight `(1 - epsilon) / u`; a fixed share of the draws is
+    taken at `u = epsilon` and stands for the reconstruction term, all reweighted to stay unbiased.
+    Clipped (`time_range`, BD3-LM's training): `u` uniform on `[low, high]`, weight `1/u`: no bound any more.
+
+    Args:
+        rates: `[B, L]`, `w`. maskable: `[B, L]` bool. quantiles: `[B, N]` in `(0, 1)`. exponentials: `[B, L]`.
+    """
+    reconstruction = None
+    if time_range is not None:
+        u = time_range[0] + (time_range[1] - time_range[0]) * quantiles
+        log_u, weight = u.log(), 1 / u
+    elif epsilon is None:
+        smallest = _block_min(rates.detach().masked_fill(~maskable, torch.inf), blocks)
+        kappa = torch.where(smallest.isfinite(), smallest, torch.ones_like(smallest)) / 2
+        log_u = quantiles.log() / kappa
+        weight = 1 / (kappa * quantiles)
+    else:
+        share = RECONSTRUCTION_SHARE
+        reconstruction = quantiles < share
+        u = torch.where(reconstruction, epsilon, epsilon + (1 - epsilon) * (quantiles - share) / (1 - share))
+        log_u = u.log()
+        weight = torch.where(reconstruction, 1 / share, (1 - epsilon) / ((1 - share) * u))
+    log_u = spread_blocks(log_u, blocks)
+    masked = draw_masks(exponentials, log_u, rates.detach(), maskable)
+    return View(masked, log_prob_masks(masked, log_u, rates, maskable, blocks), weight, reconstruction)
+
+
+def _block_min(values: Tensor, blocks: Blocks | None) -> Tensor:
+    if blocks is None:
+        return values.amin(-1, keepdim=True)
+    start = values.new_full((values.shape[0], blocks.count), torch.inf)
+    return start.scatter_reduce(1, blocks.index, values, "amin")
+
+
+# --------------------------------------------------------------------------------------------------------- bounds
+
+
+def order_bound(nll: Tensor, w: Tensor, v: Tensor, view: View, blocks: Blocks | None = None) -> BoundTerms:
+    """`n sum_{masked} (w_i/W) [nll_i + log(w_i/W) - log(v_i/V)]`, the order bound at one state of the reveal chain.
+
+    Args:
+        nll: `[B, L]`, `-log p_i(x_i)` in nats, finite everywhere. w, v: `[B, L]`, forward and reverse rates.
+    """
+    w_masked, total_w, total_v = _masked_rates(w, v, view.masked, blocks)
+    some = total_w > 0  # a text without maskable positions counts as zero
+    one = torch.ones_like(total_w)
+    safe_w, safe_v = torch.where(some, total_w, one), torch.where(some, total_v, one)
+    main = block_sum(w_masked * nll, blocks) / safe_w
+    divergence = block_sum(w_masked * (w.log() - v.log()), blocks) / safe_w - safe_w.log() + safe_v.log()
+    return BoundTerms(view.weight * main, view.weight * divergence, (safe_v / safe_w).detach())
+
+
+def time_bound(nll: Tensor, w: Tensor, v: Tensor, view: View, blocks: Blocks | None = None) -> BoundTerms:
+    """`weight sum_{masked} [w_i nll_i + w_i log(w_i/v_i) - (w_i - v_i)]`, the paper's NELBO at one time.
+
+    Where the draw stands for the reconstruction term it is `weight sum_{masked} nll_i`, without velocity.
+
+    Args:
+        nll: `[B, L]`, `-log p_i(x_i)` in nats, finite everywhere. w, v: `[B, L]`, forward and reverse rates.
+    """
+    w_masked, total_w, total_v = _masked_rates(w, v, view.masked, blocks)
+    main = block_sum(w_masked * nll, blocks)
+    divergence = block_sum(w_masked * (w.log() - v.log()), blocks) - total_w + total_v
+    if view.reconstruction is not None:
+        plain = block_sum(nll * view.masked, blocks)
+        main = torch.where(view.reconstruction, plain, main)
+        divergence = torch.where(view.reconstruction, torch.zeros_like(divergence), divergence)
+    ratio = torch.where(total_w > 0, total_v / total_w.clamp(min=torch.finfo(w.dtype).tiny), torch.ones_like(total_w))
+    return BoundTerms(view.weight * main, view.weight * divergence, ratio.detach())
+
+
+def _masked_rates(w: Tensor, v: Tensor, masked: Tensor, blocks: Blocks | None) -> tuple[Tensor, Tensor, Tensor]:
+    w_masked = w * masked  # [B, L]
+    return w_masked, block_sum(w_masked, blocks), block_sum(v * masked, blocks)
+
+
+def rloo_score(bound_1: Tensor, bound_2: Tensor, log_q_1: Tensor, log_q_2: Tensor) -> Tensor:
+    """The RLOO term `sg(L1 - L2) (log q(z1|x) - log q(z2|x)) / 2` of two independent views: `[B, N]`.
+
+    Its gradient is the score part of the gradient of the mean bound (Eq. 8 and appendix E.1 of the paper); its value
+    is not part of the bound, so the loss adds `score - score.detach()`.
+    """
+    return (bound_1 - bound_2).detach() * (log_q_1 - log_q_2) / 2

@@ -1,0 +1,599 @@
+"""Text from a LoMDM: prompts to canvas, reveal step by step, texts with their order; and the one-folder Hub layout.
+
+This file travels to the Hub, where it loads without the package: it imports no sibling, components are typed `Any`.
+"""
+
+import inspect
+import json
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from diffusers import DiffusionPipeline
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
+from diffusers.utils import BaseOutput
+from huggingface_hub import HfApi
+from safetensors import safe_open
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.dynamic_module_utils import get_relative_import_files
+
+GIVEN, PADDING = -1, -2
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+WEIGHT_FILES = (WEIGHTS, INDEX, "model-*-of-*.safetensors")
+CARD = """---
+library_name: transformers
+pipeline_tag: text-generation
+tags: [lomdm, masked-diffusion, diffusers, custom_code]
+---
+
+"""
+DEFAULT_CARD = """# {name}
+
+A masked diffusion language model. This folder loads by `AutoModel.from_pretrained` and as a pipeline by
+`DiffusionPipeline.from_pretrained`, both with `trust_remote_code=True`. Nothing is recorded here about its quality.
+"""
+
+
+@dataclass
+class LoMDMPipelineOutput(BaseOutput):
+    """Output of `LoMDMPipeline`; `B` = prompts x `num_return_sequences`, the sequences of one prompt side by side.
+
+    texts: `B` strings, prompt included, cut before the first EOS after the prompt (in a template: behind its last given
+        position); `None` without a tokenizer or with `output_type="seq"`.
+    sequences: `[B, L]` int64, everything, padding at the far right.
+    order: `[B, L]` int64, 0-based step of reveal; -1 = given, -2 = padding.
+    num_forward_passes: forward passes of the model over the batch.
+    """
+
+    texts: list[str] | None
+    sequences: Tensor
+    order: Tensor
+    num_forward_passes: int
+
+
+@dataclass
+class Canvas:
+    """Texts on the host: `rows` and `order` as in the output, unpadded; `starts`, first positions behind all given."""
+
+    rows: list[list[int]]
+    order: list[list[int]]
+    starts: list[int]
+
+
+@dataclass
+class Window:
+    """What is being filled in of each row, right-padded: its next block, or as much as the model takes.
+
+    sample, order: `[B, S]` int64. attention_mask: `[B, S]`, 1 = real; `None` = nothing padded. left: masks of each row.
+    """
+
+    sample: Tensor
+    order: Tensor
+    attention_mask: Tensor | None
+    left: list[int]
+
+
+class LoMDMPipeline(DiffusionPipeline):
+    """Writes text by revealing masked positions in the order of the model's rates.
+
+    Args:
+        model: `LoMDMForMaskedDiffusion`.
+        scheduler: `LoMDMScheduler`; its configuration holds the sampler, temperature, top-p and top-k.
+        tokenizer: any transformers tokenizer whose mask token is the model's; without one, prompts and results are ids.
+    """
+
+    model_cpu_offload_seq = "model"
+    _optional_components = ["tokenizer"]
+    _callback_tensor_inputs = ["sample", "order", "rates", "revealed"]
+    loader: Callable | None = None  # set by the package; as remote code it stays None
+
+    def __init__(self, model: Any, scheduler: Any, tokenizer: Any = None):
+        super().__init__()
+        self.register_modules(model=model, scheduler=scheduler, tokenizer=tokenizer)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str | list[str] | list[list[int]] | None = None,
+        num_inference_steps: int = 256,
+        max_length: int | None = None,
+        max_new_tokens: int | None = None,
+        num_return_sequences: int = 1,
+        sampler: str | None = None,
+        temperature: float | None = None,
+        top_p: float | None = None,
+        top_k: int | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        output_type: str = "text",
+        return_dict: bool = True,
+        use_cache: bool = True,
+        callback_on_step_end: Callable | PipelineCallback | MultiPipelineCallbacks | None = None,
+        callback_on_step_end_tensor_inputs: list[str] | None = None,
+    ) -> LoMDMPipelineOutput | tuple:
+        """Continues prompts, fills templates or, without a prompt, writes freely.
+
+        Args:
+            prompt: one text, a list of texts, or a list of token id lists (these need no tokenizer). A prompt is a
+                prefix; one that contains the mask token is a template, filled in place (a model with blocks does not
+                read what stands behind the block of a mask). If the model's configuration
+                has a `bos_token_id`, a text that is a prefix gets it in front; token ids and templates are taken as
+                they are (write BOS into a template that starts a text), and without a prompt it is written too.
+            num_inference_steps: reveal steps `K`; steps with nothing left to reveal make no forward pass. A model with
+                blocks takes `K` steps for each block, a model without for each window: beyond
+                `max_position_embeddings`, the second half of a text that long is the context of the next half.
+            max_length: tokens of a row, prompt included; default `max_position_embeddings`. Behind an EOS nothing is
+                written but the rest of its block or window.
+            max_new_tokens: tokens after each prefix, in place of `max_length`.
+            num_return_sequences: results for each prompt.
+            sampler, temperature, top_p, top_k: of this call only; default those of the scheduler.
+            generator: one, or one per result (then a result does not depend on its batch); default the global one.
+            output_type: `"text"` (texts need a tokenizer) or `"seq"`.
+            return_dict: `False` returns the tuple `(texts, sequences, order, num_forward_passes)`.
+            use_cache: with blocks, keep the keys and values of finished blocks; `False` computes them in every step
+                (slower, less memory, the same text).
+            callback_on_step_end: called as `callback(pipe, step, timestep, tensors)` after every step; it may return
+                a dict with a new `sample` or `order`.
+            callback_on_step_end_tensor_inputs: which of `sample`, `order`, `rates`, `revealed` it is given, `[B, S]` of
+                the present block or window (`rates` are those of the latest forward pass); default `["sample"]`.
+        Raises:
+            ValueError: input that cannot be used, with its name, its value and the remedy; weights with NaN.
+        """
+        inputs = self._callback_inputs(callback_on_step_end, callback_on_step_end_tensor_inputs)
+        _require(output_type in ("text", "seq"), f"output_type must be 'text' or 'seq', got {output_type!r}.")
+        self._check_mask_tokens()
+        settings = {"sampler": sampler, "temperature": temperature, "top_p": top_p, "top_k": top_k}
+        changes = {name: value for name, value in settings.items() if value is not None}
+        # a scheduler of this call's own: the pipeline's is left as it is, also when the call fails
+        scheduler = type(self.scheduler).from_config(self.scheduler.config, **changes)
+        scheduler.set_timesteps(num_inference_steps)  # times stay on the host: finding a step waits for nothing
+        canvas = self._lay_out(prompt, max_length, max_new_tokens, num_return_sequences)
+        with self._model_in_use():
+            passes = self._reveal(canvas, scheduler, generator, use_cache, callback_on_step_end, inputs)
+            sequences, order = self._tensor(canvas.rows)[0], self._tensor(canvas.order, PADDING)[0]
+        texts = self._decode(canvas) if output_type == "text" and self.tokenizer is not None else None
+        result = (texts, sequences, order, passes)
+        return LoMDMPipelineOutput(*result) if return_dict else result
+
+    @property
+    def num_timesteps(self) -> int:
+        """Steps of the latest call over all its windows, no-ops included."""
+        return self._num_timesteps
+
+    def _callback_inputs(self, callback, names: list[str] | None) -> list[str]:
+        """Tensors that the callback is given: a `PipelineCallback` names them itself."""
+        known = self._callback_tensor_inputs
+        if isinstance(callback, (PipelineCallback, MultiPipelineCallbacks)):
+            names = callback.tensor_inputs
+        names = ["sample"] if names is None else list(names)
+        unknown = [name for name in names if name not in known]
+        _require(not unknown, f"callback_on_step_end_tensor_inputs must be among {known}, got {unknown}.")
+        return [] if callback is None else names
+
+    def _check_mask_tokens(self) -> None:
+        expected = self.model.config.mask_token_id
+        for name, part in (("scheduler", self.scheduler.config), ("tokenizer", self.tokenizer)):
+            token = getattr(part, "mask_token_id", None)
+            wrong = f"{name}.mask_token_id is {token}, the model's mask_token_id {expected}."
+            _require(token in (None, expected), f"{wrong} Use the {name} of this model.")
+
+    @contextmanager
+    def _model_in_use(self) -> Iterator[None]:
+        """Within this context dropout is off; behind it every module has its mode again, an offloaded model is off."""
+        training = [module for module in self.model.modules() if module.training]
+        self.model.eval()
+        try:
+            yield
+        finally:
+            for module in training:
+                module.training = True
+            self.maybe_free_model_hooks()
+
+    def _lay_out(self, prompt, max_length: int | None, max_new_tokens: int | None, repeats: int) -> Canvas:
+        """The canvas of a call: every prompt `repeats` times."""
+        counts = {"num_return_sequences": repeats, "max_length": max_length, "max_new_tokens": max_new_tokens}
+        for name, value in counts.items():
+            _require(value is None or value >= 1, f"{name} must be at least 1, got {value}.")
+        both = f"max_length={max_length} and max_new_tokens={max_new_tokens} exclude each other: pass one of them."
+        _require(max_length is None or max_new_tokens is None, both)
+        prompts, mask = [[]] if prompt is None else self._encode(prompt), self.model.config.mask_token_id
+        rows = [self._lay_out_row(i, ids, max_length, max_new_tokens) for i, ids in enumerate(prompts)]
+        rows = [list(row) for row in rows for _ in range(repeats)]
+        starts = [max((i + 1 for i, token in enumerate(row) if token != mask), default=0) for row in rows]
+        return Canvas(rows, [[GIVEN] * len(row) for row in rows], starts)
+
+    def _encode(self, prompt) -> list[list[int]]:
+        """Token ids of prompts; BOS stands in front of texts that are prefixes, if the model has one."""
+        prompt = [prompt] if isinstance(prompt, str) else prompt
+        listed = isinstance(prompt, (list, tuple)) and len(prompt) > 0
+        _require(listed, f"prompt must be None, a string or a list with at least one entry, got {prompt!r}.")
+        if all(isinstance(text, str) for text in prompt):
+            return self._tokenize(list(prompt))
+        if all(isinstance(ids, (list, tuple)) and all(isinstance(i, int) for i in ids) for ids in prompt):
+            return [list(ids) for ids in prompt]
+        wrong = f"prompt must be a list of strings or of lists of int token ids, not a mixture, got {prompt[:3]!r}."
+        raise ValueError(f"{wrong} Put a single list of ids into a list.")
+
+    def _tokenize(self, texts: list[str]) -> list[list[int]]:
+        known = self.tokenizer is not None
+        _require(known, f"prompt {texts[0]!r} is a text, which needs a tokenizer. Pass token id lists instead.")
+        bos, mask = self.model.config.bos_token_id, self.model.config.mask_token_id
+        rows = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
+        plain = [bos is None or mask in row or row[:1] == [bos] for row in rows]
+        return [row if as_it_is else [bos, *row] for row, as_it_is in zip(rows, plain, strict=True)]
+
+    def _lay_out_row(self, index: int, ids: list[int], max_length: int | None, max_new_tokens: int | None) -> list[int]:
+        """One prompt as a row of its canvas: masks behind a prefix, a template as it is."""
+        config = self.model.config
+        mask, limit = config.mask_token_id, max_length or config.max_position_embeddings
+        outside = next((i for i in ids if not 0 <= i < config.vocab_size), None)
+        problem = f"prompt {index} has the token id {outside}, outside the vocabulary of {config.vocab_size}. "
+        _require(outside is None, problem + "Use the tokenizer that the model was trained with.")
+        problem = f"prompt {index} contains the mask token ({mask}): it is a template, filled in place. "
+        remedy = f"Leave max_new_tokens={max_new_tokens} out, or take the mask token out of the prompt."
+        _require(mask not in ids or max_new_tokens is None, problem + remedy)
+        length = len(ids) if mask in ids else len(ids) + max_new_tokens if max_new_tokens else limit
+        problem = f"prompt {index} needs {len(ids)} tokens, more than the limit of {limit} (max_length or "
+        remedy = "max_position_embeddings). Shorten the prompt or pass max_new_tokens."
+        _require(len(ids) <= min(length, max_length or length), problem + remedy)
+        problem = f"prompt {index} has {len(ids)} tokens: max_length={limit} leaves nothing to write."
+        _require(length > len(ids) or mask in ids, problem)
+        return ids + [mask] * (length - len(ids))
+
+    def _decode(self, canvas: Canvas) -> list[str]:
+        """Texts of the rows, each cut before the first EOS behind all that is given."""
+        rows = [row[: self._end(row, start)] for row, start in zip(canvas.rows, canvas.starts, strict=True)]
+        return [self.tokenizer.decode(row, skip_special_tokens=True) for row in rows]
+
+    def _end(self, row: list[int], start: int) -> int:
+        """Where a row ends: at its first EOS from `start` on."""
+        bos, eos = self.model.config.bos_token_id, self.model.config.eos_token_id
+        start = max(start, int(row[0] == bos))  # a BOS that the model wrote may be its EOS token: GPT-2's is
+        return row.index(eos, start) if eos in row[start:] else len(row)
+
+    def _reveal(self, canvas: Canvas, scheduler, generator, use_cache: bool, callback, inputs: list[str]) -> int:
+        """Fills in the canvas, window after window; returns the number of forward passes."""
+        windows, steps, passes, context = self._windows(canvas.rows), len(scheduler.timesteps), 0, None
+        self._num_timesteps, seeds = steps * len(windows), _row_seeds(generator)
+        if self.model.config.block_size is not None:
+            before = [row[:first] for row, first in zip(canvas.rows, windows[0][0], strict=True)]
+            context = self.model.open_context(*self._tensor(before, left=True), use_cache)
+            context.model = self.model  # as it is here: compiled, or wrapped
+        with self.progress_bar(total=self._num_timesteps) as bar:
+            for index, (firsts, width) in enumerate(windows):
+                window = self._open(canvas.rows, firsts, width)
+                if seeds is not None:  # of the window's own: steps that other rows need there move them on
+                    generator = [torch.Generator().manual_seed(seed + index) for seed in seeds]
+                read = self.model if context is None else context.read
+                passes += self._reveal_window(window, read, scheduler, generator, callback, inputs, index * steps, bar)
+                self._close(canvas, window, firsts)
+                if all(len(row) <= first + width for row, first in zip(canvas.rows, firsts, strict=True)):
+                    break
+                if context is not None:
+                    context.extend(window.sample, window.attention_mask)
+        return passes
+
+    def _windows(self, rows: list[list[int]]) -> list[tuple[list[int], int]]:
+        """First position in each row and width of all windows. Those of a row do not hang on the other rows."""
+        config = self.model.config
+        firsts, size, limit = [0] * len(rows), config.block_size, config.max_position_embeddings
+        stride = max(1, limit // 2)  # half of a window is the context of the next
+        if size is not None:
+            firsts, stride, limit = [row.index(config.mask_token_id) // size * size for row in rows], size, size
+        longest = max(len(row) - first for row, first in zip(rows, firsts, strict=True))
+        starts = range(0, max(0, longest - limit) + stride, stride)
+        return [([first + start for first in firsts], min(limit, longest - start)) for start in starts]
+
+    def _open(self, rows: list[list[int]], firsts: list[int], width: int) -> Window:
+        parts = [row[first : first + width] for row, first in zip(rows, firsts, strict=True)]
+        sample, mask = self._tensor(parts)
+        left = [part.count(self.model.config.mask_token_id) for part in parts]
+        return Window(sample, torch.full_like(sample, GIVEN), mask, left)
+
+    def _tensor(self, rows: list, padding: int | None = None, left: bool = False) -> tuple[Tensor, Tensor | None]:
+        """Rows as `[B, L]`, padded on one side, and the mask of what is real, `None` if all is."""
+        width, device = max(map(len, rows)), self._execution_device
+        padding = _padding_token(self.model.config) if padding is None else padding
+        missing = [width - len(row) for row in rows]
+        padded = [[padding] * n * left + row + [padding] * n * (not left) for n, row in zip(missing, rows, strict=True)]
+        real = [[0] * n * left + [1] * len(row) + [0] * n * (not left) for n, row in zip(missing, rows, strict=True)]
+        values, real = (torch.tensor(lists, dtype=torch.int64, device=device) for lists in (padded, real))
+        return values, real if any(missing) else None
+
+    def _close(self, canvas: Canvas, window: Window, firsts: list[int]) -> None:
+        """Takes a finished window over into the canvas. A row with an EOS behind all that is given ends with it."""
+        filled = zip(firsts, window.sample.tolist(), window.order.tolist(), strict=True)
+        rows = zip(canvas.rows, canvas.order, canvas.starts, strict=True)
+        for (row, order, start), (first, tokens, steps) in zip(rows, filled, strict=True):
+            end = min(len(row), first + len(tokens))
+            for i in range(first, end):
+                row[i] = tokens[i - first]
+                order[i] = max(order[i], steps[i - first])  # what an earlier window revealed is given here
+            if self._end(row[:end], start) < end:
+                del row[end:], order[end:]
+
+    def _reveal_window(self, window: Window, read, scheduler, generator, callback, inputs, begin: int, bar) -> int:
+        """Fills in a window, steps counted from `begin`; returns the number of forward passes.
+
+        How many positions a step reveals is known on the host for every sampler but `ancestral`: nothing waits for
+        the device, and steps with nothing left are skipped. A callback may change the sample, so it costs a count.
+        """
+        steps, passes, finite, out, stale = len(scheduler.timesteps), 0, True, None, True
+        recount = scheduler.config.sampler == "ancestral" or "sample" in inputs
+        plain = scheduler.position_draw_needs_logits or self.model.rates_need_logits
+        for step, timestep in enumerate(scheduler.timesteps):
+            left, revealed = window.left, torch.zeros_like(window.sample, dtype=torch.bool)
+            if any(left):
+                if stale:  # else nothing was revealed, and what the model says does not hang on the time
+                    out = read(input_ids=window.sample, attention_mask=window.attention_mask, output_logits=plain)
+                    passes += 1
+                counts = [-(-n // (steps - step)) for n in left]
+                revealed, sane = self._reveal_step(window, out, scheduler, timestep, max(counts), generator)
+                window.order = torch.where(revealed, begin + step, window.order)
+                left, finite = [n - count for n, count in zip(left, counts, strict=True)], finite & sane
+                if step == 0:
+                    _check_finite(finite)
+            elif callback is None or out is None:
+                bar.update(steps - step)
+                break
+            if callback is not None:
+                tensors = {"sample": window.sample, "order": window.order, "rates": out.rates, "revealed": revealed}
+                self._call_back(callback, begin + step, timestep, window, {name: tensors[name] for name in inputs})
+            if recount:
+                left = (window.sample == self.model.config.mask_token_id).sum(1).tolist()
+            stale, window.left = left != window.left or "sample" in inputs, left
+            bar.update()
+        _check_finite(finite)
+        return passes
+
+    def _reveal_step(self, window: Window, out, scheduler, timestep, width: int, generator) -> tuple[Tensor, Tensor]:
+        """One step from the model's output: `revealed` `[B, S]` and whether all that was used is finite.
+
+        Unless the rates or the position draw need logits, positions come first and the revealed ones alone are
+        projected to the vocabulary. `width`: the most reveals in a row, for every sampler but `ancestral`.
+        """
+        sample, mask = window.sample, window.attention_mask
+        if out.logits is not None:
+            step = scheduler.step(out.logits, timestep, sample, out.rates, generator, attention_mask=mask)
+            window.sample, revealed = step.prev_sample, step.revealed
+            broken = torch.isnan(out.logits.amax(-1)) & revealed
+        else:
+            revealed = scheduler.select(out.rates, timestep, sample, generator, attention_mask=mask)
+            if scheduler.config.sampler == "ancestral":
+                rows, columns = revealed.nonzero(as_tuple=True)
+            else:
+                rows = torch.arange(len(sample), device=sample.device)[:, None]
+                columns = scheduler.revealed_columns(revealed, timestep)[:, :width]
+            logits = self.model.token_logits(out.last_hidden_state[rows, columns])
+            # rows are right-padded, so a column is a position
+            tokens = scheduler.draw_tokens(logits, rows, columns, len(sample), generator)
+            tokens = torch.where(revealed[rows, columns], tokens, sample[rows, columns])
+            window.sample = sample.index_put((rows, columns), tokens)
+            broken = torch.isnan(logits.amax(-1)) & revealed[rows, columns]
+        return revealed, torch.isfinite(out.rates).all() & ~broken.any()
+
+    def _call_back(self, callback, step: int, timestep, window: Window, tensors: dict[str, Tensor]) -> None:
+        """Calls the callback and takes over the `sample` and the `order` that it returns."""
+        known = f"Name it in callback_on_step_end_tensor_inputs, among {self._callback_tensor_inputs}."
+        for name, value in (callback(self, step, timestep, dict(tensors)) or {}).items():
+            _require(name in tensors, f"callback_on_step_end returned {name!r}, which it was not given. {known}")
+            before = tensors[name]
+            if name not in ("sample", "order"):
+                _require(value is before, f"callback_on_step_end replaced {name!r}, which is for reading: leave it.")
+                continue
+            got, expected = (f"{one.dtype} of shape {list(one.shape)}" for one in (value, before))
+            _require(got == expected, f"callback_on_step_end returned {name!r} as {got}, expected {expected}.")
+            setattr(window, name, value.to(before.device))
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs) -> "LoMDMPipeline":
+        """Loads a folder or a Hub repository; with the package installed, with the package's classes alone.
+
+        Loaded as remote code itself, this class leaves the work to diffusers, which asks for `trust_remote_code=True`.
+
+        Args:
+            pretrained_model_name_or_path: a folder or repository of `save_pretrained`, or a checkpoint of the model.
+            kwargs: `model`, `scheduler`, `tokenizer` in place of stored ones; `revision`, `token`, `cache_dir`,
+                `force_download`, `local_files_only`; the rest (`dtype`, ...) goes to the model's `from_pretrained`.
+        """
+        if cls.loader is None:
+            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        return cls.loader(cls, pretrained_model_name_or_path, **kwargs)
+
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike,
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        max_shard_size: int | str | None = None,
+        push_to_hub: bool = False,
+        model_card: str | None = None,
+        **kwargs,
+    ) -> Any:
+        """Writes one folder that loads as a model, a tokenizer and a pipeline, with its code, without the package.
+
+        Args:
+            save_directory: the target folder; files of it that are not part of the layout stay.
+            safe_serialization, variant: for callers of diffusers; nothing but plain safetensors is written.
+            max_shard_size: as in transformers, for example `"5GB"`.
+            push_to_hub: also uploads it; `repo_id` (default: the folder's name), `private`, `token`, `commit_message`
+                come in `kwargs`. Then the `CommitInfo` is returned.
+            model_card: text of `README.md`, put behind a short header unless it begins with one (`---`). Without it a
+                `README.md` that is there stays.
+        Raises:
+            ValueError: for a target that is a file or holds another pipeline, and for components that cannot travel.
+        """
+        wrong = f"safe_serialization={safe_serialization}, variant={variant!r}: only plain safetensors are written. "
+        remedy = "Leave both out; for another precision convert the model first: pipe.to(torch.bfloat16)."
+        _require(safe_serialization and variant is None, wrong + remedy)
+        target = Path(save_directory).resolve()
+        _check_target(target)
+        with _staging_folder(target) as staging:
+            self._write(staging, max_shard_size)
+            if model_card is not None or not (target / "README.md").exists():
+                (staging / "README.md").write_text(_card(model_card, target.name), encoding="utf-8")
+            written = sorted(path.relative_to(staging).as_posix() for path in staging.rglob("*") if path.is_file())
+            _move(staging, target, written)
+        return _push(target, written, keep_card=model_card is None, **kwargs) if push_to_hub else None
+
+    def push_to_hub(self, repo_id: str, **kwargs) -> Any:
+        """Uploads the folder of `save_pretrained` without keeping it; `kwargs` as there. Returns the `CommitInfo`."""
+        with tempfile.TemporaryDirectory() as folder:
+            return self.save_pretrained(Path(folder, Path(repo_id).name), push_to_hub=True, repo_id=repo_id, **kwargs)
+
+    def _write(self, folder: Path, max_shard_size: int | str | None) -> None:
+        """The layout: the model at the root with its code, and beside it what diffusers looks for."""
+        model = getattr(self.model, "_orig_mod", self.model)  # torch.compile wraps
+        wrong = f"model is a {type(model).__name__}, which cannot be saved as one folder. "
+        _require(isinstance(model, PreTrainedModel), wrong + "For PEFT adapters pass model.merge_and_unload().")
+        model.save_pretrained(folder, **({} if max_shard_size is None else {"max_shard_size": max_shard_size}))
+        _set_auto_map(folder / "config.json", model)
+        (folder / "model").mkdir()
+        shutil.copy(folder / "config.json", folder / "model")
+        _write_index(folder)
+        self.scheduler.save_pretrained(folder / "scheduler")
+        for part, place in ((model, "."), (model, "model"), (self, "."), (self.scheduler, "scheduler")):
+            _copy_code(type(part), folder / place)
+        if self.tokenizer is not None:
+            self.tokenizer.save_pretrained(folder)
+        self._write_model_index(folder, type(model))
+
+    def _write_model_index(self, folder: Path, model_class: type) -> None:
+        tokenizer = [None, None]
+        if self.tokenizer is not None:
+            tokenizer = [type(self.tokenizer).__module__.split(".")[0], type(self.tokenizer).__name__]
+            wrong = f"tokenizer is a {tokenizer[1]} of {tokenizer[0]}; a Hub folder takes those of transformers only. "
+            _require(tokenizer[0] == "transformers", wrong + "Wrap it as transformers.PreTrainedTokenizerFast.")
+        content = {
+            "_class_name": _file_and_name(type(self)),
+            "_diffusers_version": diffusers.__version__,
+            "model": _file_and_name(model_class),
+            "scheduler": _file_and_name(type(self.scheduler)),
+            "tokenizer": tokenizer,
+        }
+        _write_json(folder / "model_index.json", content)
+
+
+def _row_seeds(generator) -> list[int] | None:
+    """A seed for each row from a list of generators; `None` without a list."""
+    if not isinstance(generator, (list, tuple)):
+        return None
+    return [torch.randint(2**62, (), generator=one, device=one.device).item() for one in generator]
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+def _check_finite(finite: Tensor) -> None:
+    _require(bool(finite), "the model gave NaN or infinite rates or logits. Check its weights and its dtype.")
+
+
+def _padding_token(config) -> int:
+    """What stands at padded positions: never the mask token, which would be counted as masked."""
+    known = (token for token in (config.pad_token_id, config.eos_token_id) if token is not None)
+    return next(known, (config.mask_token_id + 1) % config.vocab_size)
+
+
+def _file_and_name(cls: type) -> list[str]:
+    return [cls.__module__.split(".")[-1], cls.__name__]
+
+
+def _write_json(path: Path, content: dict) -> None:
+    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _copy_code(cls: type, folder: Path) -> None:
+    """Copies the file of a class and the siblings that it imports; for remote code, from where it was cached."""
+    source = inspect.getfile(cls)
+    for path in (source, *get_relative_import_files(source)):
+        shutil.copy(path, folder)
+
+
+def _set_auto_map(path: Path, model: Any) -> None:
+    """Names the classes of the folder itself: remote code carries the name of the repository that it came from."""
+    config_name, model_name = (".".join(_file_and_name(type(one))) for one in (model.config, model))
+    auto_map = {"AutoConfig": config_name, "AutoModel": model_name, "AutoModelForMaskedLM": model_name}
+    _write_json(path, json.loads(path.read_text(encoding="utf-8")) | {"auto_map": auto_map})
+
+
+def _write_index(folder: Path) -> None:
+    """`model/` holds no weights, else clients fetch nothing but weights: its index points to those of the root."""
+    if (folder / INDEX).exists():
+        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+    else:
+        with safe_open(folder / WEIGHTS, "pt") as weights:
+            names = sorted(weights.keys())
+        size = (folder / WEIGHTS).stat().st_size
+        index = {"metadata": {"total_size": size}, "weight_map": dict.fromkeys(names, WEIGHTS)}
+    index["weight_map"] = {name: f"../{file}" for name, file in index["weight_map"].items()}
+    _write_json(folder / "model" / INDEX, index)
+
+
+def _card(text: str | None, name: str) -> str:
+    """A model card: `text` behind the header that tells the Hub what this is, or a minimal text."""
+    text = DEFAULT_CARD.format(name=name) if text is None else text
+    return text if text.startswith("---") else CARD + text
+
+
+def _check_target(target: Path) -> None:
+    _require(not target.exists() or target.is_dir(), f"save_directory {target} is a file. Pass a folder.")
+    index = target / "model_index.json"
+    name = json.loads(index.read_text(encoding="utf-8")).get("_class_name") if index.exists() else ["pipeline_lomdm"]
+    ours = isinstance(name, list) and name[0] == "pipeline_lomdm"
+    _require(ours, f"save_directory {target} holds another pipeline ({name}). Pass another folder.")
+
+
+@contextmanager
+def _staging_folder(target: Path) -> Iterator[Path]:
+    """A new folder beside the target, so that a rename is a move; it is gone afterwards, whatever happens."""
+    staging = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+    staging.mkdir(parents=True)
+    try:
+        yield staging
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _move(staging: Path, target: Path, written: list[str]) -> None:
+    """Moves the files into the target, a new folder as a whole, and removes weights of an earlier save."""
+    if not target.exists():
+        staging.rename(target)
+        return
+    for name in written:
+        (target / name).parent.mkdir(exist_ok=True)
+        os.replace(staging / name, target / name)
+    for stale in [path for pattern in WEIGHT_FILES for path in target.glob(pattern) if path.name not in written]:
+        stale.unlink()
+
+
+def _push(
+    folder: Path,
+    written: list[str],
+    keep_card: bool,
+    repo_id: str | None = None,
+    private: bool | None = None,
+    token: str | None = None,
+    commit_message: str = "Upload LoMDMPipeline",
+) -> Any:
+    """Uploads the written files, and removes weights of an earlier upload; a card on the Hub is kept."""
+    api = HfApi(token=token)
+    repo_id = api.create_repo(repo_id or folder.name, private=private, exist_ok=True).repo_id
+    if keep_card and api.file_exists(repo_id, "README.md"):
+        written = [name for name in written if name != "README.md"]
+    return api.upload_folder(
+        repo_id=repo_id,
+        folder_path=folder,
+        allow_patterns=written,
+        delete_patterns=list(WEIGHT_FILES),
+        commit_message=commit_message,
+    )

@@ -1,0 +1,568 @@
+"""Scheduler of LoMDM and its family: which positions are revealed in a step, then which token each of them gets.
+
+This file travels to the Hub, so it imports nothing but torch and diffusers and restates a few formulas of
+`process_lomdm.py` (docs/method.md, "sampler"); tests hold each to the original.
+
+Every draw hangs on two numbers only: a 64-bit seed of its row, drawn once per call, and its position counted from the
+first real token. So a row alone, padded, in a batch, on the plain or on the fast path gets the same tokens.
+"""
+
+import math
+from dataclasses import dataclass
+from numbers import Integral
+
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
+from diffusers.utils import BaseOutput
+from torch import Generator, Tensor
+
+RATE_SAMPLERS = ("sequential", "ancestral")
+LOGIT_SAMPLERS = ("confidence", "margin", "entropy")
+SAMPLERS = (*RATE_SAMPLERS, "random", "left_to_right", *LOGIT_SAMPLERS)
+GRIDS = ("adaptive", "uniform")
+
+# Newton steps for the adaptive grid. They approach the root from one side, so stopping early reveals a little late.
+NEWTON_STEPS = 20
+# float64 entries of one slice of a token draw (128 MB): all positions of a text at once do not fit for large V.
+SLICE_SIZE = 2**24
+
+
+@dataclass
+class LoMDMSchedulerOutput(BaseOutput):
+    """What one reveal step gives.
+
+    Args:
+        prev_sample: `[B, L]` int64, the sample at the next, earlier time.
+        revealed: `[B, L]` bool, the positions that this step revealed.
+    """
+
+    prev_sample: Tensor
+    revealed: Tensor
+
+
+class LoMDMScheduler(SchedulerMixin, ConfigMixin):
+    """Reveals masked positions step by step, from all masked (`t = 1`) to data (`t = 0`).
+
+    Args:
+        mask_token_id: id of the mask token; positions that hold it are masked. It is never drawn.
+        sampler: how positions are drawn. `"sequential"`: `ceil(remaining / steps left)` per step, without replacement
+            with weights `v` (one at a time it is the exact process). `"ancestral"`: each by itself with the
+            probability that its rate gives for the step. Reference orders, with the counts of `sequential`:
+            `"random"`, `"left_to_right"`, `"confidence"` (largest probability first), `"margin"` (largest difference
+            of the two best), `"entropy"` (lowest first), the last three of the token law as it is: temperature,
+            `top_p` and `top_k` move no position.
+        grid: times of `ancestral`. `"adaptive"`: each row chooses its step so that `remaining / steps left` reveals
+            are expected. `"uniform"`: equal steps of time (the paper's).
+        block_size: positions per block, counted from the first real token, or `None` for one window. Blocks are
+            revealed from left to right; a step goes on to the next block when it finishes one. On the adaptive grid
+            the expected reveals of a step go to the leftmost blocks first.
+        temperature: divides the logits of the token draw; 0 takes the likeliest token.
+        top_p: keep the likeliest tokens up to this probability, after `top_k`; `None` keeps all.
+        top_k: keep this many of the likeliest tokens; `None` keeps all.
+
+    Raises:
+        ValueError: if a value is out of range, with the name, the value and the remedy.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        mask_token_id: int,
+        sampler: str = "sequential",
+        grid: str = "adaptive",
+        block_size: int | None = None,
+        temperature: float = 1.0,
+        top_p: float | None = None,
+        top_k: int | None = None,
+    ):
+        _require(mask_token_id >= 0, "mask_token_id", mask_token_id, "at least 0", "tokenizer.mask_token_id")
+        _require(sampler in SAMPLERS, "sampler", sampler, f"one of {', '.join(SAMPLERS)}", "sampler='sequential'")
+        _require(grid in GRIDS, "grid", grid, f"one of {', '.join(GRIDS)}", "grid='adaptive'")
+        _require(block_size is None or block_size >= 1, "block_size", block_size, "at least 1", "None for one window")
+        finite = temperature >= 0 and math.isfinite(temperature)
+        _require(finite, "temperature", temperature, "finite and at least 0", "1.0 for the model's own law")
+        _require(top_p is None or 0 < top_p <= 1, "top_p", top_p, "above 0 and at most 1", "None to keep all tokens")
+        _require(top_k is None or top_k >= 1, "top_k", top_k, "at least 1", "None to keep all tokens")
+        self.num_inference_steps: int | None = None
+        self.timesteps: Tensor | None = None
+
+    @property
+    def position_draw_needs_logits(self) -> bool:
+        """Whether `select` needs logits. If not, positions can be chosen before the vocabulary projection."""
+        return self.config.sampler in LOGIT_SAMPLERS
+
+    @property
+    def position_draw_needs_rates(self) -> bool:
+        """Whether `select` needs the reverse rates."""
+        return self.config.sampler in RATE_SAMPLERS
+
+    def set_timesteps(self, num_inference_steps: int, device: str | torch.device | None = None) -> None:
+        """Set `timesteps` to the float32 `[K]` times `1, 1 - 1/K, ..., 1/K`; the time after the last one is 0.
+
+        Raises:
+            ValueError: if `num_inference_steps` is not a whole number of at least 1.
+        """
+        whole, remedy = isinstance(num_inference_steps, Integral), "the number of reveal steps, for example 256"
+        _require(whole, "num_inference_steps", num_inference_steps, "a whole number (int)", remedy)
+        _require(num_inference_steps >= 1, "num_inference_steps", num_inference_steps, "at least 1", remedy)
+        self.num_inference_steps = num_inference_steps
+        left = torch.arange(num_inference_steps, 0, -1, dtype=torch.float64)
+        self.timesteps = (left / num_inference_steps).to(torch.float32).to(device)
+
+    # --------------------------------------------------------------------------------------------- forward process
+
+    def alpha(self, timesteps: float | Tensor, rates: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """`alpha_i(t) = 1 - u_i(t)^w_i`, the probability that a position is not masked at time `t`.
+
+        Args:
+            timesteps: times in `[0, 1]`, one for all or one per row (`[B]` or `[B, 1]`).
+            rates: `[B, L]`, forward rates `w > 0`.
+            attention_mask: `[B, L]`, 1 = real; it matters for the windows of blocks only.
+        Returns:
+            `[B, L]` in the dtype of `rates`.
+        """
+        w = rates.to(_float64_device(rates.device)).to(torch.float64)
+        log_u = self._local_time(_times(timesteps, w), 1, *self._blocks(w, attention_mask)).log()
+        return _alpha(log_u, w).to(rates.device).to(rates.dtype)
+
+    def velocity(self, timesteps: float | Tensor, rates: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """The paper's velocity `A_i = -alpha_i' / (1 - alpha_i) = w_i / (t - a_i)` in the window `[a_i, b_i]`, else 0.
+
+        Per unit of global time; infinite at `t = a_i`. Arguments and result as in `alpha`.
+        """
+        w = rates.to(_float64_device(rates.device)).to(torch.float64)
+        block, num_blocks = self._blocks(w, attention_mask)
+        since_start = _times(timesteps, w) - (num_blocks - 1 - block) / num_blocks
+        inside = (since_start >= 0) & (since_start * num_blocks <= 1)
+        zero = torch.zeros_like(w)
+        return torch.where(inside, w / since_start, zero).to(rates.device).to(rates.dtype)
+
+    def add_noise(
+        self,
+        original_samples: Tensor,
+        rates: Tensor,
+        timesteps: float | Tensor,
+        generator: Generator | list[Generator] | None = None,
+        *,
+        attention_mask: Tensor | None = None,
+    ) -> Tensor:
+        """Mask each real position of a text by itself with probability `1 - alpha_i(t)`.
+
+        Args:
+            original_samples: `[B, L]` token ids.
+            rates: `[B, L]`, forward rates `w > 0`.
+            timesteps: times in `[0, 1]`, one for all or one per row (`[B]` or `[B, 1]`).
+            generator: one for the batch, a list with one per row, or `None` for the global one.
+            attention_mask: `[B, L]`, 1 = real; padding is never masked.
+        Returns:
+            `[B, L]`, a copy with masks.
+        """
+        self._check_shapes(original_samples, rates, attention_mask)
+        home, device = original_samples.device, _float64_device(original_samples.device)
+        seeds = _draw_seeds(len(original_samples), generator, device)
+        positions = self.positions(original_samples, attention_mask).to(device)
+        alpha = self.alpha(timesteps, rates.to(device).to(torch.float64), attention_mask)
+        masked = (_uniforms(seeds[:, None], positions) < 1 - alpha).to(home)
+        if attention_mask is not None:
+            masked &= attention_mask.bool()
+        return original_samples.masked_fill(masked, self.config.mask_token_id)
+
+    # --------------------------------------------------------------------------------------------- reverse process
+
+    @staticmethod
+    def positions(sample: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Index of each position counted from the first real token: `[B, L]` int64 (clamped at 0 on left padding)."""
+        if attention_mask is None:
+            return torch.arange(sample.shape[1], device=sample.device).expand(sample.shape)
+        return (attention_mask.bool().cumsum(1) - 1).clamp(min=0)
+
+    def select(
+        self,
+        rates: Tensor | None,
+        timestep: float | Tensor,
+        sample: Tensor,
+        generator: Generator | list[Generator] | None = None,
+        *,
+        attention_mask: Tensor | None = None,
+        logits: Tensor | None = None,
+    ) -> Tensor:
+        """Draw the positions that are revealed in the step that starts at `timestep`.
+
+        Takes one seed per row from `generator`, whatever the sampler and the number of masked positions.
+
+        Args:
+            rates: `[B, L]`, reverse rates `v > 0`; `None` is allowed for samplers without rates.
+            timestep: an entry of `timesteps`, a float or a tensor with one element.
+            sample: `[B, L]` token ids, masks among them.
+            generator: one for the batch, a list with one per row, or `None` for the global one.
+            attention_mask: `[B, L]`, 1 = real; `None` if nothing is padding.
+            logits: `[B, L, V]`, only for samplers with `position_draw_needs_logits`.
+        Returns:
+            `[B, L]` bool, a subset of the masked positions.
+        Raises:
+            ValueError: for missing input, wrong shapes, an unknown `timestep`, and, on the CPU, where looking costs no
+                synchronisation, rates that are not positive or logits that are not a law at masked positions.
+        """
+        self._check_shapes(sample, rates, attention_mask, logits)
+        home, device = sample.device, _float64_device(sample.device)
+        steps_left = self._steps_left(timestep, device)
+        seeds = _draw_seeds(len(sample), generator, device)
+        positions = self.positions(sample, attention_mask).to(device)
+        masked = (sample == self.config.mask_token_id).to(device)
+        if attention_mask is not None:
+            masked &= attention_mask.bool().to(device)
+        block, num_blocks = self._blocks(positions, attention_mask)
+        uniforms = _uniforms(seeds[:, None], positions)
+        v = self._masked_rates(rates, masked) if self.position_draw_needs_rates else None
+        if self.config.sampler == "ancestral":
+            return (masked & (uniforms < self._ancestral(v, masked, block, num_blocks, steps_left))).to(home)
+        keys = self._keys(v, uniforms, positions, masked, logits)
+        count = (masked.sum(1, keepdim=True) + steps_left - 1) // steps_left
+        return (_ranks(keys, masked, block) < count).to(home)
+
+    def revealed_columns(self, revealed: Tensor, timestep: float | Tensor) -> Tensor:
+        """Columns of the revealed positions, for gathering with fixed shapes: `[B, W]` int64.
+
+        Revealed columns come first, from left to right; a row with fewer than `W` of them is filled up with others. On
+        the CPU `W` is the largest number of reveals in a row. Elsewhere, where reading it would synchronise, it is an
+        upper bound: `ceil(L / steps left)`, or `L` for `ancestral` and for timesteps that lie on the device.
+        """
+        width = revealed.shape[1]
+        if revealed.device.type == "cpu":
+            width = int(revealed.sum(1).max()) if revealed.numel() else 0
+        elif self.config.sampler != "ancestral":
+            steps_left = self._steps_left(timestep, revealed.device)
+            width = width if isinstance(steps_left, Tensor) else -(-width // steps_left)
+        return revealed.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :width]
+
+    def draw_tokens(
+        self,
+        logits: Tensor,
+        rows: Tensor,
+        positions: Tensor,
+        batch_size: int,
+        generator: Generator | list[Generator] | None = None,
+    ) -> Tensor:
+        """Draw a token at each of the given places: inverse CDF in float64 of `softmax(logits / temperature)`.
+
+        `step` is `select` followed by this. Takes one seed per row of the batch from `generator`, also for rows without
+        a place; a draw depends on the seed of its row and on `positions` alone, not on the other places.
+
+        Args:
+            logits: `[..., V]`, at the places of the draw only.
+            rows: `[...]` int64, row in the batch of each place. `rows` and `positions` broadcast: `[B, W, V]` logits
+                go with rows `[B, 1]`.
+            positions: `[...]` int64, index of each place counted from the first real token (see `positions`).
+            batch_size: number of rows of the batch.
+            generator: one for the batch, a list with one per row, or `None` for the global one.
+        Returns:
+            `[...]` int64 token ids, never the mask token.
+        Raises:
+            ValueError: on the CPU, if logits hold NaN or +inf or leave no token.
+        """
+        device = _float64_device(logits.device)
+        seeds = _draw_seeds(batch_size, generator, device)
+        uniforms = _uniforms(seeds[rows.to(device)], positions.to(device)).expand(logits.shape[:-1])
+        tokens = [
+            self._draw(slice_, u)
+            for slice_, u in zip(_slices(logits), uniforms.reshape(-1).split(_slice_rows(logits)), strict=True)
+        ]
+        return torch.cat(tokens).reshape(logits.shape[:-1]).to(logits.device)
+
+    def step(
+        self,
+        model_output: Tensor,
+        timestep: float | Tensor,
+        sample: Tensor,
+        rates: Tensor | None = None,
+        generator: Generator | list[Generator] | None = None,
+        return_dict: bool = True,
+        *,
+        attention_mask: Tensor | None = None,
+    ) -> LoMDMSchedulerOutput | tuple[Tensor, Tensor]:
+        """Reveal positions and give each its token: `select`, then `draw_tokens`.
+
+        Args:
+            model_output: `[B, L, V]` logits, unnormalised.
+            timestep, sample, rates, generator: as in `select`.
+            return_dict: `False` returns the tuple `(prev_sample, revealed)`.
+            attention_mask: as in `select`.
+        Raises:
+            ValueError: as `select` and `draw_tokens`.
+        """
+        revealed = self.select(rates, timestep, sample, generator, attention_mask=attention_mask, logits=model_output)
+        rows = torch.arange(len(sample), device=sample.device)[:, None]
+        columns = self.revealed_columns(revealed, timestep)
+        here = revealed.gather(1, columns)
+        # columns that only fill up a row must not raise for what the model says there
+        logits = model_output[rows, columns].masked_fill(~here[..., None], 0.0)
+        positions = self.positions(sample, attention_mask).gather(1, columns)
+        tokens = self.draw_tokens(logits, rows, positions, len(sample), generator).to(sample.dtype)
+        prev_sample = sample.scatter(1, columns, torch.where(here, tokens, sample.gather(1, columns)))
+        if not return_dict:
+            return prev_sample, revealed
+        return LoMDMSchedulerOutput(prev_sample=prev_sample, revealed=revealed)
+
+    # ------------------------------------------------------------------------------------------------------- parts
+
+    def _check_shapes(
+        self, sample: Tensor, rates: Tensor | None, attention_mask: Tensor | None, logits: Tensor | None = None
+    ) -> None:
+        if sample.ndim != 2 or sample.is_floating_point():
+            raise ValueError(f"sample must be token ids [B, L], got {sample.dtype} of shape {tuple(sample.shape)}.")
+        if rates is None and self.position_draw_needs_rates:
+            raise ValueError(
+                f"rates is None, but sampler={self.config.sampler!r} draws by them. Pass the model's rates."
+            )
+        if logits is None and self.position_draw_needs_logits:
+            raise ValueError(f"logits is None, but sampler={self.config.sampler!r} ranks by them. Pass the logits.")
+        for name, value in (("rates", rates), ("attention_mask", attention_mask)):
+            if value is not None and value.shape != sample.shape:
+                raise ValueError(
+                    f"{name} must have the shape {tuple(sample.shape)} of sample, got {tuple(value.shape)}."
+                )
+        if logits is not None and (logits.ndim != 3 or logits.shape[:2] != sample.shape):
+            expected = f"[{sample.shape[0]}, {sample.shape[1]}, V]"
+            raise ValueError(
+                f"logits must have the shape {expected}, got {tuple(logits.shape)}. Pass one row per text."
+            )
+
+    def _steps_left(self, timestep: float | Tensor, device: torch.device) -> int | Tensor:
+        """`K` minus the index of `timestep`: an integer, or a 0-dim tensor if reading it would synchronise."""
+        total = self.num_inference_steps
+        if total is None:
+            raise ValueError("timesteps is None. Call set_timesteps(num_inference_steps) before the first step.")
+        if isinstance(timestep, Tensor) and timestep.numel() != 1:
+            raise ValueError(f"timestep must be one number, got shape {tuple(timestep.shape)}. Pass timesteps[i].")
+        if isinstance(timestep, Tensor) and timestep.device.type not in ("cpu", "mps"):
+            return (timestep.reshape(()) * total).round().clamp(1, total).to(device, torch.int64)
+        steps_left = float(timestep) * total
+        if not 0.5 <= steps_left <= total + 0.5 or abs(steps_left - round(steps_left)) > 0.01:
+            raise ValueError(
+                f"timestep {float(timestep)} is not in the grid of {total} steps. Pass an entry of scheduler.timesteps."
+            )
+        return round(steps_left)
+
+    def _blocks(self, positions: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, int | Tensor]:
+        """Block of each position `[B, L]` and number of blocks of each row (`[B, 1]`, or a number for all)."""
+        size = self.config.block_size
+        if size is None:
+            return torch.zeros(positions.shape, dtype=torch.int64, device=positions.device), 1
+        if attention_mask is None:
+            return self.positions(positions) // size, -(-positions.shape[1] // size)
+        attention_mask = attention_mask.to(positions.device)
+        count = (attention_mask.bool().sum(1, keepdim=True) + size - 1) // size
+        return self.positions(positions, attention_mask) // size, count
+
+    @staticmethod
+    def _local_time(time: int | Tensor, unit: int, block: Tensor, num_blocks: int | Tensor) -> Tensor:
+        """Local time `[B, L]` at `time / unit`: a grid point in whole steps ends a window at exactly 0."""
+        start = (num_blocks - 1 - block) * unit
+        return ((num_blocks * time - start).to(torch.float64) / unit).clamp(0, 1)
+
+    def _masked_rates(self, rates: Tensor, masked: Tensor) -> Tensor:
+        """Reverse rates in float64, 1 where nothing is masked, checked on the CPU."""
+        rates = rates.detach().to(masked.device).to(torch.float64)
+        rates = torch.where(masked, rates, torch.ones_like(rates))
+        if rates.device.type == "cpu" and not ((rates > 0) & rates.isfinite()).all():
+            worst = rates[~((rates > 0) & rates.isfinite())][0].item()
+            raise ValueError(f"rates must be positive and finite at masked positions, got {worst}. Check the weights.")
+        return rates
+
+    def _ancestral(
+        self, rates: Tensor, masked: Tensor, block: Tensor, num_blocks: int | Tensor, steps_left: int | Tensor
+    ) -> Tensor:
+        """Probability `[B, L]` that a masked position is revealed in this step."""
+        if self.config.grid == "adaptive":
+            return self._adaptive(rates, masked, block, steps_left)
+        total = self.num_inference_steps
+        u_from = self._local_time(steps_left, total, block, num_blocks)
+        u_to = self._local_time(steps_left - 1, total, block, num_blocks)
+        return torch.where(u_to > 0, _reveal_probability(u_from.log(), u_to.log(), rates), torch.ones_like(rates))
+
+    def _adaptive(self, rates: Tensor, masked: Tensor, block: Tensor, steps_left: int | Tensor) -> Tensor:
+        """Reveal probabilities `[B, L]` that sum to `remaining / steps left`, leftmost blocks first.
+
+        Blocks that fit into this share are revealed, the one that fits in part gets the `rho` that meets its rest.
+        """
+        size = self.config.block_size or masked.shape[1]
+        counts = torch.zeros(len(masked), -(-masked.shape[1] // size), dtype=torch.int64, device=masked.device)
+        counts = counts.scatter_add(1, block, masked.to(torch.int64))
+        before = (counts.cumsum(1) - counts).gather(1, block)
+        share = masked.sum(1, keepdim=True).to(torch.float64) / steps_left
+        fraction = ((share - before) / counts.gather(1, block).clamp(min=1)).clamp(0, 1)
+        partial = masked & (fraction > 0) & (fraction < 1)
+        goal = torch.where(partial, fraction, torch.zeros_like(fraction)).amax(1, keepdim=True)
+        within = _reveal_probability(torch.zeros_like(goal), _adaptive_log_ratio(rates, partial, goal), rates)
+        return torch.where(partial, within, fraction)
+
+    def _keys(
+        self, rates: Tensor | None, uniforms: Tensor, positions: Tensor, masked: Tensor, logits: Tensor | None
+    ) -> Tensor:
+        """Values `[B, L]` whose largest are revealed first."""
+        if self.config.sampler == "sequential":
+            return uniforms.log() / rates  # minus an exponential of rate v: ascending order is Plackett-Luce
+        if self.config.sampler == "random":
+            return uniforms
+        if self.config.sampler == "left_to_right":
+            return -positions
+        keys = torch.cat([self._sureness(slice_) for slice_ in _slices(logits)]).reshape(masked.shape)
+        if keys.device.type == "cpu" and not (keys.isfinite() | ~masked).all():
+            raise ValueError("logits give no law at a masked position (NaN or infinite). Check the model's weights.")
+        return keys
+
+    def _sureness(self, logits: Tensor) -> Tensor:
+        """How sure the token law of `[M, V]` logits is, by the measure of the sampler: `[M]`, larger is surer."""
+        law = self._without_mask_token(logits).softmax(-1)
+        if self.config.sampler == "confidence":
+            return law.amax(-1)
+        if self.config.sampler == "margin":
+            best = law.topk(2).values
+            return best[:, 0] - best[:, 1]
+        return -torch.special.entr(law).sum(-1)
+
+    def _without_mask_token(self, logits: Tensor) -> Tensor:
+        """A float64 copy of `[M, V]` logits in which the mask token has probability 0."""
+        logits = logits.detach().to(_float64_device(logits.device)).to(torch.float64, copy=True)
+        if self.config.mask_token_id < logits.shape[1]:
+            logits[:, self.config.mask_token_id] = -torch.inf
+        return logits
+
+    def _draw(self, logits: Tensor, uniforms: Tensor) -> Tensor:
+        """Tokens `[M]` at the quantiles `uniforms` `[M]` of the law of `[M, V]` logits."""
+        logits = self._without_mask_token(logits)
+        best = logits.amax(-1, keepdim=True)
+        if best.device.type == "cpu" and not best.isfinite().all():
+            raise ValueError("logits give no law at a place of the draw (NaN or infinite). Check the model's weights.")
+        if self.config.temperature == 0:
+            return logits.argmax(-1)
+        logits = (logits - best) / self.config.temperature
+        if self.config.top_k is None and self.config.top_p is None:
+            return _inverse_cdf(logits.exp(), uniforms)
+        # stable: ties, frequent in bfloat16, must not depend on the batch
+        logits, tokens = logits.sort(dim=-1, descending=True, stable=True)
+        weights = logits[:, : self.config.top_k].exp()
+        if self.config.top_p is not None:
+            total = weights.cumsum(-1)
+            weights = weights.masked_fill(total - weights >= self.config.top_p * total[:, -1:], 0.0)
+        return tokens.gather(1, _inverse_cdf(weights, uniforms)[:, None])[:, 0]
+
+
+# ---------------------------------------------------------------------------- formulas restated from process_lomdm.py
+
+
+def _alpha(log_u: Tensor, rates: Tensor) -> Tensor:
+    """`1 - u^w`, the probability that a position is not masked at local time `u`."""
+    return -torch.expm1(rates * log_u)
+
+
+def _reveal_probability(log_u_from: Tensor, log_u_to: Tensor, rates: Tensor) -> Tensor:
+    """`1 - (u_to / u_from)^v`, exact for rates that stay frozen over the step."""
+    return -torch.expm1(rates * (log_u_to - log_u_from))
+
+
+def _adaptive_log_ratio(rates: Tensor, among: Tensor, fraction: Tensor) -> Tensor:
+    """`log rho` `[B, 1]` with `sum_i (1 - rho^{v_i}) = fraction * n` over the `n` positions `among` `[B, L]`.
+
+    Newton from the `rho` that would do if all rates were the largest one. The sum is concave in `-log rho`, so every
+    step stays on that side of the root.
+
+    Args:
+        fraction: `[B, 1]` in `[0, 1)`; 0 gives 0.
+    """
+    goal = fraction * among.sum(1, keepdim=True)
+    rates = rates * among  # a rate of 0 adds nothing to the sum
+    tiny = torch.finfo(rates.dtype).tiny
+    x = -torch.log1p(-fraction) / rates.amax(1, keepdim=True).clamp(min=tiny)
+    for _ in range(NEWTON_STEPS):
+        reached = -torch.expm1(-rates * x).sum(1, keepdim=True)
+        slope = (rates * torch.exp(-rates * x)).sum(1, keepdim=True)
+        x = x + ((goal - reached) / slope.clamp(min=tiny)).clamp(min=0)
+    return -x
+
+
+def _draw_seeds(batch_size: int, generator: Generator | list[Generator] | None, device: torch.device) -> Tensor:
+    """One 64-bit seed per row `[B]`, drawn on the generator's own device."""
+    if isinstance(generator, (list, tuple)):
+        if len(generator) != batch_size:
+            raise ValueError(
+                f"generator has {len(generator)} entries for a batch of {batch_size}. Pass one, or one per row."
+            )
+        return torch.cat([_draw_seeds(1, one, device) for one in generator])
+    source = device if generator is None else generator.device
+    seeds = torch.randint(-(2**63), 2**63 - 1, (batch_size,), generator=generator, device=source)
+    return seeds.to(device, non_blocking=source.type == "cpu")  # to the host a copy without waiting is not safe
+
+
+def _shift(values: Tensor, bits: int) -> Tensor:
+    # >> on int64 copies the sign bit; a hash needs zeros there
+    return (values >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _mix(values: Tensor) -> Tensor:
+    # the finaliser of splitmix64 in wrapping int64 arithmetic (constants are the unsigned ones minus 2^64)
+    values = (values ^ _shift(values, 30)) * (0xBF58476D1CE4E5B9 - 2**64)
+    values = (values ^ _shift(values, 27)) * (0x94D049BB133111EB - 2**64)
+    return values ^ _shift(values, 31)
+
+
+def _uniforms(seeds: Tensor, positions: Tensor) -> Tensor:
+    """float64 uniforms in the open interval (0, 1), one for each pair of a seed and a position (they broadcast)."""
+    bits = _mix(_mix(seeds) + (positions + 1) * (0x9E3779B97F4A7C15 - 2**64))
+    # 52 bits: with 53 the half added below would be rounded, up to 1.0 at the top
+    return (_shift(bits, 12).to(torch.float64) + 0.5) * 2.0**-52
+
+
+# --------------------------------------------------------------------------------------------------- pure functions
+
+
+def _ranks(keys: Tensor, masked: Tensor, block: Tensor) -> Tensor:
+    """Order of reveal `[B, L]`, 0 first: masked positions first, then by block, by descending key, by column."""
+    order = keys.argsort(dim=1, descending=True, stable=True)
+    group = torch.where(masked, block, masked.shape[1])
+    order = order.gather(1, group.gather(1, order).argsort(dim=1, stable=True))
+    return order.argsort(dim=1)
+
+
+def _inverse_cdf(weights: Tensor, uniforms: Tensor) -> Tensor:
+    """First entry at which the cumulative `weights` `[M, V]` reach the share `uniforms` `[M]` of their total: `[M]`.
+
+    An entry of weight 0 is never met: the target lies strictly between 0 and the total.
+    """
+    cumulative = weights.cumsum(-1)
+    target = uniforms[:, None] * cumulative[:, -1:]
+    found = torch.searchsorted(cumulative, target)[:, 0]
+    return found.clamp(max=weights.shape[1] - 1)  # NaN, which only the CPU can look for, is not above any target
+
+
+def _slice_rows(logits: Tensor) -> int:
+    return max(1, SLICE_SIZE // logits.shape[-1])
+
+
+def _slices(logits: Tensor) -> tuple[Tensor, ...]:
+    """`[..., V]` logits as `[M, V]` slices that bound the memory of float64 work."""
+    return logits.reshape(-1, logits.shape[-1]).split(_slice_rows(logits))
+
+
+def _times(timesteps: float | Tensor, rates: Tensor) -> Tensor:
+    """Times `[1, 1]` or `[B, 1]` in float64 on the device of `rates` `[B, L]`."""
+    times = timesteps if isinstance(timesteps, Tensor) else torch.tensor(timesteps, dtype=torch.float64)
+    times = times.to(rates.device).to(torch.float64)
+    if times.numel() not in (1, len(rates)) or times.ndim > 2:
+        raise ValueError(
+            f"timesteps must be one number or one per row, got {tuple(times.shape)} for {len(rates)} rows."
+        )
+    if times.device.type == "cpu" and not ((times >= 0) & (times <= 1)).all():
+        raise ValueError(f"timesteps must lie in [0, 1], got {times.flatten().tolist()}. 0 is data, 1 is all masked.")
+    return times.reshape(-1, 1)
+
+
+def _float64_device(device: torch.device) -> torch.device:
+    # MPS has no float64, and float32 noise would cut the tail of the token law
+    return torch.device("cpu") if device.type == "mps" else device
+
+
+def _require(condition: bool, name: str, value: object, rule: str, remedy: str) -> None:
+    if not condition:
+        raise ValueError(f"{name} must be {rule}, got {value!r}. Pass {remedy}.")
