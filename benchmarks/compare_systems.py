@@ -136,7 +136,8 @@ def flops_per_token(model: PreTrainedModel, length: int) -> float:
 
     - AR: one pass, LM head at every position;
     - others: one pass per masked view (two where rates are learned, else one), LM head at half of the positions, for
-      the others are not masked; with blocks one more pass, of the clean copy, and attention over all copies;
+      the others are not masked; with blocks one more pass, of the clean copy, and attention over all copies (of the
+      clean copy, the last layer makes keys, values and queries alone unless psi reads it);
     - learned rates: besides, the clean text once without gradient, phi on it, and psi wherever the backbone is read.
     """
     config, backbone = model.config, _weights(model.base_model) - _weights(model.get_input_embeddings())
@@ -152,6 +153,9 @@ def flops_per_token(model: PreTrainedModel, length: int) -> float:
     if config.rate_type == "learned":
         flops += (6 * backbone + config.num_hidden_layers * layer * alone) / 3
         flops += 6 * _weights(model.phi) + layer * alone + copies * (6 * _weights(model.psi) + layer * keys)
+    elif config.block_size is not None:
+        last = model.base_model.layers[-1]
+        flops -= 6 * (_weights(last) - _weights(last.attention.qkv_proj)) + layer * alone
     return flops
 
 

@@ -27,6 +27,7 @@ FAMILY = {
     "mdlm": ("diffusion", "uniform", None),
     "mdlm_two_views": ("diffusion", "learned", None),
     "polynomial": ("diffusion", "learned", None),
+    "uniform_psi": ("diffusion", "learned", None),
     "sedd": ("diffusion", "score", None),
     "genmd4": ("diffusion", "token", None),
     "bd3lm_4": ("diffusion", "uniform", 4),
@@ -81,7 +82,7 @@ def test_a_scale_alone_is_lomdm(scale):
 def test_every_pair_and_every_scale_alone_has_a_folder_of_its_own():
     runs = [(scale,) for scale in SCALES] + PAIRS
     folders = [parse(*files)[2].output_dir for files in runs]
-    assert len(set(folders)) == len(folders) == 82
+    assert len(set(folders)) == len(folders) == 89
     assert {"outputs/tiny", "outputs/owt-mdlm"} <= set(folders)
     assert parse(*PAIRS[0], words=("--output_dir", "elsewhere"))[2].output_dir == "elsewhere"
 
@@ -118,7 +119,7 @@ def test_the_range_of_times_is_two_numbers_in_a_file_or_on_the_command_line(tmp_
 
 
 def test_overlays_hold_nothing_of_data_or_scale():
-    allowed = {"objective", "rate_type", "block_size", "c1", "c2"}
+    allowed = {"objective", "rate_type", "block_size", "c1", "c2", "frozen_modules"}
     assert all(read_config(system).keys() <= allowed for system in SYSTEMS)
 
 

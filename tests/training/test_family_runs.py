@@ -21,6 +21,7 @@ STEPS = {
     "mdlm": 700,
     "mdlm_two_views": 700,
     "polynomial": 700,
+    "uniform_psi": 700,
     "sedd": 700,
     "genmd4": 700,
     "bd3lm_4": 500,
