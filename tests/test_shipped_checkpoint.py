@@ -1,4 +1,4 @@
-"""The checkpoints of the repository: valid Hub folders with this version's code, small, and able to do what they say."""
+"""The checkpoints of the repository: valid Hub folders with this version's code, small, that do what they say."""
 
 from pathlib import Path
 
