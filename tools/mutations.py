@@ -264,6 +264,13 @@ MUTATIONS = (
         "hidden = hidden[:, : hidden.shape[1] - first_output] + nn",
         ATTENTION,
     ),
+    Mutation(
+        "read a few rows with the padding of the first",
+        BACKBONE,
+        "attention_mask[start : start + rows]",
+        "attention_mask[: len(hidden)]",
+        ("tests/modeling/test_modeling.py",),
+    ),
     Mutation("see beyond the context", BACKBONE, "(distance < reach) & ", "", ATTENTION),
     Mutation(
         "see the cache one block late",

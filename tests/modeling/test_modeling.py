@@ -9,6 +9,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM
 
 import oracles
 from hf_lomdm import LoMDMConfig, LoMDMForMaskedDiffusion, LoMDMModel
+from hf_lomdm.modeling import backbone_lomdm
 
 IDS = torch.tensor([[1, 3, 10, 5, 10, 7], [1, 10, 4, 2, 0, 0]])
 PADDING = (IDS != 0).long()
@@ -116,6 +117,25 @@ def test_attention_implementations_agree_with_eager(make_model, implementation, 
     # float32 rounding of another order of summation
     torch.testing.assert_close(outputs[0].logits[real], outputs[1].logits[real], atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(outputs[0].rates[real], outputs[1].rates[real], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("padding", [False, True], ids=["nothing padded", "padded"])
+@pytest.mark.parametrize("block_size", [None, 2])
+def test_rows_that_are_read_a_few_at_a_time_give_what_all_give_at_once(make_model, monkeypatch, block_size, padding):
+    model = make_model(block_size=block_size).double().eval()
+    x = torch.randint(model.config.mask_token_id, (5, 6), generator=torch.Generator().manual_seed(1))
+    mask = torch.ones_like(x)
+    mask[1, 4:] = mask[4, :3] = 0
+    mask, views = mask if padding else None, {} if block_size is None else {"views": torch.cat([x, x.flip(1)])}
+    expected, calls = model.model(x, mask, **views).last_hidden_state, []
+    monkeypatch.setattr(backbone_lomdm, "CPU_POSITIONS", 2 * expected.shape[1])
+    model.model.layers[0].register_forward_pre_hook(lambda module, inputs: calls.append(len(inputs[0])))
+    with torch.no_grad():
+        found = model.model(x, mask, **views).last_hidden_state
+    assert calls == [2, 2, 1]
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+    model.model(x, mask, **views)
+    assert calls[3:] == [5]  # with gradients the whole batch is one step of the graph
 
 
 def loss_and_gradients(model) -> list[torch.Tensor]:

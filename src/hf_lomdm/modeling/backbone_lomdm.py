@@ -16,6 +16,7 @@ from .configuration_lomdm import LoMDMConfig
 # Attention implementations that take a mask of any shape; flash attention takes padding alone.
 BLOCK_ATTENTION = ("eager", "sdpa", "flex_attention")
 QUERY_CHUNK = 256  # queries that attend together with blocks: shorter skips more keys, longer makes fewer calls
+CPU_POSITIONS = 2048  # that a CPU takes through the layers together: the states of more leave its caches
 
 
 class QueryChunk(NamedTuple):
@@ -362,15 +363,26 @@ class LoMDMModel(LoMDMPreTrainedModel):
         if views is not None:
             num_copies += len(views) // len(input_ids)
             input_ids = torch.cat((input_ids, *views.chunk(num_copies - 1)), dim=1)  # [B, (1 + K) L]
-        hidden = self.embed_tokens(input_ids)
-        mask, rotary = attention_inputs(self.config, hidden, attention_mask, num_copies, past_length)
         dropout = self.config.dropout if self.training and not deterministic else 0.0
-        for layer in self.layers[:-1]:
-            hidden = layer(hidden, mask, rotary, dropout, past_key_values=past_key_values)
-        hidden = self.layers[-1](
-            hidden, mask, rotary, dropout, past_key_values=past_key_values, first_output=first_output
-        )
-        return BaseModelOutput(last_hidden_state=self.norm(hidden))
+        rows, parts = len(input_ids) if past_key_values is not None else rows_at_once(input_ids), []
+        for start in range(0, len(input_ids), rows):
+            hidden = self.embed_tokens(input_ids[start : start + rows])
+            real = None if attention_mask is None else attention_mask[start : start + rows]
+            mask, rotary = attention_inputs(self.config, hidden, real, num_copies, past_length)
+            for layer in self.layers[:-1]:
+                hidden = layer(hidden, mask, rotary, dropout, past_key_values=past_key_values)
+            hidden = self.layers[-1](
+                hidden, mask, rotary, dropout, past_key_values=past_key_values, first_output=first_output
+            )
+            parts.append(self.norm(hidden))
+        return BaseModelOutput(last_hidden_state=parts[0] if len(parts) == 1 else torch.cat(parts))
+
+
+def rows_at_once(input_ids: Tensor) -> int:
+    """Rows of `[B, L]` that go through the layers together: on a CPU without gradients a few, else all."""
+    if input_ids.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return len(input_ids)
+    return max(1, CPU_POSITIONS // input_ids.shape[1])
 
 
 def check_inputs(input_ids: Tensor, attention_mask: Tensor | None, config: LoMDMConfig, past_length: int = 0) -> None:
