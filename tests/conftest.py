@@ -32,6 +32,8 @@ def build_model(**overrides) -> LoMDMForMaskedDiffusion:
     for head in (model.phi, model.psi):
         if head is not None:
             torch.nn.init.normal_(head.out.weight, std=1.0)
+    if model.phi is not None:
+        torch.nn.init.normal_(model.phi.given)
     torch.set_rng_state(generator_state)
     return model.eval()
 

@@ -37,8 +37,17 @@ def subsets(n: int) -> Tensor:
     return (torch.arange(2**n)[:, None] >> torch.arange(n)) % 2 == 1
 
 
-def tables(model, text: Tensor, maskable: list[int] | None = None, attention_mask: Tensor | None = None) -> Tables:
-    """Enumerate one text `[L]`; `maskable` lists the positions that are neither given nor padding (default: all)."""
+def tables(
+    model,
+    text: Tensor,
+    maskable: list[int] | None = None,
+    attention_mask: Tensor | None = None,
+    given: Tensor | None = None,
+) -> Tables:
+    """Enumerate one text `[L]`; `maskable` lists the positions that are neither given nor padding (default: all).
+
+    `given` `[L]` bool is what phi is told; default: all that is not maskable.
+    """
     positions = torch.tensor(range(len(text)) if maskable is None else maskable)
     masked = subsets(len(positions))
     states = text.repeat(len(masked), 1)
@@ -48,8 +57,14 @@ def tables(model, text: Tensor, maskable: list[int] | None = None, attention_mas
     log_law = out.logits.double().log_softmax(-1)[:, positions]
     nll = -log_law.gather(-1, text[positions].expand(len(states), -1)[..., None]).squeeze(-1)
     rows = None if attention_mask is None else attention_mask[None]
-    forward = model.forward_rates(text[None], attention_mask=rows)[0, positions]
+    given = not_in(positions, text) if given is None else given
+    forward = model.forward_rates(text[None], attention_mask=rows, given=given[None])[0, positions]
     return Tables(masked, nll, out.rates[:, positions].double(), forward.double())
+
+
+def not_in(positions, text: Tensor) -> Tensor:
+    """`[L]` bool: all positions of a text but these."""
+    return torch.ones_like(text, dtype=torch.bool).index_fill(0, torch.as_tensor(positions, dtype=torch.int64), False)
 
 
 def blocks_of(model, text: Tensor) -> list[range]:
@@ -64,8 +79,9 @@ def block_tables(model, text: Tensor, maskable: list[int] | None = None) -> list
     Bounds, probabilities and laws of a text are those of its blocks added up. Blocks with nothing maskable have none.
     """
     maskable = list(range(len(text))) if maskable is None else maskable
+    given = not_in(maskable, text)
     inside = [(block.stop, [i for i in block if i in maskable]) for block in blocks_of(model, text)]
-    return [tables(model, text[:stop], positions) for stop, positions in inside if positions]
+    return [tables(model, text[:stop], positions, given=given[:stop]) for stop, positions in inside if positions]
 
 
 def add_up(function, parts: list[Tables], *args, **options) -> Tensor | tuple[Tensor, ...]:
@@ -326,8 +342,9 @@ def vivid(model, seed: int = 3):
     """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for name, parameter in model.double().named_parameters():
-            ends = {"out.weight": 4.0, "rho": 1.5}  # of the order heads and the token rates
+        named = model.double().named_parameters()
+        for name, parameter in sorted(named, key=lambda item: item[0].endswith("given")):  # last: leaves the others
+            ends = {"out.weight": 4.0, "rho": 1.5, "given": 4.0}  # of the order heads and the token rates
             spread = next((ends[end] for end in ends if name.endswith(end)), 0.8 if parameter.dim() > 1 else 0.1)
             centre = 0.0 if parameter.dim() > 1 else parameter
             noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)

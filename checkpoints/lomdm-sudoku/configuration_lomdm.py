@@ -37,6 +37,8 @@ class LoMDMConfig(PreTrainedConfig):
         time_range: only for training by the time bound, BD3-LM's clipped schedule: uniform local times in `[low, high]`
             within `[0, 1]`, each with the weight `1/u` that it has in the bound and no correction for the rest, so that
             the training loss is no bound then. Evaluation is never clipped.
+        num_views: masked views of each text in the training loss; `None` is two where forward rates are learned
+            (`"learned"`, `"token"`: RLOO takes two, no other number is allowed) and else one.
         dropout: of both residual branches of every backbone layer in training. The order heads have none.
         rope_theta: base of the rotary position embedding.
         layer_norm_eps: of every LayerNorm.
@@ -69,6 +71,7 @@ class LoMDMConfig(PreTrainedConfig):
         bound: str = "order",
         time_epsilon: float | None = None,
         time_range: list[float] | None = None,
+        num_views: int | None = None,
         dropout: float = 0.1,
         rope_theta: float = 10000.0,
         layer_norm_eps: float = 1e-5,
@@ -90,6 +93,7 @@ class LoMDMConfig(PreTrainedConfig):
         self.bound = bound
         self.time_epsilon = time_epsilon
         self.time_range = time_range
+        self.num_views = num_views
         self.dropout = dropout
         self.rope_theta = rope_theta
         self.layer_norm_eps = layer_norm_eps
@@ -134,6 +138,12 @@ def _check_process(config) -> None:
         raise ValueError(
             f"c1 > c2 >= 0 is needed for positive rates, got c1={config.c1} and c2={config.c2}. "
             "The paper's best values are c1=0.7, c2=0.65."
+        )
+    paired = config.rate_type in ("learned", "token")
+    if config.num_views is not None and not (config.num_views == 2 if paired else config.num_views >= 1):
+        raise ValueError(
+            f"num_views must be None or {'2 with learned forward rates (RLOO)' if paired else 'at least 1'}, got "
+            f"{config.num_views} with rate_type={config.rate_type!r}."
         )
     if config.time_epsilon is not None and not 0 < config.time_epsilon < 1:
         raise ValueError(f"time_epsilon must be None or in (0, 1), got {config.time_epsilon}. The paper uses 1e-3.")

@@ -279,7 +279,8 @@ def test_a_half_written_last_line_is_dropped(interrupted, monkeypatch, keep):
     seen = count_rows(monkeypatch)
     resumed = evaluate(model, rows, batch_tokens=12, parts_file=parts)
     assert sorted(seen) == [3, 4, 5, 6, 7, 8]
-    assert resumed["per_text"] == evaluate(model, rows, batch_tokens=12)["per_text"]
+    whole = evaluate(model, rows, batch_tokens=12)  # in other batches: equal but for the last digit
+    assert resumed["per_text"] == {name: pytest.approx(values, rel=1e-5) for name, values in whole["per_text"].items()}
     assert all(json.loads(line) for line in parts.read_text().splitlines())
 
 

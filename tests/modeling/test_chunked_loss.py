@@ -16,8 +16,10 @@ SYSTEMS = [
 
 def loss_and_gradients(model) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     ids = torch.randint(3, 10, (6, 16), generator=torch.Generator().manual_seed(1))
+    labels = ids.clone()
+    labels[:, 0] = -100  # a given position, for the weights that read it
     model.zero_grad()
-    loss = model.train()(input_ids=ids, labels=ids, generator=torch.Generator().manual_seed(2)).loss
+    loss = model.train()(input_ids=ids, labels=labels, generator=torch.Generator().manual_seed(2)).loss
     loss.backward()
     return loss.detach(), {name: weight.grad.clone() for name, weight in model.named_parameters()}
 

@@ -113,6 +113,23 @@ def test_value_of_the_training_loss_is_the_bound(build, rate_type, block_size, b
     torch.testing.assert_close(trained.loss, evaluated.loss, **EXACT)
 
 
+@pytest.mark.parametrize(("rate_type", "num_views"), [("uniform", 2), ("score", 3)])
+@bounds
+def test_views_of_fixed_forward_rates_are_averaged_in_value_and_gradient(build, rate_type, num_views, bound):
+    text = torch.tensor([0, 2, 1]).expand(5, -1)
+    options = {"input_ids": text, "labels": text, "quantiles": torch.linspace(0.1, 0.9, 5), "bound": bound}
+    model, generator = build(rate_type, None, num_views=num_views).train(), torch.Generator().manual_seed(0)
+    together = model(**options, generator=generator)
+    together.loss.backward()
+    alone, generator = build(rate_type, None).train(), torch.Generator().manual_seed(0)
+    single = [alone(**options, generator=generator) for _ in range(num_views)]
+    (sum(out.loss for out in single) / num_views).backward()
+    assert (single[0].nelbo - single[1].nelbo).abs().max() > 0.1 and together.score is None
+    torch.testing.assert_close(together.nelbo, sum(out.nelbo for out in single) / num_views, **EXACT)
+    for found, expected in zip(model.parameters(), alone.parameters(), strict=True):
+        torch.testing.assert_close(found.grad, expected.grad, **EXACT)
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("rate_type", ["learned", "token"])
 @bounds
@@ -142,6 +159,20 @@ def test_given_positions_condition_the_bound_and_are_not_counted(build, rate_typ
     assert_mean(out.main, main)
     assert_mean(out.nelbo, main + velocity)
     torch.testing.assert_close(out.loss, out.nelbo.mean() / 4, **EXACT)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("block_size", [None, 3])
+def test_phi_is_told_which_positions_are_given(build, block_size):
+    model, text = build("learned", block_size), torch.tensor([[0, 2, 1, 1, 2, 0]])
+    given = torch.tensor([[True, False, False, False, False, False]])
+    told, untold = model.forward_rates(text, given=given), model.forward_rates(text)
+    assert (told - untold)[:, 1:3].abs().max() > 0.01  # the rates of the others hang on it
+    torch.testing.assert_close(model.forward_rates(text, given=torch.zeros_like(given)), untold, **EXACT)
+    labels = text.masked_fill(given, -100)
+    torch.testing.assert_close(model(input_ids=text, labels=labels).forward_rates, told, **EXACT)
+    torch.nn.init.zeros_(model.phi.given)  # as at the start of training
+    torch.testing.assert_close(model.forward_rates(text, given=given), untold, **EXACT)
 
 
 # Systems that are special cases of each other

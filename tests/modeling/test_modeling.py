@@ -22,7 +22,7 @@ def test_default_size_is_mdlm_small_without_its_conditioning_plus_two_heads():
     norm_biases = 25 * 768  # MDLM has them in its modulation
     block = 4 * 768**2 + 8 * 768**2 + 3072 + 768 + 4 * 768
     head = block + 2 * 768 + 768**2 + 768 + 768
-    assert model.num_parameters() == 169_627_218 - conditioning + norm_biases + 2 * head
+    assert model.num_parameters() == 169_627_218 - conditioning + norm_biases + 2 * head + 768
 
 
 def test_at_the_start_all_rates_are_c1():
@@ -52,7 +52,9 @@ def test_one_call_of_the_model_reaches_all_parameters(make_model, rate_type, blo
     # data parallel and sharded training see `forward` alone and wait for every gradient
     model = make_model(rate_type=rate_type, block_size=block_size, bound=bound).train()
     ids = IDS.clamp(max=9)
-    model(input_ids=ids, labels=ids, generator=torch.Generator().manual_seed(0)).loss.backward()
+    labels = ids.clone()
+    labels[:, 0] = -100  # given: phi reads it
+    model(input_ids=ids, labels=labels, generator=torch.Generator().manual_seed(0)).loss.backward()
     untouched = [name for name, parameter in model.named_parameters() if parameter.grad is None]
     silent = [name for name, parameter in model.named_parameters() if not parameter.grad.abs().sum() > 0]
     assert not untouched and not silent
@@ -222,6 +224,8 @@ def test_the_compiled_network_gives_the_same_numbers(make_model):
         ({"time_epsilon": 1.5}, "time_epsilon"),
         ({"mask_token_id": 11}, "mask_token_id must be in"),
         ({"mask_token_id": None}, "mask_token_id must be the id"),
+        ({"num_views": 1}, "num_views must be None or 2 .*, got 1 with rate_type='learned'"),
+        ({"num_views": 0, "rate_type": "uniform"}, "num_views must be None or at least 1, got 0"),
         ({"block_size": 0}, "block_size must be None .* got 0"),
         ({"block_size": 1}, "block_size=1 leaves nothing to order.*rate_type='uniform'"),
         ({"bound": "time", "time_range": [0.0, 0.5]}, "time_range must be .* got \\[0.0, 0.5\\]"),

@@ -20,12 +20,13 @@ PAIRS += [(SUDOKU, system) for system in SYSTEMS if system.stem != "ar"]
 TOKEN_IDS = {"vocab_size": 40, "mask_token_id": 4, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 
 BEST = (0.7, 0.65)  # c1 and c2 of the paper
-LEVELS = {"mdlm_two_views": (1.0, 0.0), "polynomial": (0.7, 0.0)}  # c1 and c2 of the controls
+LEVELS = {"polynomial": (0.7, 0.0)}  # c1 and c2 of a control
+VIEWS = {"mdlm_two_views": 2}
 # DESIGN of the family: what each system is, by objective, rate_type and block_size.
 FAMILY = {
     "lomdm": ("diffusion", "learned", None),
     "mdlm": ("diffusion", "uniform", None),
-    "mdlm_two_views": ("diffusion", "learned", None),
+    "mdlm_two_views": ("diffusion", "uniform", None),
     "polynomial": ("diffusion", "learned", None),
     "uniform_psi": ("diffusion", "learned", None),
     "sedd": ("diffusion", "score", None),
@@ -68,6 +69,7 @@ def test_every_pair_is_the_model_of_its_system_at_the_size_of_its_scale(scale):
             assert isinstance(config, LoMDMConfig) and config.dropout == sizes["dropout"]
             assert (config.rate_type, config.block_size, config.bound) == (rate_type, block_size, "order")
             assert (config.c1, config.c2) == LEVELS.get(system.stem, BEST)
+            assert config.num_views == VIEWS.get(system.stem)
         for name in ("hidden_size", "num_hidden_layers", "num_attention_heads"):
             assert getattr(config, name) == sizes[name]
         assert config.max_position_embeddings == sizes["max_length"] == data_args.max_length
@@ -119,7 +121,7 @@ def test_the_range_of_times_is_two_numbers_in_a_file_or_on_the_command_line(tmp_
 
 
 def test_overlays_hold_nothing_of_data_or_scale():
-    allowed = {"objective", "rate_type", "block_size", "c1", "c2", "frozen_modules"}
+    allowed = {"objective", "rate_type", "block_size", "c1", "c2", "num_views", "frozen_modules"}
     assert all(read_config(system).keys() <= allowed for system in SYSTEMS)
 
 

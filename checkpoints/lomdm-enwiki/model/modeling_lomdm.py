@@ -55,7 +55,7 @@ class LoMDMOutput(ModelOutput):
         loss: scalar, nats per maskable token; its value is the bound, its gradient that of section 2 (RLOO).
         rates: `[B, L]`, the reverse rates of the first view, with an order head; else `None`.
         nelbo, main, velocity: `[B]`, nats per text; `nelbo = main + velocity`.
-        score: `[B]`, the RLOO term whose gradient is in the loss (its value is not); `None` with a single view.
+        score: `[B]`, the RLOO term whose gradient is in the loss (its value is not); `None` where it has none.
         forward_rates: `[B, L]` float32, `w_i(x) > 0`.
         rate_ratio: `[B]`, `V / W` over the masked positions, 1 when the reverse rates fit the forward ones.
     """
@@ -77,11 +77,16 @@ class LoMDMOrderHead(nn.Module):
 
     The last layer starts at zero, so that all rates start at `c1`, and has no bias: the mean score of a block is a flat
     direction of `NormSig` (docs/method.md, "order heads").
+
+    Args:
+        reads_given: for `phi`, to which a clean text looks the same at given positions as at others: a vector, zero at
+            the start, is added there. `psi` sees which positions are masked.
     """
 
-    def __init__(self, config: LoMDMConfig):
+    def __init__(self, config: LoMDMConfig, reads_given: bool = False):
         super().__init__()
         self.config = config
+        self.given = nn.Parameter(torch.zeros(config.hidden_size)) if reads_given else None
         self.layer = LoMDMLayer(config, layer_index=config.num_hidden_layers)  # behind the backbone's in a cache
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
@@ -95,8 +100,14 @@ class LoMDMOrderHead(nn.Module):
         attention_mask: Tensor | None = None,
         num_copies: int = 1,
         past_key_values: Cache | None = None,
+        given: Tensor | None = None,
     ) -> Tensor:
-        """Scores `[B, C * L]`, float32 or wider, of features `[B, C * L, D]`; arguments as in `LoMDMModel`."""
+        """Scores `[B, C * L]`, float32 or wider, of features `[B, C * L, D]`; arguments as in `LoMDMModel`.
+
+        `given`: `[B, L]` bool, the given positions, for a head that reads them; `None` = none.
+        """
+        if given is not None:
+            features = features + (given[..., None] * self.given).to(features.dtype)  # [B, L, D]
         past_length = 0 if past_key_values is None else past_key_values.get_seq_length(self.config.num_hidden_layers)
         mask, rotary = attention_inputs(self.config, features, attention_mask, num_copies, past_length)
         hidden = self.layer(features, mask, rotary, past_key_values=past_key_values)
@@ -143,7 +154,7 @@ class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
         self.model = LoMDMModel(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size)
         learned = config.rate_type == "learned"
-        self.phi = LoMDMOrderHead(config) if learned else None  # forward rates w, from clean text
+        self.phi = LoMDMOrderHead(config, reads_given=True) if learned else None  # forward rates w, from clean text
         self.psi = LoMDMOrderHead(config) if learned else None  # reverse rates v, from partly masked text
         self.omega = LoMDMTokenRates(config) if config.rate_type == "token" else None  # both, with the token law
         self.post_init()
@@ -154,6 +165,8 @@ class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, LoMDMTokenRates):
             nn.init.constant_(module.rho, RHO_AT_START)
+        elif isinstance(module, LoMDMOrderHead) and module.given is not None:
+            nn.init.zeros_(module.given)
 
     def get_output_embeddings(self) -> nn.Linear:
         return self.lm_head
@@ -169,9 +182,14 @@ class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
         return embeddings
 
     @property
+    def learns_forward_rates(self) -> bool:
+        """Whether the law of the views is learned, so that the loss has a score term."""
+        return self.config.rate_type in ("learned", "token")
+
+    @property
     def num_views(self) -> int:
-        """Views per text in the loss: two where the law of the views is learned (RLOO), else one."""
-        return 2 if self.config.rate_type in ("learned", "token") else 1
+        """Masked views of each text in the loss: `config.num_views`, else two for RLOO and one without it."""
+        return self.config.num_views or (2 if self.learns_forward_rates else 1)
 
     @property
     def rates_need_logits(self) -> bool:
@@ -219,15 +237,19 @@ class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
         clean = torch.where(maskable, labels, input_ids).to(torch.int64)
         return self._loss(clean, attention_mask, maskable, quantiles, generator, bound or self.config.bound)
 
-    def forward_rates(self, x: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """Forward rates `w_i(x)` `[B, L]`, float32 or wider, of clean texts; differentiable in `phi` or `omega`."""
+    def forward_rates(self, x: Tensor, attention_mask: Tensor | None = None, given: Tensor | None = None) -> Tensor:
+        """Forward rates `w_i(x)` `[B, L]`, float32 or wider, of clean texts; differentiable in `phi` or `omega`.
+
+        `given`: `[B, L]` bool, the positions that are never masked (`phi` may put what follows from them first);
+        `None` = none.
+        """
         if self.omega is not None:
             return self.omega().exp()[x]
         if self.phi is None:
             return torch.ones(x.shape, device=x.device, dtype=wide(self.lm_head.weight[:0]).dtype)
         with torch.no_grad():
             features = self.model(x, attention_mask, deterministic=True).last_hidden_state
-        return self._head_rates(self.phi, features, attention_mask)
+        return self._head_rates(self.phi, features, attention_mask, given=given)
 
     def token_logits(self, hidden: Tensor) -> Tensor:
         """The token law of hidden states, `[..., D] -> [..., V]` unnormalised, the mask token at `-inf`."""
@@ -265,12 +287,15 @@ class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
             return torch.cat(torch.ones_like(wide(hidden[..., 0])).chunk(num_copies, dim=1))
         return self._head_rates(self.psi, hidden, attention_mask, num_copies, past_key_values)
 
-    def _head_rates(self, head, features, attention_mask, num_copies: int = 1, past_key_values=None) -> Tensor:
+    def _head_rates(
+        self, head, features, attention_mask, num_copies: int = 1, past_key_values=None, given=None
+    ) -> Tensor:
         """Rates `[C * B, L]` from an order head and features `[B, C * L, D]`, which it does not train."""
         features = features.detach()  # heads never reach the backbone
         if head.layer.gradient_checkpointing and torch.is_grad_enabled():
             features.requires_grad_()  # reentrant checkpointing drops the gradients of a layer whose input has none
-        scores = torch.cat(head(features, attention_mask, num_copies, past_key_values).chunk(num_copies, dim=1))
+        scores = head(features, attention_mask, num_copies, past_key_values, given)
+        scores = torch.cat(scores.chunk(num_copies, dim=1))
         real = None if attention_mask is None else attention_mask[:, -scores.shape[1] :].bool().repeat(num_copies, 1)
         blocks = self._blocks(scores, attention_mask)
         # the mean score is a flat direction of NormSig, along which training drifts until the sigmoids saturate
@@ -287,7 +312,7 @@ class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
     def _loss(self, clean, attention_mask, maskable, quantiles, generator, bound) -> LoMDMOutput:
         batch = clean.shape[0]
         # 1. Rates of the forward process, from clean text                        w                 [B, L]
-        rates = self.forward_rates(clean, attention_mask)
+        rates = self.forward_rates(clean, attention_mask, given=~maskable)
         # 2. The same quantile but independent draws for each view                seeds             [views * B]
         if quantiles is None:
             quantiles = stratified_quantiles(batch, generator, clean.device)
@@ -301,7 +326,7 @@ class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
         some = block_sum(maskable.to(ratio.dtype), self._blocks(clean, attention_mask)) > 0
         # 5. RLOO: value zero, gradient of the score                              score             [B]
         objective, score = nelbo, None
-        if self.training and self.num_views == 2:
+        if self.training and self.learns_forward_rates:
             score = rloo_score(*(terms.main + terms.velocity).chunk(2), *log_q.chunk(2)).sum(-1)
             objective = nelbo + score - score.detach()
         # 6. Nats per maskable token

@@ -177,7 +177,7 @@ class OrderAdapter(LoMDMForMaskedDiffusion):
     def __init__(self, config: OrderAdapterConfig, base: PreTrainedModel):
         super(LoMDMForMaskedDiffusion, self).__init__(config)  # neither its backbone nor its LM head are made
         check_base(base, config)
-        self.phi = LoMDMOrderHead(config)
+        self.phi = LoMDMOrderHead(config, reads_given=True)
         self.psi = LoMDMOrderHead(config)
         self.omega = None
         self.post_init()

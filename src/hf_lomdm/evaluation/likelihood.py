@@ -82,7 +82,7 @@ def nelbo(
     _check_density(density, bound, num_orders)
     maskable, clean = clean_texts(model, input_ids, attention_mask, labels)
     with evaluating(model):
-        rates = model.forward_rates(clean, attention_mask)
+        rates = model.forward_rates(clean, attention_mask, given=~maskable)
         texts = (model, clean, rates, maskable, attention_mask)
         if num_orders is None:
             replicates = _one_view_replicates(*texts, bound, num_samples, generator, density)
@@ -132,7 +132,7 @@ def loss_by_share(
     some = block_sum(maskable.long(), _blocks(model, clean, attention_mask)).cpu() > 0  # [B, N]
     sums = []
     with evaluating(model):
-        rates = model.forward_rates(clean, attention_mask)
+        rates = model.forward_rates(clean, attention_mask, given=~maskable)
         for number in range(bins):
             seeds = torch.cat([row_seeds(generators, len(clean), clean.device) for _ in range(2)])
             offset = torch.stack([torch.rand((), generator=one, dtype=torch.float64) for one in generators])

@@ -265,7 +265,7 @@ class _OrderReport:
         return (position.expand_as(batch.clean) % self.width if batch.blocks else position.expand_as(batch.clean)).cpu()
 
     def add(self, batch: Batch, generators: list[torch.Generator], num_samples: int) -> None:
-        w = self.model.forward_rates(batch.clean, batch.attention_mask)
+        w = self.model.forward_rates(batch.clean, batch.attention_mask, given=~batch.maskable)
         self.tokens += int(batch.maskable.sum())
         self.forward.add(batch.clean, self.place(batch), *expected_order(w, batch.maskable, batch.index))
         self.w.add(w, batch.maskable)

@@ -81,7 +81,7 @@ class ModelArguments:
         default="diffusion",
         metadata={
             "help": "diffusion, or ar: an autoregressive GPT-NeoX of the same sizes, to which rate_type, block_size, "
-            "c1, c2, bound, time_epsilon and time_range mean nothing.",
+            "c1, c2, bound, num_views, time_epsilon and time_range mean nothing.",
             "choices": list(OBJECTIVES),
         },
     )
@@ -112,6 +112,9 @@ class ModelArguments:
     time_range: list[float] | None = field(
         default=None,
         metadata={"help": "Two numbers: local times that training by the time bound draws (BD3-LM clips them)."},
+    )
+    num_views: int | None = field(
+        default=None, metadata={"help": "Masked views of each text in the loss; default 2 with learned rates, else 1."}
     )
     dropout: float = field(default=0.1, metadata={"help": "Dropout of the backbone in training."})
     tie_word_embeddings: bool = field(default=False, metadata={"help": "The LM head uses the embedding matrix."})
