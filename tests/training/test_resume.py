@@ -43,8 +43,9 @@ def assert_same_checkpoint(left: Path, right: Path) -> None:
         {"save_steps": 1},
         {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 4, "unequal": True},
         {"eval_strategy": "steps", "eval_steps": 1, "save_steps": 3},
+        {"muon_learning_rate": 0.02},
     ],
-    ids=["every step", "accumulation", "evaluation between, at the end of an epoch"],
+    ids=["every step", "accumulation", "evaluation between, at the end of an epoch", "muon"],
 )
 def test_interrupted_and_resumed_equals_uninterrupted_bit_by_bit(tmp_path, settings):
     settings = {**RUN, **settings}

@@ -130,6 +130,13 @@ class LoMDMTrainingArguments(TrainingArguments):
 
     learning_rate: float = field(default=3e-4, metadata={"help": "Peak learning rate of the backbone and LM head."})
     head_learning_rate: float = field(default=1e-4, metadata={"help": "Peak learning rate of the order heads."})
+    muon_learning_rate: float | None = field(
+        default=None,
+        metadata={
+            "help": "Peak learning rate of torch.optim.Muon for the matrices of the backbone's layers, for example "
+            "0.01; default: they are trained as the rest, by AdamW (or --optim)."
+        },
+    )
     frozen_modules: list[str] | None = field(
         default=None, metadata={"help": "Modules of the model that stay as they start, for example psi."}
     )

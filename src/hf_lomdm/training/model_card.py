@@ -27,6 +27,7 @@ ORDERS = {
 SETTINGS = (
     "learning_rate",
     "head_learning_rate",
+    "muon_learning_rate",
     "frozen_modules",
     "per_device_train_batch_size",
     "gradient_accumulation_steps",

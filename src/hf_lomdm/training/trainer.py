@@ -32,6 +32,7 @@ from .model_card import (
     is_written_by_hand,
     model_card,
 )
+from .optimizer import trunk_matrices, with_muon
 from .training_log import TrainingLog
 from .uploading import explained_upload
 
@@ -154,7 +155,10 @@ class LoMDMTrainer(Trainer):
         return [name for name in super().get_decay_parameter_names(model) if "omega" not in name.split(".")]
 
     def create_optimizer(self, model=None):
-        """AdamW (or `--optim`), without decay of biases, norms and `omega`, the order heads in groups of their own."""
+        """AdamW (or `--optim`), without decay of biases, norms and `omega`, the order heads in groups of their own.
+
+        With `muon_learning_rate` the matrices of the backbone's layers are Muon's.
+        """
         if self.optimizer is None:
             optimizer = super().create_optimizer(model)
             heads = {id(weight) for weight in head_weights(self.model if model is None else model)}
@@ -163,7 +167,18 @@ class LoMDMTrainer(Trainer):
                 if own:
                     group["params"] = [weight for weight in group["params"] if id(weight) not in heads]
                     optimizer.add_param_group({**group, "params": own, "lr": self.args.head_learning_rate})
+            if self.args.muon_learning_rate is not None:
+                self.optimizer = self._with_muon(optimizer, self.model if model is None else model)
         return self.optimizer
+
+    def _with_muon(self, optimizer, model):
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            raise ValueError(
+                f"muon_learning_rate={self.args.muon_learning_rate} needs whole matrices, which sharded training does "
+                "not keep. Leave it out, or train with plain data parallelism."
+            )
+        matrices = trunk_matrices(self.accelerator.unwrap_model(model, keep_torch_compile=False))
+        return with_muon(optimizer, matrices, self.args.muon_learning_rate, self.args.weight_decay)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the terms of the bound, the rates and the gradient of phi to the Trainer's training logs."""

@@ -1,0 +1,63 @@
+"""`torch.optim.Muon` for the matrices of the trunk and another optimizer for the rest, as one optimizer."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from transformers import PreTrainedModel
+
+
+class JoinedOptimizer(Optimizer):
+    """Several optimizers that step together, for trainers and schedulers that take one.
+
+    Parameter groups and state are those of all parts one after the other; each part steps its own groups.
+
+    Args:
+        parts: optimizers of disjoint parameters.
+    """
+
+    def __init__(self, parts: Sequence[Optimizer]):
+        super().__init__([dict(group) for part in parts for group in part.param_groups], {})
+        self.parts = parts
+        self._share()
+
+    def _share(self) -> None:
+        start = 0
+        for part in self.parts:
+            end = start + len(part.param_groups)
+            part.param_groups, part.state, start = self.param_groups[start:end], self.state, end
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        """One step of every part; `closure` is called once, before the first."""
+        with torch.enable_grad():
+            loss = None if closure is None else closure()
+        for part in self.parts:
+            part.step()
+        return loss
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        """As in torch; the parts go on from the loaded groups and state."""
+        super().load_state_dict(state_dict)
+        self._share()
+
+
+def trunk_matrices(model: PreTrainedModel) -> list[nn.Parameter]:
+    """The trainable matrices of the layers of the backbone: no embedding, no LM head, no order head."""
+    return [weight for weight in model.base_model.layers.parameters() if weight.requires_grad and weight.dim() == 2]
+
+
+def with_muon(optimizer: Optimizer, matrices: Sequence[nn.Parameter], lr: float, weight_decay: float) -> Optimizer:
+    """`optimizer` without `matrices`, which it no longer steps, joined with Muon for them.
+
+    Args:
+        optimizer: that has not stepped yet.
+        lr: spectral norm of an update of a square matrix; torch scales it with the shape ("original").
+    """
+    theirs = {id(weight) for weight in matrices}
+    for group in optimizer.param_groups:
+        group["params"] = [weight for weight in group["params"] if id(weight) not in theirs]
+    optimizer.param_groups = [group for group in optimizer.param_groups if group["params"]]
+    muon = torch.optim.Muon(matrices, lr=lr, weight_decay=weight_decay, adjust_lr_fn="original")
+    return JoinedOptimizer([optimizer, muon])
