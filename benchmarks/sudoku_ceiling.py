@@ -1,0 +1,122 @@
+"""What an order could give on Sudoku within a law of the rates: oracles that know how sure the model is of each cell.
+
+    python benchmarks/sudoku_ceiling.py --model checkpoints/lomdm-sudoku --file sudoku17_solved.csv --start 43000
+    python benchmarks/sudoku_ceiling.py --model checkpoints/lomdm-sudoku --file sudoku17_solved.csv --start 43000 \\
+        --max_rows 16 --laws uniform "normsig 20 0.1"                                          # in a minute
+
+The token law is the model's. Rates come from the entropy of that law at each cell, in nats: the forward rates from the
+state in which the clues alone are known, all that a forward order can tell before it begins; the reverse rates from
+the state that is filled, all that psi sees. Laws:
+
+- `uniform`: all rates 1;
+- `normsig SLOPE THRESHOLD`: LoMDM's `c1 + c2 NormSig(SLOPE (THRESHOLD - entropy))`, with the model's c1 and c2;
+- `exp SLOPE`: `exp(-SLOPE entropy)`, without bounds on the ratio of two rates.
+
+For each: the main part of the order bound, which an order head would come to if psi followed it exactly, and the share
+of puzzles that `sequential` solves, a cell at a time. Record: results/sudoku_ceiling_cpu.json.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from hf_lomdm import LoMDMForMaskedDiffusion, LoMDMPipeline
+from hf_lomdm.evaluation import nelbo
+from hf_lomdm.evaluation.records import write_record
+from hf_lomdm.evaluation.sudoku import Puzzle, add_clues, evaluate_sudoku, load_puzzles, training_rows
+from hf_lomdm.modeling.process_lomdm import learned_rates
+
+LAWS = ("uniform", "normsig 20 0.05", "normsig 20 0.3", "normsig 20 1", "exp 3", "exp 10", "exp 30")
+LEAST_RATE = 1e-12
+
+
+class OracleOrder(LoMDMForMaskedDiffusion):
+    """A model whose rates are a law `[B, L] -> [B, L]` of the entropies of its own token law."""
+
+    law: Callable[[Tensor], Tensor]
+
+    def forward_rates(self, x: Tensor, attention_mask=None, given: Tensor | None = None) -> Tensor:
+        start = x.masked_fill(~given, self.config.mask_token_id)
+        return self.law(self.entropy(self.model(start, attention_mask).last_hidden_state))
+
+    def _reverse_rates(self, hidden: Tensor, *_, **__) -> Tensor:
+        return self.law(self.entropy(hidden))
+
+    def entropy(self, hidden: Tensor) -> Tensor:
+        """Entropy of the token law of hidden states `[..., D]`, in nats."""
+        log_law = self.token_logits(hidden).float().log_softmax(-1)
+        return torch.special.entr(log_law.exp()).sum(-1)
+
+
+def make_law(words: str, c1: float, c2: float) -> Callable[[Tensor], Tensor]:
+    """The law that `words` name, see above.
+
+    Raises:
+        ValueError: there is none of that name, or its numbers are not those it takes.
+    """
+    name, *numbers = words.split()
+    values = [float(number) for number in numbers]
+    if (name, len(values)) == ("uniform", 0):
+        return torch.ones_like
+    if (name, len(values)) == ("normsig", 2):
+        return lambda entropy: learned_rates(values[0] * (values[1] - entropy), c1, c2)
+    if (name, len(values)) == ("exp", 1):
+        return lambda entropy: (-values[0] * entropy).exp().clamp(min=LEAST_RATE)
+    raise ValueError(f"laws must be 'uniform', 'normsig SLOPE THRESHOLD' or 'exp SLOPE', got {words!r}.")
+
+
+def measure(model: OracleOrder, pipe: LoMDMPipeline, puzzles: list[Puzzle], num_samples: int) -> dict:
+    """Main part of the order bound in nats per cell, and the share of puzzles solved, with standard errors."""
+    rows = training_rows(puzzles)
+    ids, labels = (torch.tensor([row[name] for row in rows]) for name in ("input_ids", "labels"))
+    main = nelbo(model, ids, labels=labels, num_samples=num_samples, generator=torch.Generator().manual_seed(0)).main
+    per_cell = main / (labels != -100).sum(-1)
+    names = ("value", "standard_error", "forced_first", "forced_at_random", "n")
+    found = evaluate_sudoku(pipe, puzzles, sampler="sequential", progress=False)
+    error = float(per_cell.std() / len(per_cell) ** 0.5)
+    return {"main": float(per_cell.mean()), "main_error": error, **{name: found[name] for name in names}}
+
+
+def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="folder of a LoMDM of --task sudoku")
+    parser.add_argument("--file", required=True, help="a .csv file with the columns puzzle and solution")
+    parser.add_argument("--start", type=int, default=0, help="the first puzzle")
+    parser.add_argument("--max_rows", type=int, default=256, help="puzzles")
+    parser.add_argument("--clues", type=int, default=40, help="cells given of each")
+    parser.add_argument("--num_samples", type=int, default=8, help="draws per puzzle for the bound")
+    parser.add_argument("--laws", nargs="+", default=list(LAWS))
+    parser.add_argument("--output", type=Path, default=Path("results/sudoku_ceiling_cpu.json"))
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = parse_options(arguments)
+    try:
+        model = OracleOrder.from_pretrained(options.model).eval()
+        laws = {words: make_law(words, model.config.c1, model.config.c2) for words in options.laws}
+        puzzles = load_puzzles(options.file, options.start, options.max_rows)
+        generator = torch.Generator().manual_seed(0)
+        puzzles = [add_clues(puzzle, options.clues, generator) for puzzle in puzzles]
+    except (OSError, ValueError) as error:
+        sys.exit(f"error: {error}")
+    pipe = LoMDMPipeline.from_pretrained(options.model, model=model)
+    pipe.set_progress_bar_config(disable=True)
+    print(f"{'law':18s} {'main, nats per cell':>22s} {'solved':>18s} {'forced reveals':>15s}")
+    found = {}
+    for words, model.law in laws.items():
+        one = found[words] = measure(model, pipe, puzzles, options.num_samples)
+        main_part = f"{one['main']:.4f} +- {one['main_error']:.4f}"
+        solved = f"{one['value']:.3f} +- {one['standard_error']:.3f}"
+        print(f"{words:18s} {main_part:>22s} {solved:>18s} {one['forced_first']:>15.3f}", flush=True)
+    setting = {name: getattr(options, name) for name in ("model", "start", "clues", "num_samples")}
+    write_record(options.output, {"task": "sudoku_ceiling", **setting, "laws": found})
+    print(f"record: {options.output}")
+
+
+if __name__ == "__main__":
+    main()
