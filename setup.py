@@ -35,7 +35,7 @@ setup(
     packages=find_packages("src"),
     python_requires=">=3.11",
     install_requires=[
-        "torch>=2.8",
+        "torch>=2.9",
         "transformers>=5.14",
         "diffusers>=0.37.1",
         "accelerate>=1.10",

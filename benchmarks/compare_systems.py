@@ -135,8 +135,8 @@ def flops_per_token(model: PreTrainedModel, length: int) -> float:
     chunk of queries). Counted are, as the loss reads,
 
     - AR: one pass, LM head at every position;
-    - others: one pass per masked view (two where rates are learned, else one), LM head at half of the positions, for
-      the others are not masked; with blocks one more pass, of the clean copy, and attention over all copies (of the
+    - others: one pass per masked view (`num_views`), LM head at half of the positions, for the others are not masked;
+      with blocks one more pass, of the clean copy, and attention over all copies (of the
       clean copy, the last layer makes keys, values and queries alone unless psi reads it);
     - learned rates: besides, the clean text once without gradient, phi on it, and psi wherever the backbone is read.
     """

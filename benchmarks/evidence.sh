@@ -9,19 +9,25 @@
 #
 # By the environment (an empty value leaves the part out):
 #   SYSTEMS      of the first seed, 1; the first one is what the others are compared with
-#   OTHER_SEEDS  seeds of PAIRED, the systems that are trained again;   BY_TIME  systems trained by the time bound too
+#   OTHER_SEEDS  seeds of PAIRED, the systems that are trained again (mdlm mdlm_two_views lomdm)
+#   BY_TIME      systems trained by the time bound too
 #   ROWS         packed rows of the test text that are measured
 #   EXACT        texts of which 12 neighbouring positions get their exact value, 4,096 passes each
 #   JUDGE        a causal language model, or a .gguf file, for written texts
 #   ZERO_SHOT    words for `evaluate.py zero-shot`, for example "--sets ptb --file ptb=ptb.valid.txt"
 #   RUNS, RESULTS, PYTHON   folders of the runs and of the records; the interpreter
+# A record is not made again with other words: it is an error, and the remedy is to delete it or to name other RESULTS.
 set -euo pipefail
-cd "$(dirname "$0")/.."
-[ $# -ge 5 ] || { sed -n '2,18s/^# \?//p' "$0"; exit 2; }
-config=$1 budget=$2 train=$3 validation=$4 test=$5
+shopt -s nullglob
+[ $# -ge 5 ] || { sed -n '2,20s/^# \{0,1\}//p' "$0"; exit 2; }
+config=$(realpath "$1") budget=$2 train=$(realpath "$3") validation=$(realpath "$4") test=$(realpath "$5")
 shift 5
+cd "$(dirname "$0")/.."
 python=${PYTHON:-.venv/bin/python}
-[ -x "$(command -v "$python")" ] || python=python3
+if ! [ -x "$(command -v "$python")" ]; then
+    [ -z "${PYTHON-}" ] || { echo "error: PYTHON=$PYTHON cannot be run." >&2; exit 2; }
+    python=python3
+fi
 export PYTHONPATH="src${PYTHONPATH:+:$PYTHONPATH}"
 systems=${SYSTEMS-mdlm mdlm_two_views lomdm ar sedd genmd4 bd3lm_16 bd3lm_4 block_lomdm uniform_psi}
 other_seeds=${OTHER_SEEDS-2}
@@ -45,9 +51,17 @@ compare() {
 
 # measure MODEL NAME COMMAND [words]: one record of evaluate.py, $results/<run>-<system>-NAME.json
 measure() {
-    local model=$1 output="$results/$(basename "$(dirname "$1")")-$(basename "$1")-$2.json" command=$3
+    local model=$1 name command=$3
+    name=$(basename "$(dirname "$1")")-$(basename "$1")-$2
     shift 3
-    [ -e "$output" ] || "$python" training_scripts/evaluate.py "$command" --model "$model" --output "$output" --quiet "$@"
+    local output=$results/$name.json words=$runs/$name.words  # what the record was made with
+    if [ -e "$output" ]; then
+        [ "$(cat "$words" 2>/dev/null)" = "$command $*" ] && return 0
+        echo "error: $output was made by other words than '$command $*'. Delete it, or name another folder by RESULTS." >&2
+        exit 1
+    fi
+    echo "$command $*" >"$words"
+    "$python" training_scripts/evaluate.py "$command" --model "$model" --output "$output" --quiet "$@"
 }
 
 compare seed1 1 "$systems" "$@"
@@ -78,7 +92,7 @@ for folder in "$runs"/*/*/config.json; do
     if [ -n "${JUDGE-}" ]; then
         sweep=()
         [ -z "$kind" ] || sweep=(--sweep)
-        measure "$model" generation generation --judge "$JUDGE" "${sweep[@]}"
+        measure "$model" generation generation --judge "$JUDGE" ${sweep[@]+"${sweep[@]}"}
     fi
 done
 echo "records: $results"

@@ -21,6 +21,8 @@ PROCESS = "modeling/process_lomdm.py"
 BACKBONE = "modeling/backbone_lomdm.py"
 MODEL = "modeling/modeling_lomdm.py"
 LIKELIHOOD = "evaluation/likelihood.py"
+ORDER = "evaluation/order.py"
+OPTIMIZER = "training/optimizer.py"
 SCHEDULER = "schedulers/scheduling_lomdm.py"
 PIPELINE = "pipelines/pipeline_lomdm.py"
 VALUES = ("tests/modeling/test_process.py", "tests/modeling/test_bounds.py")
@@ -85,6 +87,27 @@ MUTATIONS = (
         "rates = model.forward_rates(clean, attention_mask, given=~maskable)\n        texts",
         "rates = model.forward_rates(clean, attention_mask)\n        texts",
         (*EVALUATION, *FAMILY_EVALUATION),
+    ),
+    Mutation(
+        "do not tell phi in the statistics of the order what is given",
+        ORDER,
+        "w = self.model.forward_rates(batch.clean, batch.attention_mask, given=~batch.maskable)",
+        "w = self.model.forward_rates(batch.clean, batch.attention_mask)",
+        ("tests/evaluation/test_given.py",),
+    ),
+    Mutation(
+        "do not tell phi in the pilot of the shares what is given",
+        LIKELIHOOD,
+        "rates = model.forward_rates(clean, attention_mask, given=~maskable)\n        for number",
+        "rates = model.forward_rates(clean, attention_mask)\n        for number",
+        ("tests/evaluation/test_given.py",),
+    ),
+    Mutation(
+        "let joined optimizers go on from the state before loading",
+        OPTIMIZER,
+        "super().load_state_dict(state_dict)\n        self._share()",
+        "super().load_state_dict(state_dict)",
+        ("tests/training/test_optimizer.py",),
     ),
     Mutation(
         "read a single view where more are asked for",

@@ -40,3 +40,5 @@ def test_every_system_is_trained_and_measured_once(tmp_path):
     assert values["seed1-mdlm-time.json"]["estimator"] != values["seed1-mdlm-test.json"]["estimator"]
     subprocess.run(command, env=environment, check=True)
     assert {path.name: path.stat().st_mtime_ns for path in results.glob("seed1-*.json")} == records
+    changed = subprocess.run(command, env=environment | {"ROWS": "5"}, capture_output=True, text=True, check=False)
+    assert changed.returncode == 1 and "was made by other words" in changed.stderr

@@ -74,6 +74,15 @@ def test_training_goes_on_from_a_saved_state_bit_by_bit(steps_before):
     assert all(torch.equal(*pair) for pair in zip(whole, parted, strict=True))
 
 
+def test_what_is_added_later_is_refused_because_nobody_would_step_it():
+    with pytest.raises(TypeError, match="take no further parameters"):
+        joined(make_weights()).add_param_group({"params": [torch.nn.Parameter(torch.ones(2))]})
+
+
+def test_schedules_find_the_defaults_of_the_first_part():
+    assert joined(make_weights()).defaults["lr"] == 0.1
+
+
 def test_a_closure_is_called_once():
     weights, calls = make_weights(), []
     put_gradients(weights, 0)

@@ -198,11 +198,15 @@ def test_muon_takes_the_matrices_of_the_layers_of_the_backbone_and_nothing_else(
     assert changed == start.keys()
 
 
-def test_muon_of_shards_is_refused(tmp_path, monkeypatch):
+def test_muon_where_it_cannot_work_is_refused(tmp_path, monkeypatch):
     trainer = make_trainer(tmp_path, muon_learning_rate=0.02)
     monkeypatch.setattr(trainer, "is_fsdp_enabled", True)
     with pytest.raises(ValueError, match="muon_learning_rate=0.02 needs whole matrices"):
         trainer.create_optimizer()
+    with pytest.raises(ValueError, match="muon_learning_rate=0.02 goes with AdamW for the rest, got optim='sgd'"):
+        make_trainer(tmp_path, muon_learning_rate=0.02, optim="sgd").create_optimizer()
+    with pytest.raises(ValueError, match="LoMDMForMaskedDiffusion has none to train"):
+        make_trainer(tmp_path, muon_learning_rate=0.02, frozen_modules=["model"]).create_optimizer()
 
 
 def test_rates_of_the_vocabulary_have_the_learning_rate_of_the_backbone_and_no_decay(tmp_path, make_model):

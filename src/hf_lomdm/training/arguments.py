@@ -134,7 +134,7 @@ class LoMDMTrainingArguments(TrainingArguments):
         default=None,
         metadata={
             "help": "Peak learning rate of torch.optim.Muon for the matrices of the backbone's layers, for example "
-            "0.01; default: they are trained as the rest, by AdamW (or --optim)."
+            "0.01, with the same weight_decay; default: AdamW (or --optim) trains them too."
         },
     )
     frozen_modules: list[str] | None = field(

@@ -14,11 +14,11 @@ class JoinedOptimizer(Optimizer):
     Parameter groups and state are those of all parts one after the other; each part steps its own groups.
 
     Args:
-        parts: optimizers of disjoint parameters.
+        parts: optimizers of disjoint parameters; `defaults` are those of the first.
     """
 
     def __init__(self, parts: Sequence[Optimizer]):
-        super().__init__([dict(group) for part in parts for group in part.param_groups], {})
+        super().__init__([dict(group) for part in parts for group in part.param_groups], parts[0].defaults)
         self.parts = parts
         self._share()
 
@@ -42,10 +42,27 @@ class JoinedOptimizer(Optimizer):
         super().load_state_dict(state_dict)
         self._share()
 
+    def add_param_group(self, param_group: dict) -> None:
+        """Raises `TypeError` once the parts are joined: none of them would step the group."""
+        if hasattr(self, "parts"):
+            raise TypeError("joined optimizers take no further parameters. Add them to a part before it is joined.")
+        super().add_param_group(param_group)
+
 
 def trunk_matrices(model: PreTrainedModel) -> list[nn.Parameter]:
-    """The trainable matrices of the layers of the backbone: no embedding, no LM head, no order head."""
-    return [weight for weight in model.base_model.layers.parameters() if weight.requires_grad and weight.dim() == 2]
+    """The trainable matrices of the layers of the backbone: no embedding, no LM head, no order head.
+
+    Raises:
+        ValueError: there are none.
+    """
+    layers = getattr(model.base_model, "layers", nn.ModuleList())
+    matrices = [weight for weight in layers.parameters() if weight.requires_grad and weight.dim() == 2]
+    if not matrices:
+        raise ValueError(
+            f"muon_learning_rate is for the matrices of the backbone's layers, and {type(model).__name__} has none to "
+            "train (frozen, adapters alone, or another kind of model). Leave it out."
+        )
+    return matrices
 
 
 def with_muon(optimizer: Optimizer, matrices: Sequence[nn.Parameter], lr: float, weight_decay: float) -> Optimizer:

@@ -172,13 +172,19 @@ class LoMDMTrainer(Trainer):
         return self.optimizer
 
     def _with_muon(self, optimizer, model):
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+        rate = self.args.muon_learning_rate
+        if self._is_sharded:
             raise ValueError(
-                f"muon_learning_rate={self.args.muon_learning_rate} needs whole matrices, which sharded training does "
-                "not keep. Leave it out, or train with plain data parallelism."
+                f"muon_learning_rate={rate} needs whole matrices, which sharded training does not keep. Leave it out, "
+                "or train with plain data parallelism."
+            )
+        if not isinstance(optimizer, torch.optim.AdamW):
+            raise ValueError(
+                f"muon_learning_rate={rate} goes with AdamW for the rest, got optim={self.args.optim.value!r}. Leave "
+                "one of them out."
             )
         matrices = trunk_matrices(self.accelerator.unwrap_model(model, keep_torch_compile=False))
-        return with_muon(optimizer, matrices, self.args.muon_learning_rate, self.args.weight_decay)
+        return with_muon(optimizer, matrices, rate, self.args.weight_decay)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the terms of the bound, the rates and the gradient of phi to the Trainer's training logs."""
@@ -323,13 +329,17 @@ class LoMDMTrainer(Trainer):
         with nullcontext() if self._staging else self.averaged_weights():
             super().save_model(output_dir, _internal_call)
 
+    @property
+    def _is_sharded(self) -> bool:
+        """Whether this process holds a part of the weights only."""
+        # of transformers 5.20 and later
+        loaded_in_shards = getattr(self, "is_distributed_loading_by_transformers", False)
+        return self.is_fsdp_enabled or self.is_deepspeed_enabled or loaded_in_shards
+
     def _hub_model(self) -> PreTrainedModel | None:
         """The model, if this process holds all of it and a Hub folder can carry it."""
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-        # of transformers 5.20 and later
-        loaded_in_shards = getattr(self, "is_distributed_loading_by_transformers", False)
-        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled or loaded_in_shards
-        return model if isinstance(model, PreTrainedModel) and not sharded else None
+        return model if isinstance(model, PreTrainedModel) and not self._is_sharded else None
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         model = self._hub_model()

@@ -1,19 +1,19 @@
-"""What an order could give on Sudoku within a law of the rates: oracles that know how sure the model is of each cell.
+"""What an order by certainty would give on Sudoku within a law of the rates, with oracles in place of the order heads.
 
-    python benchmarks/sudoku_ceiling.py --model checkpoints/lomdm-sudoku --file sudoku17_solved.csv --start 43000
-    python benchmarks/sudoku_ceiling.py --model checkpoints/lomdm-sudoku --file sudoku17_solved.csv --start 43000 \\
-        --max_rows 16 --laws uniform "normsig 20 0.1"                                          # in a minute
+    python benchmarks/sudoku_oracle.py --model checkpoints/lomdm-sudoku --file sudoku17_solved.csv --start 43000
+    python benchmarks/sudoku_oracle.py --model checkpoints/lomdm-sudoku --file sudoku17_solved.csv --start 43000 \\
+        --max_rows 16 --laws uniform "normsig 20"                                              # in a minute
 
-The token law is the model's. Rates come from the entropy of that law at each cell, in nats: the forward rates from the
-state in which the clues alone are known, all that a forward order can tell before it begins; the reverse rates from
-the state that is filled, all that psi sees. Laws:
+The token law is the model's. Rates come from its entropy at each cell, in nats (0 at cells that are known): forward
+rates from the state in which the clues alone are known, reverse rates from the state that is filled. A learned phi may
+do better, for it reads the solution, and can tell more of the later states than the first one shows. Laws:
 
 - `uniform`: all rates 1;
-- `normsig SLOPE THRESHOLD`: LoMDM's `c1 + c2 NormSig(SLOPE (THRESHOLD - entropy))`, with the model's c1 and c2;
+- `normsig SLOPE`: LoMDM's `c1 + c2 NormSig(g)`, `g = -SLOPE entropy` centred as in the model, with its c1 and c2;
 - `exp SLOPE`: `exp(-SLOPE entropy)`, without bounds on the ratio of two rates.
 
 For each: the main part of the order bound, which an order head would come to if psi followed it exactly, and the share
-of puzzles that `sequential` solves, a cell at a time. Record: results/sudoku_ceiling_cpu.json.
+of puzzles that `sequential` solves, a cell at a time. Record: results/sudoku_oracle_cpu.json.
 """
 
 import argparse
@@ -28,9 +28,10 @@ from hf_lomdm import LoMDMForMaskedDiffusion, LoMDMPipeline
 from hf_lomdm.evaluation import nelbo
 from hf_lomdm.evaluation.records import write_record
 from hf_lomdm.evaluation.sudoku import Puzzle, add_clues, evaluate_sudoku, load_puzzles, training_rows
-from hf_lomdm.modeling.process_lomdm import learned_rates
+from hf_lomdm.modeling.modeling_lomdm import LoMDMOutput
+from hf_lomdm.modeling.process_lomdm import centre, learned_rates
 
-LAWS = ("uniform", "normsig 20 0.05", "normsig 20 0.3", "normsig 20 1", "exp 3", "exp 10", "exp 30")
+LAWS = ("uniform", "normsig 5", "normsig 20", "normsig 100", "exp 3", "exp 10", "exp 30")
 LEAST_RATE = 1e-12
 
 
@@ -39,15 +40,25 @@ class OracleOrder(LoMDMForMaskedDiffusion):
 
     law: Callable[[Tensor], Tensor]
 
+    masked: Tensor | None = None  # of the state that is read, `[B, L]` bool
+
     def forward_rates(self, x: Tensor, attention_mask=None, given: Tensor | None = None) -> Tensor:
         start = x.masked_fill(~given, self.config.mask_token_id)
-        return self.law(self.entropy(self.model(start, attention_mask).last_hidden_state))
+        return self.law(self.entropy(self.model(start, attention_mask).last_hidden_state) * ~given)
+
+    def _denoise(self, input_ids: Tensor, *args) -> LoMDMOutput:
+        self.masked = input_ids == self.config.mask_token_id
+        return super()._denoise(input_ids, *args)
+
+    def read_views(self, noisy: Tensor, *args) -> tuple[Tensor, Tensor]:
+        self.masked = noisy == self.config.mask_token_id
+        return super().read_views(noisy, *args)
 
     def _reverse_rates(self, hidden: Tensor, *_, **__) -> Tensor:
-        return self.law(self.entropy(hidden))
+        return self.law(self.entropy(hidden) * self.masked)
 
     def entropy(self, hidden: Tensor) -> Tensor:
-        """Entropy of the token law of hidden states `[..., D]`, in nats."""
+        """Entropy of the token law of hidden states `[..., D]`, in nats; it means nothing where a token is known."""
         log_law = self.token_logits(hidden).float().log_softmax(-1)
         return torch.special.entr(log_law.exp()).sum(-1)
 
@@ -62,11 +73,11 @@ def make_law(words: str, c1: float, c2: float) -> Callable[[Tensor], Tensor]:
     values = [float(number) for number in numbers]
     if (name, len(values)) == ("uniform", 0):
         return torch.ones_like
-    if (name, len(values)) == ("normsig", 2):
-        return lambda entropy: learned_rates(values[0] * (values[1] - entropy), c1, c2)
+    if (name, len(values)) == ("normsig", 1):
+        return lambda entropy: learned_rates(centre(-values[0] * entropy), c1, c2)
     if (name, len(values)) == ("exp", 1):
         return lambda entropy: (-values[0] * entropy).exp().clamp(min=LEAST_RATE)
-    raise ValueError(f"laws must be 'uniform', 'normsig SLOPE THRESHOLD' or 'exp SLOPE', got {words!r}.")
+    raise ValueError(f"laws must be 'uniform', 'normsig SLOPE' or 'exp SLOPE', got {words!r}.")
 
 
 def measure(model: OracleOrder, pipe: LoMDMPipeline, puzzles: list[Puzzle], num_samples: int) -> dict:
@@ -86,11 +97,11 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--model", required=True, help="folder of a LoMDM of --task sudoku")
     parser.add_argument("--file", required=True, help="a .csv file with the columns puzzle and solution")
     parser.add_argument("--start", type=int, default=0, help="the first puzzle")
-    parser.add_argument("--max_rows", type=int, default=256, help="puzzles")
+    parser.add_argument("--max_rows", type=int, default=256, help="puzzles, 2 or more")
     parser.add_argument("--clues", type=int, default=40, help="cells given of each")
     parser.add_argument("--num_samples", type=int, default=8, help="draws per puzzle for the bound")
     parser.add_argument("--laws", nargs="+", default=list(LAWS))
-    parser.add_argument("--output", type=Path, default=Path("results/sudoku_ceiling_cpu.json"))
+    parser.add_argument("--output", type=Path, default=Path("results/sudoku_oracle_cpu.json"))
     return parser.parse_args(arguments)
 
 
@@ -102,6 +113,8 @@ def main(arguments: list[str] | None = None) -> None:
         puzzles = load_puzzles(options.file, options.start, options.max_rows)
         generator = torch.Generator().manual_seed(0)
         puzzles = [add_clues(puzzle, options.clues, generator) for puzzle in puzzles]
+        if len(puzzles) < 2:
+            raise ValueError(f"--max_rows must leave at least 2 puzzles for an error, got {len(puzzles)}.")
     except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")
     pipe = LoMDMPipeline.from_pretrained(options.model, model=model)
@@ -113,8 +126,8 @@ def main(arguments: list[str] | None = None) -> None:
         main_part = f"{one['main']:.4f} +- {one['main_error']:.4f}"
         solved = f"{one['value']:.3f} +- {one['standard_error']:.3f}"
         print(f"{words:18s} {main_part:>22s} {solved:>18s} {one['forced_first']:>15.3f}", flush=True)
-    setting = {name: getattr(options, name) for name in ("model", "start", "clues", "num_samples")}
-    write_record(options.output, {"task": "sudoku_ceiling", **setting, "laws": found})
+    setting = {name: getattr(options, name) for name in ("model", "file", "start", "clues", "num_samples")}
+    write_record(options.output, {"task": "sudoku_oracle", **setting, "laws": found})
     print(f"record: {options.output}")
 
 
