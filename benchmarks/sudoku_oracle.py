@@ -126,8 +126,9 @@ def main(arguments: list[str] | None = None) -> None:
         main_part = f"{one['main']:.4f} +- {one['main_error']:.4f}"
         solved = f"{one['value']:.3f} +- {one['standard_error']:.3f}"
         print(f"{words:18s} {main_part:>22s} {solved:>18s} {one['forced_first']:>15.3f}", flush=True)
-    setting = {name: getattr(options, name) for name in ("model", "file", "start", "clues", "num_samples")}
-    write_record(options.output, {"task": "sudoku_oracle", **setting, "laws": found})
+    setting = {name: getattr(options, name) for name in ("model", "start", "clues", "num_samples")}
+    source = Path(options.file).name
+    write_record(options.output, {"task": "sudoku_oracle", "source": source, **setting, "laws": found})
     print(f"record: {options.output}")
 
 
