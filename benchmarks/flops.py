@@ -88,6 +88,6 @@ def num_weights(config: LoMDMConfig) -> int:
     """Entries of the weight matrices, with embeddings, heads and biases; norms are left out."""
     d, ff = config.hidden_size, config.intermediate_size
     block = 4 * d * d + 2 * d * ff + ff + d
-    heads = 2 * (block + d * d + 2 * d) if config.rate_type == "learned" else 0
+    heads = 2 * (block + d * d + 2 * d) + d if config.rate_type == "learned" else 0
     table = 1 if config.tie_word_embeddings else 2
     return config.num_hidden_layers * block + heads + config.vocab_size * (table * d + 1)
