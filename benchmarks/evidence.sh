@@ -29,7 +29,7 @@ if ! [ -x "$(command -v "$python")" ]; then
     python=python3
 fi
 export PYTHONPATH="src${PYTHONPATH:+:$PYTHONPATH}"
-systems=${SYSTEMS-mdlm mdlm_two_views lomdm ar sedd genmd4 bd3lm_16 bd3lm_4 block_lomdm uniform_psi}
+systems=${SYSTEMS-mdlm mdlm_two_views lomdm ar sedd genmd4 bd3lm_16 bd3lm_16_two_views bd3lm_4 block_lomdm uniform_psi}
 other_seeds=${OTHER_SEEDS-2}
 paired=${PAIRED-mdlm mdlm_two_views lomdm}
 by_time=${BY_TIME-mdlm lomdm block_lomdm}

@@ -14,6 +14,7 @@ import importlib.util
 import sys
 import time
 
+import attention
 import blocks
 import correctness
 import import_time
@@ -35,10 +36,11 @@ SECTIONS = {
     "correctness": (measure_correctness, 0.05),
     "import": (import_time.measure, 0.05),
     "blocks": (blocks.measure, 0.1),
+    "attention": (attention.measure, 0.05),
     "scaling": (scaling.measure, 0.1),
     "sampling": (sampling.measure, 0.2),
     "memory": (step_memory.measure, 0.15),
-    "training": (training_step.measure, 0.35),
+    "training": (training_step.measure, 0.3),
 }
 NEED_DIFFUSERS = ("correctness", "sampling")
 

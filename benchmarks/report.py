@@ -84,6 +84,13 @@ def blocks(section: dict) -> str:
     return f"{first}\n\n{table('Training step with blocks', header, rows)}\n\n{left_out}"
 
 
+def attention(section: dict) -> str:
+    """Seconds of a LoMDM step under each implementation."""
+    rows = [[one["size"], one["length"], one["batch"], one["sdpa"]["seconds"], one["eager"]["seconds"], one["ratio"]]
+            for one in section["rows"]]  # fmt: skip
+    return table("LoMDM step by attention", ["size", "L", "batch", "sdpa, s", "eager, s", "eager / sdpa"], rows)
+
+
 def scaling(section: dict) -> str:
     """Seconds along each axis, and the efficiency of two processes."""
     rows = [[axis, row[axis], row["seconds"]] for axis, points in section["axes"].items() for row in points]
@@ -112,6 +119,7 @@ TABLES = {
     "training": training,
     "sampling": sampling,
     "blocks": blocks,
+    "attention": attention,
     "scaling": scaling,
     "import": imports,
 }

@@ -34,11 +34,21 @@ def batch_size(size: str, length: int) -> int:
 
 
 def steps(
-    systems, size: str, vocab_size: int, length: int, batch: int, compile: bool = False, checkpointing: bool = False
+    systems,
+    size: str,
+    vocab_size: int,
+    length: int,
+    batch: int,
+    compile: bool = False,
+    checkpointing: bool = False,
+    attention: str | None = None,
 ) -> dict[str, Callable]:
-    """A closure for each of the systems: forward and backward of one batch. All share the weights of one backbone."""
-    learned = build(size, vocab_size, length)
-    uniform = build(size, vocab_size, length, rate_type="uniform")
+    """A closure for each of the systems: forward and backward of one batch. All share the weights of one backbone.
+
+    `attention` is the model's `attn_implementation`.
+    """
+    learned = build(size, vocab_size, length, attn_implementation=attention)
+    uniform = build(size, vocab_size, length, rate_type="uniform", attn_implementation=attention)
     uniform.model, uniform.lm_head = learned.model, learned.lm_head
     if checkpointing:
         learned.gradient_checkpointing_enable()

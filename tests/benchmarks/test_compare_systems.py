@@ -77,6 +77,7 @@ FAMILY = {
     "genmd4": {"rate_type": "token"},
     "lomdm": {"rate_type": "learned"},
     "bd3lm": {"rate_type": "uniform", "block_size": 8},
+    "bd3lm_two_views": {"rate_type": "uniform", "block_size": 8, "num_views": 2},
     "block_lomdm": {"rate_type": "learned", "block_size": 8},
 }
 

@@ -21,7 +21,7 @@ TOKEN_IDS = {"vocab_size": 40, "mask_token_id": 4, "pad_token_id": 0, "bos_token
 
 BEST = (0.7, 0.65)  # c1 and c2 of the paper
 LEVELS = {"polynomial": (0.7, 0.0)}  # c1 and c2 of a control
-VIEWS = {"mdlm_two_views": 2}
+VIEWS = {"mdlm_two_views": 2, "bd3lm_16_two_views": 2}
 # DESIGN of the family: what each system is, by objective, rate_type and block_size.
 FAMILY = {
     "lomdm": ("diffusion", "learned", None),
@@ -34,6 +34,7 @@ FAMILY = {
     "bd3lm_4": ("diffusion", "uniform", 4),
     "bd3lm_8": ("diffusion", "uniform", 8),
     "bd3lm_16": ("diffusion", "uniform", 16),
+    "bd3lm_16_two_views": ("diffusion", "uniform", 16),
     "block_lomdm": ("diffusion", "learned", 16),
     "ar": ("ar", None, None),
 }

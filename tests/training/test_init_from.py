@@ -8,7 +8,7 @@ import datasets
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPTNeoXForCausalLM
 
 from hf_lomdm import LoMDMForMaskedDiffusion, LoMDMPipeline
 from hf_lomdm.evaluation import nelbo
@@ -50,6 +50,21 @@ def test_all_sizes_are_the_folders_and_the_process_is_the_runs(mdlm, capsys):
     assert config.max_position_embeddings == 32
     said = capsys.readouterr().out
     assert "hidden_size 16" in said and "num_hidden_layers 2" in said and "tie_word_embeddings" not in said
+
+
+@pytest.mark.parametrize("objective", ["diffusion", "ar"])
+def test_attention_of_the_run_is_the_models_and_is_not_saved_with_it(objective, tmp_path):
+    arguments = ModelArguments(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, attn_implementation="eager")
+    make, model_class = {
+        "diffusion": (diffusion_config, LoMDMForMaskedDiffusion),
+        "ar": (causal_config, GPTNeoXForCausalLM),
+    }[objective]
+    model = model_class(make(arguments, 12, IDS))
+    assert model.config._attn_implementation == "eager"
+    model.save_pretrained(tmp_path)
+    assert model_class.from_pretrained(tmp_path).config._attn_implementation == "sdpa"
+    arguments.attn_implementation = None
+    assert model_class(make(arguments, 12, IDS)).config._attn_implementation == "sdpa"
 
 
 def test_trunk_and_lm_head_are_copied_and_the_order_heads_are_fresh(mdlm, capsys):

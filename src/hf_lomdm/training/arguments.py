@@ -118,6 +118,13 @@ class ModelArguments:
     )
     dropout: float = field(default=0.1, metadata={"help": "Dropout of the backbone in training."})
     tie_word_embeddings: bool = field(default=False, metadata={"help": "The LM head uses the embedding matrix."})
+    attn_implementation: str | None = field(
+        default=None,
+        metadata={
+            "help": "Attention in training: sdpa (the default), eager, flex_attention, flash_attention_2, ... In bfloat16 "
+            "on a CPU eager is faster for rows of up to 256 tokens. It is not saved with the model."
+        },
+    )
 
 
 @dataclass

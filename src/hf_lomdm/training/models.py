@@ -53,6 +53,7 @@ def causal_config(arguments: ModelArguments, max_length: int, token_ids: dict[st
         "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 1.0},
         "layer_norm_eps": 1e-5,
         "tie_word_embeddings": arguments.tie_word_embeddings,
+        "attn_implementation": arguments.attn_implementation,
     }
     settings |= _start(arguments, max_length, token_ids, "gpt_neox")
     return GPTNeoXConfig(
