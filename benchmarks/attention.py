@@ -22,7 +22,8 @@ def measure(options: argparse.Namespace) -> dict:
     rows = []
     for length in lengths:
         batch = batch_size(size, length)
-        runs = {one: steps(["lomdm"], size, VOCABULARY, length, batch, attention=one)["lomdm"] for one in IMPLEMENTATIONS}
+        cell = (["lomdm"], size, VOCABULARY, length, batch)
+        runs = {one: steps(*cell, attention=one)["lomdm"] for one in IMPLEMENTATIONS}
         taken = interleaved(runs, options.seconds / len(lengths))
         ratio = taken["eager"]["seconds"] / taken["sdpa"]["seconds"]
         rows.append({"size": size, "length": length, "batch": batch, **taken, "ratio": ratio})

@@ -85,7 +85,7 @@ def test_a_scale_alone_is_lomdm(scale):
 def test_every_pair_and_every_scale_alone_has_a_folder_of_its_own():
     runs = [(scale,) for scale in SCALES] + PAIRS
     folders = [parse(*files)[2].output_dir for files in runs]
-    assert len(set(folders)) == len(folders) == 89
+    assert len(set(folders)) == len(folders) == 96
     assert {"outputs/tiny", "outputs/owt-mdlm"} <= set(folders)
     assert parse(*PAIRS[0], words=("--output_dir", "elsewhere"))[2].output_dir == "elsewhere"
 

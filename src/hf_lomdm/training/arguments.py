@@ -121,8 +121,8 @@ class ModelArguments:
     attn_implementation: str | None = field(
         default=None,
         metadata={
-            "help": "Attention in training: sdpa (the default), eager, flex_attention, flash_attention_2, ... In bfloat16 "
-            "on a CPU eager is faster for rows of up to 256 tokens. It is not saved with the model."
+            "help": "Attention in training: sdpa (the default), eager, flex_attention, flash_attention_2, ... On a CPU "
+            "in bfloat16 eager is faster for rows of up to 256 tokens. It is not saved with the model."
         },
     )
 
