@@ -1,0 +1,149 @@
+"""What a trained model's texts cost when they are written in another order: how much an order could gain on words.
+
+    python benchmarks/text_orders.py --model checkpoints/lomdm-enwiki --file enwiki.test.txt
+    python benchmarks/text_orders.py --model checkpoints/lomdm-enwiki --file enwiki.test.txt --max_rows 4 \\
+        --orders random left_to_right                                                          # in seconds
+
+The network is left as it is, its rates are not used. In a fixed order `s` the model that writes in it has
+`-log P(x) = -sum_k log p_{s_k}(x_{s_k} | s_1 .. s_{k-1})`, exactly; where the order is drawn this is a bound. Next comes:
+
+- `random`: any position (four orders of each text);
+- `left_to_right`, `right_to_left`;
+- `certain`, `uncertain`: where the entropy of the token law is least, or greatest;
+- `near`, `far`: the position nearest to one that is known, or farthest from all; the first one and ties are drawn.
+
+Were the network the exact law of the texts, every order would cost the same. Record: results/text_orders_cpu.json.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+from transformers import AutoTokenizer
+
+from hf_lomdm import LoMDMForMaskedDiffusion
+from hf_lomdm.evaluation.records import environment, write_record
+from hf_lomdm.evaluation.rows import load_file, pack_documents, special_tokens
+
+RANDOM_ORDERS = 4
+BATCH_ROWS = 64
+
+
+def distance_to_known(masked: Tensor) -> Tensor:
+    """Positions between each one and the nearest that is not masked: `[B, L]`, 0 where it is known, inf without any."""
+    position = torch.arange(masked.shape[1], device=masked.device)
+    between = (position[:, None] - position).abs().to(torch.float64)  # [L, L]
+    return between.masked_fill(masked[:, None], torch.inf).amin(-1)
+
+
+# name: how much a position `[B, L]` is preferred, from (masked, entropy, uniform noise), all `[B, L]`
+ORDERS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "random": lambda masked, entropy, noise: noise,
+    "left_to_right": lambda masked, entropy, noise: -torch.arange(masked.shape[1]).expand_as(noise).to(noise),
+    "right_to_left": lambda masked, entropy, noise: torch.arange(masked.shape[1]).expand_as(noise).to(noise),
+    "certain": lambda masked, entropy, noise: -entropy.to(noise),
+    "uncertain": lambda masked, entropy, noise: entropy.to(noise),
+    "near": lambda masked, entropy, noise: noise - distance_to_known(masked).clamp(max=masked.shape[1]),
+    "far": lambda masked, entropy, noise: noise + distance_to_known(masked).clamp(max=masked.shape[1]),
+}
+
+
+@torch.no_grad()
+def cost_in_order(model: LoMDMForMaskedDiffusion, texts: Tensor, order: str, generator: torch.Generator) -> Tensor:
+    """`-log p` of each reveal of `texts` `[B, L]` in one of `ORDERS`: `[B, L]`, in order of reveal, in nats."""
+    masked, costs = torch.ones_like(texts, dtype=torch.bool), []
+    for _ in tqdm(range(texts.shape[1]), desc=order, leave=False):
+        hidden = model.model(texts.masked_fill(masked, model.config.mask_token_id)).last_hidden_state
+        law = model.token_logits(hidden).float().log_softmax(-1)  # [B, L, V]
+        entropy = torch.special.entr(law.exp()).sum(-1)
+        noise = torch.rand(texts.shape, generator=generator, dtype=torch.float64).to(texts.device)
+        wanted = ORDERS[order](masked, entropy, noise).masked_fill(~masked, -torch.inf)
+        place = wanted.argmax(-1, keepdim=True)  # [B, 1]
+        losses = -law.gather(-1, texts[..., None]).squeeze(-1)
+        costs.append(losses.gather(1, place))
+        masked = masked.scatter(1, place, False)
+    return torch.cat(costs, dim=1)
+
+
+def measure(model: LoMDMForMaskedDiffusion, texts: Tensor, order: str) -> dict:
+    """Nats per token of each text in `order`, and its mean cost in each quarter of the reveals."""
+    generator = torch.Generator().manual_seed(0)
+    repeats = RANDOM_ORDERS if order == "random" else 1
+    parts = [
+        torch.stack([cost_in_order(model, rows, order, generator) for _ in range(repeats)]).mean(0).cpu()
+        for rows in texts.split(BATCH_ROWS)
+    ]
+    costs = torch.cat(parts)
+    quarters = [float(part.mean()) for part in costs.tensor_split(4, dim=1)]
+    return {"per_text": costs.mean(1).tolist(), "by_quarter": quarters}
+
+
+def summary(found: dict[str, dict]) -> dict[str, dict]:
+    """Means with their errors over texts, and the paired difference to the first order."""
+    first = torch.tensor(next(iter(found.values()))["per_text"])
+    return {
+        name: _mean(torch.tensor(one["per_text"]))
+        | {"minus_first": _mean(torch.tensor(one["per_text"]) - first), "by_quarter": one["by_quarter"]}
+        for name, one in found.items()
+    }
+
+
+def _mean(values: Tensor) -> dict:
+    return {"value": float(values.mean()), "standard_error": float(values.std() / len(values) ** 0.5)}
+
+
+def load_texts(options: argparse.Namespace, model: LoMDMForMaskedDiffusion) -> Tensor:
+    """The first whole rows of the file, `[B, L]`.
+
+    Raises:
+        ValueError: fewer than two of them.
+    """
+    tokenizer, length = AutoTokenizer.from_pretrained(options.model), model.config.max_position_embeddings
+    *ends, separator = special_tokens(model, tokenizer)
+    documents = load_file(options.file, "text", "paragraph")
+    packed = pack_documents(documents, tokenizer, length, ends, separator, options.max_rows)
+    rows = [row["input_ids"] for row in packed.rows if len(row["input_ids"]) == length]
+    if len(rows) < 2:
+        raise ValueError(f"--max_rows and --file must give 2 rows of {length} tokens for an error, got {len(rows)}.")
+    return torch.stack([torch.as_tensor(row) for row in rows])
+
+
+def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="folder of a masked diffusion model without blocks")
+    parser.add_argument("--file", required=True, help="text to measure")
+    parser.add_argument("--max_rows", type=int, default=128)
+    parser.add_argument("--orders", nargs="+", choices=ORDERS, default=list(ORDERS), help="the first is the reference")
+    parser.add_argument("--output", type=Path, default=Path("results/text_orders_cpu.json"))
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = parse_options(arguments)
+    try:
+        model = LoMDMForMaskedDiffusion.from_pretrained(options.model, dtype=torch.float32).eval()
+        if model.config.block_size is not None:
+            raise ValueError(f"--model {options.model} writes block after block. Pass one without blocks.")
+        texts = load_texts(options, model)
+    except (OSError, ValueError) as error:
+        sys.exit(f"error: {error}")
+    print(f"{'order':15s} {'nats per token':>20s} {'minus ' + options.orders[0]:>22s}   in each quarter of the reveals")
+    found = {}
+    for order in options.orders:
+        found[order] = measure(model, texts, order)
+        one = summary(found)[order]
+        values = [f"{part['value']:.3f} +- {part['standard_error']:.3f}" for part in (one, one["minus_first"])]
+        quarters = " ".join(f"{part:.2f}" for part in one["by_quarter"])
+        print(f"{order:15s} {values[0]:>20s} {values[1]:>22s}   {quarters}", flush=True)
+    setting = {"model": options.model, "source": Path(options.file).name, "n": len(texts)}
+    where = environment("cpu", torch.float32, seed=0)
+    write_record(options.output, {"task": "text_orders", **setting, "orders": summary(found), "environment": where})
+    print(f"record: {options.output}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""What texts cost in other orders: each order against its definition, and the probabilities of all texts."""
+
+import itertools
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+from text_orders import ORDERS, cost_in_order, distance_to_known, main  # noqa: E402
+
+CHECKPOINT = str(ROOT / "checkpoints" / "lomdm-enwiki")
+
+
+@pytest.fixture
+def text(tmp_path) -> str:
+    path = tmp_path / "text.txt"
+    path.write_text("The city of London is the capital of England, and the river Thames runs through it. " * 12)
+    return str(path)
+
+
+def draw(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize("order", ["left_to_right", "right_to_left", "certain", "uncertain"])
+def test_probabilities_of_all_texts_sum_to_one_in_an_order_that_is_fixed(make_model, order):
+    texts = torch.tensor(list(itertools.product(range(10), repeat=3)))
+    log_p = -cost_in_order(make_model().eval().double(), texts, order, draw()).double().sum(1)
+    torch.testing.assert_close(log_p.exp().sum(), torch.tensor(1.0, dtype=torch.float64), rtol=1e-5, atol=0)
+
+
+@torch.no_grad()
+def test_costs_are_those_of_the_states_before_each_reveal(make_model):
+    model, texts = make_model().eval(), torch.tensor([[3, 4, 5], [6, 7, 8]])
+    cost = cost_in_order(model, texts, "left_to_right", draw())
+    for place in range(3):
+        state = texts.clone()
+        state[:, place:] = model.config.mask_token_id
+        law = model(state).logits[:, place].log_softmax(-1)
+        torch.testing.assert_close(cost[:, place], -law.gather(1, texts[:, place, None])[:, 0])
+    backwards = cost_in_order(model, texts, "right_to_left", draw())
+    law = model(torch.full_like(texts, model.config.mask_token_id)).logits[:, 2].log_softmax(-1)
+    torch.testing.assert_close(backwards[:, 0], -law.gather(1, texts[:, 2, None])[:, 0])
+
+
+def test_orders_prefer_what_their_names_say():
+    masked = torch.tensor([[True, False, True, True, True, False]])
+    entropy, noise = torch.tensor([[0.5, 9.0, 0.1, 2.0, 0.7, 9.0]]), torch.full((1, 6), 0.5, dtype=torch.float64)
+    first = {name: prefer(masked, entropy, noise).masked_fill(~masked, -torch.inf) for name, prefer in ORDERS.items()}
+    chosen = {name: values.argmax(-1).item() for name, values in first.items() if name not in ("random", "near", "far")}
+    assert chosen == {"left_to_right": 0, "right_to_left": 4, "certain": 2, "uncertain": 3}
+    assert first["near"][0, [0, 2, 4]].unique().numel() == 1 and first["near"][0, 0] > first["near"][0, 3]
+    assert first["far"].argmax(-1).item() == 3
+    assert distance_to_known(masked).tolist() == [[1.0, 0.0, 1.0, 2.0, 1.0, 0.0]]
+    assert distance_to_known(torch.ones(1, 2, dtype=torch.bool)).isinf().all()
+
+
+def test_where_nothing_is_known_near_and_far_start_anywhere(make_model):
+    starts = {order: set() for order in ("near", "far", "random")}
+    masked, entropy = torch.ones(1, 6, dtype=torch.bool), torch.zeros(1, 6)
+    for order, seen in starts.items():
+        for seed in range(60):
+            noise = torch.rand(1, 6, generator=draw(seed), dtype=torch.float64)
+            seen.add(ORDERS[order](masked, entropy, noise).argmax(-1).item())
+    assert all(seen == set(range(6)) for seen in starts.values())
+
+
+def test_the_script_measures_each_order_on_whole_rows(text, tmp_path, capsys):
+    output = tmp_path / "found.json"
+    words = ["--model", CHECKPOINT, "--file", text, "--output", str(output)]
+    main([*words, "--max_rows", "3", "--orders", "left_to_right", "certain"])
+    record = json.loads(output.read_text())
+    one, other = record["orders"]["left_to_right"], record["orders"]["certain"]
+    assert record["n"] == 3 and one["minus_first"] == {"value": 0.0, "standard_error": 0.0}
+    assert other["minus_first"]["value"] == pytest.approx(other["value"] - one["value"], abs=1e-6)
+    assert sum(one["by_quarter"]) / 4 == pytest.approx(one["value"], abs=1e-4)
+    assert "minus left_to_right" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="must give 2 rows of 64 tokens"):
+        main([*words, "--max_rows", "1"])
+
+
+def test_a_model_with_blocks_is_refused(make_model, tmp_path, text):
+    make_model(block_size=4).save_pretrained(tmp_path / "blocks")
+    with pytest.raises(SystemExit, match="writes block after block"):
+        main(["--model", str(tmp_path / "blocks"), "--file", text])
