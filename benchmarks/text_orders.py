@@ -5,7 +5,7 @@
         --orders random left_to_right                                                          # in seconds
 
 The network is left as it is, its rates are not used. In a fixed order `s` the model that writes in it has
-`-log P(x) = -sum_k log p_{s_k}(x_{s_k} | s_1 .. s_{k-1})`, exactly; where the order is drawn this is a bound. Next comes:
+`-log P(x) = -sum_k log p_{s_k}(x_{s_k} | s_1 .. s_{k-1})`, exactly; where it is drawn, this is a bound. Next comes:
 
 - `random`: any position (four orders of each text);
 - `left_to_right`, `right_to_left`;
