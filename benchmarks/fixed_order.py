@@ -1,48 +1,75 @@
-"""Trains a masked diffusion model in an order from left to right that is given, not learned: what such an order gives.
+"""Trains a masked diffusion model in an order that leans to the left and is given, not learned: what it is worth.
 
-    python benchmarks/fixed_order.py --law "normsig 0.1" --output results/fixed_order_normsig.json \\
+    python benchmarks/fixed_order.py --law "exp 0.05" --output results/fixed_order_exp.json \\
         --config training_scripts/configs/enwiki.yaml --train_file enwiki.train.txt \\
         --validation_file enwiki.valid.txt --max_steps 4101 --eval_strategy no
 
+On a laptop, in two minutes:
+
+    python benchmarks/fixed_order.py --law "exp 0.05" --output results/fixed_order_tiny.json \\
+        --config training_scripts/configs/tiny.yaml --max_steps 200 --eval_strategy no
+
 Forward and reverse rates are the same function of the position `i = 0, 1, ..`, so nothing of the order has to be
-learned and the velocity part is zero. Laws as in `sudoku_oracle.py`, with the position in place of the entropy:
+learned and the velocity part is zero. Laws:
 
 - `uniform`: MDLM;
-- `normsig SLOPE`: LoMDM's `c1 + c2 NormSig(g)`, `g = -SLOPE i` centred, with its c1 and c2;
-- `exp SLOPE`: `exp(-SLOPE i)`, without bounds on the ratio of two rates.
+- `normsig SLOPE`: LoMDM's `c1 + c2 NormSig(g)`, `g = -SLOPE i` centred, with its c1 and c2. Such scores are high in one
+  half and low in the other: with 0.7 and 0.65 two rates differ by a factor of 2.7 at most, where the law allows 14;
+- `exp SLOPE`: `exp(-SLOPE i)`. Neighbours are in order with probability `1 / (1 + exp(-SLOPE))`.
 
-All other words are for `training_scripts/train.py`. One view per text unless `--num_views` says otherwise. The model
-that is saved is an MDLM: it does not know its order. The record holds the order bound in the order of training, of the
-same rows and draws as `compare_systems.py`.
+All other words are for `training_scripts/train.py`, whose `rate_type` is `uniform` here; one process. One view per text
+unless `--num_views` says otherwise. The model in `output_dir` is an MDLM that does not know its order, though the bound
+on its card is that of its order. The record holds this bound, of the same rows and draws as `compare_systems.py`.
 """
 
 import argparse
 import runpy
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from compare_systems import EVALUATION_SEED
-from sudoku_oracle import make_law
+from compare_systems import TRAIN, Run, evaluate
 from torch import Tensor
 
 from hf_lomdm import LoMDMForMaskedDiffusion
-from hf_lomdm.evaluation.corpus import evaluate_corpus
+from hf_lomdm.evaluation.parts import PartsFile
 from hf_lomdm.evaluation.records import write_record
 from hf_lomdm.modeling.backbone_lomdm import position_ids
+from hf_lomdm.modeling.process_lomdm import centre, learned_rates
 from hf_lomdm.training.arguments import parse_arguments
 from hf_lomdm.training.data import load_data
 
-TRAIN = Path(__file__).parents[1] / "training_scripts" / "train.py"
+STEEPEST = 80.0  # of `exp`, over all positions: float32 holds the last rate
 
 
-def fix_order(law: Callable[[Tensor], Tensor]) -> None:
-    """Gives the models of this process, which have neither heads nor blocks, the rates `law(i)` of positions `i`."""
+def rates_by_position(law: str, length: int, c1: float, c2: float) -> Tensor:
+    """The rates `[L]` of positions `0 .. length - 1` under a law, see above.
+
+    Raises:
+        ValueError: there is none of that name, or its slope is not a number that it can take.
+    """
+    name, *words = law.split()
+    position = torch.arange(length, dtype=torch.float32)
+    try:
+        slopes = [float(word) for word in words]
+    except ValueError:
+        slopes = None
+    if (name, slopes) == ("uniform", []):
+        return torch.ones(length)
+    if name in ("normsig", "exp") and slopes and len(slopes) == 1 and abs(slopes[0]) * (length - 1) <= STEEPEST:
+        scores = -slopes[0] * position
+        return scores.exp() if name == "exp" else learned_rates(centre(scores[None]), c1, c2)[0]
+    raise ValueError(
+        f"--law must be 'uniform', 'normsig SLOPE' or 'exp SLOPE', a slope of at most {STEEPEST / (length - 1):.3g} "
+        f"for rows of {length} tokens, got {law!r}."
+    )
+
+
+def fix_order(rates: Tensor) -> None:
+    """Gives the models of this process, which have neither heads nor blocks, the rates `[L]` of their positions."""
 
     def forward_rates(self, x: Tensor, attention_mask: Tensor | None = None, given: Tensor | None = None) -> Tensor:
-        position = position_ids(attention_mask, x.shape[1], x.device)
-        return law(position.expand_as(x).float())
+        return rates.to(x.device)[position_ids(attention_mask, x.shape[1], x.device)].expand(x.shape)
 
     def reverse_rates(self, hidden: Tensor, attention_mask: Tensor | None, **_) -> Tensor:
         return forward_rates(self, hidden[..., 0], attention_mask)
@@ -51,48 +78,42 @@ def fix_order(law: Callable[[Tensor], Tensor]) -> None:
     LoMDMForMaskedDiffusion._reverse_rates = reverse_rates
 
 
-def parse_options(arguments: list[str] | None = None) -> tuple[argparse.Namespace, list[str]]:
-    """The options of this script, and the words for `train.py`, among them those of MDLM.
+def parse_options(arguments: list[str] | None = None) -> tuple[argparse.Namespace, Run, Tensor]:
+    """The options of this script, the run that they describe, and the rates of its positions `[L]`.
 
     Raises:
-        ValueError: an order that does not exist, or a system with an order or blocks of its own.
+        ValueError: a law that does not exist; a system with blocks or without masks, or a task with given positions.
     """
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--law", required=True)
     parser.add_argument("--output", type=Path, required=True, help="the record")
+    parser.add_argument("--output_dir", help="of the run; default outputs/fixed-<law>: a folder for each law")
     options, words = parser.parse_known_args(arguments)
-    words = [*words, "--rate_type", "uniform"]
-    _, model, _ = parse_arguments(words)
-    if model.objective != "diffusion" or model.block_size is not None:
-        raise ValueError("a fixed order is for --objective diffusion without --block_size. Leave them out.")
-    options.law_of_position = make_law(options.law, model.c1, model.c2)
-    return options, words
-
-
-def evaluate(words: list[str]) -> dict:
-    """The record of the trained model on the validation text."""
-    data, _, training = parse_arguments(words)
-    texts, _ = load_data(data, training.output_dir)
-    model = LoMDMForMaskedDiffusion.from_pretrained(training.output_dir, dtype=torch.float32).eval()
-    setting = {"num_samples": training.eval_num_samples, "seed": EVALUATION_SEED}
-    batch_tokens = training.per_device_eval_batch_size * data.max_length
-    return evaluate_corpus(model, texts["validation"], **setting, batch_tokens=batch_tokens)
+    folder = options.output_dir or f"outputs/fixed-{options.law.replace(' ', '-')}"
+    words = [*words, "--rate_type", "uniform", "--output_dir", folder]
+    run = Run("fixed_order", words, {}, *parse_arguments(words))
+    if run.model.objective != "diffusion" or run.model.block_size is not None or run.data.task != "text":
+        raise ValueError("a fixed order is for --objective diffusion and --task text, without --block_size.")
+    return options, run, rates_by_position(options.law, run.data.max_length, run.model.c1, run.model.c2)
 
 
 def main(arguments: list[str] | None = None) -> None:
     try:
-        options, words = parse_options(arguments)
+        options, run, rates = parse_options(arguments)
     except ValueError as error:
         sys.exit(f"error: {error}")
-    fix_order(options.law_of_position)
-    sys.argv = [str(TRAIN), *words]
+    fix_order(rates)
+    sys.argv = [str(TRAIN), *run.words]
     runpy.run_path(str(TRAIN), run_name="__main__")
-    record = {"task": "likelihood", "model": f"fixed order, {options.law}", "law": options.law, "words": words}
-    record |= evaluate(words)
-    write_record(options.output, record)
-    print(f"order bound in its order: {record['value']:.4f} +- {record['standard_error']:.4f} nats per token")
+    folder = Path(run.training.output_dir)
+    texts, _ = load_data(run.data, folder)
+    parts = folder / "evaluation.parts.jsonl"
+    found = evaluate(run, folder, texts["validation"], parts)
+    write_record(options.output, {"task": "likelihood", "law": options.law, "words": run.words} | found)
+    PartsFile(parts, {}).delete()
+    print(f"order bound in its order: {found['value']:.4f} +- {found['standard_error']:.4f} nats per token")
     print(f"record: {options.output}")
 
 

@@ -1,24 +1,27 @@
-"""What a trained model's texts cost when they are written in another order: how much an order could gain on words.
+"""What texts cost a trained network when they are written in another order, without training it again.
 
     python benchmarks/text_orders.py --model checkpoints/lomdm-enwiki --file enwiki.test.txt
     python benchmarks/text_orders.py --model checkpoints/lomdm-enwiki --file enwiki.test.txt --max_rows 4 \\
         --orders random left_to_right                                                          # in seconds
 
-The network is left as it is, its rates are not used. In a fixed order `s` the model that writes in it has
-`-log P(x) = -sum_k log p_{s_k}(x_{s_k} | s_1 .. s_{k-1})`, exactly; where it is drawn, this is a bound. Next comes:
+In an order that is fixed by what is already revealed, `-log P(x)` is exactly the sum of `-log p_i(x_i)` at each reveal;
+where the order is drawn, this sum is a bound. Every token of a row counts, BOS and EOS too. Next comes:
 
 - `random`: any position (four orders of each text);
+- `learned`: a position drawn with the model's reverse rates (with learned rates; four orders of each text);
 - `left_to_right`, `right_to_left`;
 - `certain`, `uncertain`: where the entropy of the token law is least, or greatest;
 - `near`, `far`: the position nearest to one that is known, or farthest from all; the first one and ties are drawn.
 
-Were the network the exact law of the texts, every order would cost the same. Record: results/text_orders_cpu.json.
+Were the network the exact law of the texts, every order would cost the same. What a network gains that is trained in an
+order, `fixed_order.py` measures. Record: results/text_orders_cpu.json.
 """
 
 import argparse
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,7 +32,7 @@ from hf_lomdm import LoMDMForMaskedDiffusion
 from hf_lomdm.evaluation.records import environment, write_record
 from hf_lomdm.evaluation.rows import load_file, pack_documents, special_tokens
 
-RANDOM_ORDERS = 4
+DRAWN = {"random": 4, "learned": 4}  # orders of each text; one of the others
 BATCH_ROWS = 64
 
 
@@ -40,15 +43,33 @@ def distance_to_known(masked: Tensor) -> Tensor:
     return between.masked_fill(masked[:, None], torch.inf).amin(-1)
 
 
-# name: how much a position `[B, L]` is preferred, from (masked, entropy, uniform noise), all `[B, L]`
-ORDERS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
-    "random": lambda masked, entropy, noise: noise,
-    "left_to_right": lambda masked, entropy, noise: -torch.arange(masked.shape[1]).expand_as(noise).to(noise),
-    "right_to_left": lambda masked, entropy, noise: torch.arange(masked.shape[1]).expand_as(noise).to(noise),
-    "certain": lambda masked, entropy, noise: -entropy.to(noise),
-    "uncertain": lambda masked, entropy, noise: entropy.to(noise),
-    "near": lambda masked, entropy, noise: noise - distance_to_known(masked).clamp(max=masked.shape[1]),
-    "far": lambda masked, entropy, noise: noise + distance_to_known(masked).clamp(max=masked.shape[1]),
+class State(NamedTuple):
+    """What an order may look at, each `[B, L]`: what is masked, entropy of the token law in nats, reverse rates, noise.
+
+    `noise` is uniform on `[0, 1)` and float64, as all preferences are.
+    """
+
+    masked: Tensor
+    entropy: Tensor
+    rates: Tensor
+    noise: Tensor
+
+    def position(self) -> Tensor:
+        return torch.arange(self.noise.shape[1], device=self.noise.device).expand_as(self.noise).to(self.noise)
+
+    def distance(self) -> Tensor:
+        return distance_to_known(self.masked).clamp(max=self.masked.shape[1])
+
+
+ORDERS: dict[str, Callable[[State], Tensor]] = {  # how much each position is preferred
+    "random": lambda state: state.noise,
+    "learned": lambda state: state.noise.log() / state.rates,  # minus the time of an exponential clock: Plackett-Luce
+    "left_to_right": lambda state: -state.position(),
+    "right_to_left": lambda state: state.position(),
+    "certain": lambda state: -state.entropy,
+    "uncertain": lambda state: state.entropy,
+    "near": lambda state: state.noise - state.distance(),
+    "far": lambda state: state.noise + state.distance(),
 }
 
 
@@ -57,14 +78,12 @@ def cost_in_order(model: LoMDMForMaskedDiffusion, texts: Tensor, order: str, gen
     """`-log p` of each reveal of `texts` `[B, L]` in one of `ORDERS`: `[B, L]`, in order of reveal, in nats."""
     masked, costs = torch.ones_like(texts, dtype=torch.bool), []
     for _ in tqdm(range(texts.shape[1]), desc=order, leave=False):
-        hidden = model.model(texts.masked_fill(masked, model.config.mask_token_id)).last_hidden_state
-        law = model.token_logits(hidden).float().log_softmax(-1)  # [B, L, V]
-        entropy = torch.special.entr(law.exp()).sum(-1)
+        out = model(texts.masked_fill(masked, model.config.mask_token_id))
+        law = out.logits.double().log_softmax(-1)  # [B, L, V]
         noise = torch.rand(texts.shape, generator=generator, dtype=torch.float64).to(texts.device)
-        wanted = ORDERS[order](masked, entropy, noise).masked_fill(~masked, -torch.inf)
-        place = wanted.argmax(-1, keepdim=True)  # [B, 1]
-        losses = -law.gather(-1, texts[..., None]).squeeze(-1)
-        costs.append(losses.gather(1, place))
+        state = State(masked, torch.special.entr(law.exp()).sum(-1), out.rates, noise)
+        place = ORDERS[order](state).masked_fill(~masked, -torch.inf).argmax(-1, keepdim=True)  # [B, 1]
+        costs.append(-law.gather(-1, texts[..., None]).squeeze(-1).gather(1, place))
         masked = masked.scatter(1, place, False)
     return torch.cat(costs, dim=1)
 
@@ -72,7 +91,7 @@ def cost_in_order(model: LoMDMForMaskedDiffusion, texts: Tensor, order: str, gen
 def measure(model: LoMDMForMaskedDiffusion, texts: Tensor, order: str) -> dict:
     """Nats per token of each text in `order`, and its mean cost in each quarter of the reveals."""
     generator = torch.Generator().manual_seed(0)
-    repeats = RANDOM_ORDERS if order == "random" else 1
+    repeats = DRAWN.get(order, 1)
     parts = [
         torch.stack([cost_in_order(model, rows, order, generator) for _ in range(repeats)]).mean(0).cpu()
         for rows in texts.split(BATCH_ROWS)
@@ -108,7 +127,10 @@ def load_texts(options: argparse.Namespace, model: LoMDMForMaskedDiffusion) -> T
     packed = pack_documents(documents, tokenizer, length, ends, separator, options.max_rows)
     rows = [row["input_ids"] for row in packed.rows if len(row["input_ids"]) == length]
     if len(rows) < 2:
-        raise ValueError(f"--max_rows and --file must give 2 rows of {length} tokens for an error, got {len(rows)}.")
+        raise ValueError(
+            f"--max_rows and --file must give 2 rows of {length} tokens for an error, got {len(rows)}. "
+            "Raise --max_rows, or pass a longer file."
+        )
     return torch.stack([torch.as_tensor(row) for row in rows])
 
 
@@ -117,7 +139,7 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--model", required=True, help="folder of a masked diffusion model without blocks")
     parser.add_argument("--file", required=True, help="text to measure")
     parser.add_argument("--max_rows", type=int, default=128)
-    parser.add_argument("--orders", nargs="+", choices=ORDERS, default=list(ORDERS), help="the first is the reference")
+    parser.add_argument("--orders", nargs="+", choices=ORDERS, help="the first is the reference; default all there are")
     parser.add_argument("--output", type=Path, default=Path("results/text_orders_cpu.json"))
     return parser.parse_args(arguments)
 
@@ -128,6 +150,10 @@ def main(arguments: list[str] | None = None) -> None:
         model = LoMDMForMaskedDiffusion.from_pretrained(options.model, dtype=torch.float32).eval()
         if model.config.block_size is not None:
             raise ValueError(f"--model {options.model} writes block after block. Pass one without blocks.")
+        learned = model.config.rate_type == "learned"
+        options.orders = options.orders or [name for name in ORDERS if learned or name != "learned"]
+        if "learned" in options.orders and not learned:
+            raise ValueError(f"--orders learned needs learned rates, {options.model} has none. Leave it out.")
         texts = load_texts(options, model)
     except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")

@@ -11,7 +11,7 @@ import torch
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
-from text_orders import ORDERS, cost_in_order, distance_to_known, main  # noqa: E402
+from text_orders import ORDERS, State, cost_in_order, distance_to_known, main  # noqa: E402
 
 CHECKPOINT = str(ROOT / "checkpoints" / "lomdm-enwiki")
 
@@ -30,8 +30,8 @@ def draw(seed: int = 0) -> torch.Generator:
 @pytest.mark.parametrize("order", ["left_to_right", "right_to_left", "certain", "uncertain"])
 def test_probabilities_of_all_texts_sum_to_one_in_an_order_that_is_fixed(make_model, order):
     texts = torch.tensor(list(itertools.product(range(10), repeat=3)))
-    log_p = -cost_in_order(make_model().eval().double(), texts, order, draw()).double().sum(1)
-    torch.testing.assert_close(log_p.exp().sum(), torch.tensor(1.0, dtype=torch.float64), rtol=1e-5, atol=0)
+    log_p = -cost_in_order(make_model().eval().double(), texts, order, draw()).sum(1)
+    torch.testing.assert_close(log_p.exp().sum(), torch.tensor(1.0, dtype=torch.float64), rtol=1e-9, atol=0)
 
 
 @torch.no_grad()
@@ -42,32 +42,38 @@ def test_costs_are_those_of_the_states_before_each_reveal(make_model):
         state = texts.clone()
         state[:, place:] = model.config.mask_token_id
         law = model(state).logits[:, place].log_softmax(-1)
-        torch.testing.assert_close(cost[:, place], -law.gather(1, texts[:, place, None])[:, 0])
+        torch.testing.assert_close(cost[:, place].float(), -law.gather(1, texts[:, place, None])[:, 0])
     backwards = cost_in_order(model, texts, "right_to_left", draw())
     law = model(torch.full_like(texts, model.config.mask_token_id)).logits[:, 2].log_softmax(-1)
-    torch.testing.assert_close(backwards[:, 0], -law.gather(1, texts[:, 2, None])[:, 0])
+    torch.testing.assert_close(backwards[:, 0].float(), -law.gather(1, texts[:, 2, None])[:, 0])
 
 
 def test_orders_prefer_what_their_names_say():
     masked = torch.tensor([[True, False, True, True, True, False]])
     entropy, noise = torch.tensor([[0.5, 9.0, 0.1, 2.0, 0.7, 9.0]]), torch.full((1, 6), 0.5, dtype=torch.float64)
-    first = {name: prefer(masked, entropy, noise).masked_fill(~masked, -torch.inf) for name, prefer in ORDERS.items()}
-    chosen = {name: values.argmax(-1).item() for name, values in first.items() if name not in ("random", "near", "far")}
-    assert chosen == {"left_to_right": 0, "right_to_left": 4, "certain": 2, "uncertain": 3}
+    state = State(masked, entropy, torch.ones(1, 6), noise)
+    first = {name: prefer(state).masked_fill(~masked, -torch.inf) for name, prefer in ORDERS.items()}
+    fixed = ("left_to_right", "right_to_left", "certain", "uncertain")
+    assert [first[name].argmax(-1).item() for name in fixed] == [0, 4, 2, 3]
     assert first["near"][0, [0, 2, 4]].unique().numel() == 1 and first["near"][0, 0] > first["near"][0, 3]
     assert first["far"].argmax(-1).item() == 3
     assert distance_to_known(masked).tolist() == [[1.0, 0.0, 1.0, 2.0, 1.0, 0.0]]
     assert distance_to_known(torch.ones(1, 2, dtype=torch.bool)).isinf().all()
 
 
-def test_where_nothing_is_known_near_and_far_start_anywhere(make_model):
-    starts = {order: set() for order in ("near", "far", "random")}
-    masked, entropy = torch.ones(1, 6, dtype=torch.bool), torch.zeros(1, 6)
-    for order, seen in starts.items():
-        for seed in range(60):
-            noise = torch.rand(1, 6, generator=draw(seed), dtype=torch.float64)
-            seen.add(ORDERS[order](masked, entropy, noise).argmax(-1).item())
-    assert all(seen == set(range(6)) for seen in starts.values())
+def test_where_nothing_is_known_near_and_far_start_anywhere():
+    noise = torch.rand(60, 6, generator=draw(), dtype=torch.float64)
+    state = State(torch.ones(60, 6, dtype=torch.bool), torch.zeros(60, 6), torch.ones(60, 6), noise)
+    for order in ("near", "far", "random"):
+        assert set(ORDERS[order](state).argmax(-1).tolist()) == set(range(6))
+
+
+def test_the_learned_order_draws_with_the_rates():
+    rates = torch.tensor([0.2, 0.5, 1.3]).expand(20000, 3)
+    noise = torch.rand(rates.shape, generator=draw(), dtype=torch.float64)
+    state = State(torch.ones(rates.shape, dtype=torch.bool), torch.zeros(rates.shape), rates, noise)
+    shares = ORDERS["learned"](state).argmax(-1).bincount() / len(rates)
+    torch.testing.assert_close(shares, rates[0] / 2, atol=0.015, rtol=0)  # 4 standard errors
 
 
 def test_the_script_measures_each_order_on_whole_rows(text, tmp_path, capsys):
@@ -84,7 +90,11 @@ def test_the_script_measures_each_order_on_whole_rows(text, tmp_path, capsys):
         main([*words, "--max_rows", "1"])
 
 
-def test_a_model_with_blocks_is_refused(make_model, tmp_path, text):
-    make_model(block_size=4).save_pretrained(tmp_path / "blocks")
-    with pytest.raises(SystemExit, match="writes block after block"):
-        main(["--model", str(tmp_path / "blocks"), "--file", text])
+@pytest.mark.parametrize(
+    "settings, message",
+    [({"block_size": 4}, "writes block after block"), ({"rate_type": "uniform"}, "learned needs learned rates")],
+)
+def test_models_that_have_no_such_order_are_refused(make_model, tmp_path, text, settings, message):
+    make_model(**settings).save_pretrained(tmp_path / "model")
+    with pytest.raises(SystemExit, match=message):
+        main(["--model", str(tmp_path / "model"), "--file", text, "--orders", "learned"])
