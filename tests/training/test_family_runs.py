@@ -27,6 +27,7 @@ STEPS = {
     "bd3lm_4": 500,
     "bd3lm_8": 600,
     "bd3lm_16": 700,
+    "bd3lm_16_two_views": 700,
     "block_lomdm": 700,
     "ar": 200,
 }
