@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Measures everything on whatever device is there, within 10 minutes:
-#   results/performance_<device>.json   correctness, import, blocks, scaling, sampling, memory, training (performance.py)
+#   results/performance_<device>.json   correctness, import, blocks, attention, scaling, sampling, memory, training
+#                                       (performance.py)
 #   results/short_run_<device>.json     one short training run each of MDLM and LoMDM
 # Run it from the repository:  bash benchmarks/run_all.sh        (PYTHON=... chooses the interpreter)
 #   --smoke    toy sizes, in seconds, no short runs; further options go to performance.py

@@ -122,7 +122,7 @@ class ModelArguments:
         default=None,
         metadata={
             "help": "Attention in training: sdpa (the default), eager, flex_attention, flash_attention_2, ... On a CPU "
-            "in bfloat16 eager is faster for rows of up to 256 tokens. It is not saved with the model."
+            "in bfloat16 eager is faster for rows of up to 128 tokens. It is not saved with the model."
         },
     )
 
