@@ -13,6 +13,7 @@ from scipy.stats import chi2_contingency
 from torch.utils.flop_counter import FlopCounterMode
 
 from hf_lomdm import LoMDMConfig, LoMDMPipeline, LoMDMScheduler
+from hf_lomdm.modeling import backbone_lomdm
 from hf_lomdm.modeling.process_lomdm import draw_order_view, position_exponentials, row_seeds
 
 ROOT = Path(__file__).parents[2]
@@ -25,6 +26,7 @@ import projection  # noqa: E402
 import reference  # noqa: E402
 import sampling  # noqa: E402
 import scaling  # noqa: E402
+import training_step  # noqa: E402
 from report import tables  # noqa: E402
 
 # float64 sums of a few hundred terms
@@ -243,6 +245,16 @@ def test_network_time_collects_every_call_of_backbone_and_psi_and_removes_its_ho
         model(clean)
     model(clean)
     assert len(calls) == 4 and all(seconds > 0 for seconds in calls)
+
+
+@pytest.mark.parametrize(("attention", "some"), [("eager", True), ("sdpa", False)])
+def test_each_step_runs_the_attention_that_it_is_asked_for(attention, some, monkeypatch):
+    calls, plain = [], backbone_lomdm.eager_attention
+    monkeypatch.setattr(backbone_lomdm, "eager_attention", lambda *args, **kw: calls.append(1) or plain(*args, **kw))
+    for step in training_step.steps(["mdlm", "lomdm"], "toy", 64, 16, 2, attention=attention).values():
+        calls.clear()
+        step()
+        assert bool(calls) == some
 
 
 def test_a_section_replaces_itself_and_leaves_the_others(tmp_path):
