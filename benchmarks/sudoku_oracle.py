@@ -22,6 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from hf_lomdm import LoMDMForMaskedDiffusion, LoMDMPipeline
@@ -115,7 +116,7 @@ def main(arguments: list[str] | None = None) -> None:
         puzzles = [add_clues(puzzle, options.clues, generator) for puzzle in puzzles]
         if len(puzzles) < 2:
             raise ValueError(f"--max_rows must leave at least 2 puzzles for an error, got {len(puzzles)}.")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         sys.exit(f"error: {error}")
     pipe = LoMDMPipeline.from_pretrained(options.model, model=model)
     pipe.set_progress_bar_config(disable=True)

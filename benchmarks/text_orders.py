@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from tqdm import tqdm
 from transformers import AutoTokenizer
@@ -155,7 +156,7 @@ def main(arguments: list[str] | None = None) -> None:
         if "learned" in options.orders and not learned:
             raise ValueError(f"--orders learned needs learned rates, {options.model} has none. Leave it out.")
         texts = load_texts(options, model)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         sys.exit(f"error: {error}")
     print(f"{'order':15s} {'nats per token':>20s} {'minus ' + options.orders[0]:>22s}   in each quarter of the reveals")
     found = {}

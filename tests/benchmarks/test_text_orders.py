@@ -90,6 +90,14 @@ def test_the_script_measures_each_order_on_whole_rows(text, tmp_path, capsys):
         main([*words, "--max_rows", "1"])
 
 
+def test_a_truncated_checkpoint_is_an_error_of_one_line(make_model, tmp_path, text):
+    make_model().save_pretrained(tmp_path / "model")
+    weights = tmp_path / "model" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(SystemExit, match="error: .*incomplete"):
+        main(["--model", str(tmp_path / "model"), "--file", text])
+
+
 @pytest.mark.parametrize(
     "settings, message",
     [({"block_size": 4}, "writes block after block"), ({"rate_type": "uniform"}, "learned needs learned rates")],
