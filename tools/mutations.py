@@ -281,9 +281,16 @@ MUTATIONS = (
     Mutation(
         "weigh the score of a text instead of those of its blocks",
         MODEL,
-        "rloo_score(*(terms.main + terms.velocity).chunk(2), *log_q.chunk(2)).sum(-1)",
-        "rloo_score(*(terms.main + terms.velocity).sum(-1).chunk(2), *log_q.sum(-1).chunk(2))",
+        "rloo_score((terms.main + terms.velocity).view(by_view), log_q.view(by_view)).sum(-1)",
+        "rloo_score((terms.main + terms.velocity).view(by_view).sum(-1), log_q.view(by_view).sum(-1))",
         FAMILY,
+    ),
+    Mutation(
+        "compare a view with the mean of all, itself among them",
+        PROCESS,
+        "(bounds - bounds.mean(0)).detach() * num_views / (num_views - 1)",
+        "(bounds - bounds.mean(0)).detach()",
+        GRADIENTS,
     ),
     Mutation("drop 1/u of clipped times", PROCESS, "u.log(), 1 / u", "u.log(), torch.ones_like(u)", FAMILY),
     Mutation(

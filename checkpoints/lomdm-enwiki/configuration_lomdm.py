@@ -38,7 +38,7 @@ class LoMDMConfig(PreTrainedConfig):
             within `[0, 1]`, each with the weight `1/u` that it has in the bound and no correction for the rest, so that
             the training loss is no bound then. Evaluation is never clipped.
         num_views: masked views of each text in the training loss; `None` is two where forward rates are learned
-            (`"learned"`, `"token"`: RLOO takes two, no other number is allowed) and else one.
+            (`"learned"`, `"token"`: RLOO compares views, and more of them make its gradient quieter) and else one.
         dropout: of both residual branches of every backbone layer in training. The order heads have none.
         rope_theta: base of the rotary position embedding.
         layer_norm_eps: of every LayerNorm.
@@ -139,10 +139,10 @@ def _check_process(config) -> None:
             f"c1 > c2 >= 0 is needed for positive rates, got c1={config.c1} and c2={config.c2}. "
             "The paper's best values are c1=0.7, c2=0.65."
         )
-    paired = config.rate_type in ("learned", "token")
-    if config.num_views is not None and not (config.num_views == 2 if paired else config.num_views >= 1):
+    compared = config.rate_type in ("learned", "token")
+    if config.num_views is not None and config.num_views < (2 if compared else 1):
         raise ValueError(
-            f"num_views must be None or {'2 with learned forward rates (RLOO)' if paired else 'at least 1'}, got "
+            f"num_views must be None or at least {'2, which RLOO compares' if compared else 1}, got "
             f"{config.num_views} with rate_type={config.rate_type!r}."
         )
     if config.time_epsilon is not None and not 0 < config.time_epsilon < 1:

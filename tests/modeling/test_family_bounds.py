@@ -137,7 +137,7 @@ def test_score_of_a_text_adds_up_the_products_of_its_blocks(build, monkeypatch, 
     seen, rloo = [], modeling_lomdm.rloo_score
     monkeypatch.setattr(modeling_lomdm, "rloo_score", lambda *args: seen.append(args) or rloo(*args))
     out = run(build(rate_type, 2).train(), torch.tensor([0, 2, 1, 1, 2]), copies=400, bound=bound)
-    bound_1, bound_2, log_q_1, log_q_2 = seen[0]
+    (bound_1, bound_2), (log_q_1, log_q_2) = seen[0]
     assert bound_1.shape == (400, 3)
     by_block = (bound_1 - bound_2) * (log_q_1 - log_q_2) / 2
     torch.testing.assert_close(out.score, by_block.sum(-1), **EXACT)

@@ -105,9 +105,8 @@ def check_gradients(model, text, expected, through):
             torch.testing.assert_close(actual, gradient, msg=lambda m, n=f"{group}.{name}": f"{n}: {m}", **EXACT)
 
 
-@pytest.mark.parametrize(("rate_type", "block_size", "text"), FAMILY)
-def test_mean_gradient_of_the_order_bound_is_the_enumerated_one(make_model, monkeypatch, rate_type, block_size, text):
-    model = oracles.vivid(make_model(**oracles.SMALLEST, rate_type=rate_type, block_size=block_size)).train()
+def check_order_gradient(model, monkeypatch, text):
+    """The expected bound and gradient, over the numbers of reveals and all tuples of views, are the enumerated ones."""
     text, parts = torch.tensor(text), oracles.block_tables(model, torch.tensor(text))
     counts = max(len(table.forward) for table in parts)  # of reveals of the longest block
     total = 0.0
@@ -117,8 +116,22 @@ def test_mean_gradient_of_the_order_bound_is_the_enumerated_one(make_model, monk
     torch.testing.assert_close(total, sum(oracles.add_up(oracles.order_bound, parts)).detach(), **EXACT)
     # gradients add up over k
     check_gradients(
-        model, text, lambda parts: counts * sum(oracles.add_up(oracles.order_bound, parts)), THROUGH[rate_type]
+        model,
+        text,
+        lambda parts: counts * sum(oracles.add_up(oracles.order_bound, parts)),
+        THROUGH[model.config.rate_type],
     )
+
+
+@pytest.mark.parametrize(("rate_type", "block_size", "text"), FAMILY)
+def test_mean_gradient_of_the_order_bound_is_the_enumerated_one(make_model, monkeypatch, rate_type, block_size, text):
+    model = oracles.vivid(make_model(**oracles.SMALLEST, rate_type=rate_type, block_size=block_size)).train()
+    check_order_gradient(model, monkeypatch, text)
+
+
+def test_mean_gradient_on_three_views_is_the_enumerated_one(make_model, monkeypatch):
+    model = oracles.vivid(make_model(**oracles.SMALLEST, rate_type="learned", num_views=3)).train()
+    check_order_gradient(model, monkeypatch, [0, 2, 1])
 
 
 def drawn_time(table, quantile):

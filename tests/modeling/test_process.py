@@ -295,13 +295,20 @@ def test_weights_of_time_draws_integrate_the_enumerated_bound(epsilon):
     torch.testing.assert_close(actual, expected, rtol=2e-4, atol=0)
 
 
-def test_rloo_score_is_half_the_product_of_differences_and_has_no_gradient_through_the_bounds():
-    bounds = torch.tensor([[3.0], [1.0]], requires_grad=True)
-    log_q = torch.tensor([[-2.0], [-0.5]], requires_grad=True)
-    score = process.rloo_score(bounds[:1], bounds[1:], log_q[:1], log_q[1:])
+def test_rloo_score_of_two_views_is_half_the_product_of_differences_and_has_no_gradient_through_the_bounds():
+    bounds = torch.tensor([[[3.0]], [[1.0]]], requires_grad=True)
+    log_q = torch.tensor([[[-2.0]], [[-0.5]]], requires_grad=True)
+    score = process.rloo_score(bounds, log_q)
     assert score.item() == (3 - 1) * (-2 + 0.5) / 2
     score.sum().backward()
-    assert bounds.grad is None and log_q.grad.tolist() == [[1.0], [-1.0]]
+    assert bounds.grad is None and log_q.grad.flatten().tolist() == [1.0, -1.0]
+
+
+def test_rloo_score_compares_each_view_with_the_mean_of_the_others():
+    bounds, log_q = torch.tensor([[[3.0]], [[1.0]], [[8.0]]]), torch.tensor([[[-2.0]], [[-0.5]], [[-3.0]]])
+    score = process.rloo_score(bounds, log_q)
+    expected = ((3 - 4.5) * -2.0 + (1 - 5.5) * -0.5 + (8 - 2) * -3.0) / 3
+    torch.testing.assert_close(score, torch.tensor([[expected]]))
 
 
 # Blocks

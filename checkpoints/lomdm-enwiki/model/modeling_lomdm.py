@@ -321,13 +321,14 @@ class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
         # 3. One pass over all views, the bound term by term                      terms, log_q      [views * B, N]
         terms, log_q, reverse = self.estimate_bound(clean, rates, maskable, quantiles, seeds, attention_mask, bound)
         # 4. The bound, the mean over views                                       nelbo             [B]
-        main, velocity, ratio = (values.view(self.num_views, batch, -1).mean(0) for values in terms)
+        by_view = (self.num_views, batch, -1)
+        main, velocity, ratio = (values.view(by_view).mean(0) for values in terms)
         nelbo = (main + velocity).sum(-1)
         some = block_sum(maskable.to(ratio.dtype), self._blocks(clean, attention_mask)) > 0
         # 5. RLOO: value zero, gradient of the score                              score             [B]
         objective, score = nelbo, None
         if self.training and self.learns_forward_rates:
-            score = rloo_score(*(terms.main + terms.velocity).chunk(2), *log_q.chunk(2)).sum(-1)
+            score = rloo_score((terms.main + terms.velocity).view(by_view), log_q.view(by_view)).sum(-1)
             objective = nelbo + score - score.detach()
         # 6. Nats per maskable token
         return LoMDMOutput(

@@ -389,10 +389,16 @@ def _masked_rates(w: Tensor, v: Tensor, masked: Tensor, blocks: Blocks | None) -
     return w_masked, block_sum(w_masked, blocks), block_sum(v * masked, blocks)
 
 
-def rloo_score(bound_1: Tensor, bound_2: Tensor, log_q_1: Tensor, log_q_2: Tensor) -> Tensor:
-    """The RLOO term `sg(L1 - L2) (log q(z1|x) - log q(z2|x)) / 2` of two independent views: `[B, N]`.
+def rloo_score(bounds: Tensor, log_q: Tensor) -> Tensor:
+    """The RLOO term of `K` independent views: `[B, N]`; each view's baseline is the mean bound of the others.
 
-    Its gradient is the score part of the gradient of the mean bound (Eq. 8 and appendix E.1 of the paper); its value
-    is not part of the bound, so the loss adds `score - score.detach()`.
+    `mean_k sg(L_k - mean_{j != k} L_j) log q(z_k|x)`; of two views `sg(L1 - L2) (log q(z1|x) - log q(z2|x)) / 2`. Its
+    gradient is the score part of the gradient of the mean bound (Eq. 8 and appendix E.1 of the paper); its value is
+    not part of the bound, so the loss adds `score - score.detach()`.
+
+    Args:
+        bounds, log_q: `[K, B, N]`, `L_k` and `log q(z_k|x)`, `K >= 2`.
     """
-    return (bound_1 - bound_2).detach() * (log_q_1 - log_q_2) / 2
+    num_views = len(bounds)
+    advantage = (bounds - bounds.mean(0)).detach() * num_views / (num_views - 1)  # L_k - mean_{j != k} L_j
+    return (advantage * log_q).mean(0)

@@ -114,7 +114,8 @@ class ModelArguments:
         metadata={"help": "Two numbers: local times that training by the time bound draws (BD3-LM clips them)."},
     )
     num_views: int | None = field(
-        default=None, metadata={"help": "Masked views of each text in the loss; default 2 with learned rates, else 1."}
+        default=None,
+        metadata={"help": "Masked views of each text in the loss; default 2 (the least) with learned rates, else 1."},
     )
     dropout: float = field(default=0.1, metadata={"help": "Dropout of the backbone in training."})
     tie_word_embeddings: bool = field(default=False, metadata={"help": "The LM head uses the embedding matrix."})

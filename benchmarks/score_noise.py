@@ -1,0 +1,132 @@
+"""How much of phi's gradient is signal, and how much of the noise is the score term's, over numbers of views.
+
+    python benchmarks/score_noise.py --model MODEL --file enwiki.train.txt
+    python benchmarks/score_noise.py --model outputs/sudoku --file sudoku17_solved.csv --clues 40
+    python benchmarks/score_noise.py --model checkpoints/lomdm-sudoku --file sudoku17_solved.csv --batches 8 \\
+        --rows 4 --views 2                                                                     # in seconds
+
+The gradient of the loss in the weights of phi has two parts (docs/method.md): `path`, through the rates in the bound,
+and `score`, through the law of the masks, which RLOO estimates from the views of a text. Both are taken from the same
+batches, of other texts and draws each, without an update between them. Reported for each part and for both:
+
+- `signal`: length of the mean gradient, from products of gradients of different batches, which are not biased upwards
+  (0 where their mean is negative), and its square with a jackknife error;
+- `noise`: root mean square distance of one batch's gradient from the mean;
+- `batches`: `(noise / signal)^2`, how many must be averaged until the mean shows.
+
+A file that ends in .csv holds puzzles, any other text. Record: results/score_noise_cpu.json.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from text_orders import load_texts
+from torch import Tensor
+from tqdm import tqdm
+
+from hf_lomdm import LoMDMForMaskedDiffusion
+from hf_lomdm.evaluation.records import environment, write_record
+from hf_lomdm.evaluation.sudoku import add_clues, load_puzzles, training_rows
+
+PARTS = ("path", "score", "both")
+
+
+def phi_gradients(model: LoMDMForMaskedDiffusion, rows: dict[str, Tensor], seed: int) -> tuple[Tensor, Tensor]:
+    """Gradients `[P]` in phi of one batch `[B, L]`, in nats per token: of the bound alone, and of the score alone."""
+    found = []
+    for training in (False, True):  # the score is in the loss of training alone
+        generator = torch.Generator().manual_seed(seed)
+        loss = model.train(training)(**rows, generator=generator).loss
+        gradients = torch.autograd.grad(loss, list(model.phi.parameters()), allow_unused=True)
+        found.append(torch.cat([one.flatten() for one in gradients if one is not None]))
+    return found[0], found[1] - found[0]
+
+
+def signal_and_noise(gradients: Tensor) -> dict[str, float]:
+    """Length of the mean of independent gradients `[N, P]`, `N >= 3`, the error of its square, the noise about it."""
+    count = len(gradients)
+    products = gradients.double() @ gradients.double().T  # [N, N]
+    total, own, row = products.sum(), products.trace(), products.sum(1) - products.diagonal()
+    square = (total - own) / (count * (count - 1))  # of the mean: no batch meets itself
+    without = (total - own - 2 * row) / ((count - 1) * (count - 2))  # [N], each batch left out
+    error = ((count - 1) / count * (without - without.mean()).square().sum()).sqrt()
+    signal, noise = square.clamp(min=0).sqrt(), (own / count - square).clamp(min=0).sqrt()
+    found = {"signal": signal, "signal_squared": square, "signal_squared_error": error, "noise": noise}
+    return {name: float(value) for name, value in found.items()} | {"batches": float((noise / signal).square())}
+
+
+def load_rows(options: argparse.Namespace, model: LoMDMForMaskedDiffusion) -> list[dict[str, Tensor]]:
+    """`--batches` batches of `--rows` texts or puzzles each, as the model takes them.
+
+    Raises:
+        ValueError: the file has fewer.
+    """
+    options.max_rows = options.rows * options.batches
+    if options.file.endswith(".csv"):
+        puzzles = load_puzzles(options.file, 0, options.max_rows)
+        generator = torch.Generator().manual_seed(0)
+        some = training_rows(add_clues(puzzle, options.clues, generator) for puzzle in puzzles)
+        ids, labels = (torch.tensor([row[name] for row in some]) for name in ("input_ids", "labels"))
+    else:
+        ids = labels = load_texts(options, model)
+    if len(ids) < options.max_rows:
+        raise ValueError(
+            f"--rows times --batches are {options.max_rows}, {options.file} gives {len(ids)}. Lower one of them."
+        )
+    parts = zip(ids.split(options.rows), labels.split(options.rows), strict=True)
+    return [{"input_ids": one, "labels": other} for one, other in parts]
+
+
+def measure(model: LoMDMForMaskedDiffusion, batches: list[dict[str, Tensor]], num_views: int) -> dict:
+    """`signal_and_noise` of each of `PARTS`."""
+    model.config.num_views = num_views
+    pairs = [phi_gradients(model, rows, seed) for seed, rows in enumerate(tqdm(batches, desc=f"{num_views} views"))]
+    path, score = (torch.stack(part) for part in zip(*pairs, strict=True))
+    return {name: signal_and_noise(part) for name, part in zip(PARTS, (path, score, path + score), strict=True)}
+
+
+def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="folder of a LoMDM")
+    parser.add_argument("--file", required=True, help="text, or a .csv file with the columns puzzle and solution")
+    parser.add_argument("--clues", type=int, default=40, help="cells given of each puzzle")
+    parser.add_argument("--rows", type=int, default=32, help="texts in a batch")
+    parser.add_argument("--batches", type=int, default=64)
+    parser.add_argument("--views", type=int, nargs="+", default=[2, 4, 8])
+    parser.add_argument("--output", type=Path, default=Path("results/score_noise_cpu.json"))
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = parse_options(arguments)
+    try:
+        model = LoMDMForMaskedDiffusion.from_pretrained(options.model, dtype=torch.float32)
+        if model.phi is None:
+            raise ValueError(f"--model {options.model} has no phi: its rate_type is {model.config.rate_type!r}.")
+        if min(options.views) < 2:
+            raise ValueError(f"--views must be at least 2, which RLOO compares, got {min(options.views)}.")
+        if options.batches < 3:
+            raise ValueError(f"--batches must be at least 3 for an error, got {options.batches}.")
+        batches = load_rows(options, model)
+    except (OSError, ValueError, SafetensorError) as error:
+        sys.exit(f"error: {error}")
+    model.requires_grad_(False).phi.requires_grad_(True)
+    print(f"{'views':>5s} {'part':6s} {'signal':>10s} {'its square':>22s} {'noise':>10s} {'batches':>10s}")
+    found = {}
+    for num_views in options.views:
+        found[num_views] = measure(model, batches, num_views)
+        for part, one in found[num_views].items():
+            square = f"{one['signal_squared']:.2e} +- {one['signal_squared_error']:.1e}"
+            numbers = f"{one['signal']:10.2e} {square:>22s} {one['noise']:10.2e} {one['batches']:10.3g}"
+            print(f"{num_views:5d} {part:6s} {numbers}", flush=True)
+    setting = {name: getattr(options, name) for name in ("model", "rows", "batches", "clues")}
+    record = {"task": "score_noise", **setting, "source": Path(options.file).name, "views": found}
+    write_record(options.output, record | {"environment": environment("cpu", torch.float32, seed=0)})
+    print(f"record: {options.output}")
+
+
+if __name__ == "__main__":
+    main()
