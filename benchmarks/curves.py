@@ -4,6 +4,8 @@
         --budget tokens=1e6 --output results/compare_tiny.json
     python benchmarks/curves.py results/compare_tiny.json --output curves.png
 
+Systems of several records go into one picture; of one that is in two of them, the first counts.
+
 A curve is the bound of the training batches between two lines of the log: of text that was not seen before as long as a
 run is shorter than an epoch, with the weights as they are, not their average. It falls steeply at the end, where the
 learning rate decays, so that a longer run is at a loss in the middle: shares of steps are on the careful side.
@@ -68,7 +70,8 @@ def plot_curves(systems: dict[str, dict[str, Any]], path: Path) -> None:
             unit = one[cost] / one["steps"]
             heights = smooth([nats for _, nats in one["curve"]])
             places = [step * unit for step, _ in one["curve"]]
-            axes.plot(places, heights, label=name, color=f"C{number % 10}", lw=1.5)
+            style = "-" if number < 10 else "--"  # there are ten colours
+            axes.plot(places, heights, style, label=name, color=f"C{number % 10}", lw=1.5)
         axes.set(xlabel=label, ylabel="training bound, nats per token")
         axes.grid(alpha=0.3)
     panels[1].set_xscale("log")
@@ -77,16 +80,29 @@ def plot_curves(systems: dict[str, dict[str, Any]], path: Path) -> None:
     figure.savefig(path, dpi=DPI)
 
 
+def read_systems(paths: list[Path]) -> dict[str, dict[str, Any]]:
+    """The systems of all records by name, the first of each.
+
+    Raises:
+        ValueError: one has no curve, or a file is no record.
+    """
+    systems = {}
+    for path in paths:
+        found = json.loads(path.read_text(encoding="utf-8"))["systems"]
+        without = [name for name, one in found.items() if not one.get("curve")]
+        if without:
+            raise ValueError(f"{path} has no curve of {without}. Run compare_systems.py again, with logging.")
+        systems |= {name: one for name, one in found.items() if name not in systems}
+    return systems
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("record", type=Path, help="of compare_systems.py")
+    parser.add_argument("records", type=Path, nargs="+", help="of compare_systems.py")
     parser.add_argument("--output", type=Path, required=True, help="picture file")
     options = parser.parse_args(arguments)
     try:
-        systems = json.loads(options.record.read_text(encoding="utf-8"))["systems"]
-        without = [name for name, one in systems.items() if not one.get("curve")]
-        if without:
-            raise ValueError(f"{options.record} has no curve of {without}. Run compare_systems.py again, with logging.")
+        systems = read_systems(options.records)
         plot_curves(systems, options.output)
     except (ImportError, OSError, ValueError, KeyError) as error:
         sys.exit(f"error: {error}")
