@@ -19,8 +19,9 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 
 from conftest import build_model
 from hf_lomdm.evaluation import nelbo
+from hf_lomdm.evaluation.draws import step_generators
 from hf_lomdm.training.ema import EMA
-from hf_lomdm.training.trainer import gather_weights_for_evaluation, step_generators
+from hf_lomdm.training.trainer import gather_weights_for_evaluation
 
 ROOT = Path(__file__).parents[2]
 SGD = {"optim": "sgd", "learning_rate": 0.1, "head_learning_rate": 0.1, "lr_scheduler_type": "constant"}

@@ -15,19 +15,14 @@ from transformers import Trainer, TrainerCallback
 
 from hf_lomdm import LoMDMForMaskedDiffusion, LoMDMPipeline
 from hf_lomdm.evaluation import nelbo
+from hf_lomdm.evaluation.draws import step_generators, step_quantiles
+from hf_lomdm.evaluation.summary import summarise_texts
 from hf_lomdm.modeling.configuration_lomdm import RATE_TYPES
 from hf_lomdm.training import checkpointing
 from hf_lomdm.training.arguments import LoMDMTrainingArguments
 from hf_lomdm.training.ema import EMA
 from hf_lomdm.training.model_card import ORDERS, TrainingRecord, describe_diffusion, model_card
-from hf_lomdm.training.trainer import (
-    EVALUATION_SEED,
-    gradient_norm,
-    maskable,
-    step_generators,
-    step_quantiles,
-    summarise_texts,
-)
+from hf_lomdm.training.trainer import EVALUATION_SEED, gradient_norm, maskable
 from tiny_tokenizer import build_tokenizer
 
 httpx = importlib.import_module(HTTPError.__module__)  # or httpx2, whichever the Hub's client uses

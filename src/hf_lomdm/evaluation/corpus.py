@@ -19,11 +19,12 @@ from accelerate.utils import gather_object, parse_flag_from_env
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from ..training.trainer import step_generators, summarise_texts
 from .causal import causal_nll
+from .draws import step_generators
 from .likelihood import nelbo
 from .parts import PartsFile
 from .records import environment
+from .summary import summarise_texts
 
 Z95 = 1.96  # half the width of a 95 % interval, in standard errors
 VALUES = ("tokens", "main", "velocity", "error")  # of each text: counted tokens, nats, nats, Monte-Carlo error or None

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import DynamicCache, PreTrainedTokenizerBase
 
-from ..training.trainer import step_generators
+from .draws import step_generators
 from .judge import entropy, judge_texts, load_judge
 from .parts import PartsFile, beside
 from .records import environment

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from ..training.trainer import summarise_texts
 from .parts import PartsFile, values_digest
+from .summary import summarise_texts
 
 CONTEXT = 1024  # tokens that a judge reads at once: GPT-2's, so that judges with longer contexts compare
 LOGITS = 2**27  # floats in the logits of one pass: 512 MiB

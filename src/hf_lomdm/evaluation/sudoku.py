@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..training.trainer import step_generators
+from .draws import step_generators
 from .generation import changed_pipeline
 from .parts import PartsFile, values_digest
 from .records import environment

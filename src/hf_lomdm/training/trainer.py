@@ -1,6 +1,5 @@
 """`LoMDMTrainer`: transformers' Trainer with the draws, the logs, the average and the guarantees of LoMDM training."""
 
-import hashlib
 import logging
 import math
 from collections.abc import Iterable
@@ -17,6 +16,8 @@ from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import EvalLoopOutput
 
 from ..evaluation import NelboEstimate, nelbo
+from ..evaluation.draws import step_generators, step_quantiles
+from ..evaluation.summary import summarise_texts
 from ..modeling.modeling_lomdm import LoMDMOutput
 from ..pipelines import LoMDMPipeline
 from ..schedulers.scheduling_lomdm import LoMDMScheduler
@@ -504,28 +505,7 @@ def make_pipeline(model: PreTrainedModel, tokenizer) -> LoMDMPipeline:
     return LoMDMPipeline(model, scheduler, tokenizer)
 
 
-# --------------------------------------------------------------------------------------------- draws and measures
-
-
-def step_quantiles(seed: int, step: int, texts: range, global_size: int) -> Tensor:
-    """Quantiles `frac(U + j / global_size)` of the texts `j` of step `step`, `U` hashed from seed and step.
-
-    Stratified over the global batch without communication; the same whoever computes them. `[len(texts)]` float32,
-    inside `(0, 1)`.
-    """
-    offset = _hash(seed, step, -1) / 2**64
-    values = torch.tensor([(offset + j / global_size) % 1 for j in texts], dtype=torch.float64)
-    return values.float().clamp(2**-25, 1 - 2**-24)
-
-
-def step_generators(seed: int, step: int, texts: Iterable[int]) -> list[torch.Generator]:
-    """A CPU generator for each text `j` of step `step`, seeded by a hash of seed, step and `j`."""
-    return [torch.Generator().manual_seed(_hash(seed, step, j)) for j in texts]
-
-
-def _hash(*values: int) -> int:
-    text = ",".join(map(str, values)).encode()
-    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest())
+# ------------------------------------------------------------------------------------------------------- measures
 
 
 def maskable(batch: dict[str, Tensor]) -> Tensor:
@@ -562,28 +542,3 @@ def gather_weights_for_evaluation(model: nn.Module) -> None:
     for method in ("forward_rates", "estimate_bound"):
         if hasattr(model, method):
             register_fsdp_forward_method(model, method)
-
-
-def summarise_texts(texts: Tensor) -> dict[str, float]:
-    """Corpus metrics from rows `[N, 4]` of maskable tokens, main, velocity and Monte-Carlo error of each text.
-
-    The standard error is that of the ratio estimator `sum nelbo / sum tokens` over texts as a sample; as each text's
-    nelbo carries its Monte-Carlo error, both errors are in it. A single text says nothing of the others: NaN.
-    """
-    tokens, main, velocity, error = texts.double().unbind(-1)
-    total = tokens.sum().clamp(min=1)
-    value = (main + velocity).sum() / total
-    residual = main + velocity - value * tokens
-    spread = residual.square().sum() * (len(texts) / (len(texts) - 1) if len(texts) > 1 else math.nan)
-    metrics = {
-        "loss": value,
-        "nelbo": value,
-        "nelbo_standard_error": spread.sqrt() / total,
-        "main": main.sum() / total,
-        "velocity": velocity.sum() / total,
-        "perplexity": value.exp(),
-        "tokens": tokens.sum(),
-    }
-    if not error.isnan().any():
-        metrics["nelbo_monte_carlo_error"] = error.square().sum().sqrt() / total
-    return {name: float(number) for name, number in metrics.items()}

@@ -1,0 +1,28 @@
+"""Draws of training and evaluation that hang on seed, step and text alone, never on batches or processes."""
+
+import hashlib
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+
+def step_quantiles(seed: int, step: int, texts: range, global_size: int) -> Tensor:
+    """Quantiles `frac(U + j / global_size)` of the texts `j` of step `step`, `U` hashed from seed and step.
+
+    Stratified over the global batch without communication; the same whoever computes them. `[len(texts)]` float32,
+    inside `(0, 1)`.
+    """
+    offset = _hash(seed, step, -1) / 2**64
+    values = torch.tensor([(offset + j / global_size) % 1 for j in texts], dtype=torch.float64)
+    return values.float().clamp(2**-25, 1 - 2**-24)
+
+
+def step_generators(seed: int, step: int, texts: Iterable[int]) -> list[torch.Generator]:
+    """A CPU generator for each text `j` of step `step`, seeded by a hash of seed, step and `j`."""
+    return [torch.Generator().manual_seed(_hash(seed, step, j)) for j in texts]
+
+
+def _hash(*values: int) -> int:
+    text = ",".join(map(str, values)).encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest())
