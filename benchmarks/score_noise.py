@@ -12,7 +12,7 @@ batches, of other texts and draws each, without an update between them. Reported
 - `signal`: length of the mean gradient, from products of gradients of different batches, which are not biased upwards
   (0 where their mean is negative), and its square with a jackknife error;
 - `noise`: root mean square distance of one batch's gradient from the mean;
-- `batches`: `(noise / signal)^2`, how many must be averaged until the mean shows.
+- `batches`: `(noise / signal)^2`, how many must be averaged until the mean shows (none where there is no signal).
 
 A file that ends in .csv holds puzzles, any other text. Record: results/score_noise_cpu.json.
 """
@@ -45,7 +45,7 @@ def phi_gradients(model: LoMDMForMaskedDiffusion, rows: dict[str, Tensor], seed:
     return found[0], found[1] - found[0]
 
 
-def signal_and_noise(gradients: Tensor) -> dict[str, float]:
+def signal_and_noise(gradients: Tensor) -> dict[str, float | None]:
     """Length of the mean of independent gradients `[N, P]`, `N >= 3`, the error of its square, the noise about it."""
     count = len(gradients)
     products = gradients.double() @ gradients.double().T  # [N, N]
@@ -55,7 +55,8 @@ def signal_and_noise(gradients: Tensor) -> dict[str, float]:
     error = ((count - 1) / count * (without - without.mean()).square().sum()).sqrt()
     signal, noise = square.clamp(min=0).sqrt(), (own / count - square).clamp(min=0).sqrt()
     found = {"signal": signal, "signal_squared": square, "signal_squared_error": error, "noise": noise}
-    return {name: float(value) for name, value in found.items()} | {"batches": float((noise / signal).square())}
+    batches = float((noise / signal).square()) if signal > 0 else None
+    return {name: float(value) for name, value in found.items()} | {"batches": batches}
 
 
 def load_rows(options: argparse.Namespace, model: LoMDMForMaskedDiffusion) -> list[dict[str, Tensor]]:
@@ -120,7 +121,8 @@ def main(arguments: list[str] | None = None) -> None:
         found[num_views] = measure(model, batches, num_views)
         for part, one in found[num_views].items():
             square = f"{one['signal_squared']:.2e} +- {one['signal_squared_error']:.1e}"
-            numbers = f"{one['signal']:10.2e} {square:>22s} {one['noise']:10.2e} {one['batches']:10.3g}"
+            batches = "none" if one["batches"] is None else f"{one['batches']:.3g}"
+            numbers = f"{one['signal']:10.2e} {square:>22s} {one['noise']:10.2e} {batches:>10s}"
             print(f"{num_views:5d} {part:6s} {numbers}", flush=True)
     setting = {name: getattr(options, name) for name in ("model", "rows", "batches", "clues")}
     record = {"task": "score_noise", **setting, "source": Path(options.file).name, "views": found}
