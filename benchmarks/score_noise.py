@@ -121,8 +121,8 @@ def main(arguments: list[str] | None = None) -> None:
         found[num_views] = measure(model, batches, num_views)
         for part, one in found[num_views].items():
             square = f"{one['signal_squared']:.2e} +- {one['signal_squared_error']:.1e}"
-            batches = "none" if one["batches"] is None else f"{one['batches']:.3g}"
-            numbers = f"{one['signal']:10.2e} {square:>22s} {one['noise']:10.2e} {batches:>10s}"
+            needed = "none" if one["batches"] is None else f"{one['batches']:.3g}"
+            numbers = f"{one['signal']:10.2e} {square:>22s} {one['noise']:10.2e} {needed:>10s}"
             print(f"{num_views:5d} {part:6s} {numbers}", flush=True)
     setting = {name: getattr(options, name) for name in ("model", "rows", "batches", "clues")}
     record = {"task": "score_noise", **setting, "source": Path(options.file).name, "views": found}
