@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from hf_lomdm import LoMDMForMaskedDiffusion
 from hf_lomdm.evaluation.records import environment, write_record
-from hf_lomdm.evaluation.sudoku import add_clues, load_puzzles, training_rows
+from hf_lomdm.evaluation.sudoku import CELLS, add_clues, load_puzzles, training_rows
 
 PARTS = ("path", "score", "both")
 
@@ -67,6 +67,11 @@ def load_rows(options: argparse.Namespace, model: LoMDMForMaskedDiffusion) -> li
     """
     options.max_rows = options.rows * options.batches
     if options.file.endswith(".csv"):
+        if model.config.max_position_embeddings < CELLS:
+            raise ValueError(
+                f"{options.file} holds puzzles of {CELLS} cells, --model {options.model} takes "
+                f"{model.config.max_position_embeddings} tokens. Pass a model of --task sudoku, or a text."
+            )
         puzzles = load_puzzles(options.file, 0, options.max_rows)
         generator = torch.Generator().manual_seed(0)
         some = training_rows(add_clues(puzzle, options.clues, generator) for puzzle in puzzles)
@@ -109,6 +114,8 @@ def main(arguments: list[str] | None = None) -> None:
             raise ValueError(f"--model {options.model} has no phi: its rate_type is {model.config.rate_type!r}.")
         if min(options.views) < 2:
             raise ValueError(f"--views must be at least 2, which RLOO compares, got {min(options.views)}.")
+        if options.rows < 1:
+            raise ValueError(f"--rows must be at least 1, got {options.rows}.")
         if options.batches < 3:
             raise ValueError(f"--batches must be at least 3 for an error, got {options.batches}.")
         batches = load_rows(options, model)

@@ -69,6 +69,10 @@ def test_the_script_measures_puzzles_and_refuses_what_has_no_phi(make_model, tmp
         main(["--model", CHECKPOINT, "--batches", "2", *words])
     with pytest.raises(SystemExit, match="--views must be at least 2"):
         main(["--model", CHECKPOINT, "--batches", "3", *words, "--views", "1"])
+    with pytest.raises(SystemExit, match="--rows must be at least 1"):
+        main(["--model", CHECKPOINT, "--batches", "3", *words, "--rows", "0"])
+    with pytest.raises(SystemExit, match="puzzles of 81 cells, .* takes 64 tokens"):
+        main(["--model", str(ROOT / "checkpoints" / "lomdm-enwiki"), "--batches", "3", *words])
     with pytest.raises(SystemExit, match="gives [0-9]+. Lower one of them"):
         main(["--model", CHECKPOINT, "--batches", "1000", *words])
     make_model(rate_type="uniform").save_pretrained(tmp_path / "mdlm")
