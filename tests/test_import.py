@@ -32,10 +32,20 @@ def test_the_import_brings_neither_torch_nor_transformers():
         "import hf_lomdm; from transformers import PreTrainedModel, Trainer; import transformers",
         "import hf_lomdm; from diffusers import DiffusionPipeline; import transformers",
         "from hf_lomdm import LoMDMScheduler; import transformers",
+        # a model brings the Auto classes while what our model needs is half imported
+        "import hf_lomdm; from transformers import BertModel; import transformers",
+        "from hf_lomdm.modeling.backbone_lomdm import LoMDMLayer; import transformers",
     ],
 )
 def test_auto_classes_know_the_model_in_any_order_of_imports_without_remote_code(imports):
     assert run(f"{imports}; {LOAD}") == "hf_lomdm.modeling.modeling_lomdm"
+
+
+@pytest.mark.parametrize("imports", ["import hf_lomdm", "from transformers import AutoConfig; import hf_lomdm"])
+def test_auto_config_alone_knows_the_configuration_without_remote_code(imports):
+    load = f"print(type(AutoConfig.from_pretrained({str(SHIPPED)!r})).__module__)"
+    code = f"{imports}; from transformers import AutoConfig; {load}"
+    assert run(code) == "hf_lomdm.modeling.configuration_lomdm"
 
 
 def test_saved_models_take_their_code_along_where_no_auto_class_was_imported():

@@ -34,6 +34,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_lomdm import LoMDMForMaskedDiffusion, LoMDMPipeline
+from hf_lomdm.adapters import OrderAdapter
 from hf_lomdm.evaluation.accuracy import compare_bounds, exact_gap, pilot
 from hf_lomdm.evaluation.compare import comparison_table, measure_table, plot_comparison, read_records
 from hf_lomdm.evaluation.corpus import evaluate_corpus, is_diffusion, process_state
@@ -47,6 +48,8 @@ from hf_lomdm.training.detokenizers import DETOKENIZERS
 from hf_lomdm.training.tokenizers import load_tokenizer
 
 DTYPES = ("float32", "bfloat16", "float64")
+# By the `model_type` of the configuration; all others are AR models.
+MODEL_CLASSES = {"lomdm": LoMDMForMaskedDiffusion, "lomdm_order_adapter": OrderAdapter}
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -279,7 +282,7 @@ def load(options: argparse.Namespace) -> tuple[PreTrainedModel, PreTrainedTokeni
     """The model on this process's device, in eval mode, and its tokenizer, which Sudoku has no use for."""
     try:
         kind = AutoConfig.from_pretrained(options.model).model_type
-        model_class = LoMDMForMaskedDiffusion if kind == "lomdm" else AutoModelForCausalLM
+        model_class = MODEL_CLASSES.get(kind, AutoModelForCausalLM)
         model = model_class.from_pretrained(options.model, dtype=getattr(torch, options.dtype)).eval()
     except (OSError, ValueError, SafetensorError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)

@@ -29,6 +29,7 @@ from transformers.dynamic_module_utils import get_relative_import_files
 GIVEN, PADDING = -1, -2
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 WEIGHT_FILES = (WEIGHTS, INDEX, "model-*-of-*.safetensors")
+UPLOAD_OPTIONS = ("repo_id", "private", "token", "commit_message", "create_pr")
 CARD = """---
 library_name: transformers
 pipeline_tag: text-generation
@@ -141,7 +142,8 @@ class LoMDMPipeline(DiffusionPipeline):
             use_cache: with blocks, keep the keys and values of finished blocks; `False` computes them in every step
                 (slower, less memory, the same text).
             callback_on_step_end: called as `callback(pipe, step, timestep, tensors)` after every step; it may return
-                a dict with a new `sample` or `order`.
+                a dict with a new `sample` or `order`, or set `pipe._interrupt = True`: then it was the last step, and
+                what is not revealed stays masked.
             callback_on_step_end_tensor_inputs: which of `sample`, `order`, `rates`, `revealed` it is given, `[B, S]` of
                 the present block or window (`rates` are those of the latest forward pass); default `["sample"]`.
         Raises:
@@ -156,6 +158,7 @@ class LoMDMPipeline(DiffusionPipeline):
         scheduler = type(self.scheduler).from_config(self.scheduler.config, **changes)
         scheduler.set_timesteps(num_inference_steps)  # times stay on the host: finding a step waits for nothing
         canvas = self._lay_out(prompt, max_length, max_new_tokens, num_return_sequences)
+        self._interrupt = False
         with self._model_in_use():
             passes = self._reveal(canvas, scheduler, generator, use_cache, callback_on_step_end, inputs)
             sequences, order = self._tensor(canvas.rows)[0], self._tensor(canvas.order, PADDING)[0]
@@ -167,6 +170,11 @@ class LoMDMPipeline(DiffusionPipeline):
     def num_timesteps(self) -> int:
         """Steps of the latest call over all its windows, no-ops included."""
         return self._num_timesteps
+
+    @property
+    def interrupt(self) -> bool:
+        """Whether a callback has stopped the latest call."""
+        return self._interrupt
 
     def _callback_inputs(self, callback, names: list[str] | None) -> list[str]:
         """Tensors that the callback is given: a `PipelineCallback` names them itself."""
@@ -275,7 +283,8 @@ class LoMDMPipeline(DiffusionPipeline):
                 read = self.model if context is None else context.read
                 passes += self._reveal_window(window, read, scheduler, generator, callback, inputs, index * steps, bar)
                 self._close(canvas, window, firsts)
-                if all(len(row) <= first + width for row, first in zip(canvas.rows, firsts, strict=True)):
+                ends = (len(row) <= first + width for row, first in zip(canvas.rows, firsts, strict=True))
+                if self._interrupt or all(ends):
                     break
                 if context is not None:
                     context.extend(window.sample, window.attention_mask)
@@ -351,6 +360,8 @@ class LoMDMPipeline(DiffusionPipeline):
                 left = (window.sample == self.model.config.mask_token_id).sum(1).tolist()
             stale, window.left = left != window.left or "sample" in inputs, left
             bar.update()
+            if self._interrupt:
+                break
         _check_finite(finite)
         return passes
 
@@ -424,13 +435,16 @@ class LoMDMPipeline(DiffusionPipeline):
             save_directory: the target folder; files of it that are not part of the layout stay.
             safe_serialization, variant: for callers of diffusers; nothing but plain safetensors is written.
             max_shard_size: as in transformers, for example `"5GB"`.
-            push_to_hub: also uploads it; `repo_id` (default: the folder's name), `private`, `token`, `commit_message`
-                come in `kwargs`. Then the `CommitInfo` is returned.
+            push_to_hub: also uploads it; `repo_id` (default: the folder's name), `private`, `token`, `commit_message`,
+                `create_pr` come in `kwargs`. Then the `CommitInfo` is returned.
             model_card: text of `README.md`, put behind a short header unless it begins with one (`---`). Without it a
                 `README.md` that is there stays.
         Raises:
-            ValueError: for a target that is a file or holds another pipeline, and for components that cannot travel.
+            ValueError: for a target that is a file or holds another pipeline, for components that cannot travel, and
+                for an option that is none of these.
         """
+        unknown = sorted(kwargs.keys() - set(UPLOAD_OPTIONS))
+        _require(not unknown, f"{unknown} are no options. Besides the named ones there are {list(UPLOAD_OPTIONS)}.")
         wrong = f"safe_serialization={safe_serialization}, variant={variant!r}: only plain safetensors are written. "
         remedy = "Leave both out; for another precision convert the model first: pipe.to(torch.bfloat16)."
         _require(safe_serialization and variant is None, wrong + remedy)
@@ -555,8 +569,12 @@ def _check_target(target: Path) -> None:
 
 @contextmanager
 def _staging_folder(target: Path) -> Iterator[Path]:
-    """A new folder beside the target, so that a rename is a move; it is gone afterwards, whatever happens."""
-    staging = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+    """A new folder from which a rename is a move; it is gone afterwards, whatever happens.
+
+    Beside the target, or within it where it is there: it may be all that can be written to, or another file system.
+    """
+    name = f".{target.name}.{uuid.uuid4().hex}"
+    staging = target / name if target.exists() else target.with_name(name)
     staging.mkdir(parents=True)
     try:
         yield staging
@@ -584,6 +602,7 @@ def _push(
     private: bool | None = None,
     token: str | None = None,
     commit_message: str = "Upload LoMDMPipeline",
+    create_pr: bool = False,
 ) -> Any:
     """Uploads the written files, and removes weights of an earlier upload; a card on the Hub is kept."""
     api = HfApi(token=token)
@@ -596,4 +615,5 @@ def _push(
         allow_patterns=written,
         delete_patterns=list(WEIGHT_FILES),
         commit_message=commit_message,
+        create_pr=create_pr,
     )

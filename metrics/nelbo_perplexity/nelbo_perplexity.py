@@ -1,9 +1,11 @@
 """Perplexity of texts under a masked diffusion language model, from a bound: `evaluate.load` takes this folder."""
 
 import math
+import os
 
 import datasets
 import evaluate
+import torch
 
 from hf_lomdm import LoMDMPipeline
 from hf_lomdm.evaluation.corpus import evaluate_corpus, roll
@@ -16,7 +18,8 @@ the context are read in windows that overlap by half, each token counted once.
 _INPUTS = """
 Args:
     predictions: list of texts, none of them empty.
-    model: a folder, a Hub name, or a LoMDMPipeline with its tokenizer.
+    model: a folder, a Hub name (read in float32), or a LoMDMPipeline with its tokenizer, used as it is.
+    device: of a model that is named; default the GPU if there is one.
     bound: "order" (default) or "time". num_samples: draws for each text, default 16. seed: of all draws, default 0.
     batch_tokens: tokens per pass, default 8192.
     add_start_token: read every text behind the model's BOS, if it has one (default); BOS is not counted.
@@ -38,9 +41,20 @@ class NelboPerplexity(evaluate.Metric):
         )
 
     def _compute(
-        self, predictions, model, bound="order", num_samples=16, seed=0, batch_tokens=8192, add_start_token=True
+        self,
+        predictions,
+        model,
+        bound="order",
+        num_samples=16,
+        seed=0,
+        batch_tokens=8192,
+        add_start_token=True,
+        device=None,
     ):
-        pipe = LoMDMPipeline.from_pretrained(model) if isinstance(model, str) else model
+        pipe = model
+        if isinstance(model, (str, os.PathLike)):
+            pipe = LoMDMPipeline.from_pretrained(model, dtype=torch.float32)
+            pipe.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         config = pipe.model.config
         texts = pipe.tokenizer(list(predictions), add_special_tokens=False, verbose=False)["input_ids"]
         empty = [i for i, text in enumerate(texts) if not text]

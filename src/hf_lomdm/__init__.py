@@ -1,7 +1,7 @@
 """hf_lomdm: learnable-order masked diffusion language models with transformers and diffusers.
 
 Public names are imported when first used, for torch and transformers take seconds. The Auto classes of transformers
-know the model all the same: `hf_lomdm.modeling` registers it, and is imported together with them.
+know configuration and model all the same: what registers these is imported together with them.
 """
 
 import importlib
@@ -20,30 +20,47 @@ _MODULES = {
     "OrderAdapter": "adapters.order_adapter",
 }
 __all__ = list(_MODULES)
-_AUTO_CLASSES = "transformers.models.auto.modeling_auto"
+# What is to be imported after which module. `AutoConfig` is imported in the middle of almost everything, the rest of
+# the Auto classes in that of `modeling_layers`, which the model needs: it is registered when none is half imported.
+_REGISTER = f"{__name__}.modeling.auto_classes"
+_AFTER = {
+    "transformers.models.auto.configuration_auto": f"{__name__}.modeling",
+    "transformers.models.auto.modeling_auto": _REGISTER,
+    "transformers.modeling_layers": _REGISTER,
+    f"{__name__}.modeling.backbone_lomdm": _REGISTER,
+    f"{__name__}.modeling.modeling_lomdm": _REGISTER,
+}
 
 
-class _ModelAfterAutoClasses(importlib.abc.MetaPathFinder):
-    """Imports `hf_lomdm.modeling` right after the Auto classes, whoever imports those; finds nothing itself."""
+class _AfterAutoClasses(importlib.abc.MetaPathFinder):
+    """Imports what registers our classes after the modules above, whoever imports these; finds nothing itself."""
+
+    def __init__(self):
+        self.waiting: list[str] = []  # what is to be imported, once for each of its modules that is half imported
 
     def find_spec(self, name, path=None, target=None):
-        spec = importlib.machinery.PathFinder.find_spec(name, path) if name == _AUTO_CLASSES else None
+        spec = importlib.machinery.PathFinder.find_spec(name, path) if name in _AFTER else None
         if spec is None:
             return None
-        execute = spec.loader.exec_module
+        execute, register = spec.loader.exec_module, _AFTER[name]
 
         def execute_and_register(module):
-            execute(module)
-            importlib.import_module(f"{__name__}.modeling")
+            self.waiting.append(register)
+            try:
+                execute(module)
+            finally:
+                self.waiting.remove(register)
+            if register not in self.waiting:
+                importlib.import_module(register)
 
         spec.loader.exec_module = execute_and_register
         return spec
 
 
-if _AUTO_CLASSES in sys.modules:
-    importlib.import_module(f"{__name__}.modeling")
-else:
-    sys.meta_path.insert(0, _ModelAfterAutoClasses())
+sys.meta_path.insert(0, _AfterAutoClasses())
+for _name, _register in _AFTER.items():
+    if _name in sys.modules:
+        importlib.import_module(_register)
 
 
 def __getattr__(name: str):

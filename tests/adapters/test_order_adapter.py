@@ -454,6 +454,10 @@ def test_the_script_measures_what_the_order_is_worth_on_the_draws_of_the_base(tm
     random, learned = records
     assert random["rows"] == learned["rows"] and random["value"] != learned["value"] and learned["velocity"] > 1e-6
     assert OrderAdapter.from_pretrained(tmp_path / "out").psi.out.weight.abs().sum() > 0
+    words = ["likelihood", "--model", str(tmp_path / "out"), "--file", str(tmp_path / "text.txt"), "--max_rows", "4"]
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", *words, "--output", str(tmp_path / "own.json"), "--quiet"])
+    runpy.run_path(str(SCRIPT.with_name("evaluate.py")), run_name="__main__")
+    assert json.loads((tmp_path / "own.json").read_text())["velocity"] > 1e-6
     if kind == "lomdm":  # with all rates equal an adapter is its base
         rows, _ = load_data(DataArguments(**files, tokenizer=str(tmp_path / "base")), tmp_path)
         own = evaluate_corpus(LoMDMForMaskedDiffusion.from_pretrained(tmp_path / "base"), rows["validation"])

@@ -97,6 +97,12 @@ def test_bound_is_unbiased_part_by_part_for_each_text(model, table, bound, num_s
     assert (estimate.standard_error is None) == (num_samples == 1)
 
 
+def test_int32_ids_give_the_same_bound_and_the_same_exact_value(model):
+    same = [nelbo(model, ids[None], generator=seeded()).nelbo for ids in (TEXT, TEXT.int())]
+    assert torch.equal(*same)
+    assert torch.equal(*(exact_log_likelihood(model, ids[None]) for ids in (TEXT, TEXT.int())))
+
+
 def test_time_bound_is_not_cut_even_if_training_is(make_model, table):
     model = oracles.vivid(make_model(**oracles.SMALLEST, time_epsilon=0.3)).train()
     estimate = nelbo(model, TEXT.expand(6_000, -1), bound="time", generator=seeded())

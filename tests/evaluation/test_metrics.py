@@ -44,6 +44,12 @@ def test_nelbo_perplexity_bounds_the_exact_perplexity_of_each_text(load, tmp_pat
     pipe.save_pretrained(tmp_path / "model")
     again = load("nelbo_perplexity").compute(predictions=TEXTS, model=str(tmp_path / "model"), num_samples=100)
     assert again["perplexities"] == pytest.approx(result["perplexities"], rel=1e-5)
+    pipe.to(torch.bfloat16).save_pretrained(tmp_path / "half")  # is read in float32
+    half = load("nelbo_perplexity").compute(
+        predictions=TEXTS, model=str(tmp_path / "half"), num_samples=100, device="cpu"
+    )
+    full = load("nelbo_perplexity").compute(predictions=TEXTS, model=pipe.to(torch.float32), num_samples=100)
+    assert half["perplexities"] == pytest.approx(full["perplexities"], rel=1e-6)
     low, high = result["perplexity_interval"]
     assert low < result["perplexity"] < high
 

@@ -167,6 +167,12 @@ def test_int32_ids_give_the_same_loss(make_model):
     assert losses[0] == losses[1]
 
 
+def test_without_return_dict_the_output_is_a_tuple(make_model):
+    model, ids = make_model(), IDS.clamp(max=9)
+    out = model(input_ids=ids, return_dict=True)
+    assert all(torch.equal(*pair) for pair in zip(model(ids, return_dict=False), out.to_tuple(), strict=True))
+
+
 def test_forward_rates_have_no_dropout_in_training(make_model):
     model = make_model(dropout=0.5)
     expected = model.forward_rates(IDS)

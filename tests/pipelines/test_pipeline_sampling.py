@@ -308,6 +308,18 @@ def test_masks_that_a_callback_puts_back_are_revealed_again(make_model, sampler)
     assert out.order[0, 3] > 2 and not (out.sequences == MASK).any()
 
 
+@pytest.mark.parametrize("block_size, max_length", [(None, 8), (2, 8), (None, 20)])
+def test_a_callback_stops_the_call_and_the_next_call_is_whole(make_model, block_size, max_length):
+    def callback(pipe, step, timestep, tensors):
+        pipe._interrupt = step == 0
+
+    pipe = make_pipe(make_model(block_size=block_size))
+    out = pipe(None, 8, max_length=max_length, callback_on_step_end=callback)
+    assert out.num_forward_passes == 1 and pipe.interrupt
+    assert out.order.max() == 0 and torch.equal(out.sequences == MASK, out.order < 0) and (out.order < 0).any()
+    assert not (pipe(None, 8, max_length=8).sequences == MASK).any() and not pipe.interrupt
+
+
 def test_tokens_and_order_that_a_callback_writes_are_kept(make_model):
     def callback(pipe, step, timestep, tensors):
         if step:

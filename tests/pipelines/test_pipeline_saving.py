@@ -2,9 +2,11 @@
 
 import errno
 import json
+from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import HfApi, RepoUrl
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
 
@@ -135,6 +137,36 @@ def test_a_full_disk_loses_nothing(pipe, make_model, tmp_path, monkeypatch):
         other.save_pretrained(folder)
     assert {name: (folder / name).read_bytes() for name in files(folder)} == before
     assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_a_folder_that_is_there_needs_nothing_beside_it(pipe, tmp_path, monkeypatch):
+    parent, folder = tmp_path / "root", tmp_path / "root" / "out"
+    folder.mkdir(parents=True)
+    make = Path.mkdir
+
+    def read_only_parent(path, *args, **kwargs):  # modes mean nothing to root, who may run this
+        if path.parent == parent and not path.exists():
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return make(path, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "mkdir", read_only_parent)
+    pipe.save_pretrained(folder)
+    assert "model.safetensors" in files(folder) and not list(folder.glob(".*"))
+
+
+def test_options_that_do_not_exist_are_refused_before_anything_is_written(pipe, tmp_path):
+    with pytest.raises(ValueError, match="'max_shards'.* are no options"):
+        pipe.save_pretrained(tmp_path / "out", max_shards=3)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_upload_can_be_a_pull_request(pipe, monkeypatch):
+    seen = {}
+    monkeypatch.setattr(HfApi, "create_repo", lambda *_, **__: RepoUrl("https://huggingface.co/me/tiny"))
+    monkeypatch.setattr(HfApi, "file_exists", lambda *_: False)
+    monkeypatch.setattr(HfApi, "upload_folder", lambda _, **options: seen.update(options) or "commit")
+    assert pipe.push_to_hub("me/tiny", create_pr=True) == "commit"
+    assert seen["create_pr"] is True and seen["repo_id"] == "me/tiny"
 
 
 def test_targets_that_are_not_ours_are_not_touched(pipe, tmp_path):

@@ -24,6 +24,12 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking")
 
 
+def test_it_asks_for_what_the_package_asks_for():
+    needed = re.findall(r'"([a-z-]+>=[0-9.]+)"', (ROOT / "setup.py").read_text())
+    lines = [line for line in (ROOT / "space" / "requirements.txt").read_text().split("\n") if line[:1].isalpha()]
+    assert lines and set(lines) <= set(needed)
+
+
 @pytest.fixture(scope="module")
 def app():
     pytest.importorskip("gradio", reason="the Space needs gradio: pip install gradio")

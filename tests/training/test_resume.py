@@ -211,6 +211,7 @@ def test_a_finished_run_started_again_takes_no_step_and_keeps_its_weights(tmp_pa
 def test_auto_starts_anew_in_an_empty_folder_and_true_does_not(tmp_path):
     assert checkpointing.choose_checkpoint("auto", tmp_path) is None
     assert checkpointing.choose_checkpoint(None, tmp_path) is None
+    assert checkpointing.choose_checkpoint("none", tmp_path) is None
     with pytest.raises(ValueError, match="has no complete one"):
         checkpointing.choose_checkpoint(True, tmp_path)
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, BertTokenizer
 
 from hf_lomdm.training.tokenizers import SPECIAL_TOKENS, load_tokenizer, special_token_ids, train_tokenizer
 
@@ -119,6 +119,16 @@ def test_bert_style_stays_as_it_is_with_cls_and_sep_as_ends(capsys):
         "eos_token_id": bare.sep_token_id,
     }
     assert capsys.readouterr().out == ""
+
+
+def test_bert_gives_no_token_types_also_after_saving(tmp_path):
+    (tmp_path / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b"]))
+    BertTokenizer(str(tmp_path / "vocab.txt")).save_pretrained(tmp_path / "bert")
+    assert "token_type_ids" in AutoTokenizer.from_pretrained(tmp_path / "bert")("a b")
+    tokenizer = load_tokenizer(str(tmp_path / "bert"))
+    tokenizer.save_pretrained(tmp_path / "saved")
+    for one in (tokenizer, AutoTokenizer.from_pretrained(tmp_path / "saved")):
+        assert set(one("a b")) == {"input_ids", "attention_mask"}
 
 
 def test_padding_that_is_another_special_token_is_replaced(tmp_path):

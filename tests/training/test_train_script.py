@@ -154,6 +154,7 @@ def test_report_to_defaults_to_tensorboard_or_none_and_the_command_line_wins(tmp
         ("- hidden_size", [], "must hold lines of the form"),
         ("hidden_size: 8", ["--config", "nowhere.yaml"], "--config nowhere.yaml does not exist"),
         ("hidden_size: 8", ["--config"], "--config needs a file"),
+        ("hidden_size: 8", ["--config=nowhere.yaml"], "--config nowhere.yaml does not exist"),
     ],
 )
 def test_unknown_keys_and_files_are_errors_that_name_them(tmp_path, text, words, message):

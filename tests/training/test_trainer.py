@@ -11,8 +11,9 @@ from huggingface_hub import HfApi, ModelCard, RepoUrl
 from huggingface_hub.errors import HfHubHTTPError, HTTPError
 from safetensors.torch import load_file
 from tiny_training import collate, make_texts, make_trainer
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
+from conftest import build_model
 from hf_lomdm import LoMDMForMaskedDiffusion, LoMDMPipeline
 from hf_lomdm.evaluation import nelbo
 from hf_lomdm.evaluation.draws import step_generators, step_quantiles
@@ -22,7 +23,7 @@ from hf_lomdm.training import checkpointing
 from hf_lomdm.training.arguments import LoMDMTrainingArguments
 from hf_lomdm.training.ema import EMA
 from hf_lomdm.training.model_card import ORDERS, TrainingRecord, describe_diffusion, model_card
-from hf_lomdm.training.trainer import EVALUATION_SEED, gradient_norm, maskable
+from hf_lomdm.training.trainer import EVALUATION_SEED, LoMDMTrainer, gradient_norm, maskable
 from tiny_tokenizer import build_tokenizer
 
 httpx = importlib.import_module(HTTPError.__module__)  # or httpx2, whichever the Hub's client uses
@@ -306,6 +307,11 @@ def test_without_average_the_training_weights_are_evaluated_and_saved(tmp_path):
     assert trainer.ema is None and torch.equal(final["lm_head.weight"], trainer.model.lm_head.weight)
 
 
+@pytest.mark.parametrize("name", ["loss", "nelbo", "eval_perplexity"])
+def test_the_best_model_is_the_one_with_the_lowest_metric(tmp_path, name):
+    assert LoMDMTrainingArguments(str(tmp_path), metric_for_best_model=name).greater_is_better is False
+
+
 def test_the_best_model_comes_back_with_its_average(tmp_path):
     settings = {"save_strategy": "steps", "save_steps": 1, "eval_strategy": "steps", "eval_steps": 1}
     best = {"load_best_model_at_end": True, "metric_for_best_model": "nelbo", "greater_is_better": True}
@@ -430,6 +436,8 @@ def test_settings_that_cannot_work_are_errors_with_a_remedy(tmp_path, monkeypatc
     ]:
         with pytest.raises(ValueError, match=message):
             LoMDMTrainingArguments(str(tmp_path), **settings)
+    with pytest.raises(ValueError, match="args must be LoMDMTrainingArguments, got TrainingArguments"):
+        LoMDMTrainer(model=build_model(), args=TrainingArguments(str(tmp_path), use_cpu=True, report_to="none"))
     monkeypatch.setattr(LoMDMTrainingArguments, "n_gpu", 2)
     with pytest.raises(ValueError, match="2 GPUs in one process.*accelerate launch"):
         make_trainer(tmp_path)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers.cache_utils import Cache, DynamicCache
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, can_return_tuple
 
 from .backbone_lomdm import (
     LoMDMLayer,
@@ -148,6 +148,7 @@ class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
     """
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
+    _auto_class = "AutoModel"  # what `save_pretrained` and `push_to_hub` write takes the code along
 
     def __init__(self, config: LoMDMConfig):
         super().__init__(config)
@@ -196,6 +197,7 @@ class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
         """Whether reverse rates come from the logits of all positions. If not, positions can be chosen before those."""
         return self.config.rate_type in ("token", "score")
 
+    @can_return_tuple
     def forward(
         self,
         input_ids: Tensor,
@@ -223,6 +225,7 @@ class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
                 keys and values of `input_ids` (whole blocks, the last may be short) are added; `crop` it to take them
                 out again. `attention_mask` is then that of all positions, `[B, P + L]`.
             logits_to_keep: outputs of the last positions alone, without labels only; default all.
+            return_dict: `False` returns the values that are not `None` as a tuple.
         With blocks and without labels, a block sees itself and what `input_ids` holds before it: the model's own law
         is that of blocks with nothing masked before them.
 

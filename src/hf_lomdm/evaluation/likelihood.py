@@ -206,7 +206,7 @@ def clean_texts(model, input_ids, attention_mask, labels) -> tuple[Tensor, Tenso
             raise ValueError(f"input_ids contain the mask token ({model.config.mask_token_id}). Pass clean texts.")
     check_labels(input_ids, labels, None, model.config)
     maskable = real & (labels != -100)
-    return maskable, torch.where(maskable, labels, input_ids)
+    return maskable, torch.where(maskable, labels, input_ids).to(torch.int64)
 
 
 @contextlib.contextmanager

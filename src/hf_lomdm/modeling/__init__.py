@@ -1,14 +1,22 @@
-"""Configuration, process and model. These files also travel to the Hub, where they load without the package."""
+"""Configuration, process and model. These files also travel to the Hub, where they load without the package.
 
-from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM
+The configuration comes at once, the model when it is used: `AutoConfig`, with which the configuration is registered, is
+imported in the middle of what the model needs.
+"""
+
+import importlib
+
+from transformers import AutoConfig
 
 from .configuration_lomdm import LoMDMConfig
-from .modeling_lomdm import LoMDMForMaskedDiffusion, LoMDMModel
 
-__all__ = ["LoMDMConfig", "LoMDMForMaskedDiffusion", "LoMDMModel"]
+_MODELS = ("LoMDMForMaskedDiffusion", "LoMDMModel")
+__all__ = ["LoMDMConfig", *_MODELS]
 
 AutoConfig.register("lomdm", LoMDMConfig)
-AutoModel.register(LoMDMConfig, LoMDMForMaskedDiffusion)
-AutoModelForMaskedLM.register(LoMDMConfig, LoMDMForMaskedDiffusion)
-# `model.save_pretrained` and `model.push_to_hub` take the code along: what they write loads without this package.
-LoMDMForMaskedDiffusion.register_for_auto_class("AutoModel")
+
+
+def __getattr__(name: str):
+    if name not in _MODELS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.modeling_lomdm"), name)

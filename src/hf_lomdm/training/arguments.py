@@ -4,6 +4,7 @@ The transformers settings (learning rate, steps, output folder, ...) are the thi
 here may be one of `transformers.TrainingArguments`.
 """
 
+import argparse
 import json
 import sys
 from collections.abc import Sequence
@@ -154,7 +155,9 @@ class LoMDMTrainingArguments(TrainingArguments):
     )
     resume_from_checkpoint: str | None = field(
         default="auto",
-        metadata={"help": "auto: the newest complete checkpoint of output_dir, if there is one; or a folder."},
+        metadata={
+            "help": "auto: the newest complete checkpoint of output_dir, if there is one; none: start anew; a folder."
+        },
     )
     logging_nan_inf_filter: bool = field(
         default=False, metadata={"help": "Hide losses that are not finite. They stop training here, so leave it off."}
@@ -179,10 +182,13 @@ class LoMDMTrainingArguments(TrainingArguments):
             raise ValueError(f"ema_decay must be in [0, 1), got {self.ema_decay}. Pass for example 0.9999; 0 = none.")
         if self.eval_num_samples < 1:
             raise ValueError(f"eval_num_samples must be at least 1, got {self.eval_num_samples}. The default is 2.")
+        if self.metric_for_best_model is not None and self.greater_is_better is None:
+            self.greater_is_better = False  # of every metric of the trainer less is better, whatever its name ends in
         super().__post_init__()
 
 
 PARTS = (DataArguments, ModelArguments, LoMDMTrainingArguments)
+HELP = "--config FILE.yaml, once or more, reads any of these settings from a file. Later files win, this line over all."
 
 
 def parse_arguments(
@@ -203,7 +209,7 @@ def parse_arguments(
     files, words = _split_off_configs(list(sys.argv[1:] if arguments is None else arguments))
     settings = _overlay(files, named=any(word.split("=")[0].replace("-", "_") == "__output_dir" for word in words))
     words = [word for key, value in settings.items() for word in (f"--{key}", *_as_words(value))] + words
-    *parts, unknown = HfArgumentParser(PARTS, allow_abbrev=False).parse_args_into_dataclasses(
+    *parts, unknown = HfArgumentParser(PARTS, allow_abbrev=False, description=HELP).parse_args_into_dataclasses(
         words, return_remaining_strings=True
     )
     if unknown:
@@ -216,14 +222,14 @@ def parse_arguments(
 
 def _split_off_configs(words: list[str]) -> tuple[list[Path], list[str]]:
     """The files of `--config` in their order, and the other words."""
-    files = []
-    while "--config" in words:
-        place = words.index("--config")
-        if place + 1 == len(words):
-            raise ValueError("--config needs a file. Pass for example --config training_scripts/configs/tiny.yaml.")
-        files.append(Path(words[place + 1]))
-        del words[place : place + 2]
-    return files, words
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--config", action="append", type=Path, default=[])
+    try:
+        found, words = parser.parse_known_args(words)
+    except argparse.ArgumentError:
+        message = "--config needs a file. Pass for example --config training_scripts/configs/tiny.yaml."
+        raise ValueError(message) from None
+    return found.config, words
 
 
 def _overlay(files: list[Path], named: bool) -> dict[str, Any]:

@@ -82,11 +82,11 @@ def choose_checkpoint(resume_from: str | bool | None, output_dir: str | Path) ->
 
     Args:
         resume_from: `"auto"`, the newest complete checkpoint of `output_dir` if there is one; `True`, the same but
-            there must be one; a folder; `None` or `False`, no checkpoint.
+            there must be one; a folder; `None`, `False` or `"none"`, no checkpoint.
     Raises:
         ValueError: a folder that is not a complete checkpoint, or no checkpoint where there must be one.
     """
-    if resume_from in (None, False):
+    if resume_from in (None, False, "none"):
         return None
     if resume_from is True or resume_from == "auto":
         newest = complete_checkpoints(output_dir)[-1:]

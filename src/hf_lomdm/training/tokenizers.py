@@ -44,10 +44,14 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
 def complete_special_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """Give `tokenizer`, in place, what it lacks of mask, padding, BOS and EOS; returns the tokens that are new.
 
+    Its `model_input_names` become those of our models, which have no `token_type_ids`.
+
     BOS and EOS default to `[CLS]` and `[SEP]` where the tokenizer has them (BERT), else BOS is EOS (GPT-2). The mask
     comes first, so that it gets the id after the last one, as in the published MDLM checkpoints.
     """
     size = len(tokenizer)
+    # what is saved is `init_kwargs`
+    tokenizer.model_input_names = tokenizer.init_kwargs["model_input_names"] = ["input_ids", "attention_mask"]
     if tokenizer.eos_token is None and tokenizer.sep_token is not None:
         tokenizer.eos_token = tokenizer.sep_token
     elif tokenizer.eos_token is None:

@@ -22,6 +22,7 @@ from ..modeling.modeling_lomdm import LoMDMOutput
 from ..pipelines import LoMDMPipeline
 from ..schedulers.scheduling_lomdm import LoMDMScheduler
 from . import checkpointing
+from .arguments import LoMDMTrainingArguments
 from .ema import EMA
 from .model_card import (
     PICTURE_FILE,
@@ -68,6 +69,8 @@ class LoMDMTrainer(Trainer):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
+        if not isinstance(self.args, LoMDMTrainingArguments):
+            raise ValueError(f"args must be LoMDMTrainingArguments, got {type(self.args).__name__}. Pass one.")
         if self.args.n_gpu > 1:
             raise ValueError(
                 f"{self.args.n_gpu} GPUs in one process are not supported. Start one process per GPU: "
