@@ -9,11 +9,12 @@ rates from the state in which the clues alone are known, reverse rates from the 
 do better, for it reads the solution, and can tell more of the later states than the first one shows. Laws:
 
 - `uniform`: all rates 1;
-- `normsig SLOPE`: LoMDM's `c1 + c2 NormSig(g)`, `g = -SLOPE entropy` centred as in the model, with its c1 and c2;
+- `normsig SLOPE [C2]`: LoMDM's `c1 + c2 NormSig(g)`, `g = -SLOPE entropy` centred as in the model, with its c1 and c2;
 - `exp SLOPE`: `exp(-SLOPE entropy)`, without bounds on the ratio of two rates.
 
-For each: the main part of the order bound, which an order head would come to if psi followed it exactly, and the share
-of puzzles that `sequential` solves, a cell at a time. Record: results/sudoku_oracle_cpu.json.
+For each: the main part of the order bound, to which the heads would come if psi could follow phi exactly; the whole
+bound with these reverse rates, which do not know the clues from the rest, and what it is over that of the first law,
+paired; and the share of puzzles that `sequential` solves, a cell at a time. Record: results/sudoku_oracle_cpu.json.
 """
 
 import argparse
@@ -32,7 +33,8 @@ from hf_lomdm.evaluation.sudoku import Puzzle, add_clues, evaluate_sudoku, load_
 from hf_lomdm.modeling.modeling_lomdm import LoMDMOutput
 from hf_lomdm.modeling.process_lomdm import centre, learned_rates
 
-LAWS = ("uniform", "normsig 5", "normsig 20", "normsig 100", "exp 3", "exp 10", "exp 30")
+NARROW = tuple(f"normsig 20 {c2}" for c2 in (0.05, 0.1, 0.2, 0.4))
+LAWS = ("uniform", *NARROW, "normsig 5", "normsig 20", "normsig 100", "exp 3", "exp 10", "exp 30")
 LEAST_RATE = 1e-12
 
 
@@ -74,23 +76,33 @@ def make_law(words: str, c1: float, c2: float) -> Callable[[Tensor], Tensor]:
     values = [float(number) for number in numbers]
     if (name, len(values)) == ("uniform", 0):
         return torch.ones_like
-    if (name, len(values)) == ("normsig", 1):
-        return lambda entropy: learned_rates(centre(-values[0] * entropy), c1, c2)
+    if name == "normsig" and len(values) in (1, 2):
+        slope, c2 = values if len(values) == 2 else (values[0], c2)
+        return lambda entropy: learned_rates(centre(-slope * entropy), c1, c2)
     if (name, len(values)) == ("exp", 1):
         return lambda entropy: (-values[0] * entropy).exp().clamp(min=LEAST_RATE)
-    raise ValueError(f"laws must be 'uniform', 'normsig SLOPE' or 'exp SLOPE', got {words!r}.")
+    raise ValueError(f"laws must be 'uniform', 'normsig SLOPE [C2]' or 'exp SLOPE', got {words!r}.")
 
 
-def measure(model: OracleOrder, pipe: LoMDMPipeline, puzzles: list[Puzzle], num_samples: int) -> dict:
-    """Main part of the order bound in nats per cell, and the share of puzzles solved, with standard errors."""
+def measure(model: OracleOrder, pipe: LoMDMPipeline, puzzles: list[Puzzle], num_samples: int) -> tuple[dict, Tensor]:
+    """Main part and whole of the order bound in nats per cell and the share of puzzles solved, with standard errors.
+
+    Also the bound of each puzzle `[B]`, whose draws are the same for every law.
+    """
     rows = training_rows(puzzles)
     ids, labels = (torch.tensor([row[name] for row in rows]) for name in ("input_ids", "labels"))
-    main = nelbo(model, ids, labels=labels, num_samples=num_samples, generator=torch.Generator().manual_seed(0)).main
-    per_cell = main / (labels != -100).sum(-1)
+    found = nelbo(model, ids, labels=labels, num_samples=num_samples, generator=torch.Generator().manual_seed(0))
+    cells = (labels != -100).sum(-1)
+    bounds = found.nelbo / cells
+    parts = describe("main", found.main / cells) | describe("bound", bounds)
     names = ("value", "standard_error", "forced_first", "forced_at_random", "n")
-    found = evaluate_sudoku(pipe, puzzles, sampler="sequential", progress=False)
-    error = float(per_cell.std() / len(per_cell) ** 0.5)
-    return {"main": float(per_cell.mean()), "main_error": error, **{name: found[name] for name in names}}
+    solved = evaluate_sudoku(pipe, puzzles, sampler="sequential", progress=False)
+    return parts | {name: solved[name] for name in names}, bounds
+
+
+def describe(name: str, values: Tensor) -> dict[str, float]:
+    """Mean and standard error of `values` `[B]`."""
+    return {name: float(values.mean()), f"{name}_error": float(values.std() / len(values) ** 0.5)}
 
 
 def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -120,13 +132,20 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(f"error: {error}")
     pipe = LoMDMPipeline.from_pretrained(options.model, model=model)
     pipe.set_progress_bar_config(disable=True)
-    print(f"{'law':18s} {'main, nats per cell':>22s} {'solved':>18s} {'forced reveals':>15s}")
-    found = {}
+    print(f"{'law':15s} {'main, nats per cell':>19s} {'over the first':>19s} {'solved':>15s} {'forced reveals':>15s}")
+    found, first = {}, None
     for words, model.law in laws.items():
-        one = found[words] = measure(model, pipe, puzzles, options.num_samples)
-        main_part = f"{one['main']:.4f} +- {one['main_error']:.4f}"
+        one, bounds = measure(model, pipe, puzzles, options.num_samples)
+        first = bounds if first is None else first
+        found[words] = one = one | describe("over_first", bounds - first)
+        parts = (f"{one[name]:.4f} +- {one[f'{name}_error']:.4f}" for name in ("main", "over_first"))
         solved = f"{one['value']:.3f} +- {one['standard_error']:.3f}"
-        print(f"{words:18s} {main_part:>22s} {solved:>18s} {one['forced_first']:>15.3f}", flush=True)
+        print(
+            f"{words:15s}",
+            *(f"{part:>19s}" for part in parts),
+            f"{solved:>15s} {one['forced_first']:>15.3f}",
+            flush=True,
+        )
     setting = {name: getattr(options, name) for name in ("model", "start", "clues", "num_samples")}
     source = Path(options.file).name
     write_record(options.output, {"task": "sudoku_oracle", "source": source, **setting, "laws": found})

@@ -25,9 +25,10 @@ def test_laws_are_what_their_words_say():
     share = torch.sigmoid(-10 * (entropy - entropy.mean()))
     expected = 0.7 + 0.65 * (share - share.mean())
     torch.testing.assert_close(make_law("normsig 10", 0.7, 0.65)(entropy), expected)
+    torch.testing.assert_close(make_law("normsig 10 0.65", 0.7, 0.1)(entropy), expected)
 
 
-@pytest.mark.parametrize("words", ["exp", "normsig 1 2", "uniform 2", "even"])
+@pytest.mark.parametrize("words", ["exp", "normsig 1 2 3", "uniform 2", "even"])
 def test_a_law_that_does_not_exist_is_refused(words):
     with pytest.raises(ValueError, match="laws must be"):
         make_law(words, 0.7, 0.65)
@@ -53,6 +54,9 @@ def test_the_script_measures_each_law(tmp_path, capsys):
     main([*words, "--laws", "uniform", "exp 30", "--num_samples", "2", "--output", str(tmp_path / "found.json")])
     laws = json.loads((tmp_path / "found.json").read_text())["laws"]
     assert laws.keys() == {"uniform", "exp 30"} and all(one["n"] == 2 for one in laws.values())
+    even, sure = laws["uniform"], laws["exp 30"]
+    assert even["bound"] == pytest.approx(even["main"]) and even["over_first"] == 0  # equal rates cost nothing
+    assert sure["over_first"] == pytest.approx(sure["bound"] - even["bound"]) and sure["bound"] > sure["main"]
     assert laws["exp 30"]["value"] == 1.0  # with 60 clues nothing but the order could go wrong
     assert "forced reveals" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="laws must be"):
