@@ -45,6 +45,7 @@ from hf_lomdm.evaluation.rows import Rows, cut_documents, load_file, pack_docume
 from hf_lomdm.evaluation.sudoku import CELLS, add_clues, evaluate_sudoku, load_puzzles
 from hf_lomdm.evaluation.zero_shot import SETS, evaluate_zero_shot
 from hf_lomdm.training.detokenizers import DETOKENIZERS
+from hf_lomdm.training.ema import take_average
 from hf_lomdm.training.tokenizers import load_tokenizer
 
 DTYPES = ("float32", "bfloat16", "float64")
@@ -284,6 +285,8 @@ def load(options: argparse.Namespace) -> tuple[PreTrainedModel, PreTrainedTokeni
         kind = AutoConfig.from_pretrained(options.model).model_type
         model_class = MODEL_CLASSES.get(kind, AutoModelForCausalLM)
         model = model_class.from_pretrained(options.model, dtype=getattr(torch, options.dtype)).eval()
+        if take_average(model, Path(options.model)) and process_state().is_main_process:
+            print(f"{options.model} is a checkpoint: its averaged weights are measured, as by the trainer", flush=True)
     except (OSError, ValueError, SafetensorError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise ValueError(f"--model {options.model} cannot be loaded: {reason}") from error

@@ -37,7 +37,7 @@ def main(arguments: list[str] | None = None) -> None:
         upload = {"push_to_hub": True, "repo_id": options.repo_id, "private": options.private or None}
     try:
         folder = export(options, upload)
-    except ConnectionError as error:
+    except (ConnectionError, ValueError) as error:
         raise SystemExit(str(error)) from error
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         print(f"{path.stat().st_size:>12,}  {path.relative_to(folder)}")

@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError
 
 from hf_lomdm import LoMDMPipeline
+from hf_lomdm.training.ema import take_average
 from hf_lomdm.visualization import order_picture, order_text, token_texts, write_order_html
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -42,6 +43,8 @@ def load(options: argparse.Namespace, device: str) -> LoMDMPipeline:
     keywords = {} if dtype is None else {"dtype": getattr(torch, dtype)}
     try:
         pipe = LoMDMPipeline.from_pretrained(options.model, **keywords)
+        if take_average(pipe.model, Path(options.model)):
+            print(f"--- {options.model} is a checkpoint: its averaged weights write")
     except (OSError, ValueError, SafetensorError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         kind = "a folder with a model" if Path(options.model).exists() else "an existing folder or a Hub repository"

@@ -110,6 +110,17 @@ def test_training_mode_comes_back_dropout_is_off_and_float64_works():
     assert causal_nll(model, texts, start_token_id=4).nelbo != plain
 
 
+def test_a_start_token_that_ends_texts_too_has_its_probability():
+    """GPT-2 has one token for both, which stands between the documents of its rows."""
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=7, n_embd=16, n_layer=2, n_head=2, bos_token_id=START, eos_token_id=START)
+    model, text = GPT2LMHeadModel(config).eval(), torch.tensor([[3, START, 4]])
+    with torch.no_grad():
+        law = model(torch.tensor([[START, 3, START]])).logits[0].log_softmax(-1)
+    expected = -law[torch.arange(3), text[0]].double().sum()
+    torch.testing.assert_close(causal_nll(model, text).nelbo[0], expected, rtol=1e-5, atol=1e-5)
+
+
 def test_input_that_cannot_work_is_an_error_with_a_remedy():
     model, texts = build_causal(), torch.tensor([[2, 3, 5, 1]])
     broken = build_causal()

@@ -2,13 +2,16 @@
 
 import importlib.util
 import json
+import math
+import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
-from transformers import GPT2Config, GPT2LMHeadModel, GPTNeoXConfig, GPTNeoXForCausalLM
+from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, GPTNeoXConfig, GPTNeoXForCausalLM
 
 from conftest import build_model
 from hf_lomdm.evaluation import generation
@@ -106,6 +109,35 @@ def write_judge(path: Path) -> Path:
     return path
 
 
+def test_a_checkpoint_is_measured_by_its_average(run, folder, script, tmp_path, capsys):
+    shutil.copytree(folder / "model", tmp_path / "checkpoint-1")
+    weights = load_file(tmp_path / "checkpoint-1" / "model.safetensors")
+    save_file({name: 0 * weight for name, weight in weights.items()}, tmp_path / "checkpoint-1" / "ema.safetensors")
+    words = ["--file", str(folder / "text.txt"), "--output", str(tmp_path / "record.json"), "--quiet"]
+    script.main(["likelihood", "--model", str(tmp_path / "checkpoint-1"), *words])
+    record = json.loads((tmp_path / "record.json").read_text())
+    # with all weights zero every token but the mask is as likely
+    vocabulary = json.loads((folder / "model" / "config.json").read_text())["vocab_size"]
+    assert record["value"] == pytest.approx(math.log(vocabulary - 1), rel=1e-5)
+    assert "its averaged weights are measured" in capsys.readouterr().out
+
+
+def test_autoregressive_models_of_others_read_their_start_token_and_nothing_else(run, script, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(ROOT / "tests" / "fixtures" / "gpt2_tokenizer")
+    end = tokenizer.eos_token_id
+    config = GPT2Config(vocab_size=len(tokenizer), n_embd=16, n_layer=1, n_head=2, n_positions=16)
+    config.bos_token_id = config.eos_token_id = end
+    GPT2LMHeadModel(config).save_pretrained(tmp_path / "gpt2")
+    tokenizer.save_pretrained(tmp_path / "gpt2")
+    (tmp_path / "text.txt").write_text("a dark night\n\nthe rain fell")
+    for more in ([], ["--documents"]):
+        words = ["--file", str(tmp_path / "text.txt"), "--output", str(tmp_path / "record.json"), "--quiet", *more]
+        script.main(["likelihood", "--model", str(tmp_path / "gpt2"), *words])
+        record = json.loads((tmp_path / "record.json").read_text())
+        tokens = sum(len(tokenizer(text)["input_ids"]) for text in ("a dark night", "the rain fell"))
+        assert record["tokens"] == tokens + 2 * (not more)  # packed documents are separated
+
+
 def test_generation_takes_autoregressive_models(run, tmp_path):
     sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 16}
     config = GPTNeoXConfig(
@@ -183,11 +215,14 @@ def test_order_records_of_checkpoints_are_drawn_over_steps(script, run, folder, 
 def test_errors_are_one_line_and_say_what_to_do(script, run, folder, tmp_path):
     (tmp_path / "empty.txt").write_text("")
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
+    (tmp_path / "n.jsonl").write_text('{"text": 1}\n')
     for words, message in [
         (("likelihood", "--file", tmp_path / "empty.txt"), "error: .*is empty"),
         (("likelihood", "--file", tmp_path / "latin.txt"), "error: .*not UTF-8"),
         (("likelihood", "--file", folder / "text.txt", "--bound", "both"), "error: bound must be one of"),
         (("zero-shot", "--file", "ptp=x"), "error: files has 'ptp', which is no set"),
+        (("likelihood", "--file", tmp_path / "n.jsonl"), "error: column 'text' of .* must hold strings, got int64"),
+        (("generation", "--judge", tmp_path / "none"), "error: judge .*none' cannot be loaded"),
     ]:
         with pytest.raises(SystemExit, match=message):
             run(*words)

@@ -1,10 +1,12 @@
 """Records hold the environment and are written whole."""
 
 import json
+import subprocess
 
 import pytest
 import torch
 
+from hf_lomdm.evaluation import records
 from hf_lomdm.evaluation.records import environment, write_record
 
 
@@ -12,6 +14,18 @@ def test_environment_names_versions_device_and_seed():
     record = environment("cpu", torch.bfloat16, seed=3)
     assert record["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]  # of the package: no local part
     assert (record["device_type"], record["dtype"], record["seed"]) == ("cpu", "bfloat16", 3)
+
+
+def test_the_commit_is_that_of_this_repository_or_none(tmp_path, monkeypatch):
+    monkeypatch.setattr(records, "__file__", str(tmp_path / "venv" / "hf_lomdm" / "evaluation" / "records.py"))
+    (tmp_path / "venv" / "hf_lomdm" / "evaluation").mkdir(parents=True)
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
+    subprocess.run([*git, "init", "-q"], check=True)
+    subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "of somebody's project"], check=True)
+    assert environment("cpu", torch.float32, seed=0)["commit"] is None
+    monkeypatch.setattr(records, "__file__", str(tmp_path / "src" / "hf_lomdm" / "evaluation" / "records.py"))
+    (tmp_path / "src" / "hf_lomdm" / "evaluation").mkdir(parents=True)
+    assert len(environment("cpu", torch.float32, seed=0)["commit"]) >= 7
 
 
 def test_a_record_that_cannot_be_written_leaves_the_old_one(tmp_path):

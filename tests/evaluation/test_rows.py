@@ -82,8 +82,10 @@ def test_special_tokens_are_those_of_training(make_model, tokenizer):
     assert special_tokens(make_model(), tokenizer) == (1, 2, 2)
     assert special_tokens(make_model(bos_token_id=None), tokenizer) == (None, None, 2)  # packed without BOS
     assert special_tokens(make_model(bos_token_id=None, eos_token_id=None), tokenizer) == (None, None, None)
-    # BOS of an autoregressive baseline is its start token: not in rows
-    assert special_tokens(build_causal(bos_token_id=10), tokenizer) == (1, 2, 2)
+    # BOS of an autoregressive model is its start token: not in rows, whose own tokens our baseline remembers
+    assert special_tokens(build_causal(text_bos_token_id=1, text_eos_token_id=2), tokenizer) == (1, 2, 2)
+    assert special_tokens(build_causal(text_bos_token_id=None, text_eos_token_id=2), tokenizer) == (None, None, 2)
+    assert special_tokens(build_causal(), tokenizer) == (None, None, 2)
 
 
 def test_text_that_cannot_work_is_an_error_with_a_remedy(tokenizer, tmp_path):

@@ -208,17 +208,45 @@ def test_a_finished_run_started_again_takes_no_step_and_keeps_its_weights(tmp_pa
     assert all(torch.equal(value, tensors[f"ema.{name}"]) for name, value in again.ema.average.items())
 
 
+@pytest.mark.parametrize(
+    "change, named",
+    [
+        ({"learning_rate": 1e-5}, "learning_rate="),
+        ({"seed": 7}, "seed="),
+        ({"bound": "time"}, "bound='order', not 'time'"),
+        ({"rate_type": "uniform"}, "rate_type='learned', not 'uniform'"),
+        ({"c2": 0.1}, "c2="),
+    ],
+)
+def test_a_checkpoint_of_a_run_with_other_settings_is_an_error_that_names_the_setting(
+    tmp_path, make_model, change, named
+):
+    make_trainer(tmp_path, **{**RUN, "max_steps": 2}).train()
+    of_model = {key: change[key] for key in ("bound", "c2", "rate_type") if key in change}
+    of_run = {key: value for key, value in change.items() if key not in of_model}
+    trainer = make_trainer(tmp_path, model=make_model(**of_model), **{**RUN, "max_steps": 4, **of_run})
+    with pytest.raises(ValueError, match=f"checkpoint-2 was trained with {named}.*another output_dir"):
+        trainer.train("auto")
+    make_trainer(tmp_path, **{**RUN, "max_steps": 3, "logging_steps": 2}).train("auto")  # these may change
+    assert (tmp_path / "checkpoint-3").is_dir()
+
+
+def test_a_checkpoint_without_its_optimizer_is_not_resumed_from(tmp_path):
+    make_trainer(tmp_path, **RUN, save_only_model=True).train()
+    with pytest.raises(ValueError, match="has no optimizer state .save_only_model"):
+        make_trainer(tmp_path, **RUN, save_only_model=True).train("auto")
+
+
 def test_auto_starts_anew_in_an_empty_folder_and_true_does_not(tmp_path):
     assert checkpointing.choose_checkpoint("auto", tmp_path) is None
     assert checkpointing.choose_checkpoint(None, tmp_path) is None
-    assert checkpointing.choose_checkpoint("none", tmp_path) is None
     with pytest.raises(ValueError, match="has no complete one"):
         checkpointing.choose_checkpoint(True, tmp_path)
 
 
 def test_a_checkpoint_of_another_model_or_without_average_is_an_error(tmp_path, make_model):
     make_trainer(tmp_path, model=make_model(rate_type="uniform"), **{**RUN, "ema_decay": 0}).train()
-    with pytest.raises(ValueError, match="does not fit the model: missing .*phi"):
-        make_trainer(tmp_path, **RUN).train("auto")
+    with pytest.raises(ValueError, match="does not fit the model: missing .*layers.2"):
+        make_trainer(tmp_path, model=make_model(rate_type="uniform", num_hidden_layers=3), **RUN).train("auto")
     with pytest.raises(ValueError, match="ema.safetensors does not exist.*--ema_decay 0"):
         make_trainer(tmp_path, model=make_model(rate_type="uniform"), **RUN).train("auto")

@@ -164,6 +164,12 @@ def test_unknown_keys_and_files_are_errors_that_name_them(tmp_path, text, words,
         parse_arguments(["--config", str(config), *words])
 
 
+def test_epochs_of_the_command_line_win_over_the_steps_of_a_file():
+    words = ["--config", str(CONFIGS / "tiny.yaml"), "--use_cpu", "--num_train_epochs", "2"]
+    assert parse_arguments(words)[2].max_steps == -1
+    assert parse_arguments([*words, "--max_steps", "3"])[2].max_steps == 3
+
+
 def test_lists_dictionaries_numbers_and_empty_values_of_a_file_arrive(tmp_path):
     config = tmp_path / "config.yaml"
     config.write_text(

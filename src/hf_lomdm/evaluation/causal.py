@@ -1,7 +1,7 @@
 """Exact `-log P(x)` of autoregressive models of `transformers`, in the form that the bounds of the others have.
 
 The model is a law of the whole text: it reads the text shifted by one behind a start token and predicts every token,
-the first one too. The start token is in no text, so it has probability zero.
+the first one too. The start token is in no text, so it has probability zero, unless it is the model's EOS too (GPT-2).
 """
 
 import torch
@@ -35,12 +35,13 @@ def causal_nll(
     """
     start = model.config.bos_token_id if start_token_id is None else start_token_id
     clean, targets = _clean_texts(input_ids, attention_mask, labels)
-    _check_start(start, clean, attention_mask)
+    in_text = start == model.config.eos_token_id
+    _check_start(start, clean, attention_mask, in_text)
     training = {module: module.training for module in model.modules()}
     try:
         model.eval()
         with torch.no_grad():
-            losses = causal_token_losses(model, clean, attention_mask, targets, start)
+            losses = causal_token_losses(model, clean, attention_mask, targets, start, in_text)
     finally:
         for module, mode in training.items():
             module.training = mode
@@ -51,16 +52,25 @@ def causal_nll(
 
 
 def causal_token_losses(
-    model: nn.Module, clean: Tensor, attention_mask: Tensor | None, targets: Tensor, start_token_id: int
+    model: nn.Module,
+    clean: Tensor,
+    attention_mask: Tensor | None,
+    targets: Tensor,
+    start_token_id: int,
+    start_in_text: bool = False,
 ) -> Tensor:
-    """`-log p(x_i | x_<i)` `[B, L]` in float32 or wider; 0 where `targets` `[B, L]` (clean ids) are -100."""
+    """`-log p(x_i | x_<i)` `[B, L]` in float32 or wider; 0 where `targets` `[B, L]` (clean ids) are -100.
+
+    `start_in_text`: the start token may be in texts too; else its probability is zero.
+    """
     padding = {}
     if attention_mask is not None:
         position = (attention_mask.to(torch.int64).cumsum(-1) - 1).clamp(min=0)
         padding = {"attention_mask": attention_mask, "position_ids": position}
     logits = model(input_ids=shift_right(clean, attention_mask, start_token_id), use_cache=False, **padding).logits
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    logits[..., start_token_id] = -torch.inf  # in place: a copy of [B, L, V] would be the largest tensor
+    if not start_in_text:
+        logits[..., start_token_id] = -torch.inf  # in place: a copy of [B, L, V] would be the largest tensor
     losses = nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
     return losses.view(targets.shape)
 
@@ -91,13 +101,13 @@ def _clean_texts(input_ids: Tensor, attention_mask: Tensor | None, labels: Tenso
     return torch.where(targets != -100, targets, input_ids), targets
 
 
-def _check_start(start: int | None, clean: Tensor, attention_mask: Tensor | None) -> None:
+def _check_start(start: int | None, clean: Tensor, attention_mask: Tensor | None, in_text: bool) -> None:
     if start is None:
         raise ValueError(
             "start_token_id is None and the model's bos_token_id too. Pass the token that texts begin with."
         )
     contains = clean == start if attention_mask is None else (clean == start) & (attention_mask != 0)
-    if contains.any():
+    if contains.any() and not in_text:
         raise ValueError(
             f"input_ids contain the start token ({start}), whose probability is zero. Pass clean texts, and the "
             "start_token_id that the model was trained with."

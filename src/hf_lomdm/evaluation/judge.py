@@ -32,7 +32,7 @@ def load_judge(
         name_or_path: a Hub name, a folder, or a local `.gguf` file (dequantised; needs the package `gguf`).
         device: default: the GPU if there is one.
     Raises:
-        ValueError: a gguf file that does not exist, or the package is missing.
+        ValueError: a model that cannot be loaded, a gguf file that does not exist, or the package is missing.
     """
     path, options = str(name_or_path), {}
     if path.endswith(".gguf"):
@@ -41,8 +41,12 @@ def load_judge(
         if importlib.util.find_spec("gguf") is None:
             raise ValueError(f"name_or_path {path!r} needs the package gguf to be read: pip install gguf.")
         options, path = {"gguf_file": Path(path).name}, str(Path(path).parent)
-    tokenizer = AutoTokenizer.from_pretrained(path, **options)
-    judge = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, **options)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, **options)
+        judge = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, **options)
+    except OSError as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ValueError(f"judge {path!r} cannot be loaded: {reason}") from error
     judge.config.name_or_path = Path(name_or_path).name  # what records call it, without folders of this machine
     return judge.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval(), tokenizer
 

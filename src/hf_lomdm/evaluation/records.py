@@ -44,8 +44,10 @@ def _version(name: str) -> str | None:
 
 
 def _commit() -> str | None:
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+    package = Path(__file__).resolve().parents[1]
+    command = ["git", "-C", str(package), "rev-parse", "--show-toplevel", "--short", "HEAD"]
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):  # no git, or installed from a wheel
+        root, commit = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split("\n")[:2]
+    except (OSError, ValueError, subprocess.CalledProcessError):  # no git, or installed from a wheel
         return None
+    return commit if package == Path(root).resolve() / "src" / "hf_lomdm" else None  # else of somebody's project

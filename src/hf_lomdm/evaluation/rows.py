@@ -67,13 +67,19 @@ class _TextSize:
 
 
 def special_tokens(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> SpecialTokens:
-    """BOS and EOS as in the rows that the model was trained on.
+    """BOS and EOS as in the rows that the model was trained on, which its configuration says: without a BOS, nothing
+    is put around rows.
 
-    A diffusion model says so in its configuration: without a BOS, nothing is put around rows. An autoregressive one
-    does not, its BOS is the start token that no row holds: the tokenizer's are taken.
+    The BOS of an autoregressive one is the start token, which `causal_nll` puts in front by itself; ours say what their
+    rows have beside it (`causal_config`), others have nothing.
     """
-    source = model.config if is_diffusion(model) else tokenizer
-    bos, eos = source.bos_token_id, source.eos_token_id
+    config = model.config
+    if is_diffusion(model):
+        bos, eos = config.bos_token_id, config.eos_token_id
+    elif hasattr(config, "text_bos_token_id"):
+        bos, eos = config.text_bos_token_id, config.text_eos_token_id
+    else:
+        bos, eos = None, tokenizer.eos_token_id
     return SpecialTokens(None, None, eos) if bos is None else SpecialTokens(bos, eos, eos)
 
 
@@ -89,7 +95,7 @@ def text_column(found: Dataset, columns: Sequence[str], source: str) -> Dataset:
     """The first of `columns` that is there, called `text`.
 
     Raises:
-        ValueError: there is none of them; says which there are.
+        ValueError: there is none of them (says which there are), or it does not hold strings.
     """
     column = next((name for name in columns if name in found.column_names), None)
     if column is None:
@@ -97,6 +103,9 @@ def text_column(found: Dataset, columns: Sequence[str], source: str) -> Dataset:
             f"{source} has no column {' or '.join(map(repr, dict.fromkeys(columns)))}, only "
             f"{', '.join(found.column_names)}. Rename the one that holds the text."
         )
+    kind = getattr(found.features[column], "dtype", type(found.features[column]).__name__)
+    if kind not in ("string", "large_string"):
+        raise ValueError(f"column {column!r} of {source} must hold strings, got {kind}. Choose another column.")
     found = found.select_columns([column])
     return found if column == "text" else found.rename_column(column, "text")
 

@@ -7,15 +7,14 @@ from typing import Any
 
 import torch
 from huggingface_hub import HfApi
-from safetensors.torch import load_file
+from transformers import PreTrainedConfig
 
 from ..modeling.modeling_lomdm import LoMDMForMaskedDiffusion
 from ..pipelines import LoMDMPipeline
 from ..schedulers.scheduling_lomdm import LoMDMScheduler
 from ..training import model_card as cards
+from ..training.ema import AVERAGE, take_average
 from ..training.uploading import explained_upload
-
-AVERAGE = "ema.safetensors"  # beside the training weights in a checkpoint of the trainer
 
 
 def export_to_hub_folder(
@@ -99,28 +98,15 @@ def _hand_written(source: Path, output: Path) -> str | None:
 
 def _load(folder: Path, output: Path, dtype: torch.dtype | None) -> LoMDMPipeline:
     """The pipeline of a checkpoint, with the moving average of its weights if there is one, in `dtype`."""
-    average = folder / AVERAGE
-    if average.is_file() and output.resolve() == folder.resolve():
+    if (folder / AVERAGE).is_file() and output.resolve() == folder.resolve():
         raise ValueError(
             f"output {output} is the checkpoint itself: its training weights would be replaced by their average "
             f"({AVERAGE}), and training could not resume from it. Pass another folder."
         )
+    kind = PreTrainedConfig.get_config_dict(folder)[0].get("model_type") or "lomdm"
+    if not kind.startswith("lomdm"):
+        raise ValueError(f"{folder} holds a {kind}, which needs no code of ours: it loads and uploads as it is.")
     pipe = LoMDMPipeline.from_pretrained(folder)
     pipe = pipe if dtype is None else pipe.to(dtype)
-    if average.is_file():
-        _take_average(pipe.model, average)
+    take_average(pipe.model, folder)
     return pipe
-
-
-@torch.no_grad()
-def _take_average(model: LoMDMForMaskedDiffusion, path: Path) -> None:
-    """Puts the averaged weights of `path` into the model; those that are not averaged were frozen."""
-    weights = dict(model.named_parameters())
-    for name, value in load_file(path).items():
-        shape = tuple(weights[name].shape) if name in weights else None
-        if shape != value.shape:
-            raise ValueError(
-                f"{path} holds {name} with shape {tuple(value.shape)}, the model has {shape}. "
-                "Export the checkpoint that the average belongs to."
-            )
-        weights[name].copy_(value)

@@ -155,15 +155,20 @@ class LoMDMTrainingArguments(TrainingArguments):
     )
     resume_from_checkpoint: str | None = field(
         default="auto",
-        metadata={
-            "help": "auto: the newest complete checkpoint of output_dir, if there is one; none: start anew; a folder."
-        },
+        metadata={"help": "auto: the newest complete checkpoint of output_dir, if there is one; or a folder."},
     )
     logging_nan_inf_filter: bool = field(
         default=False, metadata={"help": "Hide losses that are not finite. They stop training here, so leave it off."}
     )
     ddp_find_unused_parameters: bool | None = field(
         default=False, metadata={"help": "Every weight takes part in every step, so that DDP need not search."}
+    )
+    ddp_timeout: int = field(
+        default=24 * 3600,
+        metadata={"help": "Seconds that processes wait for each other: a day, for one makes the rows."},
+    )
+    hub_strategy: str = field(
+        default="end", metadata={"help": "end: what is uploaded is the average, as a Hub folder; see transformers."}
     )
     report_to: None | str | list[str] = field(
         default=None, metadata={"help": "Where logs go; default tensorboard if it is installed, else none."}
@@ -207,7 +212,10 @@ def parse_arguments(
             `output_dir` in a file that others overlay: all overlays would share it.
     """
     files, words = _split_off_configs(list(sys.argv[1:] if arguments is None else arguments))
-    settings = _overlay(files, named=any(word.split("=")[0].replace("-", "_") == "__output_dir" for word in words))
+    named = {word.split("=")[0].lstrip("-").replace("-", "_") for word in words if word.startswith("--")}
+    settings = _overlay(files, named="output_dir" in named)
+    if "num_train_epochs" in named and "max_steps" not in named:
+        settings.pop("max_steps", None)  # of a file, and would win
     words = [word for key, value in settings.items() for word in (f"--{key}", *_as_words(value))] + words
     *parts, unknown = HfArgumentParser(PARTS, allow_abbrev=False, description=HELP).parse_args_into_dataclasses(
         words, return_remaining_strings=True

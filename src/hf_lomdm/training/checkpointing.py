@@ -9,8 +9,20 @@ import os
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 MANIFEST = "complete.json"
+# What the optimizer and the draws of a checkpoint go on with, whatever a resumed run is told: settings of its
+# `training_record.json`, and fields of its `config.json`.
+FIXED = {
+    "training_record.json": (
+        *("learning_rate", "head_learning_rate", "muon_learning_rate", "frozen_modules", "lr_scheduler_type", "seed"),
+    ),
+    "config.json": (
+        *("rate_type", "block_size", "c1", "c2", "bound", "time_epsilon", "time_range", "num_views", "dropout"),
+        *("base_name", "base_fingerprint"),
+    ),
+}
 _PREFIX = "_checkpoint-"
 
 
@@ -82,11 +94,11 @@ def choose_checkpoint(resume_from: str | bool | None, output_dir: str | Path) ->
 
     Args:
         resume_from: `"auto"`, the newest complete checkpoint of `output_dir` if there is one; `True`, the same but
-            there must be one; a folder; `None`, `False` or `"none"`, no checkpoint.
+            there must be one; a folder; `None` or `False`, no checkpoint.
     Raises:
         ValueError: a folder that is not a complete checkpoint, or no checkpoint where there must be one.
     """
-    if resume_from in (None, False, "none"):
+    if resume_from in (None, False):
         return None
     if resume_from is True or resume_from == "auto":
         newest = complete_checkpoints(output_dir)[-1:]
@@ -100,6 +112,27 @@ def choose_checkpoint(resume_from: str | bool | None, output_dir: str | Path) ->
             "files that are missing or cut. Pass 'auto' for the newest complete one of output_dir."
         )
     return folder
+
+
+def check_same_run(folder: Path, settings: dict[str, Any], config: dict[str, Any]) -> None:
+    """Raises `ValueError` if the checkpoint `folder` cannot go on with `settings` and the model's `config`.
+
+    It would go on with its own ones for the most part, and its records would say otherwise.
+    """
+    for name, now in (("training_record.json", {"settings": settings}), ("config.json", config)):
+        before = json.loads((folder / name).read_text(encoding="utf-8")) if (folder / name).is_file() else {}
+        before, now = before.get("settings", before), json.loads(json.dumps(now.get("settings", now), default=str))
+        for key in FIXED[name]:
+            if key in before and key in now and before[key] != now[key]:
+                raise ValueError(
+                    f"{folder} was trained with {key}={before[key]!r}, not {now[key]!r}, and cannot go on with that. "
+                    "Pass the old value, or another output_dir for another run."
+                )
+    if not (folder / "scheduler.pt").is_file() and not list(folder.glob("global_step*")):  # DeepSpeed has its own
+        raise ValueError(
+            f"{folder} has no optimizer state (save_only_model=True), so training cannot go on from it. Pass another "
+            "output_dir."
+        )
 
 
 def _flush(path: Path) -> None:

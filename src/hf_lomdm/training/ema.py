@@ -6,8 +6,10 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+
+AVERAGE = "ema.safetensors"  # beside the training weights in a checkpoint of the trainer
 
 
 class EMA:
@@ -109,3 +111,26 @@ def _check_same(path: Path, stored: dict[str, Tensor], expected: dict[str, Tenso
             raise ValueError(
                 f"{path} holds {name} with shape {left}, the model has {right}. Resume with the model that was saved."
             )
+
+
+@torch.no_grad()
+def take_average(model: nn.Module, folder: Path) -> bool:
+    """Puts the averaged weights of a checkpoint folder into its model; returns whether there are any.
+
+    Those that are not averaged were frozen.
+
+    Raises:
+        ValueError: an average that does not fit the model.
+    """
+    path, weights = folder / AVERAGE, dict(model.named_parameters())
+    if not path.is_file():
+        return False
+    for name, value in load_file(path).items():
+        shape = tuple(weights[name].shape) if name in weights else None
+        if shape != value.shape:
+            raise ValueError(
+                f"{path} holds {name} with shape {tuple(value.shape)}, the model has {shape}. "
+                "Use the checkpoint that the average belongs to."
+            )
+        weights[name].copy_(value)
+    return True

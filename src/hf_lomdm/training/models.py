@@ -37,8 +37,8 @@ def causal_config(arguments: ModelArguments, max_length: int, token_ids: dict[st
     """The autoregressive baseline: GPT-NeoX with the trunk of `LoMDMModel`, and dropout of the embeddings besides.
 
     `bos_token_id` is the start token, here the mask token, so that `generate()` without a prompt starts from it. An EOS
-    that is also the BOS of the texts (GPT-2) is left out: it would end every text at its first token. With `init_from`
-    the sizes are that model's.
+    that is also the BOS of the texts (GPT-2) is left out: it would end every text at its first token. Those of the rows
+    are kept as `text_bos_token_id` and `text_eos_token_id`. With `init_from` the sizes are that model's.
 
     Raises:
         ValueError: as `diffusion_config`.
@@ -60,6 +60,8 @@ def causal_config(arguments: ModelArguments, max_length: int, token_ids: dict[st
         vocab_size=token_ids["vocab_size"],
         bos_token_id=token_ids["mask_token_id"],
         eos_token_id=None if eos == token_ids["bos_token_id"] else eos,
+        text_bos_token_id=token_ids["bos_token_id"],
+        text_eos_token_id=eos,
         pad_token_id=token_ids["pad_token_id"],
         hidden_act="gelu_pytorch_tanh",
         hidden_dropout=arguments.dropout,

@@ -171,6 +171,7 @@ def _reuse(kind: str, folder: Path) -> PreTrainedTokenizerFast:
             f"train_tokenizer is {kind!r}, but {folder} already holds a tokenizer of kind {found!r}. "
             "Choose another output_dir, or delete that folder."
         )
+    print(f"tokenizer: the one in {folder}, made when this run was first started", flush=True)
     return tokenizer
 
 

@@ -23,7 +23,7 @@ from ..pipelines import LoMDMPipeline
 from ..schedulers.scheduling_lomdm import LoMDMScheduler
 from . import checkpointing
 from .arguments import LoMDMTrainingArguments
-from .ema import EMA
+from .ema import AVERAGE, EMA
 from .model_card import (
     PICTURE_FILE,
     Description,
@@ -40,7 +40,6 @@ from .uploading import explained_upload
 
 logger = logging.getLogger(__name__)
 
-EMA_FILE = "ema.safetensors"
 STATE_FILE = "trainer_state.json"
 CARD_FILE = "README.md"
 EVALUATION_SEED = 20260202
@@ -149,7 +148,8 @@ class LoMDMTrainer(Trainer):
             raise FloatingPointError(
                 f"Training stopped at step {self.state.global_step + 1}: loss {float(loss):.4g}, gradient norm "
                 f"{float(norm):.4g}. The weights were not updated; the last complete checkpoint is "
-                f"{last[0] if last else 'none'}. Lower the learning rate or look for faulty data, then start again."
+                f"{last[0] if last else 'none'}. Look for faulty data and start again, or lower the learning rate and "
+                "start in another output_dir."
             )
 
     # ------------------------------------------------------------------------------------- optimizer and logging
@@ -273,7 +273,7 @@ class LoMDMTrainer(Trainer):
         """Trains, from the newest complete checkpoint of `output_dir` with `"auto"`, from a folder, or anew (`None`).
 
         Raises:
-            ValueError: a checkpoint that is not complete or belongs to another model.
+            ValueError: a checkpoint that is not complete or belongs to another model, or to a run with other settings.
             FloatingPointError: a loss or gradient that is not finite.
             OSError: a checkpoint could not be written; the ones before it are kept.
         """
@@ -282,6 +282,7 @@ class LoMDMTrainer(Trainer):
         self.accelerator.wait_for_everyone()
         self._checkpoint = checkpointing.choose_checkpoint(resume_from_checkpoint, self.args.output_dir)
         if self._checkpoint is not None:
+            checkpointing.check_same_run(self._checkpoint, self._record().settings, self.model.config.to_dict())
             logger.warning("Resuming from %s.", self._checkpoint)
         resume = None if self._checkpoint is None else str(self._checkpoint)
         return super().train(resume, trial, ignore_keys_for_eval)
@@ -316,13 +317,13 @@ class LoMDMTrainer(Trainer):
         """Starts the moving average from the weights, or takes it from the checkpoint that training resumes from."""
         self.ema = EMA(self.model, self.args.ema_decay) if self.args.ema_decay else None
         if self.ema is not None and self._checkpoint is not None:
-            self.ema.load(self._checkpoint / EMA_FILE)
+            self.ema.load(self._checkpoint / AVERAGE)
 
     def _load_best_model(self) -> None:
         super()._load_best_model()
         self._metrics = {}
         if self.ema is not None:
-            self.ema.load(Path(self.state.best_model_checkpoint) / EMA_FILE)
+            self.ema.load(Path(self.state.best_model_checkpoint) / AVERAGE)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Writes the averaged weights as a Hub folder; a checkpoint gets the training weights instead.
@@ -460,7 +461,7 @@ class LoMDMTrainer(Trainer):
     def _write_checkpoint(self, model: nn.Module, trial, folder: Path, output_dir: Path) -> None:
         super()._save_checkpoint(model, trial)
         if self.ema is not None:
-            self.ema.save(folder / EMA_FILE, write=self.args.should_save)
+            self.ema.save(folder / AVERAGE, write=self.args.should_save)
         best = output_dir / f"checkpoint-{self.state.best_global_step}"
         if best.is_dir() or best.name == folder.name:  # the Trainer looked for it in the folder that it wrote to
             self.state.best_model_checkpoint = str(best)
