@@ -327,6 +327,21 @@ def test_a_base_that_moved_or_changed_is_found_or_refused(tmp_path):
     refused("vocab_size=9", OrderAdapter.from_pretrained, folder, base=wider, verify_base=False)
 
 
+def test_the_base_is_fetched_at_the_commit_of_the_adapter_and_one_that_is_passed_as_it_is(tmp_path, monkeypatch):
+    folder, asked = save_adapter(tmp_path), []
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "base_name": "me/base", "base_revision": "v1"}))
+
+    def load_base(name, revision, **_):
+        asked.append((str(name), revision))
+        return make_base()
+
+    monkeypatch.setattr("hf_lomdm.adapters.order_adapter.load_base", load_base)
+    OrderAdapter.from_pretrained(folder)
+    OrderAdapter.from_pretrained(folder, base="me/moved")
+    assert asked == [("me/base", "v1"), ("me/moved", None)]
+
+
 def test_checkpoints_of_heads_that_do_not_fit_are_refused(tmp_path):
     folder = save_adapter(tmp_path)
     path = folder / "model.safetensors"

@@ -62,6 +62,12 @@ def test_time_over_order_is_the_ratio_of_variances_of_repeated_draws(smallest):
     assert found["time"]["samples_needed"] > found["order"]["samples_needed"]
 
 
+def test_pilot_and_comparison_ask_for_the_same_samples(smallest):
+    options = {"num_texts": 6, "num_samples": 40, "target": 0.2, **QUIET}
+    found = compare_bounds(smallest, ROWS, **options)["order"]["samples_needed"]
+    assert found == pilot(smallest, ROWS, **options)["samples_needed"] > 1
+
+
 def exact_values(model, bound) -> torch.Tensor:
     """Of each text, by enumeration, in nats per position."""
     with torch.no_grad():

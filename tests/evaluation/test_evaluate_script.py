@@ -66,6 +66,12 @@ def test_likelihood_writes_a_record_and_a_table(run, folder, capsys):
     assert "text.txt: 6 rows, 45 tokens, 3 documents" in out and "perplexity" in out and "tokens counted" in out
 
 
+def test_orders_seed_and_dtype_of_the_command_are_those_of_the_measurement(run, folder):
+    words = ["--num_orders", "2", "--seed", "5", "--dtype", "float64"]
+    record = run("likelihood", "--file", folder / "text.txt", *words)
+    assert (record["estimator"], record["seed"], record["dtype"]) == ("order bound, 2 orders", 5, "float64")
+
+
 def test_likelihood_of_documents_and_without_the_order(run, folder):
     packed = run("likelihood", "--file", folder / "text.txt")
     record = run("likelihood", "--file", folder / "text.txt", "--documents", "--stride", "3")

@@ -8,7 +8,6 @@ import pytest
 import torch
 from tiny_judge import PIECES, build_judge, build_judge_tokenizer
 
-from hf_lomdm.evaluation import judge as judge_module
 from hf_lomdm.evaluation.judge import entropy, judge_texts, load_judge, variety, windows
 
 TEXTS = ["abcdabcdabcd", "g", "", "gfedcba", "aabbccddeeffgg"]
@@ -85,16 +84,19 @@ def test_the_standard_error_covers_the_value_of_the_language_as_often_as_it_says
     lengths = torch.randint(2, 20, (1200,), generator=generator).tolist()
     letters = [torch.randint(0, 7, (n,), generator=generator).tolist() for n in lengths]
     texts = ["".join("abcdefg"[i] for i in row) for row in letters]
-    record = judge_texts(texts, judge, tokenizer, batch_size=500, progress=False)
-    nats, tokens = record["per_text"]["nats"], record["per_text"]["tokens"]
+    truth = judge_texts(texts, judge, tokenizer, batch_size=500, progress=False)["nats_per_token"]
     inside = 0
     for part in range(0, 1200, 20):  # 60 corpora of 20 texts
-        rows = torch.tensor(
-            [[n, x, 0, 0] for n, x in zip(tokens[part : part + 30], nats[part : part + 30], strict=True)]
-        )
-        means = judge_module.summarise_texts(rows)
-        inside += abs(means["nelbo"] - record["nats_per_token"]) < 1.96 * means["nelbo_standard_error"]
-    assert 51 <= inside <= 59  # 57 expected of 60, binomial standard deviation 1.7
+        record = judge_texts(texts[part : part + 20], judge, tokenizer, batch_size=20, progress=False)
+        inside += abs(record["nats_per_token"] - truth) < 1.96 * record["nats_per_token_standard_error"]
+    assert 51 <= inside <= 59  # 56 expected of 60 (Student's t of 19 degrees), binomial standard deviation 1.9
+
+
+def test_the_standard_error_is_that_of_a_ratio_over_texts():
+    record = judge_texts(TEXTS, build_judge(), build_judge_tokenizer(), progress=False)
+    nats, tokens = (torch.tensor(record["per_text"][name], dtype=torch.float64) for name in ("nats", "tokens"))
+    spread = (nats - nats.sum() / tokens.sum() * tokens).square().sum() * 4 / 3  # four texts are not empty
+    assert record["nats_per_token_standard_error"] == pytest.approx(float(spread.sqrt() / tokens.sum()))
     assert record["standard_error"] == pytest.approx(record["value"] * record["nats_per_token_standard_error"])
 
 

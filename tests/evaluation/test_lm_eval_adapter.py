@@ -7,7 +7,7 @@ import pytest
 import torch
 from tiny_judge import build_pipeline
 
-from hf_lomdm.evaluation import exact_log_likelihood
+from hf_lomdm.evaluation import exact_log_likelihood, nelbo
 from oracles import vivid
 
 lm_eval = pytest.importorskip("lm_eval", reason="the extra [eval] is not installed")
@@ -16,6 +16,7 @@ from lm_eval.api.instance import Instance  # noqa: E402
 from lm_eval.api.registry import get_model  # noqa: E402
 from lm_eval.tasks import TaskManager  # noqa: E402
 
+from hf_lomdm.evaluation import lm_eval_adapter  # noqa: E402
 from hf_lomdm.evaluation.lm_eval_adapter import LoMDMLM  # noqa: E402
 
 PAIRS = [("abc", "de"), ("", "gfe"), ("abcd", "a"), ("gg", "abcabcabc"), ("abc", "gg")]
@@ -59,15 +60,36 @@ def test_a_bound_of_many_orders_is_tighter():
     assert loose < tight < exact(build_pipeline(), *pair[0]) + 0.05
 
 
-def test_results_do_not_hang_on_batches_and_shared_contexts_share_draws():
+def test_results_do_not_hang_on_batches_but_on_the_seed():
     asked = requests("loglikelihood", PAIRS)
     one = build(batch_size=1).loglikelihood(asked, True)
     all_at_once = build(batch_size="8").loglikelihood(asked, True)
     assert [v for v, _ in one] == pytest.approx([v for v, _ in all_at_once], rel=1e-5)
     assert build(seed=1).loglikelihood(asked, True)[0][0] != one[0][0]
-    lm = build()
-    assert lm._generator("abc").initial_seed() == lm._generator("abc").initial_seed()
-    assert lm._generator("abc").initial_seed() != lm._generator("abd").initial_seed()
+
+
+def test_choices_of_one_question_are_measured_on_the_same_draws(monkeypatch):
+    seeds = []
+
+    def measure(*args, generator, **options):
+        seeds.extend(one.initial_seed() for one in generator)
+        return nelbo(*args, generator=generator, **options)
+
+    monkeypatch.setattr(lm_eval_adapter, "nelbo", measure)
+    asked = requests("loglikelihood", [("abc", "gg"), ("abc", "d"), ("ab", "c")])  # the longest is measured first
+    build(num_samples=2).loglikelihood(asked, True)
+    assert seeds[0] == seeds[1] != seeds[2]
+
+
+@pytest.mark.parametrize("bound", ["order", "time"])
+def test_loglikelihood_is_minus_the_bound_that_was_chosen(bound):
+    lm = build(bound=bound, num_samples=4)
+    value, _ = lm.loglikelihood(requests("loglikelihood", [("abc", "de")]), True)[0]
+    row = torch.tensor([[1, *ids(lm.pipe, "abcde")]])
+    labels = row.clone()
+    labels[:, :4] = -100
+    estimate = nelbo(lm.model, row, labels=labels, bound=bound, num_samples=4, generator=[lm._generator("abc")])
+    assert value == pytest.approx(-estimate.nelbo.item())
 
 
 @torch.no_grad()
@@ -128,6 +150,26 @@ def test_generate_until_cuts_at_stop_strings_and_does_not_hang_on_its_batch():
     free = build().generate_until(requests("generate_until", [(c, {"max_gen_toks": 6}) for c in contexts]), True)
     assert together[:3] == [text.split("a")[0] for text in free[:3]]
     assert any(free) and not any("<" in text for text in free)
+
+
+@pytest.mark.parametrize("asked", [{}, {"do_sample": False}])
+def test_without_do_sample_the_likeliest_tokens_are_written(asked):
+    def written(settings: dict) -> set[str]:
+        options = {"sampler": "left_to_right", "num_inference_steps": 6}  # an order without draws
+        request = requests("generate_until", [("abc", {"max_gen_toks": 6, **settings})])
+        return {build(seed=seed, **options).generate_until(request, True)[0] for seed in range(8)}
+
+    assert len(written(asked)) == 1 < len(written({"do_sample": True, "temperature": 1.0}))
+
+
+def test_steps_and_sampler_reach_the_pipeline(monkeypatch):
+    lm, seen = build(num_inference_steps=3, sampler="left_to_right"), {}
+    call = type(lm.pipe).__call__
+    monkeypatch.setattr(
+        type(lm.pipe), "__call__", lambda pipe, *args, **options: seen.update(options) or call(pipe, *args, **options)
+    )
+    lm.generate_until(requests("generate_until", [("abc", {"max_gen_toks": 6})]), True)
+    assert seen.items() >= {"num_inference_steps": 3, "sampler": "left_to_right"}.items()
 
 
 def test_generate_until_writes_more_than_the_context_of_the_model_in_windows():

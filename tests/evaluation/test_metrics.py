@@ -8,6 +8,7 @@ import torch
 from tiny_judge import build_judge, build_judge_tokenizer, build_pipeline
 
 from hf_lomdm.evaluation import exact_log_likelihood
+from hf_lomdm.evaluation.corpus import evaluate_corpus
 from hf_lomdm.evaluation.judge import judge_texts
 
 evaluate = pytest.importorskip("evaluate", reason="the extra [eval] is not installed")
@@ -52,6 +53,16 @@ def test_nelbo_perplexity_bounds_the_exact_perplexity_of_each_text(load, tmp_pat
     assert half["perplexities"] == pytest.approx(full["perplexities"], rel=1e-6)
     low, high = result["perplexity_interval"]
     assert low < result["perplexity"] < high
+
+
+@pytest.mark.parametrize("bound", ["order", "time"])
+def test_nelbo_perplexity_is_that_of_the_bound_and_the_seed_asked_for(load, bound):
+    pipe, options = build_pipeline(), {"bound": bound, "num_samples": 4, "seed": 3}
+    texts = pipe.tokenizer(TEXTS, add_special_tokens=False)["input_ids"]
+    rows = [{"input_ids": [1, *ids], "labels": [-100, *ids]} for ids in texts]
+    record = evaluate_corpus(pipe.model, rows, progress=False, **options)
+    result = load("nelbo_perplexity").compute(predictions=TEXTS, model=pipe, **options)
+    assert result["nats_per_token"] == pytest.approx(record["value"])
 
 
 def test_nelbo_perplexity_adds_batches_and_cuts_long_texts_into_windows(load):

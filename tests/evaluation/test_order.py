@@ -124,6 +124,27 @@ def test_generated_orders_have_the_exact_expected_tau(smallest):
     assert abs(tau["value"] - exact) <= Z * tau["standard_error"] and tau["n"] == 2000
 
 
+@torch.no_grad()
+def test_the_record_holds_ranks_rates_and_correlation_of_the_model(make_model):
+    model, text = make_model().double(), torch.tensor([[3, 4, 5]])
+    given = torch.tensor([[False, False, True]])
+    rows = [{"input_ids": text[0].tolist(), "labels": [3, 4, -100]}] * 2
+    record = measure(model, rows, tokenizer=build_tokenizer(), num_samples=2)
+    w = model.forward_rates(text, given=given)
+    out = model(text.where(given, 10))  # v: the two samples are both masks and a single one, which has no spread
+    _, ranks, _ = expected_order(w, ~given, torch.zeros_like(text))
+    expected = pytest.approx(ranks[0, :2].tolist())
+    forward, rates = record["forward"], record["rates"]
+    assert [one["value"] for one in forward["rank_by_position"][:2]] == expected
+    assert [forward["rank_by_class"][name]["value"] for name in ("word start", "continuation")] == expected
+    assert [forward["rank_by_frequency"][tenth]["value"] for tenth in (1, 5)] == expected
+    v, confidence = out.rates[0, :2], out.logits.softmax(-1).amax(-1)[0, :2]
+    assert rates["v"]["spread"]["value"] == pytest.approx(v.std(correction=0).item())
+    assert rates["w"]["maximum"] == pytest.approx(w[0, :2].max().item()) != pytest.approx(rates["v"]["maximum"])
+    sign = (v.diff() * confidence.diff()).sign().item()  # two points lie on a line
+    assert record["rate_confidence_correlation"]["value"] == pytest.approx(sign)
+
+
 def test_a_record_does_not_hang_on_batches_and_padding_and_is_json(make_model, monkeypatch):
     model = oracles.vivid(make_model(block_size=4))
     rows = [[1, 3, 4, 5, 6, 2], [1, 7, 7, 3, 9, 8, 4, 4, 2], {"input_ids": [1, 5, 2], "labels": [-100, 5, 2]}]

@@ -1,6 +1,8 @@
 """Records hold the environment and are written whole."""
 
+import errno
 import json
+import os
 import subprocess
 
 import pytest
@@ -33,4 +35,17 @@ def test_a_record_that_cannot_be_written_leaves_the_old_one(tmp_path):
     write_record(path, {"value": 1})
     with pytest.raises(TypeError):
         write_record(path, {"value": object()})
+    assert json.loads(path.read_text()) == {"value": 1}
+
+
+def test_a_write_that_breaks_off_leaves_the_old_record(tmp_path, monkeypatch):
+    path = tmp_path / "record.json"
+    write_record(path, {"value": 1})
+
+    def full_disk(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        write_record(path, {"value": 2})
     assert json.loads(path.read_text()) == {"value": 1}

@@ -104,3 +104,8 @@ def test_text_that_cannot_work_is_an_error_with_a_remedy(tokenizer, tmp_path):
     ]:
         with pytest.raises(ValueError, match=message):
             call()
+
+
+def test_documents_of_a_file_are_detokenised(tmp_path):
+    (tmp_path / "a.txt").write_text("it did n't say <unk>\n")
+    assert load_file(tmp_path / "a.txt", "text", "line", "ptb") == ["it didn't say ?"]

@@ -65,3 +65,11 @@ def test_evaluation_in_chunks_gives_the_same_values(make_model, monkeypatch):
         monkeypatch.setattr(modeling_lomdm, "CHUNK_LOGITS", 1)  # one row at a time
         parts = model(input_ids=ids, labels=ids, generator=torch.Generator().manual_seed(2)).nelbo
     torch.testing.assert_close(parts, whole, rtol=1e-5, atol=1e-5)  # float32
+
+
+def test_the_losses_of_a_half_precision_model_are_those_of_its_logits_in_float32(make_model):
+    model, targets = make_model().bfloat16(), torch.arange(50) % 10
+    hidden = torch.randn(50, 16, generator=torch.Generator().manual_seed(0)).bfloat16()
+    losses, _ = model._token_losses(hidden, targets)
+    expected = torch.nn.functional.cross_entropy(model.token_logits(hidden).float(), targets, reduction="none")
+    torch.testing.assert_close(losses, expected)

@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM
 
 import oracles
 from hf_lomdm import LoMDMConfig, LoMDMForMaskedDiffusion, LoMDMModel
-from hf_lomdm.modeling import backbone_lomdm
+from hf_lomdm.modeling import backbone_lomdm, modeling_lomdm
 
 IDS = torch.tensor([[1, 3, 10, 5, 10, 7], [1, 10, 4, 2, 0, 0]])
 PADDING = (IDS != 0).long()
@@ -65,6 +65,16 @@ def test_initial_weights_have_the_spread_of_a_linear_layer_and_residual_branches
     std = torch.nn.Linear(768, 3072).weight.std().item()
     for weight, expected in ((layer.attention.o_proj.weight, std / 2), (layer.mlp.up_proj.weight, std)):
         assert abs(weight.std().item() / expected - 1) < 0.02  # half a million draws: 0.1 % of sampling error
+
+
+def test_the_base_of_the_rotary_embedding_is_that_of_the_configuration(make_model):
+    change = make_model(rope_theta=500.0)(IDS).logits - make_model()(IDS).logits
+    assert change[..., :10].abs().max() > 1e-2
+
+
+def test_every_layer_norm_has_the_epsilon_of_the_configuration(make_model):
+    norms = [module for module in make_model(layer_norm_eps=0.1).modules() if isinstance(module, torch.nn.LayerNorm)]
+    assert len(norms) == 2 * 2 + 1 + 2 * 3 and {norm.eps for norm in norms} == {0.1}
 
 
 @pytest.mark.parametrize(
@@ -177,6 +187,30 @@ def test_forward_rates_have_no_dropout_in_training(make_model):
     model = make_model(dropout=0.5)
     expected = model.forward_rates(IDS)
     assert torch.equal(model.train().forward_rates(IDS), expected)
+
+
+@pytest.mark.parametrize("silent", ["attention.o_proj", "mlp.down_proj"])
+def test_dropout_acts_on_either_branch_in_training(make_model, silent):
+    model = make_model(dropout=0.5).train()
+    for layer in model.model.layers:
+        torch.nn.init.zeros_(layer.get_submodule(silent).weight)  # what varies comes from the other branch
+    first, second = (model.model(IDS).last_hidden_state for _ in range(2))
+    assert not torch.equal(first, second)
+
+
+def test_quantiles_drawn_by_default_are_stratified_within_the_batch():
+    for seed in range(20):
+        quantiles = modeling_lomdm.stratified_quantiles(8, torch.Generator().manual_seed(seed), torch.device("cpu"))
+        assert (quantiles * 8).long().sort().values.tolist() == list(range(8))
+
+
+def test_the_loss_gives_the_reverse_rates_of_its_first_view(make_model, monkeypatch):
+    model, seen, ids = make_model(), [], IDS.clamp(max=9)
+    read = model.read_views
+    monkeypatch.setattr(model, "read_views", lambda *args: seen.append(read(*args)) or seen[-1])
+    out = model(input_ids=ids, labels=ids)
+    (_, rates), *_ = seen
+    assert torch.equal(out.rates, rates[: len(ids)]) and not torch.equal(out.rates, out.forward_rates)
 
 
 @pytest.mark.parametrize("tied", [False, True])

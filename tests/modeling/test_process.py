@@ -106,6 +106,12 @@ def test_uniforms_behind_the_draws_are_uniform_and_uncorrelated():
         assert abs(torch.corrcoef(pair)[0, 1]) < Z / math.sqrt(DRAWS)
 
 
+def test_uniforms_behind_the_draws_are_uniform_in_their_late_bits_too():
+    uniform = (-exponentials(4_000, 50)).exp()
+    counts = torch.histc(((uniform * 2.0**36) % 1).flatten(), 64, 0, 1)
+    assert abs(oracles.chi_square_z(counts, torch.full((64,), 1 / 64, dtype=torch.float64))) < Z
+
+
 def test_uniforms_of_consecutive_seeds_are_uncorrelated():
     value = process.position_exponentials(torch.arange(DRAWS), torch.arange(2)[None])
     pair = torch.stack([value[:-1, 0], value[1:, 0]])

@@ -242,6 +242,15 @@ def test_settings_of_a_call_hold_for_that_call_only(make_model):
     assert dict(pipe.scheduler.config) == before and pipe.scheduler.timesteps is None
 
 
+def test_top_k_of_one_is_greedy(make_model):
+    pipe = make_pipe(make_model())
+    first, second = (
+        pipe(None, 8, max_length=8, generator=generators(0), **one).sequences
+        for one in ({"top_k": 1}, {"temperature": 0.0})
+    )
+    assert torch.equal(first, second)
+
+
 def test_output_forms(make_model):
     pipe = make_pipe(make_model(), build_tokenizer())
     out = pipe("a", 2, max_length=6, generator=generators(0))

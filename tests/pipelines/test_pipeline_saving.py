@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
 
 from hf_lomdm import LoMDMForMaskedDiffusion, LoMDMPipeline, LoMDMScheduler
+from hf_lomdm.pipelines import loading
 from tiny_tokenizer import build_tokenizer
 
 CODE = {"backbone_lomdm.py", "configuration_lomdm.py", "modeling_lomdm.py", "process_lomdm.py"}
@@ -253,3 +254,12 @@ def test_loading_takes_given_components_and_the_dtype(pipe, tmp_path):
     assert again.scheduler is scheduler and again.tokenizer is None and again.model.dtype is torch.bfloat16
     assert LoMDMPipeline.from_pretrained(tmp_path, torch_dtype=torch.float64).model.dtype is torch.float64
     assert LoMDMPipeline.from_pretrained(tmp_path, model=pipe.model, trust_remote_code=True).model is pipe.model
+
+
+def test_options_of_the_download_reach_the_hub(pipe, tmp_path, monkeypatch):
+    pipe.save_pretrained(tmp_path)
+    options = {"revision": "v1", "token": "t", "cache_dir": "c", "force_download": True, "local_files_only": True}
+    seen = {}
+    monkeypatch.setattr(loading, "snapshot_download", lambda name, **given: seen.update(given) or str(tmp_path))
+    LoMDMPipeline.from_pretrained("me/tiny", **options)
+    assert seen.items() >= options.items()

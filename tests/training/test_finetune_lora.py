@@ -95,6 +95,12 @@ def test_a_run_that_is_started_again_continues_from_its_checkpoint(base, tmp_pat
     assert json.loads((out / "checkpoint-4" / "trainer_state.json").read_text())["global_step"] == 4
 
 
+def test_rank_alpha_and_dropout_of_the_command_are_those_of_the_adapter(base, tmp_path):
+    words = "--max_steps 1 --lora_rank 2 --lora_alpha 6 --lora_dropout 0.25".split()
+    config = json.loads((finetune(base, tmp_path, *words) / "adapter" / "adapter_config.json").read_text())
+    assert (config["r"], config["lora_alpha"], config["lora_dropout"]) == (2, 6, 0.25)
+
+
 def test_adapters_are_on_the_backbone_and_the_rate_modules_are_trained_in_full(make_model):
     for rate_type, full in (("learned", {"phi", "psi"}), ("token", {"omega"}), ("uniform", set())):
         model = add_lora(make_model(rate_type=rate_type), 2, 4)

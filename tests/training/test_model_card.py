@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from huggingface_hub import ModelCard
+from huggingface_hub import HfApi, ModelCard, RepoUrl
 
 from hf_lomdm.adapters.order_adapter import OrderAdapterConfig
 from hf_lomdm.hub import export_to_hub_folder
@@ -83,6 +83,16 @@ def test_an_export_writes_the_card_from_the_record_of_the_checkpoint(trained, tm
     assert (tmp_path / "named" / PICTURE_FILE).is_file() == (folder / PICTURE_FILE).is_file()
     early = export_to_hub_folder(folder / "checkpoint-2", tmp_path / "early") / "README.md"
     assert "These weights were not evaluated." in early.read_text() and "2 optimizer steps" in early.read_text()
+
+
+def test_a_push_takes_the_record_and_the_picture_along(trained, tmp_path, monkeypatch):
+    _, _, folder = trained
+    uploads = []
+    monkeypatch.setattr(HfApi, "create_repo", lambda *_, **__: RepoUrl("https://huggingface.co/me/tiny"))
+    monkeypatch.setattr(HfApi, "file_exists", lambda *_: False)
+    monkeypatch.setattr(HfApi, "upload_folder", lambda _, **options: uploads.extend(options["allow_patterns"]))
+    export_to_hub_folder(folder, tmp_path / "out", push_to_hub=True, repo_id="me/tiny")
+    assert {RECORD_FILE, PICTURE_FILE} <= set(uploads)
 
 
 def test_a_card_by_hand_stays_and_travels(trained, tmp_path):

@@ -569,3 +569,19 @@ def test_a_finished_run_started_again_trains_and_logs_no_step(tmp_path):
     longer = make_trainer(tmp_path, max_steps=6)
     longer.train("auto")
     assert longer.num_steps_trained == 2 and "train_loss" in longer.state.log_history[-1]
+
+
+def test_samples_are_those_of_the_average(tmp_path, monkeypatch):
+    trainer, seen = make_trainer(tmp_path, max_steps=2), []
+    trainer.processing_class = build_tokenizer()
+    trainer.train()
+    call = LoMDMPipeline.__call__
+
+    def watched(pipe, **options):
+        seen.append(pipe.model.lm_head.weight.detach().clone())
+        return call(pipe, **options)
+
+    monkeypatch.setattr(LoMDMPipeline, "__call__", watched)
+    trainer.sample_texts(1)
+    assert torch.equal(seen[0], trainer.ema.average["lm_head.weight"])
+    assert not torch.equal(seen[0], trainer.model.lm_head.weight)

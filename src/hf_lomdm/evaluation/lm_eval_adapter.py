@@ -182,7 +182,7 @@ class LoMDMLM(TemplateLM):
         temperature is 0; which position is next is drawn all the same, by a seed of its own for each context.
         """
         texts = [""] * len(requests)
-        options = [normalize_gen_kwargs(request.args[1]) for request in requests]
+        options = [_writing_options(request.args[1]) for request in requests]
         prompts = [
             self._prompt(request.args[0], one["max_gen_toks"]) for request, one in zip(requests, options, strict=True)
         ]
@@ -225,6 +225,14 @@ def _batch_size(value: int | str) -> int:
     if str(value).isdigit() and int(value) >= 1:
         return int(value)
     raise ValueError(f"batch_size must be a number of at least 1, got {value!r}. For example: 16.")
+
+
+def _writing_options(arguments: dict[str, Any]) -> dict[str, Any]:
+    """The `generation_kwargs` of a task, with every value that lm-eval means."""
+    options = dict(normalize_gen_kwargs(arguments))
+    if not options["do_sample"]:
+        options["temperature"] = 0.0  # lm-eval 0.4.13 leaves it out where the task does not name `do_sample`
+    return options
 
 
 def _batches(indices: Sequence[int], length: Callable[[int], int], size: int) -> Iterator[list[int]]:
