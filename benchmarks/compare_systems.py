@@ -339,6 +339,8 @@ def parse_options(arguments: list[str] | None = None) -> tuple[argparse.Namespac
     options, words = parser.parse_known_args(arguments)
     options.output = options.output or Path(f"results/compare_{options.config.stem}_{options.budget}.json")
     options.output_dir = options.output_dir or Path(f"outputs/compare-{options.config.stem}-{options.budget}")
+    if options.output.parent.resolve() == options.output_dir.resolve() and options.output.stem in options.systems:
+        parser.error(f"--output {options.output} is the place of the record of that system alone. Rename it.")
     return options, words
 
 

@@ -120,6 +120,12 @@ def test_options_that_cannot_be_compared_are_errors(tmp_path, words, message):
         script.make_runs(*parse(tmp_path, *words))
 
 
+def test_the_record_of_all_does_not_replace_that_of_one(tmp_path, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        parse(tmp_path, "--systems", "lomdm", "--output", str(tmp_path / "runs" / "lomdm.json"))
+    assert "is the place of the record of that system alone" in capsys.readouterr().err
+
+
 def test_a_system_that_changes_the_text_is_refused(tmp_path):
     other = tmp_path / "other.yaml"
     other.write_text("rate_type: uniform\ntrain_tokenizer: byte\n")
