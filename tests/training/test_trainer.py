@@ -3,6 +3,7 @@
 import copy
 import importlib
 import math
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
@@ -467,6 +468,17 @@ def test_uploads_see_complete_checkpoints_and_then_the_average(tmp_path, monkeyp
     assert uploads == [(str(tmp_path / f"checkpoint-{step}"), True) for step in (2, 4)] + [("final", True)]
     stored = load_file(tmp_path / "model.safetensors")
     assert all(torch.equal(stored[name], value) for name, value in trainer.ema.average.items())
+
+
+@pytest.mark.parametrize("settings, expected", [({}, 0), ({"hub_strategy": "every_save"}, 2)])
+def test_by_default_nothing_is_uploaded_before_the_average(tmp_path, monkeypatch, settings, expected):
+    uploads, done = [], Future()
+    done.set_result(None)
+    named = {"hub_model_id": "me/tiny", "push_in_progress": None}
+    monkeypatch.setattr(Trainer, "init_hf_repo", lambda trainer, *_: vars(trainer).update(named))
+    monkeypatch.setattr(HfApi, "upload_folder", lambda _, **options: uploads.append(options) or done)
+    make_trainer(tmp_path, save_strategy="steps", save_steps=2, push_to_hub=True, **settings).train()
+    assert len(uploads) == expected and (tmp_path / "model.safetensors").exists() == bool(expected)
 
 
 def refusal(status: int) -> HfHubHTTPError:
