@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 from tiny_training import build_causal, checkpoint_tensors, collate, make_texts, make_trainer
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPTNeoXForCausalLM, TrainerCallback
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GPTNeoXForCausalLM, TrainerCallback
 
 from hf_lomdm.evaluation.causal import causal_nll
 from hf_lomdm.training.arguments import ModelArguments
@@ -197,6 +197,13 @@ def test_texts_end_at_eos_also_where_bos_is_eos(tmp_path):
     ids = {"vocab_size": 11, "mask_token_id": 10, "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 2}
     assert causal_config(ModelArguments(), 8, ids).eos_token_id is None  # else generation ends at the BOS
     assert causal_config(ModelArguments(), 8, {**ids, "bos_token_id": None}).eos_token_id == 2
+
+
+def test_a_saved_model_remembers_the_special_tokens_of_its_rows(tmp_path):
+    ids = {"vocab_size": 11, "mask_token_id": 10, "pad_token_id": 0, "bos_token_id": None, "eos_token_id": 2}
+    causal_config(ModelArguments(), 8, ids).save_pretrained(tmp_path)
+    config = AutoConfig.from_pretrained(tmp_path)
+    assert (config.bos_token_id, config.text_bos_token_id, config.text_eos_token_id) == (10, None, 2)
 
 
 def test_sampled_texts_have_at_most_the_length_of_the_rows(tmp_path):
