@@ -134,16 +134,14 @@ class LoMDMPipeline(DiffusionPipeline):
             max_length: tokens of a row, prompt included; default `max_position_embeddings`. Behind an EOS nothing is
                 written but the rest of its block or window.
             max_new_tokens: tokens after each prefix, in place of `max_length`.
-            num_return_sequences: results for each prompt.
-            sampler, temperature, top_p, top_k: of this call only; default those of the scheduler.
+            num_return_sequences: for each prompt. sampler, temperature, top_p, top_k: default those of the scheduler.
             generator: one, or one per result (then a result does not depend on its batch); default the global one.
             output_type: `"text"` (texts need a tokenizer) or `"seq"`.
             return_dict: `False` returns the tuple `(texts, sequences, order, num_forward_passes)`.
             use_cache: with blocks, keep the keys and values of finished blocks; `False` computes them in every step
                 (slower, less memory, the same text).
             callback_on_step_end: called as `callback(pipe, step, timestep, tensors)` after every step; it may return
-                a dict with a new `sample` or `order`, or set `pipe._interrupt = True`: then it was the last step, and
-                what is not revealed stays masked.
+                a dict with a new `sample` or `order`. `pipe._interrupt = True` makes it the last one, masks stay.
             callback_on_step_end_tensor_inputs: which of `sample`, `order`, `rates`, `revealed` it is given, `[B, S]` of
                 the present block or window (`rates` are those of the latest forward pass); default `["sample"]`.
         Raises:
@@ -158,7 +156,6 @@ class LoMDMPipeline(DiffusionPipeline):
         scheduler = type(self.scheduler).from_config(self.scheduler.config, **changes)
         scheduler.set_timesteps(num_inference_steps)  # times stay on the host: finding a step waits for nothing
         canvas = self._lay_out(prompt, max_length, max_new_tokens, num_return_sequences)
-        self._interrupt = False
         with self._model_in_use():
             passes = self._reveal(canvas, scheduler, generator, use_cache, callback_on_step_end, inputs)
             sequences, order = self._tensor(canvas.rows)[0], self._tensor(canvas.order, PADDING)[0]
@@ -170,11 +167,6 @@ class LoMDMPipeline(DiffusionPipeline):
     def num_timesteps(self) -> int:
         """Steps of the latest call over all its windows, no-ops included."""
         return self._num_timesteps
-
-    @property
-    def interrupt(self) -> bool:
-        """Whether a callback has stopped the latest call."""
-        return self._interrupt
 
     def _callback_inputs(self, callback, names: list[str] | None) -> list[str]:
         """Tensors that the callback is given: a `PipelineCallback` names them itself."""
@@ -270,6 +262,7 @@ class LoMDMPipeline(DiffusionPipeline):
     def _reveal(self, canvas: Canvas, scheduler, generator, use_cache: bool, callback, inputs: list[str]) -> int:
         """Fills in the canvas, window after window; returns the number of forward passes."""
         windows, steps, passes, context = self._windows(canvas.rows), len(scheduler.timesteps), 0, None
+        self._interrupt = False  # a callback may set it
         self._num_timesteps, seeds = steps * len(windows), _row_seeds(generator)
         if self.model.config.block_size is not None:
             before = [row[:first] for row, first in zip(canvas.rows, windows[0][0], strict=True)]
@@ -440,8 +433,7 @@ class LoMDMPipeline(DiffusionPipeline):
             model_card: text of `README.md`, put behind a short header unless it begins with one (`---`). Without it a
                 `README.md` that is there stays.
         Raises:
-            ValueError: for a target that is a file or holds another pipeline, for components that cannot travel, and
-                for an option that is none of these.
+            ValueError: a target that is a file or holds another pipeline, components that cannot travel, other options.
         """
         unknown = sorted(kwargs.keys() - set(UPLOAD_OPTIONS))
         _require(not unknown, f"{unknown} are no options. Besides the named ones there are {list(UPLOAD_OPTIONS)}.")
@@ -569,12 +561,9 @@ def _check_target(target: Path) -> None:
 
 @contextmanager
 def _staging_folder(target: Path) -> Iterator[Path]:
-    """A new folder from which a rename is a move; it is gone afterwards, whatever happens.
-
-    Beside the target, or within it where it is there: it may be all that can be written to, or another file system.
-    """
-    name = f".{target.name}.{uuid.uuid4().hex}"
-    staging = target / name if target.exists() else target.with_name(name)
+    """A new folder in the target, or beside one that is not there yet, so that a rename is a move; gone afterwards."""
+    # all else may be another file system, or not ours to write; uploads of the Trainer leave out what begins with _
+    staging = target / f"_{uuid.uuid4().hex}" if target.exists() else target.with_name(f".{uuid.uuid4().hex}")
     staging.mkdir(parents=True)
     try:
         yield staging
@@ -594,26 +583,12 @@ def _move(staging: Path, target: Path, written: list[str]) -> None:
         stale.unlink()
 
 
-def _push(
-    folder: Path,
-    written: list[str],
-    keep_card: bool,
-    repo_id: str | None = None,
-    private: bool | None = None,
-    token: str | None = None,
-    commit_message: str = "Upload LoMDMPipeline",
-    create_pr: bool = False,
-) -> Any:
+def _push(folder: Path, written: list[str], keep_card: bool, repo_id=None, private=None, token=None, **commit) -> Any:
     """Uploads the written files, and removes weights of an earlier upload; a card on the Hub is kept."""
     api = HfApi(token=token)
     repo_id = api.create_repo(repo_id or folder.name, private=private, exist_ok=True).repo_id
     if keep_card and api.file_exists(repo_id, "README.md"):
         written = [name for name in written if name != "README.md"]
-    return api.upload_folder(
-        repo_id=repo_id,
-        folder_path=folder,
-        allow_patterns=written,
-        delete_patterns=list(WEIGHT_FILES),
-        commit_message=commit_message,
-        create_pr=create_pr,
-    )
+    commit = {"commit_message": "Upload LoMDMPipeline", **commit}
+    patterns = {"allow_patterns": written, "delete_patterns": list(WEIGHT_FILES)}
+    return api.upload_folder(repo_id=repo_id, folder_path=folder, **patterns, **commit)
