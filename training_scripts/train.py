@@ -27,6 +27,8 @@ package (under FSDP: once `export_to_hub.py` has added the code), or with `--obj
 `--push_to_hub` uploads it.
 """
 
+import sys
+
 from transformers import GPTNeoXForCausalLM, set_seed
 
 from hf_lomdm import LoMDMForMaskedDiffusion
@@ -48,9 +50,30 @@ OBJECTIVES = {
 
 
 def main() -> None:
+    try:
+        trainer = prepare()
+    except ValueError as error:  # of training itself the traceback is wanted
+        sys.exit(f"error: {error}")
+    result = trainer.train(trainer.args.resume_from_checkpoint)
+    if trainer.num_steps_trained:  # else the record of the run that was finished stays
+        trainer.save_metrics("train", result.metrics)
+    evaluate(trainer)
+    trainer.save_state()
+    trainer.save_model()  # and, with --push_to_hub, uploads it
+    if trainer.is_world_process_zero() and not trainer.is_fsdp_enabled:
+        for text in trainer.sample_texts(3):
+            print(f"--- sample\n{text}", flush=True)
+    trainer.accelerator.end_training()
+
+
+def prepare() -> LoMDMTrainer:
+    """The trainer that the command line asks for, with its data and a model to begin with.
+
+    Raises:
+        ValueError: an argument, a file or the text cannot be used; says which and what to do.
+    """
     data_args, model_args, args = parse_arguments()
     set_seed(args.seed)
-
     with args.main_process_first(desc="tokenisation"):
         if data_args.task == "sudoku":
             if model_args.objective == "ar":
@@ -75,17 +98,7 @@ def main() -> None:
         processing_class=tokenizer,
     )
     trainer.data = describe_data(data_args)
-
-    result = trainer.train(args.resume_from_checkpoint)
-    if trainer.num_steps_trained:  # else the record of the run that was finished stays
-        trainer.save_metrics("train", result.metrics)
-    evaluate(trainer)
-    trainer.save_state()
-    trainer.save_model()  # and, with --push_to_hub, uploads it
-    if trainer.is_world_process_zero() and not trainer.is_fsdp_enabled:
-        for text in trainer.sample_texts(3):
-            print(f"--- sample\n{text}", flush=True)
-    trainer.accelerator.end_training()
+    return trainer
 
 
 def evaluate(trainer: LoMDMTrainer) -> None:

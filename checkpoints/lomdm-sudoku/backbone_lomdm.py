@@ -199,6 +199,7 @@ class LoMDMAttention(nn.Module):
         qkv = self.qkv_proj(hidden).view(batch, length, 3, -1, self.head_size)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each [B, H, L, head_size]
         query, key = rotate(query, rotary), rotate(key, rotary)
+        value = value.contiguous()  # a view would keep query and key as they were before for the gradient
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_index)
         if isinstance(attention_mask, list):

@@ -230,7 +230,11 @@ def test_an_interrupted_write_leaves_nothing_that_is_used(tokenizer, tmp_path, m
     assert not [path for path in (tmp_path / "cache").rglob("*") if path.suffix in (".arrow", ".unfinished")]
     killed = tmp_path / "cache/hf_lomdm/0.arrow.1.unfinished"
     killed.write_bytes(b"half")
+    os.utime(killed, (0, 0))
+    alive = tmp_path / "cache/hf_lomdm/1.arrow.2.unfinished"
+    alive.write_bytes(b"of a process that is still writing")
     assert write_rows(texts, tokenizer)
+    assert alive.is_file() and not killed.exists()
 
 
 # ----------------------------------------------------------------------------------------------------- loading, splits

@@ -164,6 +164,11 @@ def test_unknown_keys_and_files_are_errors_that_name_them(tmp_path, text, words,
         parse_arguments(["--config", str(config), *words])
 
 
+def test_what_cannot_be_trained_on_is_one_line(train, tmp_path):
+    with pytest.raises(SystemExit, match="^error: .*nowhere.txt does not exist. Check train_file"):
+        train("text8", train_file=tmp_path / "nowhere.txt")
+
+
 def test_epochs_of_the_command_line_win_over_the_steps_of_a_file():
     words = ["--config", str(CONFIGS / "tiny.yaml"), "--use_cpu", "--num_train_epochs", "2"]
     assert parse_arguments(words)[2].max_steps == -1

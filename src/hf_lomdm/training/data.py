@@ -4,9 +4,11 @@ Rows depend on the text, the tokenizer and the arguments alone: documents are re
 concatenated over the whole split, so neither the number of processes nor any batch size moves a row boundary.
 """
 
+import contextlib
 import hashlib
 import json
 import os
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,6 +30,8 @@ from .tokenizers import load_tokenizer, special_token_ids, train_tokenizer
 BATCH_CHARACTERS = 1 << 20
 # Part of the name of a cached file: raise it when the same arguments come to mean other rows.
 ROWS_VERSION = 1
+# A file that is being written grows several times a minute.
+ABANDONED_SECONDS = 3600
 
 
 def load_data(arguments: DataArguments, output_dir: str | Path) -> tuple[DatasetDict, PreTrainedTokenizerBase]:
@@ -156,6 +160,7 @@ def _write_cache(
     ends = (tokenizer.bos_token_id, tokenizer.eos_token_id)
     blocks = make(tokenised, arguments.max_length, *ends, arguments.insert_special_tokens, counts)
     path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_abandoned(path.parent)
     unfinished = path.with_name(f"{path.name}.{os.getpid()}.unfinished")
     try:
         with pa.OSFile(str(unfinished), "wb") as sink:
@@ -165,6 +170,14 @@ def _write_cache(
         os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Removes what killed processes, of whatever machine, left half written: files that have not grown for long."""
+    for file in folder.glob("*.unfinished"):
+        with contextlib.suppress(FileNotFoundError):  # another process was faster
+            if time.time() - file.stat().st_mtime > ABANDONED_SECONDS:
+                file.unlink()
 
 
 def _write_blocks(sink: pa.OSFile, blocks: Iterable[list[np.ndarray]], max_rows: int | None, counts: RowCounts) -> None:
