@@ -377,10 +377,11 @@ class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
         targets = stack_views(clean, num_views)
         hidden, v = self.read_views(targets.masked_fill(view.masked, self.config.mask_token_id), clean, attention_mask)
         # 2. The projection and the loss at masked positions only                 nll               [K * B, L]
-        losses, token_rates = self._token_losses(hidden[view.masked], targets[view.masked])
-        nll = torch.zeros_like(w).masked_scatter(view.masked, losses.to(w.dtype))
+        at = view.masked.nonzero(as_tuple=True)  # as a mask, each use of it would make the host wait for the GPU
+        losses, token_rates = self._token_losses(hidden[at], targets[at])
+        nll = torch.zeros_like(w).index_put(at, losses.to(w.dtype))
         if self.rates_need_logits:
-            v = v.masked_scatter(view.masked, token_rates.to(v.dtype))
+            v = v.index_put(at, token_rates.to(v.dtype))
         # 3. The bound, term by term
         evaluate = order_bound if bound == "order" else time_bound
         return evaluate(nll, w, v, view, blocks), view.log_q, v

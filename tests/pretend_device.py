@@ -1,0 +1,105 @@
+"""An accelerator that is none: tensors on a device of their own, with their values on the CPU, to see what a GPU would.
+
+As on a GPU an operation on tensors of both devices is an error, and every time that the host has to wait for values is
+counted in `waits`. The device stays registered as long as the process lives: use it in a process of its own.
+"""
+
+from collections import Counter
+
+import torch
+from torch.utils import backend_registration
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._pytree import tree_leaves, tree_map
+
+DEVICE = "pretend"
+AVAILABLE = hasattr(backend_registration, "_setup_privateuseone_for_python_backend")  # since torch 2.10
+# What has a result whose size, or whose value on the host, hangs on the values of a tensor.
+WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "_unique2", "repeat_interleave")
+INDEXED = ("index", "index_put", "index_put_", "_index_put_impl_")  # by a mask: nonzero. Indices may lie on the CPU.
+waits: Counter[str] = Counter()
+
+
+class DeviceTensor(torch.Tensor):
+    """A tensor on the device: `values` `[...]`, on the CPU, are what is computed with."""
+
+    @staticmethod
+    def __new__(cls, values: torch.Tensor) -> "DeviceTensor":
+        layout = {"strides": values.stride(), "storage_offset": values.storage_offset(), "dtype": values.dtype}
+        return torch.Tensor._make_wrapper_subclass(cls, values.size(), device=torch.device(DEVICE, 0), **layout)
+
+    def __init__(self, values: torch.Tensor):
+        self.values_on_cpu = values
+
+    def tolist(self) -> list:
+        return self.cpu().tolist()
+
+    @classmethod
+    def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
+        return run(function, args, kwargs or {})
+
+
+class PretendDevice(TorchDispatchMode):
+    """What is created on the device goes through here; all else through `DeviceTensor`."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        return run(function, args, kwargs or {})
+
+
+class Backend(backend_registration._DummyBackendModule):
+    """What gradient checkpointing asks a device for."""
+
+    def get_amp_supported_dtype(self) -> list[torch.dtype]:
+        return [torch.bfloat16]
+
+    def get_rng_state(self, device=None) -> torch.Tensor:
+        return torch.get_rng_state()
+
+
+def run(function, args: tuple, kwargs: dict):
+    """One operation, on the values; what it gives is on the device of its arguments, or on the one it is told."""
+    name = function._schema.name.removeprefix("aten::")
+    tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+    there = [tensor for tensor in tensors if isinstance(tensor, DeviceTensor)]
+    told = None if kwargs.get("device") is None else torch.device(kwargs["device"]).type
+    on_device = isinstance(args[0], DeviceTensor) if name == "copy_" else told == DEVICE if told else bool(there)
+    if there:
+        check_devices(name, tensors)
+        count_wait(name, args, on_device)
+    plain_args, plain_kwargs = tree_map(lambda leaf: getattr(leaf, "values_on_cpu", leaf), (args, kwargs))
+    if told:
+        plain_kwargs |= {"device": "cpu", "pin_memory": False} if "pin_memory" in kwargs else {"device": "cpu"}
+    with _disable_current_modes():
+        result = function(*plain_args, **plain_kwargs)
+    if name == "copy_":
+        return args[0]
+    known = {id(tensor.values_on_cpu): tensor for tensor in there}  # changed in place
+
+    def place(leaf):
+        if not on_device or not isinstance(leaf, torch.Tensor):
+            return leaf
+        return known[id(leaf)] if id(leaf) in known else DeviceTensor(leaf)
+
+    return tree_map(place, result)
+
+
+def check_devices(name: str, tensors: list[torch.Tensor]) -> None:
+    """Raises `RuntimeError` for tensors of both devices; numbers may come from the CPU, and so may indices."""
+    strangers = [one for one in tensors if one.dim() and not isinstance(one, DeviceTensor)]
+    if strangers and name not in (*INDEXED, "copy_", "_to_copy"):
+        shapes = [list(one.shape) for one in strangers]
+        raise RuntimeError(f"{name}: all tensors must be on one device, those of shapes {shapes} are not.")
+
+
+def count_wait(name: str, args: tuple, on_device: bool) -> None:
+    """Counts `name` in `waits` if the host needs values of the device for it."""
+    masks = name in INDEXED and any(index is not None and index.dtype == torch.bool for index in args[1])
+    if name in WAITS or masks or (name in ("_to_copy", "copy_") and not on_device):
+        waits[name] += 1
+
+
+def start() -> torch.device:
+    """Registers the device, for the rest of the process."""
+    backend_registration._setup_privateuseone_for_python_backend(DEVICE, backend_module=Backend())
+    torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor(values, device=...) then passes through the mode
+    PretendDevice().__enter__()
+    return torch.device(DEVICE, 0)

@@ -1,0 +1,139 @@
+"""Whether everything runs on a device that is not the CPU, with the same results, and how often the host waits for it.
+
+Each check runs in a process of its own, `python tests/test_pretend_device.py NAME`, for a device cannot be taken back.
+"""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import partial
+from itertools import product
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+import pretend_device
+from conftest import build_model
+from hf_lomdm import LoMDMPipeline, LoMDMScheduler
+from hf_lomdm.evaluation.corpus import evaluate_corpus
+from hf_lomdm.evaluation.likelihood import exact_log_likelihood, nelbo
+from hf_lomdm.evaluation.order import evaluate_order
+from hf_lomdm.schedulers.scheduling_lomdm import SAMPLERS
+from pretend_device import waits
+
+FAMILY = [{"rate_type": rate_type} for rate_type in ("learned", "uniform", "token", "score")]
+FAMILY += [{"rate_type": rate_type, "block_size": 4} for rate_type in ("learned", "uniform")]
+TEXTS = torch.tensor([[1, 3, 4, 5, 6, 7, 8, 9, 3, 3, 5, 2], [1, 9, 8, 7, 6, 5, 4, 3, 2, 0, 0, 0]])
+REAL = TEXTS.ne(0).long()
+
+
+def numbers(result) -> list[float]:
+    """All numbers in a result, but for times."""
+    if isinstance(result, Tensor):
+        return result.detach().cpu().double().flatten().tolist()
+    if isinstance(result, dict):
+        return [one for key, value in result.items() if key != "seconds" for one in numbers(value)]
+    if isinstance(result, (list, tuple)):
+        return [one for value in result for one in numbers(value)]
+    return [float(result)] if isinstance(result, (int, float)) else []
+
+
+def on_both(device: torch.device, measure: Callable, **settings) -> None:
+    """`measure(model, place)` gives the same numbers on the CPU and on the device; `place` moves a tensor there."""
+    here = numbers(measure(build_model(**settings), lambda values: values))
+    there = numbers(measure(build_model(**settings).to(device), lambda values: values.to(device)))
+    assert len(here) > 0
+    torch.testing.assert_close(there, here, rtol=2e-4, atol=2e-5, msg=lambda text: f"{settings}: {text}")
+
+
+def check_device(device: torch.device) -> None:
+    """The device itself: it computes, refuses to mix, and notices waiting."""
+    values = torch.arange(3.0).to(device)
+    assert (values + 1).tolist() == [1, 2, 3] and waits == {"_to_copy": 1}
+    assert float(values.sum()) == 3 and values[values > 0].shape == (2,) and waits["_local_scalar_dense"] == 1
+    assert waits["index"] == 1 and torch.tensor([1, 2], device=device).device == device
+    with pytest.raises(RuntimeError, match="all tensors must be on one device"):
+        values + torch.ones(3)
+
+
+def check_losses(device: torch.device) -> None:
+    """Loss and gradients of every member of the family; the host waits once, for where the masks are."""
+
+    def losses(model, place, bound: str, padded: bool):
+        model.train()
+        if model.config.block_size is None:
+            model.gradient_checkpointing_enable()
+        generators = [torch.Generator().manual_seed(seed) for seed in (1, 2)]
+        texts, mask = place(TEXTS), place(REAL) if padded else None
+        waits.clear()
+        out = model(input_ids=texts, labels=texts, attention_mask=mask, generator=generators, bound=bound)
+        out.loss.backward()
+        if not padded and texts.device == device:
+            assert waits == {"nonzero": 1}, (model.config, waits)
+        return [out.loss, out.nelbo, *(weight.grad for weight in model.parameters() if weight.grad is not None)]
+
+    for settings in FAMILY:
+        for bound, padded in product(("order", "time"), (False, True)):
+            on_both(device, partial(losses, bound=bound, padded=padded), **settings)
+
+
+def check_texts(device: torch.device) -> None:
+    """Texts of every sampler; but for `ancestral` the host waits no more often in more steps."""
+
+    def write(model, place, sampler: str, steps: int = 4):
+        scheduler = LoMDMScheduler(mask_token_id=10, sampler=sampler, block_size=model.config.block_size)
+        pipe = LoMDMPipeline(model=model, scheduler=scheduler)
+        pipe.set_progress_bar_config(disable=True)
+        generators = [torch.Generator().manual_seed(seed) for seed in (1, 2)]
+        waits.clear()
+        out = pipe([[1, 3, 4], [1, 5]], steps, max_length=12, generator=generators, output_type="seq")
+        counts[steps] = waits.total()
+        return [out.sequences, out.order]
+
+    counts: dict[int, int] = {}
+    for settings, sampler in product((FAMILY[0], FAMILY[2], FAMILY[4]), SAMPLERS):
+        on_both(device, partial(write, sampler=sampler), **settings)
+        write(build_model(**settings).to(device), None, sampler, 8)
+        assert (counts[4] == counts[8]) == (sampler != "ancestral"), (settings, sampler, counts)
+
+
+def check_measures(device: torch.device) -> None:
+    """Bounds, exact likelihood and what was learned of the order."""
+
+    labels = TEXTS.clone()
+    labels[:, 5:] = -100
+    rows = [{"input_ids": text[real.bool()].tolist()} for text, real in zip(TEXTS, REAL, strict=True)]
+
+    def bound(model, place, **options):
+        generator = torch.Generator().manual_seed(1)
+        one = nelbo(model, place(TEXTS), place(REAL), num_samples=2, generator=generator, **options)
+        return [one.nelbo, one.standard_error]
+
+    def exact(model, place):
+        return exact_log_likelihood(model, place(TEXTS), labels=place(labels))
+
+    def records(model, place):
+        return evaluate_corpus(model, rows, progress=False), evaluate_order(model, rows, num_samples=2, progress=False)
+
+    for settings in (FAMILY[0], FAMILY[3], FAMILY[4]):
+        for options in ({}, {"bound": "time"}, {"num_orders": 2}):
+            on_both(device, partial(bound, **options), **settings)
+        on_both(device, exact, **settings)
+        on_both(device, records, **settings)
+
+
+CHECKS = {"device": check_device, "losses": check_losses, "texts": check_texts, "measures": check_measures}
+
+
+@pytest.mark.skipif(not pretend_device.AVAILABLE, reason="this torch has no devices that are written in Python")
+@pytest.mark.parametrize("name", CHECKS)
+def test_on_a_device_that_is_not_the_cpu(name):
+    command = [sys.executable, str(Path(__file__)), name]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-4000:]
+
+
+if __name__ == "__main__":
+    CHECKS[sys.argv[1]](pretend_device.start())
