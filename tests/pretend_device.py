@@ -16,6 +16,7 @@ AVAILABLE = hasattr(backend_registration, "_setup_privateuseone_for_python_backe
 # What has a result whose size, or whose value on the host, hangs on the values of a tensor.
 WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "_unique2", "repeat_interleave")
 INDEXED = ("index", "index_put", "index_put_", "_index_put_impl_")  # by a mask: nonzero. Indices may lie on the CPU.
+COPIES = ("_to_copy", "copy_")
 waits: Counter[str] = Counter()
 
 
@@ -64,7 +65,8 @@ def run(function, args: tuple, kwargs: dict):
     on_device = isinstance(args[0], DeviceTensor) if name == "copy_" else told == DEVICE if told else bool(there)
     if there:
         check_devices(name, tensors)
-        count_wait(name, args, on_device)
+    if there or on_device:
+        count_wait(name, args, kwargs, on_device)
     plain_args, plain_kwargs = tree_map(lambda leaf: getattr(leaf, "values_on_cpu", leaf), (args, kwargs))
     if told:
         plain_kwargs |= {"device": "cpu", "pin_memory": False} if "pin_memory" in kwargs else {"device": "cpu"}
@@ -85,15 +87,21 @@ def run(function, args: tuple, kwargs: dict):
 def check_devices(name: str, tensors: list[torch.Tensor]) -> None:
     """Raises `RuntimeError` for tensors of both devices; numbers may come from the CPU, and so may indices."""
     strangers = [one for one in tensors if one.dim() and not isinstance(one, DeviceTensor)]
-    if strangers and name not in (*INDEXED, "copy_", "_to_copy"):
+    if strangers and name not in (*INDEXED, *COPIES):
         shapes = [list(one.shape) for one in strangers]
         raise RuntimeError(f"{name}: all tensors must be on one device, those of shapes {shapes} are not.")
 
 
-def count_wait(name: str, args: tuple, on_device: bool) -> None:
-    """Counts `name` in `waits` if the host needs values of the device for it."""
-    masks = name in INDEXED and any(index is not None and index.dtype == torch.bool for index in args[1])
-    if name in WAITS or masks or (name in ("_to_copy", "copy_") and not on_device):
+def count_wait(name: str, args: tuple, kwargs: dict, on_device: bool) -> None:
+    """Counts `name` in `waits` if the host waits: for values, or for the end of a copy that it does not leave alone."""
+    waited = name in WAITS
+    if name in INDEXED:
+        waited = any(index is not None and index.dtype == torch.bool for index in args[1])
+    elif name in COPIES:
+        source = args[1] if name == "copy_" else args[0]
+        left_alone = on_device and (kwargs.get("non_blocking") or args[2:3] == (True,))
+        waited = isinstance(source, DeviceTensor) != on_device and not left_alone
+    if waited:
         waits[name] += 1
 
 

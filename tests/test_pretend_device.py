@@ -50,10 +50,11 @@ def on_both(device: torch.device, measure: Callable, **settings) -> None:
 
 def check_device(device: torch.device) -> None:
     """The device itself: it computes, refuses to mix, and notices waiting."""
-    values = torch.arange(3.0).to(device)
-    assert (values + 1).tolist() == [1, 2, 3] and waits == {"_to_copy": 1}
+    values = torch.arange(3.0).to(device, non_blocking=True)
+    assert (values + 1).tolist() == [1, 2, 3] and waits == {"_to_copy": 1}  # back to the host
     assert float(values.sum()) == 3 and values[values > 0].shape == (2,) and waits["_local_scalar_dense"] == 1
     assert waits["index"] == 1 and torch.tensor([1, 2], device=device).device == device
+    assert waits["_to_copy"] == 2
     with pytest.raises(RuntimeError, match="all tensors must be on one device"):
         values + torch.ones(3)
 
@@ -70,7 +71,7 @@ def check_losses(device: torch.device) -> None:
         waits.clear()
         out = model(input_ids=texts, labels=texts, attention_mask=mask, generator=generators, bound=bound)
         out.loss.backward()
-        if not padded and texts.device == device:
+        if texts.device == device:
             assert waits == {"nonzero": 1}, (model.config, waits)
         return [out.loss, out.nelbo, *(weight.grad for weight in model.parameters() if weight.grad is not None)]
 
@@ -88,7 +89,7 @@ def check_texts(device: torch.device) -> None:
         pipe.set_progress_bar_config(disable=True)
         generators = [torch.Generator().manual_seed(seed) for seed in (1, 2)]
         waits.clear()
-        out = pipe([[1, 3, 4], [1, 5]], steps, max_length=12, generator=generators, output_type="seq")
+        out = pipe([[1, 3, 4], [1, 5]], steps, max_new_tokens=9, generator=generators, output_type="seq")
         counts[steps] = waits.total()
         return [out.sequences, out.order]
 

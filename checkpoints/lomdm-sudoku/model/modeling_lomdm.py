@@ -40,7 +40,7 @@ from .process_lomdm import (
 )
 
 RHO_AT_START = math.log(math.e - 1)  # softplus of it is 1
-CHUNK_LOGITS = 2**24  # logits that a loss widens at a time: 64 MB in float32
+CHUNK_LOGITS = 2**24  # logits that a loss widens at a time on a CPU: 64 MB in float32
 
 
 @dataclass
@@ -252,6 +252,7 @@ class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
             return torch.ones(x.shape, device=x.device, dtype=wide(self.lm_head.weight[:0]).dtype)
         with torch.no_grad():
             features = self.model(x, attention_mask, deterministic=True).last_hidden_state
+        torch.clear_autocast_cache()  # torch 2.9 and 2.10 would lend the views its weights, cast without gradients
         return self._head_rates(self.phi, features, attention_mask, given=given)
 
     def token_logits(self, hidden: Tensor) -> Tensor:
@@ -314,13 +315,13 @@ class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
 
     def _loss(self, clean, attention_mask, maskable, quantiles, generator, bound) -> LoMDMOutput:
         batch = clean.shape[0]
-        # 1. Rates of the forward process, from clean text                        w                 [B, L]
-        rates = self.forward_rates(clean, attention_mask, given=~maskable)
-        # 2. The same quantile but independent draws for each view                seeds             [views * B]
+        # 1. The same quantile but independent draws for each view                seeds             [views * B]
         if quantiles is None:
             quantiles = stratified_quantiles(batch, generator, clean.device)
         seeds = torch.cat([row_seeds(generator, batch, clean.device) for _ in range(self.num_views)])
         quantiles = self.block_quantiles(quantiles, seeds[:batch], attention_mask, clean.shape[1])
+        # 2. Rates of the forward process, from clean text                        w                 [B, L]
+        rates = self.forward_rates(clean, attention_mask, given=~maskable)
         # 3. One pass over all views, the bound term by term                      terms, log_q      [views * B, N]
         terms, log_q, reverse = self.estimate_bound(clean, rates, maskable, quantiles, seeds, attention_mask, bound)
         # 4. The bound, the mean over views                                       nelbo             [B]
@@ -374,10 +375,10 @@ class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
         num_views, bound = len(seeds) // len(clean), bound or self.config.bound
         w, blocks = stack_views(rates, num_views), self._blocks(stack_views(clean, num_views), attention_mask)
         view = self._draw_view(w, stack_views(maskable, num_views), quantiles, seeds, attention_mask, bound, blocks)
-        targets = stack_views(clean, num_views)
+        # before the pass over the views: on a GPU the host waits here, once, and nowhere behind it
+        targets, at = stack_views(clean, num_views), view.masked.nonzero(as_tuple=True)
         hidden, v = self.read_views(targets.masked_fill(view.masked, self.config.mask_token_id), clean, attention_mask)
         # 2. The projection and the loss at masked positions only                 nll               [K * B, L]
-        at = view.masked.nonzero(as_tuple=True)  # as a mask, each use of it would make the host wait for the GPU
         losses, token_rates = self._token_losses(hidden[at], targets[at])
         nll = torch.zeros_like(w).index_put(at, losses.to(w.dtype))
         if self.rates_need_logits:
@@ -392,7 +393,8 @@ class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
         What is computed of the logits is several times as large as they are, so it is made a chunk at a time and, with
         more than one, made again for the gradient rather than kept. The projection is made once.
         """
-        size = max(1, CHUNK_LOGITS // self.config.vocab_size)
+        logits = CHUNK_LOGITS if hidden.device.type == "cpu" else 8 * CHUNK_LOGITS  # few rows leave most of a GPU idle
+        size = max(1, logits // self.config.vocab_size)
         if len(hidden) <= size:
             return self._law_losses(self.token_logits(hidden), targets)
         parts = []
@@ -515,9 +517,10 @@ def stack_views(values: Tensor | None, num_views: int) -> Tensor | None:
 def stratified_quantiles(batch: int, generator, device) -> Tensor:
     """Default quantiles `[B]`: one shared offset, evenly spread; independent ones with a generator per text."""
     if isinstance(generator, (list, tuple)):
-        return torch.cat([stratified_quantiles(1, one, device) for one in generator])
+        quantiles = torch.cat([stratified_quantiles(1, one, one.device) for one in generator])
+        return quantiles.to(device, non_blocking=quantiles.device.type == "cpu")
     source = device if generator is None else generator.device
-    offset = torch.rand(1, generator=generator, device=source).to(device)
+    offset = torch.rand(1, generator=generator, device=source).to(device, non_blocking=source.type == "cpu")
     quantiles = (offset + torch.arange(batch, device=device) / batch) % 1
     return quantiles.clamp(2**-25, 1 - 2**-24)  # inside (0, 1): log and floor are taken
 

@@ -189,10 +189,11 @@ def row_seeds(generator, batch_size: int, device) -> Tensor:
             raise ValueError(
                 f"generator has {len(generator)} entries for a batch of {batch_size}. Pass one, or one per text."
             )
-        return torch.cat([row_seeds(one, 1, device) for one in generator])
-    source = device if generator is None else generator.device
-    seeds = torch.randint(-(2**63), 2**63 - 1, (batch_size,), generator=generator, device=source, dtype=torch.int64)
-    return seeds.to(device)
+        seeds = torch.cat([row_seeds(one, 1, one.device) for one in generator])
+    else:
+        source = device if generator is None else generator.device
+        seeds = torch.randint(-(2**63), 2**63 - 1, (batch_size,), generator=generator, device=source, dtype=torch.int64)
+    return seeds.to(device, non_blocking=seeds.device.type == "cpu")  # to the host a copy without waiting is not safe
 
 
 def _shift(values: Tensor, bits: int) -> Tensor:

@@ -83,8 +83,10 @@ def attention_inputs(
         return block_mask(config, hidden, attention_mask, position, num_copies), rotary
     if attention_mask is None:
         return None, rotary
+    # whether it is all ones is looked up on a CPU alone: for a GPU the host would wait
+    look = {"allow_is_bidirectional_skip": hidden.device.type == "cpu"}
     real = attention_mask.to(torch.bool)
-    return create_bidirectional_mask(config=config, inputs_embeds=hidden, attention_mask=real), rotary
+    return create_bidirectional_mask(config=config, inputs_embeds=hidden, attention_mask=real, **look), rotary
 
 
 def chunk_positions(

@@ -489,10 +489,11 @@ def _draw_seeds(batch_size: int, generator: Generator | list[Generator] | None, 
             raise ValueError(
                 f"generator has {len(generator)} entries for a batch of {batch_size}. Pass one, or one per row."
             )
-        return torch.cat([_draw_seeds(1, one, device) for one in generator])
-    source = device if generator is None else generator.device
-    seeds = torch.randint(-(2**63), 2**63 - 1, (batch_size,), generator=generator, device=source)
-    return seeds.to(device, non_blocking=source.type == "cpu")  # to the host a copy without waiting is not safe
+        seeds = torch.cat([_draw_seeds(1, one, one.device) for one in generator])
+    else:
+        source = device if generator is None else generator.device
+        seeds = torch.randint(-(2**63), 2**63 - 1, (batch_size,), generator=generator, device=source)
+    return seeds.to(device, non_blocking=seeds.device.type == "cpu")  # to the host a copy without waiting is not safe
 
 
 def _shift(values: Tensor, bits: int) -> Tensor:
