@@ -54,9 +54,9 @@ def memory(section: dict) -> str:
         reference = one["step_memory_mb"]["mdlm_reference"]
         for system, value in one["step_memory_mb"].items():
             rows.append([*place, system, value, f"{value / reference:.2f}" if reference else "-"])
-    left_out = [name for one in section["settings"] for name in one["left_out"]]
+    left_out = [name for one in section["settings"] for name in one["left_out"]] + section["left_out"]
     text = table("Peak memory of a step beyond weights and gradients", header, rows)
-    return f"{text}\n\nLeft out for want of time: {left_out or 'nothing'}."
+    return f"{text}\n\nLeft out for want of time or memory: {left_out or 'nothing'}."
 
 
 def sampling(section: dict) -> str:

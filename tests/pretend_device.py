@@ -1,7 +1,8 @@
 """An accelerator that is none: tensors on a device of their own, with their values on the CPU, to see what a GPU would.
 
-As on a GPU an operation on tensors of both devices is an error, and every time that the host has to wait for values is
-counted in `waits`. The device stays registered as long as the process lives: use it in a process of its own.
+As on a GPU an operation on tensors of both devices is an error, and the times that the host has to wait for values are
+counted in `waits`, for the operations that are named here. The device stays registered as long as the process lives:
+use it in a process of its own.
 """
 
 from collections import Counter
@@ -14,8 +15,9 @@ from torch.utils._pytree import tree_leaves, tree_map
 DEVICE = "pretend"
 AVAILABLE = hasattr(backend_registration, "_setup_privateuseone_for_python_backend")  # since torch 2.10
 # What has a result whose size, or whose value on the host, hangs on the values of a tensor.
-WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "_unique2", "repeat_interleave")
-INDEXED = ("index", "index_put", "index_put_", "_index_put_impl_")  # by a mask: nonzero. Indices may lie on the CPU.
+WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "allclose", "repeat_interleave", "bincount")
+WAITS += ("_unique2", "unique_consecutive", "unique_dim", "multinomial", "histc")
+INDEXED = ("index", "index_put", "index_put_", "_index_put_impl_")  # a mask is looked up, indices on the CPU are copied
 COPIES = ("_to_copy", "copy_")
 waits: Counter[str] = Counter()
 
@@ -44,16 +46,6 @@ class PretendDevice(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         return run(function, args, kwargs or {})
-
-
-class Backend(backend_registration._DummyBackendModule):
-    """What gradient checkpointing asks a device for."""
-
-    def get_amp_supported_dtype(self) -> list[torch.dtype]:
-        return [torch.bfloat16]
-
-    def get_rng_state(self, device=None) -> torch.Tensor:
-        return torch.get_rng_state()
 
 
 def run(function, args: tuple, kwargs: dict):
@@ -86,8 +78,10 @@ def run(function, args: tuple, kwargs: dict):
 
 def check_devices(name: str, tensors: list[torch.Tensor]) -> None:
     """Raises `RuntimeError` for tensors of both devices; numbers may come from the CPU, and so may indices."""
+    if name in INDEXED:  # by indices of either device
+        tensors = [one for one in tensors if one.dtype not in (torch.int64, torch.bool)] or tensors[:1]
     strangers = [one for one in tensors if one.dim() and not isinstance(one, DeviceTensor)]
-    if strangers and name not in (*INDEXED, *COPIES):
+    if strangers and name not in COPIES:
         shapes = [list(one.shape) for one in strangers]
         raise RuntimeError(f"{name}: all tensors must be on one device, those of shapes {shapes} are not.")
 
@@ -96,7 +90,8 @@ def count_wait(name: str, args: tuple, kwargs: dict, on_device: bool) -> None:
     """Counts `name` in `waits` if the host waits: for values, or for the end of a copy that it does not leave alone."""
     waited = name in WAITS
     if name in INDEXED:
-        waited = any(index is not None and index.dtype == torch.bool for index in args[1])
+        indices = [index for index in args[1] if index is not None]
+        waited = any(one.dtype == torch.bool or not isinstance(one, DeviceTensor) for one in indices)
     elif name in COPIES:
         source = args[1] if name == "copy_" else args[0]
         left_alone = on_device and (kwargs.get("non_blocking") or args[2:3] == (True,))
@@ -107,7 +102,10 @@ def count_wait(name: str, args: tuple, kwargs: dict, on_device: bool) -> None:
 
 def start() -> torch.device:
     """Registers the device, for the rest of the process."""
-    backend_registration._setup_privateuseone_for_python_backend(DEVICE, backend_module=Backend())
+    backend = backend_registration._DummyBackendModule()
+    backend.get_amp_supported_dtype = lambda: [torch.bfloat16]  # gradient checkpointing asks for it
+    backend.get_rng_state = lambda device=None: torch.get_rng_state()
+    backend_registration._setup_privateuseone_for_python_backend(DEVICE, backend_module=backend)
     torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor(values, device=...) then passes through the mode
     PretendDevice().__enter__()
     return torch.device(DEVICE, 0)

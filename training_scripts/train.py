@@ -82,12 +82,13 @@ def prepare() -> LoMDMTrainer:
         else:
             texts, tokenizer = load_data(data_args, args.output_dir)
             token_ids = model_token_ids(tokenizer, data_args)
+    anew = choose_checkpoint(args.resume_from_checkpoint, args.output_dir) is None
     make_config, model_class, trainer_class = OBJECTIVES[model_args.objective]
     if model_args.init_from:
         check_tokenizer(tokenizer, model_args.init_from)
     model = model_class(make_config(model_args, data_args.max_length, token_ids))
     print(f"model: {model_class.__name__}, {model.num_parameters() / 1e6:.2f} M parameters", flush=True)
-    if model_args.init_from and choose_checkpoint(args.resume_from_checkpoint, args.output_dir) is None:
+    if model_args.init_from and anew:
         copy_trunk(model, model_args.init_from)
     trainer = trainer_class(
         model=model,

@@ -285,7 +285,7 @@ def test_smoke_run_writes_every_section_and_prints_its_tables(tmp_path):
     assert all(math.isfinite(one["speedup"]) for one in record["blocks"]["cache"].values())
     plain, checkpointed, many = record["memory"]["settings"]
     assert not plain["gradient_checkpointing"] and checkpointed["gradient_checkpointing"]
-    assert many["batch"] == 16 and "naive_lomdm" not in many["step_memory_mb"]
+    assert many["batch"] == 16 and record["memory"]["left_out"] and "naive_lomdm" not in many["step_memory_mb"]
     assert checkpointed["batch"] >= 4 and plain["step_memory_mb"]["mdlm_reference"] >= 0
     assert tables(record) in done.stdout
     assert (tmp_path / "scaling_cpu.png").exists()

@@ -192,6 +192,20 @@ def test_texts_longer_than_the_context_see_its_last_blocks(build):
         torch.testing.assert_close(whole[:, start : start + 2], expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_flex_attention_is_told_the_rule_of_bd3_lm(make_model, size):
+    model, length, copies = make_model(block_size=size, max_position_embeddings=4, rate_type="uniform"), 7, 3
+    model.set_attn_implementation("flex_attention")
+    hidden = torch.zeros(1, copies * length, model.config.hidden_size)
+    told = attention_inputs(model.config, hidden, None, copies)[0].mask_mod
+    at, reach = torch.arange(copies * length), -(-4 // size)
+    found = told(torch.tensor(0), torch.tensor(0), at[:, None], at[None])
+    ahead = (at % length // size)[:, None] - (at % length // size)[None]
+    copy, other = (at // length)[:, None], (at // length)[None]
+    expected = ((ahead == 0) & (copy == other)) | ((ahead > 0) & (ahead < reach) & (other == 0))
+    assert torch.equal(found.expand_as(expected), expected)
+
+
 @pytest.mark.parametrize("other", ["sdpa", pytest.param("flex_attention", marks=pytest.mark.slow)])  # it compiles
 def test_attention_implementations_agree_with_eager_on_views_of_padded_texts(make_model, other):
     clean = texts(2, 7)

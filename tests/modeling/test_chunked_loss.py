@@ -77,7 +77,7 @@ def test_the_losses_of_a_half_precision_model_are_those_of_its_logits_in_float32
 
 @pytest.mark.parametrize("overrides", SYSTEMS, ids=lambda one: "-".join(map(str, one.values())))
 def test_every_weight_has_a_gradient_in_bfloat16(make_model, overrides):
-    """Of torch 2.9 and 2.10: autocast lends the views the weights that the clean pass has cast without gradients."""
+    """Autocast of torch 2.9 and 2.10 lends the views what the clean pass has cast without gradients."""
     with torch.autocast("cpu", torch.bfloat16):
         _, gradients = loss_and_gradients(make_model(**overrides))
     assert all(gradient.abs().sum() > 0 for gradient in gradients.values())

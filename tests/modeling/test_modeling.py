@@ -235,6 +235,15 @@ def test_token_rates_follow_the_vocabulary(make_model):
     torch.testing.assert_close(model.omega().exp(), before)
 
 
+def test_attention_keeps_nothing_but_its_inputs_for_the_gradient(make_model):
+    model, kept = make_model().train(), []
+    with torch.autograd.graph.saved_tensors_hooks(lambda values: kept.append(values) or values, lambda values: values):
+        model.model(IDS)
+    heads = [values for values in kept if values.dim() == 4 and values.shape[1] == model.config.num_attention_heads]
+    assert len(heads) >= 3 * model.config.num_hidden_layers
+    assert all(one.untyped_storage().nbytes() == one.numel() * one.element_size() for one in heads)
+
+
 @pytest.mark.parametrize("padding", [None, PADDING])
 @pytest.mark.parametrize("overrides", [{}, {"rate_type": "token", "block_size": 4}])
 def test_the_network_compiles_without_graph_breaks(make_model, padding, overrides):

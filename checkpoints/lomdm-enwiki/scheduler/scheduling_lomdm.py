@@ -493,7 +493,7 @@ def _draw_seeds(batch_size: int, generator: Generator | list[Generator] | None, 
     else:
         source = device if generator is None else generator.device
         seeds = torch.randint(-(2**63), 2**63 - 1, (batch_size,), generator=generator, device=source)
-    return seeds.to(device, non_blocking=seeds.device.type == "cpu")  # to the host a copy without waiting is not safe
+    return seeds.to(device, non_blocking=device.type not in ("cpu", "mps"))  # as `send` in process_lomdm.py
 
 
 def _shift(values: Tensor, bits: int) -> Tensor:

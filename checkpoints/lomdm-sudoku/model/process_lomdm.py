@@ -193,7 +193,15 @@ def row_seeds(generator, batch_size: int, device) -> Tensor:
     else:
         source = device if generator is None else generator.device
         seeds = torch.randint(-(2**63), 2**63 - 1, (batch_size,), generator=generator, device=source, dtype=torch.int64)
-    return seeds.to(device, non_blocking=seeds.device.type == "cpu")  # to the host a copy without waiting is not safe
+    return send(seeds, device)
+
+
+def send(values: Tensor, device) -> Tensor:
+    """A few `values` on another device, without waiting for it where that is safe.
+
+    What comes to the host would be read too soon, and MPS may read what is freed already (pytorch issue 189690).
+    """
+    return values.to(device, non_blocking=torch.device(device).type not in ("cpu", "mps"))
 
 
 def _shift(values: Tensor, bits: int) -> Tensor:

@@ -83,10 +83,12 @@ def attention_inputs(
         return block_mask(config, hidden, attention_mask, position, num_copies), rotary
     if attention_mask is None:
         return None, rotary
-    # whether it is all ones is looked up on a CPU alone: for a GPU the host would wait
-    look = {"allow_is_bidirectional_skip": hidden.device.type == "cpu"}
-    real = attention_mask.to(torch.bool)
-    return create_bidirectional_mask(config=config, inputs_embeds=hidden, attention_mask=real, **look), rotary
+    real, eager = attention_mask.to(torch.bool), config._attn_implementation == "eager"
+    if hidden.device.type == "cpu" or not (eager or config._attn_implementation == "sdpa"):
+        return create_bidirectional_mask(config=config, inputs_embeds=hidden, attention_mask=real), rotary
+    # the same, but transformers looks whether the mask is all ones, for which the host would wait
+    mask = real[:, None, None].expand(-1, 1, hidden.shape[1], -1)  # [B, 1, L, L]
+    return hidden.new_zeros(()).where(mask, torch.finfo(hidden.dtype).min) if eager else mask, rotary
 
 
 def chunk_positions(

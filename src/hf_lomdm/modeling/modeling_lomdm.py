@@ -36,11 +36,13 @@ from .process_lomdm import (
     position_exponentials,
     rloo_score,
     row_seeds,
+    send,
     time_bound,
 )
 
 RHO_AT_START = math.log(math.e - 1)  # softplus of it is 1
 CHUNK_LOGITS = 2**24  # logits that a loss widens at a time on a CPU: 64 MB in float32
+DEVICE_CHUNK_LOGITS = 2**27  # elsewhere: 512 MB; with fewer rows at a time most of a GPU would be idle
 
 
 @dataclass
@@ -393,7 +395,7 @@ class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
         What is computed of the logits is several times as large as they are, so it is made a chunk at a time and, with
         more than one, made again for the gradient rather than kept. The projection is made once.
         """
-        logits = CHUNK_LOGITS if hidden.device.type == "cpu" else 8 * CHUNK_LOGITS  # few rows leave most of a GPU idle
+        logits = CHUNK_LOGITS if hidden.device.type == "cpu" else DEVICE_CHUNK_LOGITS
         size = max(1, logits // self.config.vocab_size)
         if len(hidden) <= size:
             return self._law_losses(self.token_logits(hidden), targets)
@@ -518,9 +520,9 @@ def stratified_quantiles(batch: int, generator, device) -> Tensor:
     """Default quantiles `[B]`: one shared offset, evenly spread; independent ones with a generator per text."""
     if isinstance(generator, (list, tuple)):
         quantiles = torch.cat([stratified_quantiles(1, one, one.device) for one in generator])
-        return quantiles.to(device, non_blocking=quantiles.device.type == "cpu")
+        return send(quantiles, device)
     source = device if generator is None else generator.device
-    offset = torch.rand(1, generator=generator, device=source).to(device, non_blocking=source.type == "cpu")
+    offset = send(torch.rand(1, generator=generator, device=source), device)
     quantiles = (offset + torch.arange(batch, device=device) / batch) % 1
     return quantiles.clamp(2**-25, 1 - 2**-24)  # inside (0, 1): log and floor are taken
 

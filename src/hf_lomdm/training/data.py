@@ -30,8 +30,8 @@ from .tokenizers import load_tokenizer, special_token_ids, train_tokenizer
 BATCH_CHARACTERS = 1 << 20
 # Part of the name of a cached file: raise it when the same arguments come to mean other rows.
 ROWS_VERSION = 1
-# A file that is being written grows several times a minute.
-ABANDONED_SECONDS = 3600
+# A file that is being written grows several times a minute, unless its process is stopped for a while.
+ABANDONED_SECONDS = 24 * 3600
 
 
 def load_data(arguments: DataArguments, output_dir: str | Path) -> tuple[DatasetDict, PreTrainedTokenizerBase]:
@@ -175,7 +175,7 @@ def _write_cache(
 def _remove_abandoned(folder: Path) -> None:
     """Removes what killed processes, of whatever machine, left half written: files that have not grown for long."""
     for file in folder.glob("*.unfinished"):
-        with contextlib.suppress(FileNotFoundError):  # another process was faster
+        with contextlib.suppress(OSError):  # another process was faster, or it is not ours
             if time.time() - file.stat().st_mtime > ABANDONED_SECONDS:
                 file.unlink()
 

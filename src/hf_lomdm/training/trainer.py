@@ -19,6 +19,7 @@ from ..evaluation import NelboEstimate, nelbo
 from ..evaluation.draws import step_generators, step_quantiles
 from ..evaluation.summary import summarise_texts
 from ..modeling.modeling_lomdm import LoMDMOutput
+from ..modeling.process_lomdm import send
 from ..pipelines import LoMDMPipeline
 from ..schedulers.scheduling_lomdm import LoMDMScheduler
 from . import checkpointing
@@ -107,7 +108,8 @@ class LoMDMTrainer(Trainer):
         for micro_step, batch in enumerate(batches):
             first = (micro_step * ranks + self.accelerator.process_index) * size
             texts = range(first, first + len(batch["input_ids"]))
-            batch["quantiles"] = step_quantiles(self.args.seed, self.state.global_step, texts, global_size)
+            quantiles = step_quantiles(self.args.seed, self.state.global_step, texts, global_size)
+            batch["quantiles"] = send(quantiles, device)  # left to the Trainer, it would wait for the GPU
             batch["generator"] = step_generators(self.args.seed, self.state.global_step, texts)
         return batches, tokens
 
