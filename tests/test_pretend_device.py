@@ -67,8 +67,8 @@ def check_losses(device: torch.device) -> None:
 
     modeling_lomdm.DEVICE_CHUNK_LOGITS = 40  # several chunks
 
-    def losses(model, place, bound: str, padded: bool):
-        model.train()
+    def losses(model, place, bound: str, padded: bool, attention: str = "sdpa"):
+        model.train().set_attn_implementation(attention)
         if model.config.block_size is None:
             model.gradient_checkpointing_enable()
         generators = [torch.Generator().manual_seed(seed) for seed in (1, 2)]
@@ -83,6 +83,7 @@ def check_losses(device: torch.device) -> None:
     for settings in FAMILY:
         for bound, padded in product(("order", "time"), (False, True)):
             on_both(device, partial(losses, bound=bound, padded=padded), **settings)
+    on_both(device, partial(losses, bound="order", padded=True, attention="eager"))
 
 
 def check_texts(device: torch.device) -> None:
