@@ -65,7 +65,7 @@ def check_device(device: torch.device) -> None:
 def check_losses(device: torch.device) -> None:
     """Loss and gradients of every member of the family; the host waits once, for where the masks are."""
 
-    modeling_lomdm.DEVICE_CHUNK_LOGITS = 40  # several chunks
+    modeling_lomdm.DEVICE_LOGITS = 40  # several chunks
 
     def losses(model, place, bound: str, padded: bool, attention: str = "sdpa"):
         model.train().set_attn_implementation(attention)

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from hf_lomdm.modeling import modeling_lomdm
+from hf_lomdm.modeling.backbone_lomdm import wide
 
 SYSTEMS = [
     {"rate_type": "uniform"},
@@ -34,6 +35,7 @@ def test_chunks_change_neither_the_loss_nor_a_gradient(make_model, monkeypatch, 
     read = model.token_logits
     monkeypatch.setattr(model, "token_logits", lambda hidden: calls.append(len(hidden)) or read(hidden))
     monkeypatch.setattr(modeling_lomdm, "CHUNK_LOGITS", 5 * 11 + 10)  # 5 rows of the 11 logits
+    monkeypatch.setattr(modeling_lomdm, "CACHE_LOGITS", 2 * 11)
     torch.manual_seed(0)  # the same dropout: making logits again draws nothing
     chunked, chunked_gradients = loss_and_gradients(model)
     masked = sum(calls)
@@ -43,18 +45,53 @@ def test_chunks_change_neither_the_loss_nor_a_gradient(make_model, monkeypatch, 
         torch.testing.assert_close(chunked_gradients[name], gradient, rtol=1e-10, atol=1e-14, msg=name)
 
 
-@pytest.mark.parametrize(("chunk", "kept"), [(2**24, True), (8 * 11, False)])
-def test_with_chunks_nothing_wide_is_kept_of_the_logits(make_model, monkeypatch, chunk, kept):
-    model = make_model(rate_type="uniform").train()
-    monkeypatch.setattr(modeling_lomdm, "CHUNK_LOGITS", chunk)
+@pytest.mark.parametrize("overrides", SYSTEMS, ids=lambda one: "-".join(map(str, one.values())))
+def test_nothing_wide_is_kept_of_the_logits(make_model, overrides):
+    model = make_model(**overrides).train()
     ids = torch.randint(3, 10, (6, 16))
     saved = []
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: saved.append(tensor) or tensor, lambda t: t):
         with torch.autocast("cpu", torch.bfloat16):
             loss = model(input_ids=ids, labels=ids).loss
     of_logits = [tensor for tensor in saved if tensor.dim() == 2 and tensor.shape[1] == 11 and len(tensor) != 16]
-    assert any(tensor.dtype == torch.float32 for tensor in of_logits) == kept
+    assert of_logits and all(tensor.dtype == torch.bfloat16 for tensor in of_logits)
     loss.backward()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("rows", [1, 3, 7, 50])
+def test_token_losses_are_the_cross_entropy_and_its_gradient(monkeypatch, rows, dtype):
+    monkeypatch.setattr(modeling_lomdm, "CACHE_LOGITS", rows * 11)
+    torch.manual_seed(0)
+    logits = (4 * torch.randn(7, 11, dtype=torch.float64)).to(dtype)
+    logits[:, 10] = -torch.inf  # the mask token
+    targets, by_loss = torch.randint(10, (7,)), torch.randn(7, dtype=torch.promote_types(dtype, torch.float32))
+    by_loss[0] = 0
+    results = []
+    for losses in (modeling_lomdm.TokenLosses.apply, plain_losses):
+        leaf = logits.clone().requires_grad_()
+        values = losses(leaf, targets)
+        values.backward(by_loss)
+        results.append((values.detach(), leaf.grad))
+    (ours, our_gradient), (theirs, their_gradient) = results
+    assert ours.dtype == theirs.dtype and our_gradient.dtype == dtype
+    exact = dtype == torch.float64
+    torch.testing.assert_close(ours, theirs, rtol=1e-13 if exact else 1e-6, atol=1e-13 if exact else 1e-6)
+    # a last bit of bfloat16 may round otherwise
+    torch.testing.assert_close(our_gradient, their_gradient, rtol=1e-12 if exact else 2**-7, atol=1e-14)
+    assert (our_gradient[:, 10] == 0).all() and (our_gradient[0] == 0).all()
+
+
+def plain_losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.cross_entropy(wide(logits), targets, reduction="none")
+
+
+def test_token_losses_of_no_masked_position(make_model):
+    model = make_model()
+    hidden = torch.zeros(0, 16, requires_grad=True)
+    losses, rates = model._token_losses(hidden, torch.zeros(0, dtype=torch.int64))
+    losses.sum().backward()
+    assert losses.shape == rates.shape == (0,) and hidden.grad.shape == (0, 16)
 
 
 def test_evaluation_in_chunks_gives_the_same_values(make_model, monkeypatch):

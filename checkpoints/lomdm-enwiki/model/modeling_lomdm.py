@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.utils import ModelOutput, can_return_tuple
@@ -41,8 +42,9 @@ from .process_lomdm import (
 )
 
 RHO_AT_START = math.log(math.e - 1)  # softplus of it is 1
-CHUNK_LOGITS = 2**24  # logits that a loss widens at a time on a CPU: 64 MB in float32
-DEVICE_CHUNK_LOGITS = 2**27  # elsewhere: 512 MB; with fewer rows at a time most of a GPU would be idle
+CHUNK_LOGITS = 2**24  # logits that a loss projects to at a time on a CPU, and whose gradient it then holds
+CACHE_LOGITS = 2**20  # of these it widens so many at a time: 4 MB in float32 stay in the cache
+DEVICE_LOGITS = 2**27  # both, elsewhere: 512 MB in float32; with fewer rows at a time most of a GPU would be idle
 
 
 @dataclass
@@ -392,24 +394,24 @@ class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
     def _token_losses(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """`-log p` of `targets` `[M]` at hidden states `[M, D]`, and reverse rates `[M]` (1 if they need no logits).
 
-        What is computed of the logits is several times as large as they are, so it is made a chunk at a time and, with
-        more than one, made again for the gradient rather than kept. The projection is made once.
+        What is computed of the logits is several times as large as they are, so it is made a few rows at a time and
+        made again for the gradient rather than kept. The projection is made once.
         """
-        logits = CHUNK_LOGITS if hidden.device.type == "cpu" else DEVICE_CHUNK_LOGITS
-        size = max(1, logits // self.config.vocab_size)
-        if len(hidden) <= size:
-            return self._law_losses(self.token_logits(hidden), targets)
-        parts = []
-        for rows, wanted in zip(hidden.split(size), targets.split(size), strict=True):
-            again = {"use_reentrant": False, "preserve_rng_state": False}  # nothing random in it
-            parts.append(checkpoint(self._law_losses, self.token_logits(rows), wanted, **again))
+        size = rows_at_a_time(hidden, self.config.vocab_size, CHUNK_LOGITS)
+        parts = [
+            self._law_losses(self.token_logits(rows), wanted)
+            for rows, wanted in zip(hidden.split(size), targets.split(size), strict=True)
+        ]
         losses, rates = zip(*parts, strict=True)
         return torch.cat(losses), torch.cat(rates)
 
     def _law_losses(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        logits = wide(logits)  # [M, V]
-        losses = nn.functional.cross_entropy(logits, targets, reduction="none")
-        return losses, self.rates_of_logits(logits) if self.rates_need_logits else torch.ones_like(losses)
+        losses = TokenLosses.apply(logits, targets)
+        if not self.rates_need_logits:
+            return losses, torch.ones_like(losses)
+        again = {"use_reentrant": False, "preserve_rng_state": False}  # nothing random in it
+        few = logits.split(rows_at_a_time(logits, logits.shape[-1], CACHE_LOGITS))
+        return losses, torch.cat([checkpoint(self.rates_of_logits, rows, **again) for rows in few])
 
     def read_views(self, noisy: Tensor, clean: Tensor, attention_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Hidden states `[K * B, L, D]` and reverse rates `[K * B, L]` of partly masked views `[K * B, L]` of texts.
@@ -509,6 +511,38 @@ class BlockContext:
             cached = 0 if self.cache is None else self.cache.get_seq_length()
             before = input_ids.new_ones(len(input_ids), self.dropped + cached + self.tokens.shape[1])
         return torch.cat((before, torch.ones_like(input_ids) if attention_mask is None else attention_mask), dim=1)
+
+
+class TokenLosses(torch.autograd.Function):
+    """`-log p` `[M]` of `targets` `[M]` under logits `[M, V]`, float32 or wider: keeps the logits, nothing wide.
+
+    The value is `log Z - logits_target`, `Z` the sum of `exp(logits)`; its gradient `softmax(logits) - onehot(target)`.
+    """
+
+    @staticmethod
+    def forward(ctx, logits: Tensor, targets: Tensor) -> Tensor:
+        """Keeps `log Z`, so that each side widens a logit once."""
+        ctx.rows = rows_at_a_time(logits, logits.shape[-1], CACHE_LOGITS)
+        log_z = torch.cat([wide(few).logsumexp(-1) for few in logits.split(ctx.rows)])
+        ctx.save_for_backward(logits, targets, log_z)
+        return log_z - wide(logits.gather(-1, targets[:, None])).squeeze(-1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, by_loss: Tensor) -> tuple[Tensor, None]:
+        """From the gradient by the losses `[M]` that by the logits `[M, V]`, in their precision."""
+        by_logits = torch.empty_like(ctx.saved_tensors[0])
+        parts = (by_logits, *ctx.saved_tensors, by_loss)
+        for out, logits, targets, log_z, by_one in zip(*(part.split(ctx.rows) for part in parts), strict=True):
+            by_one = by_one[:, None]
+            share = (logits - log_z[:, None]).exp_().mul_(by_one)  # as wide as log Z
+            out.copy_(share.scatter_add_(-1, targets[:, None], -by_one))
+        return by_logits, None
+
+
+def rows_at_a_time(values: Tensor, vocab_size: int, cpu_logits: int) -> int:
+    """How many rows of `vocab_size` logits are worked on at once: `cpu_logits` on a CPU, `DEVICE_LOGITS` elsewhere."""
+    return max(1, (cpu_logits if values.device.type == "cpu" else DEVICE_LOGITS) // vocab_size)
 
 
 def stack_views(values: Tensor | None, num_views: int) -> Tensor | None:
