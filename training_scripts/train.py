@@ -35,7 +35,7 @@ from hf_lomdm import LoMDMForMaskedDiffusion
 from hf_lomdm.evaluation.sudoku import TOKEN_IDS
 from hf_lomdm.training.arguments import parse_arguments
 from hf_lomdm.training.causal import CausalTrainer
-from hf_lomdm.training.checkpointing import choose_checkpoint
+from hf_lomdm.training.checkpointing import CheckpointError, choose_checkpoint
 from hf_lomdm.training.data import TextCollator, load_data, model_token_ids
 from hf_lomdm.training.model_card import describe_data
 from hf_lomdm.training.models import causal_config, check_tokenizer, copy_trunk, diffusion_config
@@ -52,9 +52,12 @@ OBJECTIVES = {
 def main() -> None:
     try:
         trainer = prepare()
-    except ValueError as error:  # of training itself the traceback is wanted
+    except ValueError as error:
         sys.exit(f"error: {error}")
-    result = trainer.train(trainer.args.resume_from_checkpoint)
+    try:
+        result = trainer.train(trainer.args.resume_from_checkpoint)
+    except CheckpointError as error:  # of training itself the traceback is wanted
+        sys.exit(f"error: {error}")
     if trainer.num_steps_trained:  # else the record of the run that was finished stays
         trainer.save_metrics("train", result.metrics)
     evaluate(trainer)

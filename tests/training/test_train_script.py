@@ -102,6 +102,8 @@ def test_the_same_command_again_continues_and_a_finished_run_is_left_as_it_is(tr
     train("tiny", max_steps=3)
     assert (folder / "checkpoint-3").is_dir()
     assert not torch.equal(load_file(folder / "model.safetensors")["lm_head.bias"], first["lm_head.bias"])
+    with pytest.raises(SystemExit, match="^error: .*checkpoint-3 was trained with seed=.*, not 7, and cannot go on"):
+        train("tiny", seed=7)
 
 
 @pytest.mark.parametrize("system", sorted(path.stem for path in (CONFIGS / "systems").glob("*.yaml")))

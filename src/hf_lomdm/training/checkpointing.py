@@ -26,6 +26,10 @@ FIXED = {
 _PREFIX = "_checkpoint-"
 
 
+class CheckpointError(ValueError):
+    """A checkpoint that a run cannot go on from; says which and what to do."""
+
+
 def staging_folder(output_dir: str | Path, step: int) -> Path:
     """Where the checkpoint of `step` is written before it is complete."""
     return Path(output_dir) / f"{_PREFIX}{step}-incomplete"
@@ -96,18 +100,18 @@ def choose_checkpoint(resume_from: str | bool | None, output_dir: str | Path) ->
         resume_from: `"auto"`, the newest complete checkpoint of `output_dir` if there is one; `True`, the same but
             there must be one; a folder; `None` or `False`, no checkpoint.
     Raises:
-        ValueError: a folder that is not a complete checkpoint, or no checkpoint where there must be one.
+        CheckpointError: a folder that is not a complete checkpoint, or no checkpoint where there must be one.
     """
     if resume_from in (None, False):
         return None
     if resume_from is True or resume_from == "auto":
         newest = complete_checkpoints(output_dir)[-1:]
         if not newest and resume_from is True:
-            raise ValueError(f"resume_from_checkpoint is True, but {output_dir} has no complete one. Pass 'auto'.")
+            raise CheckpointError(f"resume_from_checkpoint is True, but {output_dir} has no complete one. Pass 'auto'.")
         return newest[0] if newest else None
     folder = Path(resume_from)
     if not is_complete(folder):
-        raise ValueError(
+        raise CheckpointError(
             f"resume_from_checkpoint={str(folder)!r} is not a complete checkpoint: its {MANIFEST} is missing or names "
             "files that are missing or cut. Pass 'auto' for the newest complete one of output_dir."
         )
@@ -115,7 +119,7 @@ def choose_checkpoint(resume_from: str | bool | None, output_dir: str | Path) ->
 
 
 def check_same_run(folder: Path, settings: dict[str, Any], config: dict[str, Any]) -> None:
-    """Raises `ValueError` if the checkpoint `folder` cannot go on with `settings` and the model's `config`.
+    """Raises `CheckpointError` if the checkpoint `folder` cannot go on with `settings` and the model's `config`.
 
     It would go on with its own ones for the most part, and its records would say otherwise.
     """
@@ -124,12 +128,12 @@ def check_same_run(folder: Path, settings: dict[str, Any], config: dict[str, Any
         before, now = before.get("settings", before), json.loads(json.dumps(now.get("settings", now), default=str))
         for key in FIXED[name]:
             if key in before and key in now and before[key] != now[key]:
-                raise ValueError(
+                raise CheckpointError(
                     f"{folder} was trained with {key}={before[key]!r}, not {now[key]!r}, and cannot go on with that. "
                     "Pass the old value, or another output_dir for another run."
                 )
     if not (folder / "scheduler.pt").is_file() and not list(folder.glob("global_step*")):  # DeepSpeed has its own
-        raise ValueError(
+        raise CheckpointError(
             f"{folder} has no optimizer state (save_only_model=True), so training cannot go on from it. Pass another "
             "output_dir."
         )

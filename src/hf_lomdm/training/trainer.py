@@ -275,7 +275,7 @@ class LoMDMTrainer(Trainer):
         """Trains, from the newest complete checkpoint of `output_dir` with `"auto"`, from a folder, or anew (`None`).
 
         Raises:
-            ValueError: a checkpoint that is not complete or belongs to another model, or to a run with other settings.
+            CheckpointError: a checkpoint that is not complete, of another model or of a run with other settings.
             FloatingPointError: a loss or gradient that is not finite.
             OSError: a checkpoint could not be written; the ones before it are kept.
         """
