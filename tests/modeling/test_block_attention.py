@@ -241,13 +241,13 @@ def test_gradients_of_chunks_are_those_of_the_whole(build, monkeypatch, size):
 def test_chunks_leave_out_the_keys_that_nobody_sees(make_model, monkeypatch):
     monkeypatch.setattr(backbone_lomdm, "QUERY_CHUNK", 4)
     config = make_model(block_size=2, max_position_embeddings=4).config
-    found = [(q.start, q.stop, [(k.start, k.stop) for k in keys]) for q, keys in chunk_positions(config, 8, 2)]
-    # up to one key more on each side, for padding moves where blocks begin
+    found = []
+    for padded in (False, True):
+        chunks = chunk_positions(config, 8, 2, padded=padded)
+        found.append([(q.start, q.stop, [(k.start, k.stop) for k in keys]) for q, keys in chunks])
     assert found == [
-        (0, 4, [(0, 5)]),
-        (4, 8, [(0, 8)]),
-        (8, 12, [(0, 4), (8, 13)]),
-        (12, 16, [(0, 8), (11, 16)]),
+        [(0, 4, [(0, 4)]), (4, 8, [(0, 8)]), (8, 12, [(0, 4), (8, 12)]), (12, 16, [(0, 8), (12, 16)])],
+        [(0, 4, [(0, 5)]), (4, 8, [(0, 8)]), (8, 12, [(0, 4), (8, 13)]), (12, 16, [(0, 8), (11, 16)])],
     ]
 
 

@@ -1,6 +1,7 @@
 """The bidirectional backbone of LoMDM models, whole or in blocks. This file travels to the Hub."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -27,7 +28,7 @@ class QueryChunk(NamedTuple):
 
     queries: slice
     keys: tuple[slice, ...]
-    mask: Tensor  # [B or 1, 1, queries, keys]
+    mask: Tensor  # [B or 1, 1, queries, keys], added to the products of queries and keys
 
 
 def wide(values: Tensor) -> Tensor:
@@ -92,26 +93,35 @@ def attention_inputs(
 
 
 def chunk_positions(
-    config: LoMDMConfig, length: int, num_copies: int = 1, past_length: int = 0
+    config: LoMDMConfig, length: int, num_copies: int = 1, past_length: int = 0, padded: bool = False
 ) -> Iterator[tuple[slice, tuple[slice, ...]]]:
-    """Queries and keys of every `QueryChunk`; arguments as in `attention_inputs`."""
+    """Queries and keys of every `QueryChunk`; arguments as in `attention_inputs`.
+
+    Where texts are `padded`, blocks begin anywhere, and there may be some keys more on each side.
+    """
     size, total = config.block_size, past_length + length
     reach = -(-config.max_position_embeddings // size) * size
     for copy in range(num_copies):
         for start in range(0, length, QUERY_CHUNK):
             stop = min(start + QUERY_CHUNK, length)
             first, last = past_length + start, past_length + stop  # of these in their copy of the keys
-            far, near = max(0, first - reach), max(0, first - size + 1)  # padding moves where blocks begin
-            end = min(last + size - 1, total)
+            far, near = max(0, first - reach), max(0, first - size + 1) if padded else first // size * size
+            end = min(last + size - 1 if padded else -(-last // size) * size, total)
             own = slice(copy * total + near, copy * total + end)
             keys = (slice(far, end),) if copy == 0 else (slice(far, last), own)
             yield slice(copy * length + start, copy * length + stop), keys
 
 
-def gather_slices(values: Tensor, parts: tuple[slice, ...], dim: int) -> Tensor:
-    """The parts of `values` along a dimension, one behind the other."""
-    taken = [values.narrow(dim, part.start, part.stop - part.start) for part in parts]
-    return taken[0] if len(taken) == 1 else torch.cat(taken, dim)
+def take_slices(values: Tensor, wanted: Sequence[tuple[slice, ...]], dim: int) -> list[Tensor]:
+    """For each of `wanted` its parts of `values` along a dimension, one behind the other.
+
+    Cut once for all: gradients of pieces are summed at their size, those of a `narrow` for each at that of `values`.
+    """
+    edges = {edge for parts in wanted for part in parts for edge in (part.start, part.stop)}
+    edges = sorted(edges | {0, values.shape[dim]})
+    pieces = dict(zip(edges, values.split([end - start for start, end in pairwise(edges)], dim), strict=False))
+    of_each = ([pieces[at] for part in parts for at in edges if part.start <= at < part.stop] for parts in wanted)
+    return [one[0] if len(one) == 1 else torch.cat(one, dim) for one in of_each]
 
 
 def block_mask(config: LoMDMConfig, hidden: Tensor, attention_mask: Tensor | None, position: Tensor, num_copies: int):
@@ -131,32 +141,33 @@ def block_mask(config: LoMDMConfig, hidden: Tensor, attention_mask: Tensor | Non
             f"Load the model with one of {BLOCK_ATTENTION}."
         )
     flex = config._attn_implementation == "flex_attention"
-    block = (position // size).expand(batch if flex else -1, -1)
+    block = (position // size).to(torch.int32).expand(batch if flex else -1, -1)
     key_block, query_block = block.repeat(1, num_copies), block[:, past:].repeat(1, num_copies)
-    copy = torch.arange(num_copies, device=hidden.device).repeat_interleave(total)  # with a cache there is one copy
+    copy = torch.arange(num_copies, dtype=torch.int32, device=hidden.device)
+    copy = copy.repeat_interleave(total)  # with a cache there is one copy
 
     def allowed(row, head, query, key):
         distance = query_block[row, query] - key_block[row, key]
         own = (distance == 0) & (copy[query] == copy[key])
         return own | ((distance > 0) & (distance < reach) & (copy[key] == 0))
 
-    real = torch.ones_like(key_block) if attention_mask is None else attention_mask.repeat(1, num_copies)
-    real = real.to(torch.bool)
+    padded = attention_mask is not None
+    real = attention_mask.repeat(1, num_copies).to(torch.bool) if padded else None
     if flex:
+        real = torch.ones_like(key_block, dtype=torch.bool) if real is None else real
         return create_bidirectional_mask(
             config=config, inputs_embeds=hidden, attention_mask=real, and_mask_function=allowed
         )
     # broadcast by hand: for a function of ours transformers would use vmap, which costs milliseconds per mask
-    row, every = torch.arange(len(block), device=hidden.device), torch.arange(real.shape[1], device=hidden.device)
+    row, every = torch.arange(len(block), device=hidden.device), torch.arange(len(copy), device=hidden.device)
     row, chunks = row[:, None, None, None], []
-    for queries, keys in chunk_positions(config, width // num_copies, num_copies, past):
-        query, key = every[queries, None], gather_slices(every, keys, 0)
-        # padding sees itself, for its block may lie elsewhere and a softmax over nothing is NaN
-        alone = key == query + past
-        mask = (allowed(row, 0, query, key) & real[:, None, None, key]) | alone  # [B or 1, 1, Q, K]
-        if config._attn_implementation == "eager":
-            mask = hidden.new_zeros(()).where(mask, torch.finfo(hidden.dtype).min)
-        chunks.append(QueryChunk(queries, keys, mask))
+    for queries, keys in chunk_positions(config, width // num_copies, num_copies, past, padded):
+        query, (key,) = every[queries, None], take_slices(every, [keys], 0)
+        mask = allowed(row, 0, query, key)  # [B or 1, 1, Q, K]
+        if padded:  # it sees itself, for its block may lie elsewhere and a softmax over nothing is NaN
+            mask = (mask & real[:, None, None, key]) | (key == query + past)
+        # to be added: of a bool SDPA would make it anew in each layer
+        chunks.append(QueryChunk(queries, keys, hidden.new_zeros(()).where(mask, torch.finfo(hidden.dtype).min)))
     return chunks
 
 
@@ -207,12 +218,15 @@ class LoMDMAttention(nn.Module):
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_index)
         if isinstance(attention_mask, list):
-            parts = [
-                self.attend(query[:, :, queries], gather_slices(key, keys, 2), gather_slices(value, keys, 2), mask)
-                for queries, keys, mask in attention_mask
-                if queries.start >= first_output
-            ]
-            attended = torch.cat(parts, dim=1)
+            chunks = [chunk for chunk in attention_mask if chunk.queries.start >= first_output]
+            seen = [chunk.keys for chunk in chunks]
+            parts = zip(
+                take_slices(query, [(chunk.queries,) for chunk in chunks], 2),
+                *(take_slices(states, seen, 2) for states in (key, value)),
+                (chunk.mask for chunk in chunks),
+                strict=True,
+            )
+            attended = torch.cat([self.attend(*part) for part in parts], dim=1)
         else:
             attended = self.attend(query, key, value, attention_mask)[:, first_output:]
         return self.o_proj(attended.reshape(batch, length - first_output, -1))
