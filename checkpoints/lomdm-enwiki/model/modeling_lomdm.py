@@ -516,16 +516,18 @@ class BlockContext:
 class TokenLosses(torch.autograd.Function):
     """`-log p` `[M]` of `targets` `[M]` under logits `[M, V]`, float32 or wider: keeps the logits, nothing wide.
 
-    The value is `log Z - logits_target`, `Z` the sum of `exp(logits)`; its gradient `softmax(logits) - onehot(target)`.
+    The gradient is `softmax(logits) - onehot(target)`, the softmax being `exp(logits - log Z)`.
     """
 
     @staticmethod
     def forward(ctx, logits: Tensor, targets: Tensor) -> Tensor:
-        """Keeps `log Z`, so that each side widens a logit once."""
+        """Keeps `log Z`, so that either way widens a logit once."""
         ctx.rows = rows_at_a_time(logits, logits.shape[-1], CACHE_LOGITS)
-        log_z = torch.cat([wide(few).logsumexp(-1) for few in logits.split(ctx.rows)])
+        parts = zip(logits.split(ctx.rows), targets.split(ctx.rows), strict=True)
+        losses = torch.cat([nn.functional.cross_entropy(wide(few), of, reduction="none") for few, of in parts])
+        log_z = losses + wide(logits.gather(-1, targets[:, None])).squeeze(-1)
         ctx.save_for_backward(logits, targets, log_z)
-        return log_z - wide(logits.gather(-1, targets[:, None])).squeeze(-1)
+        return losses
 
     @staticmethod
     @once_differentiable
@@ -534,9 +536,9 @@ class TokenLosses(torch.autograd.Function):
         by_logits = torch.empty_like(ctx.saved_tensors[0])
         parts = (by_logits, *ctx.saved_tensors, by_loss)
         for out, logits, targets, log_z, by_one in zip(*(part.split(ctx.rows) for part in parts), strict=True):
-            by_one = by_one[:, None]
-            share = (logits - log_z[:, None]).exp_().mul_(by_one)  # as wide as log Z
-            out.copy_(share.scatter_add_(-1, targets[:, None], -by_one))
+            share = (logits - log_z[:, None]).exp_()  # as wide as log Z
+            share.scatter_add_(-1, targets[:, None], -torch.ones_like(share[:, :1]))
+            out.copy_(share.mul_(by_one[:, None]))
         return by_logits, None
 
 
