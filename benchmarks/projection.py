@@ -13,6 +13,7 @@ import flops
 from report import table
 
 from hf_lomdm import LoMDMConfig
+from hf_lomdm.modeling.modeling_lomdm import DEVICE_LOGITS
 
 PAPER = {"length": 1024, "batch": 512, "steps": 1_000_000}  # OpenWebText, MDLM-small
 BILLION = {"hidden_size": 1792, "num_hidden_layers": 21, "num_attention_heads": 14}
@@ -22,7 +23,8 @@ STATE_BYTES = 4 + 4 + 8 + 4
 # both norms (float32), their outputs, q, k, v, the attention output, the MLP before and after its activation (4 D each)
 # and two dropout masks
 LAYER_BYTES = 2 * 4 + 2 * 2 + 3 * 2 + 2 + 2 * 4 * 2 + 2
-LOGIT_COPIES_BYTES = 3 * 4  # float32 logits, their softmax and gradient
+LOGIT_BYTES = 2  # bytes that a loss keeps of a logit of a masked position, half of them in the mean
+WIDE_LOGIT_BYTES = 4 + 4 + 2  # of a few rows at a time: float32, its softmax, the gradient
 
 
 @dataclass
@@ -48,14 +50,13 @@ def project(
     batch: int = PAPER["batch"],
     steps: int = PAPER["steps"],
     micro_batch: int = 8,
-    logit_rows: int = 4096,
 ) -> Projection:
     """What LoMDM (or MDLM, as `config.rate_type` says) takes on `gpus` GPUs.
 
     Args:
         peak: FLOP/s of one GPU. utilisation: share of it in `(0, 1]`.
         sharded: FSDP2, each GPU holds its part of the state and one block whole in bfloat16; else DDP, all of it.
-        micro_batch: texts on a GPU at once. logit_rows: positions that are projected at once.
+        micro_batch: texts on a GPU at once.
     Raises:
         ValueError: a utilisation outside `(0, 1]`, or a batch that the GPUs do not divide.
     """
@@ -69,7 +70,8 @@ def project(
     state = weights * STATE_BYTES / gpus + 2 * block * 2 if sharded else weights * STATE_BYTES
     tokens = min(micro_batch, batch // gpus) * length * views
     activations = tokens * config.hidden_size * config.num_hidden_layers * LAYER_BYTES
-    activations += min(logit_rows, tokens) * config.vocab_size * LOGIT_COPIES_BYTES
+    logits = tokens // 2 * config.vocab_size
+    activations += logits * LOGIT_BYTES + min(logits, DEVICE_LOGITS) * WIDE_LOGIT_BYTES
     speed = gpus * peak * utilisation / flops.training(system, config, length)
     hours = steps * batch * length / speed / 3600
     gb = [part / 1e9 for part in (state, activations, state + activations)]
