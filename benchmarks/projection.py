@@ -23,8 +23,8 @@ STATE_BYTES = 4 + 4 + 8 + 4
 # both norms (float32), their outputs, q, k, v, the attention output, the MLP before and after its activation (4 D each)
 # and two dropout masks
 LAYER_BYTES = 2 * 4 + 2 * 2 + 3 * 2 + 2 + 2 * 4 * 2 + 2
-LOGIT_BYTES = 2  # bytes that a loss keeps of a logit of a masked position, half of them in the mean
-WIDE_LOGIT_BYTES = 4 + 4 + 2  # of a few rows at a time: float32, its softmax, the gradient
+LOGIT_BYTES = 2  # bytes that a loss keeps of a logit; of half of the positions, the mean share that is masked
+WIDE_LOGIT_BYTES = 4 + 4  # of a few rows at a time: float32 and its log-softmax
 
 
 @dataclass

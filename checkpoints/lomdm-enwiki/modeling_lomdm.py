@@ -514,32 +514,39 @@ class BlockContext:
 
 
 class TokenLosses(torch.autograd.Function):
-    """`-log p` `[M]` of `targets` `[M]` under logits `[M, V]`, float32 or wider: keeps the logits, nothing wide.
+    """`-log p` `[M]` of `targets` `[M]` under logits `[M, V]`, float32 or wider: the cross entropy of torch.
 
-    The gradient is `softmax(logits) - onehot(target)`, the softmax being `exp(logits - log Z)`.
+    Differentiable once. Only the logits and the losses are kept. Logits are widened a few rows at a time, and again for
+    the gradient, `exp(logits - log Z) - onehot(target)` with `log Z` the loss plus the logit of the target.
     """
 
+    generate_vmap_rule = True  # for torch.func
+
     @staticmethod
-    def forward(ctx, logits: Tensor, targets: Tensor) -> Tensor:
-        """Keeps `log Z`, so that either way widens a logit once."""
-        ctx.rows = rows_at_a_time(logits, logits.shape[-1], CACHE_LOGITS)
-        parts = zip(logits.split(ctx.rows), targets.split(ctx.rows), strict=True)
-        losses = torch.cat([nn.functional.cross_entropy(wide(few), of, reduction="none") for few, of in parts])
-        log_z = losses + wide(logits.gather(-1, targets[:, None])).squeeze(-1)
-        ctx.save_for_backward(logits, targets, log_z)
-        return losses
+    def forward(logits: Tensor, targets: Tensor) -> Tensor:
+        """The losses."""
+        size = rows_at_a_time(logits, logits.shape[-1], CACHE_LOGITS)
+        parts = zip(logits.split(size), targets.split(size), strict=True)
+        return torch.cat([nn.functional.cross_entropy(wide(rows), wanted, reduction="none") for rows, wanted in parts])
+
+    @staticmethod
+    def setup_context(ctx, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        """Keeps what the gradient needs."""
+        ctx.save_for_backward(*inputs, output)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, by_loss: Tensor) -> tuple[Tensor, None]:
         """From the gradient by the losses `[M]` that by the logits `[M, V]`, in their precision."""
-        by_logits = torch.empty_like(ctx.saved_tensors[0])
-        parts = (by_logits, *ctx.saved_tensors, by_loss)
-        for out, logits, targets, log_z, by_one in zip(*(part.split(ctx.rows) for part in parts), strict=True):
-            share = (logits - log_z[:, None]).exp_()  # as wide as log Z
-            share.scatter_add_(-1, targets[:, None], -torch.ones_like(share[:, :1]))
-            out.copy_(share.mul_(by_one[:, None]))
-        return by_logits, None
+        logits, targets, losses = ctx.saved_tensors
+        size = rows_at_a_time(logits, logits.shape[-1], CACHE_LOGITS)
+        by_logits = []
+        for parts in zip(*(one.split(size) for one in (logits, targets, losses, by_loss)), strict=True):
+            rows, target, loss, by_one = parts[0], *(one[:, None] for one in parts[1:])
+            gradient = (rows - (loss + wide(rows.gather(-1, target)))).exp_()  # as wide as the loss
+            gradient.scatter_(-1, target, torch.expm1(-loss))  # 1 - exp(-loss) would lose what a sure model has left
+            by_logits.append(gradient.mul_(by_one).to(logits.dtype))
+        return torch.cat(by_logits), None
 
 
 def rows_at_a_time(values: Tensor, vocab_size: int, cpu_logits: int) -> int:

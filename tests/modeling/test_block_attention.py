@@ -8,7 +8,7 @@ from transformers import DynamicCache
 
 import oracles
 from hf_lomdm.modeling import backbone_lomdm
-from hf_lomdm.modeling.backbone_lomdm import attention_inputs, chunk_positions
+from hf_lomdm.modeling.backbone_lomdm import LoMDMAttention, attention_inputs, chunk_positions
 
 EXACT = {"rtol": 1e-9, "atol": 1e-10}  # float64, another order of summation
 RATE_TYPES = ("learned", "uniform", "token", "score")
@@ -246,9 +246,29 @@ def test_chunks_leave_out_the_keys_that_nobody_sees(make_model, monkeypatch):
         chunks = chunk_positions(config, 8, 2, padded=padded)
         found.append([(q.start, q.stop, [(k.start, k.stop) for k in keys]) for q, keys in chunks])
     assert found == [
-        [(0, 4, [(0, 4)]), (4, 8, [(0, 8)]), (8, 12, [(0, 4), (8, 12)]), (12, 16, [(0, 8), (12, 16)])],
+        [(0, 4, [(0, 4)]), (4, 8, [(2, 8)]), (8, 12, [(0, 2), (8, 12)]), (12, 16, [(2, 6), (12, 16)])],
         [(0, 4, [(0, 5)]), (4, 8, [(0, 8)]), (8, 12, [(0, 4), (8, 13)]), (12, 16, [(0, 8), (11, 16)])],
     ]
+
+
+@pytest.mark.parametrize(("dtype", "autocast", "expected"), [
+    (torch.float32, False, torch.float32),
+    (torch.float32, True, torch.bfloat16),
+    (torch.float64, True, torch.float64),
+    (torch.bfloat16, False, torch.bfloat16),
+])  # fmt: skip
+def test_masks_of_blocks_are_as_wide_as_queries(build, dtype, autocast, expected):
+    model, clean = build(block_size=4).to(dtype), texts(2, 12)
+    seen, attend = [], LoMDMAttention.attend
+
+    def look(self, query, key, value, mask):
+        seen.append((query.dtype, mask.dtype))
+        return attend(self, query, key, value, mask)
+
+    with pytest.MonkeyPatch.context() as patch, torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        patch.setattr(LoMDMAttention, "attend", look)
+        model.model(clean, views=noisy_views(clean, 1))
+    assert set(seen) == {(expected, expected)}
 
 
 def test_attention_without_masks_of_any_shape_serves_a_single_block_and_is_refused_for_more(make_model):

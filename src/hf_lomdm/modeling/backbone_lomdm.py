@@ -36,6 +36,13 @@ def wide(values: Tensor) -> Tensor:
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
+def query_dtype(hidden: Tensor) -> torch.dtype:
+    """The precision of queries and keys that are made of hidden states: that of autocast where it is on."""
+    kind = hidden.device.type
+    autocast = torch.is_autocast_enabled(kind) and hidden.dtype != torch.float64
+    return torch.get_autocast_dtype(kind) if autocast else hidden.dtype
+
+
 def position_ids(attention_mask: Tensor | None, length: int, device) -> Tensor:
     """Positions `[B, L]` (`[1, L]` without a mask) counted from the first real token."""
     if attention_mask is None:
@@ -97,7 +104,7 @@ def chunk_positions(
 ) -> Iterator[tuple[slice, tuple[slice, ...]]]:
     """Queries and keys of every `QueryChunk`; arguments as in `attention_inputs`.
 
-    Where texts are `padded`, blocks begin anywhere, and there may be some keys more on each side.
+    Where texts are `padded`, blocks begin anywhere, and there may be up to a block of keys more on each side.
     """
     size, total = config.block_size, past_length + length
     reach = -(-config.max_position_embeddings // size) * size
@@ -105,22 +112,30 @@ def chunk_positions(
         for start in range(0, length, QUERY_CHUNK):
             stop = min(start + QUERY_CHUNK, length)
             first, last = past_length + start, past_length + stop  # of these in their copy of the keys
-            far, near = max(0, first - reach), max(0, first - size + 1) if padded else first // size * size
-            end = min(last + size - 1 if padded else -(-last // size) * size, total)
-            own = slice(copy * total + near, copy * total + end)
-            keys = (slice(far, end),) if copy == 0 else (slice(far, last), own)
+            if padded:
+                far, before, near, end = first - reach, last, first - size + 1, last + size - 1
+            else:
+                near, end = first // size * size, -(-last // size) * size
+                far, before = near + size - reach, (last - 1) // size * size
+            far, end = max(0, far), min(end, total)
+            own = slice(copy * total + max(0, near), copy * total + end)
+            keys = (slice(far, end),) if copy == 0 else (slice(far, max(far, before)), own)
             yield slice(copy * length + start, copy * length + stop), keys
 
 
 def take_slices(values: Tensor, wanted: Sequence[tuple[slice, ...]], dim: int) -> list[Tensor]:
     """For each of `wanted` its parts of `values` along a dimension, one behind the other.
 
-    Cut once for all: gradients of pieces are summed at their size, those of a `narrow` for each at that of `values`.
+    For gradients `values` is cut once for all, so that they are summed piece by piece: that of a view would each be as
+    long as `values`. The price is a copy of each of `wanted` that is not one piece.
     """
+    if not values.requires_grad and len(wanted) > 1:
+        return [one for parts in wanted for one in take_slices(values, [parts], dim)]
     edges = {edge for parts in wanted for part in parts for edge in (part.start, part.stop)}
     edges = sorted(edges | {0, values.shape[dim]})
-    pieces = dict(zip(edges, values.split([end - start for start, end in pairwise(edges)], dim), strict=False))
-    of_each = ([pieces[at] for part in parts for at in edges if part.start <= at < part.stop] for parts in wanted)
+    pieces = values.split([end - start for start, end in pairwise(edges)], dim)
+    pieces = dict(zip(edges[:-1], pieces, strict=True))
+    of_each = ([pieces[at] for part in parts for at in pieces if part.start <= at < part.stop] for parts in wanted)
     return [one[0] if len(one) == 1 else torch.cat(one, dim) for one in of_each]
 
 
@@ -160,14 +175,14 @@ def block_mask(config: LoMDMConfig, hidden: Tensor, attention_mask: Tensor | Non
         )
     # broadcast by hand: for a function of ours transformers would use vmap, which costs milliseconds per mask
     row, every = torch.arange(len(block), device=hidden.device), torch.arange(len(copy), device=hidden.device)
-    row, chunks = row[:, None, None, None], []
+    row, chunks, zero = row[:, None, None, None], [], hidden.new_zeros((), dtype=query_dtype(hidden))
     for queries, keys in chunk_positions(config, width // num_copies, num_copies, past, padded):
         query, (key,) = every[queries, None], take_slices(every, [keys], 0)
         mask = allowed(row, 0, query, key)  # [B or 1, 1, Q, K]
         if padded:  # it sees itself, for its block may lie elsewhere and a softmax over nothing is NaN
             mask = (mask & real[:, None, None, key]) | (key == query + past)
-        # to be added: of a bool SDPA would make it anew in each layer
-        chunks.append(QueryChunk(queries, keys, hidden.new_zeros(()).where(mask, torch.finfo(hidden.dtype).min)))
+        # to be added, as wide as queries are: else SDPA would make it anew in each layer
+        chunks.append(QueryChunk(queries, keys, zero.where(mask, torch.finfo(zero.dtype).min)))
     return chunks
 
 
