@@ -13,7 +13,7 @@ import flops
 from report import table
 
 from hf_lomdm import LoMDMConfig
-from hf_lomdm.modeling.modeling_lomdm import DEVICE_LOGITS
+from hf_lomdm.modeling.process_lomdm import DEVICE_LOGITS
 
 PAPER = {"length": 1024, "batch": 512, "steps": 1_000_000}  # OpenWebText, MDLM-small
 BILLION = {"hidden_size": 1792, "num_hidden_layers": 21, "num_attention_heads": 14}

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hf_lomdm import LoMDMForMaskedDiffusion
-from hf_lomdm.modeling.backbone_lomdm import wide
+from hf_lomdm.modeling.process_lomdm import wide
 
 
 def draw_masks(quantiles: Tensor, length: int) -> Tensor:

@@ -238,14 +238,14 @@ MUTATIONS = (
     ),
     Mutation(
         "leave the target out of the gradient of a token loss",
-        MODEL,
+        PROCESS,
         "gradient.scatter_(-1, target, torch.expm1(-loss))",
         "gradient.scatter_(-1, target, torch.exp(-loss))",
         GRADIENTS,
     ),
     Mutation(
         "take the loss for log Z in the gradient of a token loss",
-        MODEL,
+        PROCESS,
         "(rows - (loss + wide(rows.gather(-1, target)))).exp_()",
         "(rows - loss).exp_()",
         GRADIENTS,

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.utils import ModelOutput, can_return_tuple
@@ -17,12 +16,13 @@ from .backbone_lomdm import (
     attention_inputs,
     check_ids,
     position_ids,
-    wide,
 )
 from .configuration_lomdm import BOUNDS, LoMDMConfig
 from .process_lomdm import (
+    CACHE_LOGITS,
     Blocks,
     BoundTerms,
+    TokenLosses,
     View,
     block_quantiles,
     block_sum,
@@ -37,14 +37,14 @@ from .process_lomdm import (
     position_exponentials,
     rloo_score,
     row_seeds,
+    rows_at_a_time,
     send,
     time_bound,
+    wide,
 )
 
 RHO_AT_START = math.log(math.e - 1)  # softplus of it is 1
 CHUNK_LOGITS = 2**24  # logits that a loss projects to at a time on a CPU, and whose gradient it then holds
-CACHE_LOGITS = 2**20  # of these it widens so many at a time: 4 MB in float32 stay in the cache
-DEVICE_LOGITS = 2**27  # both, elsewhere: 512 MB in float32; with fewer rows at a time most of a GPU would be idle
 
 
 @dataclass
@@ -511,47 +511,6 @@ class BlockContext:
             cached = 0 if self.cache is None else self.cache.get_seq_length()
             before = input_ids.new_ones(len(input_ids), self.dropped + cached + self.tokens.shape[1])
         return torch.cat((before, torch.ones_like(input_ids) if attention_mask is None else attention_mask), dim=1)
-
-
-class TokenLosses(torch.autograd.Function):
-    """`-log p` `[M]` of `targets` `[M]` under logits `[M, V]`, float32 or wider: the cross entropy of torch.
-
-    Differentiable once. Only the logits and the losses are kept. Logits are widened a few rows at a time, and again for
-    the gradient, `exp(logits - log Z) - onehot(target)` with `log Z` the loss plus the logit of the target.
-    """
-
-    generate_vmap_rule = True  # for torch.func
-
-    @staticmethod
-    def forward(logits: Tensor, targets: Tensor) -> Tensor:
-        """The losses."""
-        size = rows_at_a_time(logits, logits.shape[-1], CACHE_LOGITS)
-        parts = zip(logits.split(size), targets.split(size), strict=True)
-        return torch.cat([nn.functional.cross_entropy(wide(rows), wanted, reduction="none") for rows, wanted in parts])
-
-    @staticmethod
-    def setup_context(ctx, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-        """Keeps what the gradient needs."""
-        ctx.save_for_backward(*inputs, output)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, by_loss: Tensor) -> tuple[Tensor, None]:
-        """From the gradient by the losses `[M]` that by the logits `[M, V]`, in their precision."""
-        logits, targets, losses = ctx.saved_tensors
-        size = rows_at_a_time(logits, logits.shape[-1], CACHE_LOGITS)
-        by_logits = []
-        for parts in zip(*(one.split(size) for one in (logits, targets, losses, by_loss)), strict=True):
-            rows, target, loss, by_one = parts[0], *(one[:, None] for one in parts[1:])
-            gradient = (rows - (loss + wide(rows.gather(-1, target)))).exp_()  # as wide as the loss
-            gradient.scatter_(-1, target, torch.expm1(-loss))  # 1 - exp(-loss) would lose what a sure model has left
-            by_logits.append(gradient.mul_(by_one).to(logits.dtype))
-        return torch.cat(by_logits), None
-
-
-def rows_at_a_time(values: Tensor, vocab_size: int, cpu_logits: int) -> int:
-    """How many rows of `vocab_size` logits are worked on at once: `cpu_logits` on a CPU, `DEVICE_LOGITS` elsewhere."""
-    return max(1, (cpu_logits if values.device.type == "cpu" else DEVICE_LOGITS) // vocab_size)
 
 
 def stack_views(values: Tensor | None, num_views: int) -> Tensor | None:

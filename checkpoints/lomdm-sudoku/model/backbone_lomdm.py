@@ -13,6 +13,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 
 from .configuration_lomdm import LoMDMConfig
+from .process_lomdm import wide
 
 # Attention implementations that take a mask of any shape; flash attention takes padding alone.
 BLOCK_ATTENTION = ("eager", "sdpa", "flex_attention")
@@ -29,11 +30,6 @@ class QueryChunk(NamedTuple):
     queries: slice
     keys: tuple[slice, ...]
     mask: Tensor  # [B or 1, 1, queries, keys], added to the products of queries and keys
-
-
-def wide(values: Tensor) -> Tensor:
-    """`values` in float32, or in float64 if that is what they are: the precision of the process."""
-    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def query_dtype(hidden: Tensor) -> torch.dtype:

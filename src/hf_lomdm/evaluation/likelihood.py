@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..modeling.backbone_lomdm import check_inputs, position_ids, wide
+from ..modeling.backbone_lomdm import check_inputs, position_ids
 from ..modeling.configuration_lomdm import BOUNDS
 from ..modeling.modeling_lomdm import as_bool, check_labels, stack_views
 from ..modeling.process_lomdm import (
@@ -20,6 +20,7 @@ from ..modeling.process_lomdm import (
     position_exponentials,
     row_seeds,
     spread_blocks,
+    wide,
 )
 
 MAX_EXACT_POSITIONS = 14  # of a block: 2^14 passes

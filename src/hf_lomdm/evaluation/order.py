@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..modeling.backbone_lomdm import position_ids, wide
+from ..modeling.backbone_lomdm import position_ids
 from ..modeling.process_lomdm import (
     Blocks,
     block_sum,
@@ -23,6 +23,7 @@ from ..modeling.process_lomdm import (
     position_exponentials,
     row_seeds,
     spread_blocks,
+    wide,
 )
 from ..pipelines.pipeline_lomdm import LoMDMPipeline
 from ..schedulers.scheduling_lomdm import LoMDMScheduler
