@@ -8,13 +8,14 @@ run := "$(VENV)/bin/python"
 inputs := setup.py pyproject.toml constraints.txt tools/install.sh
 sources := src tests tools training_scripts metrics benchmarks space setup.py
 
-.PHONY: help demo test test-slow format lint
+.PHONY: help demo hub-folders test test-slow format lint
 .NOTPARALLEL:
 
 help:
 	@echo "make demo       install, then write text with the shipped checkpoint and show the order of writing"
 	@echo "make test       install what tests need, run the fast suite"
 	@echo "make test-slow  run the slow tests"
+	@echo "make hub-folders  write the Hub folder of each checkpoint, with its code, to export/"
 	@echo "make format     format and fix the code;  make lint checks only"
 
 $(VENV)/.installed-demo: $(inputs)
@@ -27,6 +28,11 @@ $(VENV)/.installed-dev: $(inputs)
 
 demo: $(VENV)/.installed-demo
 	$(run) training_scripts/sample.py --model "$(CHECKPOINT)" --num_inference_steps 64 --seed 0 --show_order
+
+hub-folders: $(VENV)/.installed-demo
+	for name in $(notdir $(wildcard checkpoints/*)); do \
+	    $(run) training_scripts/export_to_hub.py --model "checkpoints/$$name" --output "export/$$name" || exit 1; \
+	done
 
 test: $(VENV)/.installed-dev
 	$(run) -m pytest -m "not slow"

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from hf_lomdm.hub import export_to_hub_folder
+
 ROOT = Path(__file__).parents[1]
 SHIPPED = "checkpoints/lomdm-enwiki"
 PLACEHOLDER = "org/lomdm-owt"
@@ -40,9 +42,15 @@ def commands(text: str) -> list[list[str]]:
 ALL_COMMANDS = sorted({tuple(words) for page in PAGES for words in commands(page.read_text(encoding="utf-8"))})
 
 
+@pytest.fixture(scope="module")
+def hub_folder(tmp_path_factory) -> Path:
+    """The shipped checkpoint as `make hub-folders` exports it, in place of a repository of the Hub."""
+    return export_to_hub_folder(ROOT / SHIPPED, tmp_path_factory.mktemp("export") / "lomdm-owt")
+
+
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=lambda page: page.name)
-def test_every_python_block_of_the_page_runs_from_the_root_of_the_repository(page, tmp_path):
-    code = "\n".join(blocks(page)).replace(PLACEHOLDER, SHIPPED)
+def test_every_python_block_of_the_page_runs_from_the_root_of_the_repository(page, tmp_path, hub_folder):
+    code = "\n".join(blocks(page)).replace(PLACEHOLDER, str(hub_folder))
     for word, module in NEEDS.items():
         if word in code and importlib.util.find_spec(module) is None:
             pytest.skip(f"{page.name} needs {module}")

@@ -1,22 +1,42 @@
-"""The checkpoints of the repository: valid Hub folders with this version's code, small, that do what they say."""
+"""The checkpoints of the repository: small, without code, and they do what they say."""
 
+import json
+import runpy
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from hf_lomdm import LoMDMPipeline
+from hf_lomdm.hub import export_to_hub_folder
+from without_package import run_without_package
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = (ROOT / "checkpoints" / "lomdm-enwiki", ROOT / "checkpoints" / "lomdm-sudoku")
-SOURCES = {
-    "configuration_lomdm.py": "modeling",
-    "process_lomdm.py": "modeling",
-    "backbone_lomdm.py": "modeling",
-    "modeling_lomdm.py": "modeling",
-    "pipeline_lomdm.py": "pipelines",
-    "scheduler/scheduling_lomdm.py": "schedulers",
-}
+FILES = {"README.md", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+FILES |= {"scheduler/scheduler_config.json", "training_record.json", "order.png"}
+AUTO_CLASSES = """
+import json, sys
+import torch
+import hf_lomdm
+from transformers import AutoModel, AutoTokenizer
+folder = sys.argv[1]
+model, tokenizer = AutoModel.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+print(type(model).__module__, tokenizer.mask_token_id == model.config.mask_token_id)
+"""
+REMOTE_CODE = """
+import json
+import torch
+from diffusers import DiffusionPipeline
+from transformers import AutoModel
+folder = sys.argv[1]
+pipe = DiffusionPipeline.from_pretrained(folder, trust_remote_code=True, dtype=torch.float32)
+model = AutoModel.from_pretrained(folder, trust_remote_code=True)
+out = pipe(sys.argv[2], num_inference_steps=8, generator=torch.Generator().manual_seed(0))
+print("RESULT", json.dumps([out.sequences.tolist(), model.num_parameters(), type(pipe).__module__]))
+"""
 PUZZLE = "53..7....6..195....98....6.8...6...34..8.3..17...2...6.6....28....419..5....8..79"
 SOLUTION = "534678912672195348198342567859761423426853791713924856961537284287419635345286179"
 
@@ -28,11 +48,30 @@ def load(folder: Path) -> LoMDMPipeline:
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
-@pytest.mark.parametrize(("file", "room"), SOURCES.items())
-def test_their_code_is_that_of_the_package(folder, file, room):
-    """If not: training_scripts/export_to_hub.py --model FOLDER --output FOLDER, for each of them."""
-    source = ROOT / "src" / "hf_lomdm" / room / Path(file).name
-    assert (folder / file).read_bytes() == source.read_bytes()
+def test_they_carry_weights_configurations_tokenizer_and_card_and_no_code(folder):
+    found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert found <= FILES and FILES - found <= {"training_record.json", "order.png"}
+    assert "auto_map" not in json.loads((folder / "config.json").read_text())
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+def test_auto_classes_load_them_with_the_package_and_do_not_ask_to_run_code(folder):
+    command = [sys.executable, "-c", AUTO_CLASSES, str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    assert done.stdout.split() == ["hf_lomdm.modeling.modeling_lomdm", "True"], done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+def test_their_exported_hub_folders_write_the_same_without_the_package(folder, tmp_path):
+    exported = export_to_hub_folder(folder, tmp_path / "export")
+    prompt = PUZZLE if "sudoku" in folder.name else "The city of"
+    code, arguments = REMOTE_CODE, (exported, prompt)
+    sequences, size, module = run_without_package(code, *arguments, folder=tmp_path)
+    pipe = load(folder)
+    out = pipe(prompt, num_inference_steps=8, generator=torch.Generator().manual_seed(0))
+    assert sequences == out.sequences.tolist() and size == pipe.model.num_parameters()
+    assert module.startswith("diffusers_modules.")
+    assert (exported / "README.md").read_text() == (folder / "README.md").read_text()
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
@@ -52,3 +91,17 @@ def test_the_one_of_enwiki_writes_text_with_a_learned_order():
 def test_the_one_of_sudoku_solves_a_puzzle_of_30_clues():
     out = load(FOLDERS[1])(PUZZLE, num_inference_steps=81, generator=torch.Generator().manual_seed(0))
     assert out.texts == [SOLUTION]
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+def test_stripping_an_exported_folder_gives_the_checkpoint_again(folder, tmp_path, monkeypatch):
+    exported = export_to_hub_folder(folder, tmp_path / "export")
+    monkeypatch.setattr(sys, "argv", ["strip_code.py", str(exported)])
+    runpy.run_path(str(ROOT / "tools" / "strip_code.py"), run_name="__main__")
+    for path in (path for path in folder.rglob("*") if path.suffix in (".md", ".safetensors")):
+        assert (exported / path.relative_to(folder)).read_bytes() == path.read_bytes(), path.name
+    assert not [
+        path for path in exported.rglob("*") if path.name not in {Path(f).name for f in FILES} and path.is_file()
+    ]
+    config, shipped = (json.loads((where / "config.json").read_text()) for where in (exported, folder))
+    assert config == shipped
