@@ -1,22 +1,15 @@
 """Configuration, process and model. These files also travel to the Hub, where they load without the package.
 
-The configuration comes at once, the model when it is used: `AutoConfig`, with which the configuration is registered, is
-imported in the middle of what the model needs.
+Importing them makes the Auto classes of transformers know the model, so that no remote code runs.
 """
 
-import importlib
-
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM
 
 from .configuration_lomdm import LoMDMConfig
+from .modeling_lomdm import LoMDMForMaskedDiffusion, LoMDMModel
 
-_MODELS = ("LoMDMForMaskedDiffusion", "LoMDMModel")
-__all__ = ["LoMDMConfig", *_MODELS]
+__all__ = ["LoMDMConfig", "LoMDMForMaskedDiffusion", "LoMDMModel"]
 
 AutoConfig.register("lomdm", LoMDMConfig)
-
-
-def __getattr__(name: str):
-    if name not in _MODELS:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.modeling_lomdm"), name)
+AutoModel.register(LoMDMConfig, LoMDMForMaskedDiffusion)
+AutoModelForMaskedLM.register(LoMDMConfig, LoMDMForMaskedDiffusion)
