@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs tests with the oldest and with the newest releases that setup.py allows, each in an environment of its own:
+# Runs tests with the oldest and with the newest releases that pyproject.toml allows, each in an environment of its own:
 #     tools/test_versions.sh                             # both, the fast suite
 #     tools/test_versions.sh oldest tests/modeling       # one of them, a part of the suite
 #     tools/test_versions.sh show                        # only print what `oldest` installs
@@ -12,20 +12,20 @@ python=${PYTHON:-python3}
 which=${1:-both}
 [ $# -eq 0 ] || shift
 
-# Every `name>=version` of setup.py (its extras too) as `name==version`.
+# Every `name>=version` of pyproject.toml (its extras too) as `name==version`.
 lower_bounds() {
     "$python" - <<'END'
-import runpy
 import sys
-import types
+import tomllib
 
-found = {}
-sys.modules["setuptools"] = types.SimpleNamespace(setup=found.update, find_packages=lambda *_: [])
-runpy.run_path("setup.py")
-required = {*found["install_requires"], *(one for extra in found["extras_require"].values() for one in extra)}
+with open("pyproject.toml", "rb") as file:
+    project = tomllib.load(file)["project"]
+extras = project["optional-dependencies"].values()
+required = {*project["dependencies"], *(one for extra in extras for one in extra)}
+required = {one for one in required if not one.startswith(project["name"])}
 loose = sorted(one for one in required if ">=" not in one)
 if loose:
-    sys.exit(f"error: setup.py gives no lower bound for {', '.join(loose)}. Write for example name>=1.0.")
+    sys.exit(f"error: pyproject.toml gives no lower bound for {', '.join(loose)}. Write for example name>=1.0.")
 print("\n".join(sorted(one.replace(">=", "==") for one in required)))
 END
 }

@@ -25,7 +25,7 @@ FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--dis
 
 
 def test_it_asks_for_what_the_package_asks_for():
-    needed = re.findall(r'"([a-z-]+>=[0-9.]+)"', (ROOT / "setup.py").read_text())
+    needed = re.findall(r'"([a-z-]+>=[0-9.]+)"', (ROOT / "pyproject.toml").read_text())
     lines = [line for line in (ROOT / "space" / "requirements.txt").read_text().split("\n") if line[:1].isalpha()]
     assert lines and set(lines) <= set(needed)
 
