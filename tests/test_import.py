@@ -1,4 +1,4 @@
-"""`import hf_lomdm` makes the Auto classes know the model, in any order of imports; diffusers comes when it is needed."""
+"""`import hf_lomdm` makes the Auto classes know the model; diffusers comes when it is needed."""
 
 import subprocess
 import sys
