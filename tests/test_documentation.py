@@ -1,4 +1,4 @@
-"""Every Python block of README.md and docs/*.md runs; every option in their commands of our scripts exists."""
+"""Every Python block of README.md, docs/ and studies/ runs; every option in their commands of our scripts exists."""
 
 import importlib.util
 import os
@@ -16,7 +16,7 @@ from hf_lomdm.hub import export_to_hub_folder
 ROOT = Path(__file__).parents[1]
 SHIPPED = "checkpoints/lomdm-enwiki"
 PLACEHOLDER = "org/lomdm-owt"
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *(page for room in ("docs", "studies") for page in sorted((ROOT / room).rglob("*.md")))]
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 COMMAND = re.compile(r"^ {4}(?:\$ )?(?:python|accelerate launch)\b.*\n(?:(?<=\\\n) {4}.*\n)*", re.MULTILINE)
 NEEDS = {"torchao": "torchao"}  # what a block imports that the package does not bring
@@ -97,3 +97,14 @@ def test_every_configuration_and_checkpoint_in_a_command_exists():
 def test_commands_are_found_over_several_lines_and_without_their_comments():
     text = "    python a.py --x 1 \\\n        --y 2   # why\n\n    accelerate launch --cpu b.py --z\n    ls\n"
     assert commands(text) == [["a.py", "--x", "1", "--y", "2"], ["b.py", "--z"]]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_every_file_that_a_page_links_to_or_names_as_a_record_exists(page):
+    text = page.read_text(encoding="utf-8")
+    links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text)
+    records = re.findall(r"`(records/[\w./*-]+)`", text)
+    named = re.findall(r"`((?:studies|benchmarks)/[\w./*-]+\.(?:json|py|sh|md))`", text)
+    missing = [name for name in (*links, *records) if not list(page.parent.glob(name))]
+    missing += [name for name in named if not list(ROOT.glob(name))]
+    assert not missing
