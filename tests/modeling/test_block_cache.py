@@ -97,6 +97,29 @@ def test_texts_beyond_the_context_equal_one_pass(build, rate_type, padded):
     assert not torch.allclose(roomy.logits[0, -1, :10], expected.logits[0, -1, :10])  # the context matters
 
 
+# blocks shorter than the context, as long as it is, longer, and a context that is no whole number of them
+@pytest.mark.parametrize("size, context", [(4, 8), (2, 6), (4, 4), (4, 3), (3, 7), (1, 4), (1, 1)])
+@pytest.mark.parametrize("lengths", [[12], [28], [28, 28], [28, 0, 12]])
+def test_a_context_reads_prompts_of_any_length_as_one_pass_does(build, size, context, lengths):
+    """Positions leave the cache while the prompt is read; what follows stands where it stood."""
+    rate_type = "uniform" if size == 1 else "learned"
+    model = build(rate_type=rate_type, block_size=size, max_position_embeddings=context)
+    lengths = torch.tensor([length // size * size for length in lengths])
+    width = int(lengths.max())
+    ids, real = texts(len(lengths), width + 3 * size), torch.arange(width) >= width - lengths[:, None]
+    mask = torch.cat((real, real.new_ones(len(ids), 3 * size)), dim=1).long()
+    reader = model.open_context(ids[:, :width], None if real.all() else real.long())
+    for start in range(width, ids.shape[1], size):
+        stop = start + size
+        whole = torch.cat((ids[:, :start], torch.full((len(ids), size), 10)), dim=1)  # a template's block
+        for text in (whole, ids[:, :stop]):  # read while it is masked, and again when it is finished
+            out = reader.read(text[:, start:])
+            expected = model(text, attention_mask=mask[:, :stop], logits_to_keep=size)
+            torch.testing.assert_close(out.logits, expected.logits, **EXACT)
+            torch.testing.assert_close(out.rates, expected.rates, **EXACT)
+        reader.extend(ids[:, start:stop])
+
+
 def test_several_blocks_at_once_behind_a_cache_equal_one_pass(build):
     model, ids, cache = build(), texts(2, 9), DynamicCache()
     model(input_ids=ids[:, :4], past_key_values=cache)

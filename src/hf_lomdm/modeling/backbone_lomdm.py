@@ -386,7 +386,7 @@ class LoMDMModel(LoMDMPreTrainedModel):
             `[B, K L, D]`, the views alone.
         """
         past_length = 0 if past_key_values is None else past_key_values.get_seq_length()
-        check_inputs(input_ids, attention_mask, self.config, past_length)
+        check_inputs(input_ids, attention_mask, self.config, None if past_key_values is None else past_length)
         if self.config.block_size is None and (views is not None or past_key_values is not None):
             raise ValueError("views and past_key_values need blocks: with block_size=None every reveal changes all.")
         num_copies, first_output = 1, input_ids.shape[1] if views_only else 0
@@ -415,8 +415,13 @@ def rows_at_once(input_ids: Tensor) -> int:
     return max(1, CPU_POSITIONS // input_ids.shape[1])
 
 
-def check_inputs(input_ids: Tensor, attention_mask: Tensor | None, config: LoMDMConfig, past_length: int = 0) -> None:
-    """Raises `ValueError` for shapes that do not agree and, where it costs no synchronisation, for unknown ids."""
+def check_inputs(
+    input_ids: Tensor, attention_mask: Tensor | None, config: LoMDMConfig, past_length: int | None = None
+) -> None:
+    """Raises `ValueError` for shapes that do not agree and, where it costs no synchronisation, for unknown ids.
+
+    `past_length`: positions in the cache, which may have left it all; `None` = there is no cache.
+    """
     if input_ids.dim() != 2 or 0 in input_ids.shape:
         raise ValueError(f"input_ids must have the shape [batch, length], not empty, got {list(input_ids.shape)}.")
     if input_ids.dtype not in (torch.int64, torch.int32):
@@ -426,9 +431,10 @@ def check_inputs(input_ids: Tensor, attention_mask: Tensor | None, config: LoMDM
             f"input_ids has length {input_ids.shape[1]}, more than max_position_embeddings="
             f"{config.max_position_embeddings}. Cut or split the texts."
         )
-    expected = [len(input_ids), past_length + input_ids.shape[1]]
+    expected = [len(input_ids), (past_length or 0) + input_ids.shape[1]]
     given = expected if attention_mask is None else list(attention_mask.shape)
-    if past_length and len(given) == 2 and given[1] > expected[1]:  # the first positions are out of the cache again
+    has_cache = past_length is not None
+    if has_cache and len(given) == 2 and given[1] > expected[1]:  # the first positions have left it again
         given[1] = expected[1]
     if given != expected:
         raise ValueError(

@@ -468,17 +468,20 @@ class BlockContext:
 
     def read(self, input_ids: Tensor, attention_mask: Tensor | None = None, output_logits: bool = True) -> LoMDMOutput:
         """The model's output for the next block of each text `[B, S]`, which may be partly masked."""
-        mask = self._join(input_ids, attention_mask)
-        tokens, width = torch.cat((self.tokens, input_ids), dim=1), input_ids.shape[1]
+        width = input_ids.shape[1]
         if self.cache is None:
+            tokens, mask = torch.cat((self.tokens, input_ids), dim=1), self._join(input_ids, attention_mask)
             return self.model(tokens, mask, output_logits=output_logits, logits_to_keep=width)
         reach = -(-self.model.config.max_position_embeddings // self.model.config.block_size)
         size = reach * self.model.config.block_size
-        while tokens.shape[1] - width > size:  # a long prompt, as much at a time as a block may see
-            chunk, tokens = tokens[:, :size], tokens[:, size:]
-            upto = None if mask is None else mask[:, : mask.shape[1] - tokens.shape[1]]
-            self.model(chunk, upto, output_logits=False, past_key_values=self.cache, logits_to_keep=1)
+        while self.tokens.shape[1] > size:  # a long prompt, as much at a time as a block may see
+            mask, behind = self._join(input_ids, attention_mask), self.tokens.shape[1] - size + width
+            options = {"attention_mask": None if mask is None else mask[:, :-behind], "logits_to_keep": 1}
+            self.model(self.tokens[:, :size], output_logits=False, past_key_values=self.cache, **options)
+            self.tokens = self.tokens[:, size:]
             self._drop(size - self.model.config.block_size)
+        # only now: once positions have left the cache, the mask alone tells where the rest stands in the text
+        tokens, mask = torch.cat((self.tokens, input_ids), dim=1), self._join(input_ids, attention_mask)
         out = self.model(tokens, mask, output_logits=output_logits, past_key_values=self.cache, logits_to_keep=width)
         self._cut(slice(None, -width))  # the block may change, what stands before it is there to stay
         self.tokens = self.tokens[:, :0]
