@@ -368,6 +368,9 @@ def test_tokens_that_are_never_revealed_are_given_or_refused():
     refused("frozen", adapter.resize_token_embeddings, 20)
     refused("needs blocks", adapter.model, texts, past_key_values=object())
     refused("suffix_token_id must be in", attach, make_base(), suffix_token_id=8)
+    for ids in ([8], [-1], ["1"], [True], 5.0, None):
+        refused("suppressed_token_ids must be in", attach, make_base(), suppressed_token_ids=ids)
+    refused("prefix_token_id must be None or an int", attach, make_base(), prefix_token_id=[1])
 
 
 # -------------------------------------------------------------------------------------------------------- training

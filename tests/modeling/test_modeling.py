@@ -267,14 +267,14 @@ def test_the_compiled_network_gives_the_same_numbers(make_model):
     ("overrides", "message"),
     [
         ({"c2": 0.7}, "c1 > c2 >= 0"),
-        ({"c2": -0.1}, "c1 > c2 >= 0"),
+        ({"c2": -0.1}, "c2 must be a number in"),
         ({"rate_type": "random"}, "rate_type must be one of"),
         ({"bound": "both"}, "bound must be one of"),
         ({"time_epsilon": 1.5}, "time_epsilon"),
         ({"mask_token_id": 11}, "mask_token_id must be in"),
-        ({"mask_token_id": None}, "mask_token_id must be the id"),
+        ({"mask_token_id": None}, "mask_token_id must be an int in"),
         ({"num_views": 1}, "num_views must be None or at least 2, which RLOO compares, got 1 with rate_type='learned'"),
-        ({"num_views": 0, "rate_type": "uniform"}, "num_views must be None or at least 1, got 0"),
+        ({"num_views": 0, "rate_type": "uniform"}, "num_views must be None or an int in .*got 0"),
         ({"block_size": 0}, "block_size must be None .* got 0"),
         ({"block_size": 1}, "block_size=1 leaves nothing to order.*rate_type='uniform'"),
         ({"bound": "time", "time_range": [0.0, 0.5]}, "time_range must be .* got \\[0.0, 0.5\\]"),
@@ -285,8 +285,8 @@ def test_the_compiled_network_gives_the_same_numbers(make_model):
         ({"bound": "time", "time_range": [0.3, 0.8], "time_epsilon": 0.1}, "time_range=.* time_epsilon=0.1"),
         ({"pad_token_id": 10}, "pad_token_id and mask_token_id are both 10"),
         ({"hidden_size": 18}, "hidden_size must be a multiple"),
-        ({"num_hidden_layers": 0}, "num_hidden_layers must be at least 1"),
-        ({"dropout": 1.0}, "dropout must be in"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers must be an int in .*got 0"),
+        ({"dropout": 1.0}, "dropout must be a number in"),
     ],
 )
 def test_a_wrong_configuration_is_refused(make_model, overrides, message):

@@ -15,7 +15,7 @@ from transformers.utils import cached_file
 
 # Not relative: `LoMDMPipeline.save_pretrained` copies this file, which needs the package wherever it is
 from hf_lomdm.modeling.backbone_lomdm import check_inputs, position_ids
-from hf_lomdm.modeling.configuration_lomdm import LoMDMConfig
+from hf_lomdm.modeling.configuration_lomdm import NAME, OPTIONAL_TOKEN, TOKEN, LoMDMConfig
 from hf_lomdm.modeling.modeling_lomdm import LoMDMForMaskedDiffusion, LoMDMOrderHead
 
 WEIGHTS = "model.safetensors"
@@ -56,6 +56,14 @@ class OrderAdapterConfig(LoMDMConfig):
     """
 
     model_type = "lomdm_order_adapter"
+    allowed = {
+        **LoMDMConfig.allowed,
+        "base_name": NAME,
+        "base_revision": NAME,
+        "base_fingerprint": NAME,
+        "prefix_token_id": OPTIONAL_TOKEN,
+        "suffix_token_id": OPTIONAL_TOKEN,
+    }
 
     def __init__(
         self,
@@ -76,12 +84,15 @@ class OrderAdapterConfig(LoMDMConfig):
             )
         self.base_name, self.base_revision, self.base_fingerprint = base_name, base_revision, base_fingerprint
         self.prefix_token_id, self.suffix_token_id = prefix_token_id, suffix_token_id
-        self.suppressed_token_ids = sorted(set(suppressed_token_ids))
-        ids = {"prefix_token_id": [prefix_token_id], "suffix_token_id": [suffix_token_id]}
-        for name, values in {**ids, "suppressed_token_ids": self.suppressed_token_ids}.items():
-            wrong = [value for value in values if value is not None and not 0 <= value < self.vocab_size]
+        listed = isinstance(suppressed_token_ids, Iterable)
+        suppressed = list(suppressed_token_ids) if listed else [suppressed_token_ids]
+        ends = {"prefix_token_id": prefix_token_id, "suffix_token_id": suffix_token_id}
+        ids = {name: [token] for name, token in ends.items() if token is not None}
+        for name, tokens in {**ids, "suppressed_token_ids": suppressed}.items():
+            wrong = [token for token in tokens if token not in TOKEN or token >= self.vocab_size]
             if wrong:
-                raise ValueError(f"{name} must be in [0, vocab_size={self.vocab_size}), got {wrong[0]}.")
+                raise ValueError(f"{name} must be in [0, vocab_size={self.vocab_size}), got {wrong[0]!r}.")
+        self.suppressed_token_ids = sorted(set(suppressed))
 
 
 class FrozenBase(nn.Module):

@@ -304,6 +304,10 @@ class LoMDMPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
 
+    def __init__(self, config: LoMDMConfig, *args, **kwargs):
+        config.validate_fields()  # fields that were set one by one
+        super().__init__(config, *args, **kwargs)
+
     @classmethod
     def from_pretrained(cls, *args, output_loading_info: bool = False, **kwargs):
         """`PreTrainedModel.from_pretrained` that refuses pickled, missing or unexpected weights.

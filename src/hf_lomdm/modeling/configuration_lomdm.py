@@ -1,5 +1,16 @@
-"""Configuration of LoMDM models. This file travels to the Hub: it imports nothing but transformers."""
+"""Configuration of LoMDM models. This file travels to the Hub: it imports torch and the libraries alone."""
 
+import inspect
+import os
+import reprlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FunctionType
+from typing import Any
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig
 
 RATE_TYPES = ("learned", "uniform", "token", "score")
@@ -9,6 +20,40 @@ AUTO_MAP = {
     "AutoModel": "modeling_lomdm.LoMDMForMaskedDiffusion",
     "AutoModelForMaskedLM": "modeling_lomdm.LoMDMForMaskedDiffusion",
 }
+MOST = 2**24  # whole numbers up to here are exact in float32: positions, for the rotary embedding
+MOST_LABELS = 2**16
+NO_FIELDS = (FunctionType, classmethod, staticmethod, dict)  # methods and tables of the class
+
+
+@dataclass(frozen=True)
+class Number:
+    """What a field may hold: a finite number of a type and a range, in some fields also `None`.
+
+    kind: `int` or `float`; a `float` field takes an `int` too. `True` and `False` are neither.
+    low, high, ends: the range; a square bracket includes its end, a round one does not.
+    """
+
+    kind: type
+    low: float
+    high: float = MOST
+    ends: str = "[]"
+    optional: bool = False
+
+    def __contains__(self, value: Any) -> bool:
+        if value is None or isinstance(value, bool) or not isinstance(value, (int, self.kind)):
+            return value is None and self.optional
+        above = self.low < value or (self.low == value and self.ends[0] == "[")
+        return above and (value < self.high or (value == self.high and self.ends[1] == "]"))
+
+    def __str__(self) -> str:
+        name = "an int" if self.kind is int else "a number"
+        scope = f"{self.ends[0]}{self.low}, {self.high}{self.ends[1]}"
+        return f"{'None or ' if self.optional else ''}{name} in {scope}"
+
+
+SIZE, TOKEN, OPTIONAL_TOKEN = Number(int, 1), Number(int, 0), Number(int, 0, optional=True)
+LOCAL_TIME = Number(float, 0, 1, "(]")
+FLAG, NAME = (False, True), str | None
 
 
 class LoMDMConfig(PreTrainedConfig):
@@ -47,10 +92,50 @@ class LoMDMConfig(PreTrainedConfig):
         tie_word_embeddings: whether the LM head uses the embedding matrix.
 
     Raises:
-        ValueError: if a value is out of range, with the name, the value and the remedy.
+        ValueError: a value of another type or out of range (`allowed`), with the name, the value and the remedy.
     """
 
     model_type = "lomdm"
+    # What a field may hold, whatever the others do; what fields say of each other is in `validate_fields`.
+    allowed = {
+        "vocab_size": SIZE,
+        "hidden_size": Number(int, 1, 2**20),
+        "num_hidden_layers": Number(int, 1, 2**12),
+        "num_attention_heads": Number(int, 1, 2**12),
+        "intermediate_size": SIZE,
+        "max_position_embeddings": SIZE,
+        "mask_token_id": TOKEN,
+        "pad_token_id": OPTIONAL_TOKEN,
+        "bos_token_id": OPTIONAL_TOKEN,
+        "eos_token_id": OPTIONAL_TOKEN,
+        "rate_type": RATE_TYPES,
+        "block_size": Number(int, 1, optional=True),
+        "c1": Number(float, 0, 1e6, "(]"),
+        "c2": Number(float, 0, 1e6),
+        "bound": BOUNDS,
+        "time_epsilon": Number(float, 0, 1, "()", optional=True),
+        "num_views": Number(int, 1, 2**12, optional=True),
+        "dropout": Number(float, 0, 1, "[)"),
+        "rope_theta": Number(float, 0, 1e15, "(]"),
+        "layer_norm_eps": Number(float, 0, 1),
+        "initializer_range": Number(float, 0, 1e6),
+        "tie_word_embeddings": FLAG,
+        # of transformers, which declares some of these types and checks none
+        "architectures": list | None,
+        "auto_map": dict,
+        "chunk_size_feed_forward": TOKEN,
+        "dtype": str | torch.dtype | None,
+        "is_encoder_decoder": FLAG,
+        "label2id": dict | None,
+        "num_labels": Number(int, 0, MOST_LABELS),
+        "output_hidden_states": (None, *FLAG),
+        "per_layer_config": (None,),
+        "problem_type": (None, "regression", "single_label_classification", "multi_label_classification"),
+        "return_dict": (None, *FLAG),
+        "_output_attentions": (None, *FLAG),
+        "_attn_implementation_internal": NAME,
+        "_experts_implementation_internal": NAME,
+    }
 
     def __init__(
         self,
@@ -100,61 +185,113 @@ class LoMDMConfig(PreTrainedConfig):
         self.initializer_range = (3 * hidden_size) ** -0.5 if initializer_range is None else initializer_range
         kwargs.setdefault("auto_map", dict(AUTO_MAP))
         special = {"pad_token_id": pad_token_id, "bos_token_id": bos_token_id, "eos_token_id": eos_token_id}
-        _check_sizes(self)
+        with _plain_errors("the configuration"):
+            super().__init__(**special, tie_word_embeddings=tie_word_embeddings, **kwargs)
+        self.validate_fields()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Refuses what the field may not hold, also after `__init__`: `from_pretrained(..., c1=0.5)` sets it then."""
+        _check_field(type(self), name, value)
+        with _plain_errors(name):
+            super().__setattr__(name, value)
+
+    @classmethod
+    def get_config_dict(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs) -> tuple[dict, dict]:
+        """As in transformers, with a `ValueError` for a file that is no JSON mapping, however deep it goes."""
+        try:
+            fields, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+            if not isinstance(fields, dict):
+                raise TypeError(f"it holds a {type(fields).__name__}, not a mapping")
+        except (ValueError, TypeError, RecursionError) as error:
+            path = os.path.join(pretrained_model_name_or_path, "config.json")
+            raise ValueError(f"{path} cannot be read: {error}. Export or download the model again.") from error
+        return fields, kwargs
+
+    def validate_fields(self) -> None:
+        """Checks what fields say of each other; `__init__` and every new model call it.
+
+        Raises:
+            ValueError: with the names, the values and the remedy.
+        """
+        if self.hidden_size % (2 * self.num_attention_heads):
+            raise ValueError(
+                f"hidden_size must be a multiple of 2 * num_attention_heads (rotary positions turn pairs), got "
+                f"hidden_size={self.hidden_size} and num_attention_heads={self.num_attention_heads}."
+            )
         _check_process(self)
-        _check_special_tokens(vocab_size, mask_token_id, special)
-        super().__init__(**special, tie_word_embeddings=tie_word_embeddings, **kwargs)
+        _check_special_tokens(self)
 
 
-def _check_sizes(config) -> None:
-    sizes = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
-    for name in (*sizes, "max_position_embeddings"):
-        if getattr(config, name) < 1:
-            raise ValueError(f"{name} must be at least 1, got {getattr(config, name)}.")
-    if config.hidden_size % (2 * config.num_attention_heads):
+def _check_field(config_class: type[LoMDMConfig], name: str, value: Any) -> None:
+    allowed = config_class.allowed.get(name, object)
+    if isinstance(allowed, tuple):
+        fits = any(type(value) is type(one) and value == one for one in allowed)  # 1 is not True
+    else:
+        fits = value in allowed if isinstance(allowed, Number) else isinstance(value, allowed)
+    if not fits:
+        expected = f"one of {allowed}" if isinstance(allowed, tuple) else getattr(allowed, "__name__", allowed)
+        raise ValueError(f"{name.strip('_').removesuffix('_internal')} must be {expected}, got {_shown(value)}.")
+    if name.startswith("__") or isinstance(inspect.getattr_static(config_class, name, None), NO_FIELDS):
+        raise ValueError(f"{name!r} is part of the class {config_class.__name__}, no field of it. Leave it out.")
+    if name == "dtype" and isinstance(value, str) and not isinstance(getattr(torch, value, None), torch.dtype):
+        raise ValueError(f"dtype must name a type of torch, such as 'bfloat16', got {_shown(value)}.")
+    if name == "id2label" and value is not None:
+        _check_labels(value)
+
+
+def _check_labels(labels: Any) -> None:
+    """transformers makes whole numbers of the keys: each must be one, and no two the same."""
+    whole = isinstance(labels, Mapping) and len(labels) <= MOST_LABELS and all(str(key).isdecimal() for key in labels)
+    if not whole or len({int(key) for key in labels}) < len(labels):
         raise ValueError(
-            f"hidden_size must be a multiple of 2 * num_attention_heads (rotary positions turn pairs), got "
-            f"hidden_size={config.hidden_size} and num_attention_heads={config.num_attention_heads}."
+            f"id2label must map at most {MOST_LABELS} different whole numbers to labels, got {_shown(labels)}. "
+            "Leave it out: these models have no use for labels."
         )
-    if not 0 <= config.dropout < 1:
-        raise ValueError(f"dropout must be in [0, 1), got {config.dropout}.")
 
 
-def _check_process(config) -> None:
-    if config.rate_type not in RATE_TYPES:
-        raise ValueError(f"rate_type must be one of {RATE_TYPES}, got {config.rate_type!r}.")
-    if config.block_size is not None and not (isinstance(config.block_size, int) and config.block_size >= 1):
-        raise ValueError(
-            f"block_size must be None (one window) or a whole number of at least 1, got {config.block_size!r}."
-        )
+def _shown(value: Any) -> str:
+    """A value for an error, with its type, cut short where it is long."""
+    huge = isinstance(value, int) and value.bit_length() > 64
+    return f"{f'{value.bit_length()} bits' if huge else reprlib.repr(value)} ({type(value).__name__})"
+
+
+@contextmanager
+def _plain_errors(what: str) -> Iterator[None]:
+    """Turns what transformers raises about values, strict dataclasses among it, into a `ValueError` of one line."""
+    try:
+        yield
+    except (StrictDataclassError, TypeError, AttributeError) as error:
+        reason = error.__cause__ or error
+        raise ValueError(f"{what} has a value that transformers refuses: {reason}. Leave it out.") from error
+
+
+def _check_process(config: LoMDMConfig) -> None:
     if config.block_size == 1 and config.rate_type == "learned":
         raise ValueError(
             "block_size=1 leaves nothing to order: NormSig vanishes. Pass rate_type='uniform' (an AR model) or larger "
             "blocks."
         )
-    if config.bound not in BOUNDS:
-        raise ValueError(f"bound must be one of {BOUNDS}, got {config.bound!r}.")
-    if not config.c1 > config.c2 >= 0:
+    if not config.c1 > config.c2:
         raise ValueError(
             f"c1 > c2 >= 0 is needed for positive rates, got c1={config.c1} and c2={config.c2}. "
             "The paper's best values are c1=0.7, c2=0.65."
         )
-    compared = config.rate_type in ("learned", "token")
-    if config.num_views is not None and config.num_views < (2 if compared else 1):
+    if config.num_views == 1 and config.rate_type in ("learned", "token"):
         raise ValueError(
-            f"num_views must be None or at least {'2, which RLOO compares' if compared else 1}, got "
-            f"{config.num_views} with rate_type={config.rate_type!r}."
+            f"num_views must be None or at least 2, which RLOO compares, got 1 with rate_type={config.rate_type!r}."
         )
-    if config.time_epsilon is not None and not 0 < config.time_epsilon < 1:
-        raise ValueError(f"time_epsilon must be None or in (0, 1), got {config.time_epsilon}. The paper uses 1e-3.")
     if config.time_range is not None:
         _check_time_range(config)
 
 
-def _check_time_range(config) -> None:
+def _check_time_range(config: LoMDMConfig) -> None:
     pair = isinstance(config.time_range, (list, tuple)) and len(config.time_range) == 2
-    if not pair or not 0 < config.time_range[0] < config.time_range[1] <= 1:
-        raise ValueError(f"time_range must be [low, high] with 0 < low < high <= 1, got {config.time_range}.")
+    if (
+        not pair
+        or any(end not in LOCAL_TIME for end in config.time_range)
+        or config.time_range[0] >= config.time_range[1]
+    ):
+        raise ValueError(f"time_range must be [low, high] with 0 < low < high <= 1, got {_shown(config.time_range)}.")
     if config.bound != "time" or config.time_epsilon is not None:
         raise ValueError(
             f"time_range={config.time_range} needs bound='time' and time_epsilon=None, got bound={config.bound!r} and "
@@ -162,12 +299,10 @@ def _check_time_range(config) -> None:
         )
 
 
-def _check_special_tokens(vocab_size: int, mask_token_id: int, special: dict) -> None:
-    if mask_token_id is None:
-        raise ValueError("mask_token_id must be the id of the mask token, got None. Add one to the tokenizer.")
-    for name, token in {"mask_token_id": mask_token_id, **special}.items():
-        if isinstance(token, int) and not 0 <= token < vocab_size:
-            raise ValueError(f"{name} must be in [0, vocab_size={vocab_size}), got {token}.")
-    for name, token in special.items():
-        if token == mask_token_id:
+def _check_special_tokens(config: LoMDMConfig) -> None:
+    for name in ("mask_token_id", "pad_token_id", "bos_token_id", "eos_token_id"):
+        token = getattr(config, name)
+        if token is not None and token >= config.vocab_size:
+            raise ValueError(f"{name} must be in [0, vocab_size={config.vocab_size}), got {token}.")
+        if token == config.mask_token_id and name != "mask_token_id":
             raise ValueError(f"{name} and mask_token_id are both {token}: give the mask token an id of its own.")

@@ -332,8 +332,8 @@ def log_prob_prefix(
     Returns:
         `[B, N]`, 0 where `k = 0`.
     """
-    size, count = (rates.shape[1], 1) if blocks is None else (blocks.size, blocks.count)
-    slot = rank if blocks is None else blocks.index * blocks.size + rank.clamp(max=blocks.size - 1)
+    size, count = (rates.shape[1], 1) if blocks is None else (min(blocks.size, rates.shape[1]), blocks.count)
+    slot = rank if blocks is None else blocks.index * size + rank.clamp(max=size - 1)
     in_order = rates.new_zeros(rates.shape[0], count * size).scatter_add(1, slot, rates * maskable)
     in_order = in_order.view(-1, count, size)  # [B, N, S], in order of reveal
     remaining = in_order.flip(-1).cumsum(-1).flip(-1)  # W_j
