@@ -291,6 +291,12 @@ def test_parts_whose_first_line_was_cut_off_start_anew(interrupted):
     assert len(parts.read_text().splitlines()) == 1 + 9
 
 
+def test_parts_of_rows_that_are_cut_elsewhere_are_refused(smallest, tmp_path):
+    evaluate(smallest, as_rows([[1], [1]]), parts_file=tmp_path / "parts.jsonl")
+    with pytest.raises(ValueError, match="another evaluation: rows differ"):
+        evaluate(smallest, as_rows([[1, 1]]), parts_file=tmp_path / "parts.jsonl")
+
+
 def test_parts_of_another_evaluation_are_refused(interrupted, make_model):
     model, rows, parts = interrupted
     for change, name in [({"seed": 1}, "seed"), ({"bound": "time"}, "estimator"), ({"num_samples": 3}, "num_samples")]:

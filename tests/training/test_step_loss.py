@@ -1,0 +1,28 @@
+"""What the message of a stopped training says of the step that stopped it."""
+
+import re
+
+import pytest
+import torch
+from tiny_training import make_trainer
+from transformers import TrainerCallback
+
+
+class BreakGradient(TrainerCallback):
+    """From step 3 on the gradient is infinite; the loss is what it would have been."""
+
+    def on_step_begin(self, args, state, control, model=None, **kwargs):
+        if state.global_step == 2:
+            model.lm_head.bias.register_hook(lambda gradient: gradient * torch.inf)
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_the_message_has_the_loss_of_that_step_alone(tmp_path, accumulation):
+    settings = {"gradient_accumulation_steps": accumulation, "per_device_train_batch_size": 8 // accumulation}
+    whole = make_trainer(tmp_path, **settings)
+    whole.train()
+    losses = [entry["loss"] for entry in whole.state.log_history if "loss" in entry]
+    with pytest.raises(FloatingPointError) as stopped:
+        make_trainer(tmp_path, callbacks=[BreakGradient()], **settings).train()
+    said = float(re.search(r"stopped at step 3: loss (\S+), gradient norm (?:inf|nan)", str(stopped.value))[1])
+    assert said == pytest.approx(losses[2], rel=1e-3)  # four digits
