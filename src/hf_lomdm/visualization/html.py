@@ -7,9 +7,10 @@ import base64
 import hashlib
 import html
 import os
-import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
+
+from .terminal import visible
 
 # Cividis, from early (dark blue) to late (yellow): the same to eyes with and without colour blindness, and it grows
 # steadily in lightness.
@@ -17,8 +18,6 @@ COLOURS = (
     *("#00224e", "#002e6c", "#1a386f", "#2f436d", "#3f4d6b", "#4c576c", "#58616f", "#646c73", "#707678"),
     *("#7d8078", "#8b8b77", "#999674", "#a8a26f", "#b8ae68", "#c9bb5f", "#dcc954", "#fee838"),
 )
-# Direction overrides and the like could make a text look as if it had another order; they are shown as a sign instead.
-HIDDEN_CONTROLS = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 
 STYLE = """
 :root { color-scheme: light dark; --ink: light-dark(#1a1a1a, #ececec); --paper: light-dark(#fff, #16181c);
@@ -161,17 +160,7 @@ def _token(token: str, step: int, last: int) -> str:
 
 def _escape(text: str) -> str:
     """HTML of a text: what HTML or the eye would take for something else is escaped or shown as a sign."""
-    shown = "".join(_sign(character) for character in text)
-    return html.escape(shown).replace("\n", "\u21b5\n")
-
-
-def _sign(character: str) -> str:
-    if character in "\n\t":
-        return character
-    if ord(character) < 32:
-        return chr(0x2400 + ord(character))
-    hidden = character in HIDDEN_CONTROLS or unicodedata.category(character) in ("Cc", "Cs")
-    return "\ufffd" if hidden else character
+    return html.escape(visible(text)).replace("\n", "\u21b5\n")
 
 
 def _black_or_white(colour: str) -> str:

@@ -9,10 +9,17 @@ RESET = "\x1b[0m"
 # 256-colour codes from early (blue) through green and yellow to late (red); given tokens keep the terminal's colour.
 COLOURS = (21, 27, 33, 39, 45, 49, 47, 82, 118, 154, 190, 226, 220, 214, 208, 202, 196)
 LEGEND_WIDTH = 40
-# A model of bytes may write escape codes; line breaks and tabs stay.
+# Texts may hold codes that steer a terminal, marks that turn the direction of a line, and halves of surrogate pairs,
+# which no encoding takes: all are shown as signs. Line breaks and tabs stay.
 PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {127: 0x2421}
-PICTURES |= dict.fromkeys(range(128, 160), 0xFFFD)
+DIRECTIONS = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+PICTURES |= dict.fromkeys([*range(128, 160), *map(ord, DIRECTIONS), *range(0xD800, 0xE000)], 0xFFFD)
 INCOMPLETE = "\ufffd"  # what a decoder gives for the first bytes of a character
+
+
+def visible(text: str) -> str:
+    """A text of a model or a user as it may be printed: characters that would steer the terminal are signs."""
+    return text.translate(PICTURES)
 
 
 def token_texts(tokenizer: Any, ids: list[int]) -> list[str]:
@@ -49,7 +56,7 @@ def order_text(tokens: list[str], order: list[int], color: bool) -> str:
     """
     if len(tokens) != len(order):
         raise ValueError(f"tokens and order must have the same length, got {len(tokens)} and {len(order)}.")
-    pairs = [(token.translate(PICTURES), step) for token, step in zip(tokens, order, strict=True) if step > -2]
+    pairs = [(visible(token), step) for token, step in zip(tokens, order, strict=True) if step > -2]
     steps = sorted(step for _, step in pairs if step >= 0)
     if not steps:
         return "".join(token for token, _ in pairs)
