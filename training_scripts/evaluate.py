@@ -17,8 +17,9 @@ Systems side by side, with error bars:
 
 With `order` records of several `checkpoint-N` of one run the picture shows the order over the steps of training.
 
-Every command writes one JSON record (`--output`) and prints a table. All but `order` keep what is finished in
-`<output>.parts`: the same command, started again after an interruption, continues there. `likelihood` and `zero-shot`
+Every command writes one JSON record (`--output`; the default name says what was measured on what) and prints a table.
+A record is replaced by one of the same command alone. All but `order` keep what is finished in `<output>.parts`: the
+same command, started again after an interruption, continues there. `likelihood` and `zero-shot`
 take autoregressive models too, whose likelihood is exact, and run on several processes by `accelerate launch` or
 `torchrun`.
 """
@@ -30,17 +31,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_lomdm import LoMDMForMaskedDiffusion, LoMDMPipeline
 from hf_lomdm.adapters import OrderAdapter
+from hf_lomdm.cli.errors import loading
+from hf_lomdm.cli.option_types import SEED, nonempty, refuse_unused, whole
 from hf_lomdm.evaluation.accuracy import compare_bounds, exact_gap, pilot
 from hf_lomdm.evaluation.compare import comparison_table, measure_table, plot_comparison, read_records
 from hf_lomdm.evaluation.corpus import evaluate_corpus, is_diffusion, process_state
 from hf_lomdm.evaluation.density import measured_density
+from hf_lomdm.evaluation.likelihood import MAX_EXACT_POSITIONS
 from hf_lomdm.evaluation.parts import delete_parts
-from hf_lomdm.evaluation.records import write_record
+from hf_lomdm.evaluation.records import check_output, holds_file, write_record
 from hf_lomdm.evaluation.rows import Rows, cut_documents, load_file, pack_documents, special_tokens
 from hf_lomdm.evaluation.sudoku import CELLS, add_clues, evaluate_sudoku, load_puzzles
 from hf_lomdm.evaluation.zero_shot import SETS, evaluate_zero_shot
@@ -51,12 +54,28 @@ from hf_lomdm.training.tokenizers import load_tokenizer
 DTYPES = ("float32", "bfloat16", "float64")
 # By the `model_type` of the configuration; all others are AR models.
 MODEL_CLASSES = {"lomdm": LoMDMForMaskedDiffusion, "lomdm_order_adapter": OrderAdapter}
+# Options on which no value depends: two records that differ in nothing else are of the same measurement.
+NO_MEASUREMENT = ("model", "output", "quiet", "batch_size", "batch_tokens")
+# Options that need one of others beside them.
+COMPANIONS = {
+    "stride": ("documents",),
+    "span": ("exact_gap",),
+    "num_texts": ("pilot", "fit_density", "compare_bounds", "exact_gap"),
+}
+# Options for what an autoregressive model does not have: its likelihood is exact, its order left to right.
+_OF_BOUNDS = ("bound", "num_samples", "num_orders", "seed", "without_order")
+_OF_BOUNDS += ("pilot", "fit_density", "compare_bounds", "exact_gap")
+OF_DIFFUSION = {
+    "likelihood": _OF_BOUNDS,
+    "zero-shot": _OF_BOUNDS,
+    "generation": ("num_inference_steps", "sampler", "grid", "without_order", "sweep"),
+}
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--compare", nargs="+", metavar="RECORD", help="records of one task, side by side")
-    parser.add_argument("--plot", help="write the comparison as a picture to this file")
+    parser.add_argument("--plot", type=nonempty, help="write the comparison as a picture to this file, a new one")
     commands = parser.add_subparsers(dest="command")
 
     likelihood = _command(commands, "likelihood", "nats per token of a text", run_likelihood)
@@ -65,75 +84,95 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     likelihood.add_argument("--pilot", action="store_true", help="first find out how many samples +-0.1 of PPL needs")
     likelihood.add_argument("--fit_density", action="store_true", help="draw shares revealed by the measured loss")
     likelihood.add_argument("--compare_bounds", action="store_true", help="also: samples for equal error, time : order")
-    likelihood.add_argument("--exact_gap", type=int, metavar="N", help="also: gap to the exact value of N positions")
+    positions = whole(1, MAX_EXACT_POSITIONS)
+    likelihood.add_argument(
+        "--exact_gap", type=positions, metavar="N", help="also: gap to the exact value of N positions"
+    )
     likelihood.add_argument("--span", action="store_true", help="the N positions are neighbours")
-    likelihood.add_argument("--num_texts", type=int, default=32, help="rows that pilot, density and extras measure")
+    likelihood.add_argument(
+        "--num_texts", type=whole(2), default=32, help="rows that pilot, density and extras measure"
+    )
 
     zero_shot = _command(commands, "zero-shot", "nats per token of the seven sets", run_zero_shot)
     zero_shot.add_argument("--sets", nargs="+", choices=list(SETS), default=list(SETS))
     zero_shot.add_argument("--file", action="append", default=[], metavar="SET=PATH", help="instead of the Hub")
-    zero_shot.add_argument("--max_rows", type=int, help="the first rows of each set only")
+    zero_shot.add_argument("--max_rows", type=whole(1), help="the first rows of each set only")
     _add_bound(zero_shot)
 
     generation = _command(commands, "generation", "quality of samples under a judge", run_generation)
-    generation.add_argument("--judge", default="gpt2-large", help="a causal language model; or a .gguf file")
-    generation.add_argument("--num_samples", type=int, default=64)
-    generation.add_argument("--num_inference_steps", type=int, default=256, help="of a diffusion model")
+    generation.add_argument(
+        "--judge", type=nonempty, default="gpt2-large", help="a causal language model; or a .gguf file"
+    )
+    generation.add_argument("--num_samples", type=whole(1), default=64)
+    generation.add_argument("--num_inference_steps", type=whole(1), default=256, help="of a diffusion model")
     generation.add_argument("--sweep", action="store_true", help="steps 8, 16, 32, ... and one per token instead")
-    generation.add_argument("--max_length", type=int, help="tokens; default: the model's longest")
-    generation.add_argument("--batch_size", type=int, default=16)
+    generation.add_argument("--max_length", type=whole(1), help="tokens; default: the model's longest")
+    generation.add_argument("--batch_size", type=whole(1), default=16)
     generation.add_argument("--sampler", help="default: the folder's")
     generation.add_argument("--grid", help="default: the folder's")
     generation.add_argument("--without_order", action="store_true", help="all rates equal: c2 = 0")
 
     order = _command(commands, "order", "what order was learned", run_order)
     _add_text(order)
-    order.add_argument("--num_samples", type=int, default=16, help="draws per text")
-    order.add_argument("--plots", help="write pictures to this folder")
+    order.add_argument("--num_samples", type=whole(1), default=16, help="draws per text")
+    order.add_argument("--plots", type=nonempty, help="write pictures to this folder")
 
     sudoku = _command(commands, "sudoku", "puzzles solved, by a model of --task sudoku", run_sudoku)
-    sudoku.add_argument("--file", required=True, help="a .csv file with the columns puzzle and solution")
-    sudoku.add_argument("--start", type=int, default=0, help="the first puzzle; take some that training has not seen")
-    sudoku.add_argument("--max_rows", type=int, default=256, help="puzzles")
-    sudoku.add_argument("--clues", type=int, help="cells given of each, more than it has; default: its own")
-    sudoku.add_argument("--num_inference_steps", type=int, default=CELLS, help="default: a cell at a time")
-    sudoku.add_argument("--batch_size", type=int, default=64)
+    sudoku.add_argument("--file", type=nonempty, required=True, help="a .csv file with the columns puzzle and solution")
+    sudoku.add_argument(
+        "--start", type=whole(0), default=0, help="the first puzzle; take some that training has not seen"
+    )
+    sudoku.add_argument("--max_rows", type=whole(1), default=256, help="puzzles")
+    sudoku.add_argument("--clues", type=whole(0, CELLS), help="cells given of each, more than it has; default: its own")
+    sudoku.add_argument("--num_inference_steps", type=whole(1), default=CELLS, help="default: a cell at a time")
+    sudoku.add_argument("--batch_size", type=whole(1), default=64)
     sudoku.add_argument("--sampler", help="default: the folder's")
     sudoku.add_argument("--without_order", action="store_true", help="all rates equal: c2 = 0")
     options = parser.parse_args(arguments)
     if (options.command is None) == (options.compare is None):
         parser.error(f"give a command ({', '.join(commands.choices)}) or --compare RECORD ...")
+    if options.plot and not options.compare:
+        parser.error("--plot is for --compare RECORD ... Leave it out.")
+    if options.command:
+        default = commands.choices[options.command].get_default
+        options.given = {key: value for key, value in vars(options).items() if value != default(key)}
+        for key in ("command", "compare", "plot"):
+            options.given.pop(key, None)
     return options
 
 
-def _command(commands, name: str, summary: str, run) -> argparse.ArgumentParser:
-    parser = commands.add_parser(name, help=summary, description=summary)
+def _command(commands, command: str, summary: str, run) -> argparse.ArgumentParser:
+    parser = commands.add_parser(command, help=summary, description=summary)
     parser.set_defaults(run=run)
-    parser.add_argument("--model", required=True, help="folder or repository of a model")
-    if name != "sudoku":
-        parser.add_argument("--tokenizer", help="default: the model's")
-    parser.add_argument("--output", help=f"the record; default outputs/evaluation/{name}.json")
+    parser.add_argument("--model", type=nonempty, required=True, help="folder or repository of a model")
+    if command != "sudoku":
+        parser.add_argument("--tokenizer", type=nonempty, help="default: the model's")
+    parser.add_argument(
+        "--output", type=nonempty, help=f"the record; default outputs/evaluation/{command}-MODEL-DATA.json"
+    )
     parser.add_argument("--dtype", choices=DTYPES, default="float32")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=SEED, default=0)
     parser.add_argument("--quiet", action="store_true", help="no progress")
     return parser
 
 
 def _add_text(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--file", required=True, help="a .txt, .jsonl, .csv or .parquet file, or a folder of them")
+    parser.add_argument(
+        "--file", type=nonempty, required=True, help="a .txt, .jsonl, .csv or .parquet file, or a folder of them"
+    )
     parser.add_argument("--column", default="text", help="that holds the text")
     parser.add_argument("--sample_by", default="paragraph", help="a document of a .txt file: line, paragraph, document")
     parser.add_argument("--detokenizer", choices=list(DETOKENIZERS))
     parser.add_argument("--documents", action="store_true", help="each document on its own; default: packed rows")
-    parser.add_argument("--stride", type=int, help="tokens counted per further window of a long document")
-    parser.add_argument("--max_rows", type=int, help="the first packed rows, or documents, only")
+    parser.add_argument("--stride", type=whole(1), help="tokens counted per further window of a long document")
+    parser.add_argument("--max_rows", type=whole(1), help="the first packed rows, or documents, only")
 
 
 def _add_bound(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--bound", default="order", help="order or time")
-    parser.add_argument("--num_samples", type=int, default=2, help="per text; 2 or more for an error")
-    parser.add_argument("--num_orders", type=int, help="orders of the tighter bound")
-    parser.add_argument("--batch_tokens", type=int, default=8192)
+    parser.add_argument("--num_samples", type=whole(1), default=2, help="per text; 2 or more for an error")
+    parser.add_argument("--num_orders", type=whole(1), help="orders of the tighter bound")
+    parser.add_argument("--batch_tokens", type=whole(1), default=8192)
     parser.add_argument("--without_order", action="store_true", help="all rates equal: c2 = 0")
 
 
@@ -143,15 +182,88 @@ def main(arguments: list[str] | None = None) -> None:
         if options.compare:
             compare(options)
         else:
-            options.output = Path(options.output or f"outputs/evaluation/{options.command}.json")
-            record = {"task": options.command, "model": options.model, **options.run(options)}
-            if process_state().is_main_process:
-                write_record(options.output, record)
-                print_measures(record)
-                print(f"record: {options.output}")
-                delete_parts(_parts(options))
+            measure(options)
     except ValueError as error:
         sys.exit(f"error: {error}")
+
+
+def measure(options: argparse.Namespace) -> None:
+    """Runs a command; writes its record, unless that would replace one of something else, and prints it."""
+    check_options(options)
+    options.output = Path(options.output or default_output(options))
+    given = {key: value for key, value in options.given.items() if key not in NO_MEASUREMENT}
+    measured = {"task": options.command, "model": options.model, "options": given}
+    check_output(options.output, measured)
+    check_plots(options)
+    record = measured | options.run(options)
+    if process_state().is_main_process:
+        write_record(options.output, record)
+        print_measures(record)
+        print(f"record: {options.output}")
+        if holds_file(options.output):
+            delete_parts(_parts_folder(options))
+
+
+def check_options(options: argparse.Namespace) -> None:
+    """Refuses files that are not there and options that would change nothing, before anything is loaded.
+
+    Raises:
+        ValueError: says which.
+    """
+    given = options.given
+    for option, companions in COMPANIONS.items():
+        if option in given and not given.keys() & set(companions):
+            raise ValueError(f"--{option} needs {' or '.join(f'--{one}' for one in companions)}. Leave it out.")
+    if "sweep" in given:
+        refuse_unused(given, {"num_inference_steps": "is set by --sweep"})
+    files = list(set_files(options).values()) if options.command == "zero-shot" else [getattr(options, "file", None)]
+    for option, file in [*(("file", file) for file in files), ("judge", getattr(options, "judge", None))]:
+        local = option == "file" or str(file).endswith(".gguf")
+        if file is not None and local and not Path(file).exists():
+            raise ValueError(f"--{option} {file} does not exist. Check the path.")
+    if "sample_by" in given and Path(options.file).is_file() and ".txt" not in Path(options.file).suffixes:
+        raise ValueError(f"--sample_by is for .txt files, and --file is {options.file}. Leave it out.")
+
+
+def set_files(options: argparse.Namespace) -> dict[str, str]:
+    """The files of `zero-shot --file SET=PATH` by set.
+
+    Raises:
+        ValueError: another form, or a set that is unknown, not measured, or there twice.
+    """
+    files: dict[str, str] = {}
+    for words in options.file:
+        one, _, path = words.partition("=")
+        if not path.strip():
+            raise ValueError(f"--file must be SET=PATH, got {words!r}. For example: ptb=ptb.valid.txt.")
+        if one not in options.sets or one in files:
+            raise ValueError(f"--file {words}: {one!r} must be one of --sets, once: {' '.join(options.sets)}.")
+        files[one] = path
+    return files
+
+
+def default_output(options: argparse.Namespace) -> str:
+    """A name that says what is measured on what."""
+    model = "-".join(Path(options.model).parts[-2:])
+    data = "-".join(options.sets) if options.command == "zero-shot" else ""
+    data = "all" if data == "-".join(SETS) else data
+    words = (
+        options.command,
+        model,
+        data or Path(options.judge if options.command == "generation" else options.file).name,
+    )
+    return f"outputs/evaluation/{'-'.join(re.sub(r'[^.=+_0-9A-Za-z]+', '-', word)[-60:] for word in words)}.json"
+
+
+def check_plots(options: argparse.Namespace) -> None:
+    """Refuses a folder that holds pictures, unless they are of the record that is measured again.
+
+    Raises:
+        ValueError: it does.
+    """
+    plots = getattr(options, "plots", None)
+    if plots and not options.output.is_file() and any(Path(plots).glob("order_*.png")):
+        raise ValueError(f"--plots {plots} holds pictures of another record. Pass another folder, or delete them.")
 
 
 def run_likelihood(options: argparse.Namespace) -> dict[str, Any]:
@@ -159,18 +271,17 @@ def run_likelihood(options: argparse.Namespace) -> dict[str, Any]:
     text = read_text(options, model, tokenizer)
     record: dict[str, Any] = {"source": Path(options.file).name, "documents": text.counts.documents}
     show, extra = not options.quiet, {"seed": options.seed, "num_texts": options.num_texts}
-    folder = _parts(options)
     if options.pilot:
-        keep = {"parts_file": folder / "pilot.jsonl", "progress": show}
+        keep = {"parts_file": _parts(options, "pilot"), "progress": show}
         record["pilot"] = pilot(model, text.rows, bound=options.bound, **extra, **keep)
         if process_state().is_main_process:
             print_pilot(record["pilot"])
     if options.compare_bounds:
-        keep = {"parts_file": folder / "bounds.jsonl", "progress": show}
+        keep = {"parts_file": _parts(options, "bounds"), "progress": show}
         record["compare_bounds"] = compare_bounds(model, text.rows, **extra, **keep)
     if options.exact_gap is not None:
         gap = {"positions": options.exact_gap, "span": options.span, "num_orders": options.num_orders}
-        keep = {"parts_file": folder / "exact_gap.jsonl", "progress": show}
+        keep = {"parts_file": _parts(options, "exact_gap"), "progress": show}
         record["exact_gap"] = exact_gap(model, text.rows, **gap, **extra, **keep)
     density = None
     if options.fit_density:
@@ -179,25 +290,24 @@ def run_likelihood(options: argparse.Namespace) -> dict[str, Any]:
         names = ("num_samples", "num_texts", "batch_tokens", "seed")
         density = measured_density(model, text.rows, **{name: getattr(options, name) for name in names})
     size = {"characters": text.characters, "num_bytes": text.num_bytes, "groups": text.groups}
-    parts = folder / "likelihood.jsonl"
+    parts = _parts(options, "likelihood")
     return record | evaluate_corpus(model, text.rows, **size, **_bound(options), parts_file=parts, density=density)
 
 
 def run_zero_shot(options: argparse.Namespace) -> dict[str, Any]:
-    files = dict(word.split("=", 1) if "=" in word else (word, "") for word in options.file)
     model, tokenizer = load(options)
-    keep = {"max_rows": options.max_rows, "parts_folder": _parts(options)}
-    return evaluate_zero_shot(model, tokenizer, options.sets, files=files, **keep, **_bound(options))
+    keep = {"max_rows": options.max_rows, "parts_folder": _parts_folder(options)}
+    return evaluate_zero_shot(model, tokenizer, options.sets, files=set_files(options), **keep, **_bound(options))
 
 
 def run_generation(options: argparse.Namespace) -> dict[str, Any]:
     from hf_lomdm.evaluation.generation import evaluate_generation, judge_written, load_judge, sweep, write_causal_texts
 
-    judge, judge_tokenizer = load_judge(options.judge)
+    with loading("--judge", options.judge):
+        judge, judge_tokenizer = load_judge(options.judge)
     model, tokenizer = load(options)
-    parts = _parts(options) / "generation.jsonl"
+    parts = _parts(options, "generation")
     if not is_diffusion(model):
-        _check_causal(options)
         common = {"batch_size": options.batch_size, "progress": not options.quiet, "parts_file": parts}
         size = {"num_samples": options.num_samples, "max_length": options.max_length, "seed": options.seed}
         written = write_causal_texts(model, tokenizer, **size, **common)
@@ -212,13 +322,6 @@ def run_generation(options: argparse.Namespace) -> dict[str, Any]:
     return evaluate_generation(
         pipe, judge, judge_tokenizer, num_inference_steps=options.num_inference_steps, **settings
     )
-
-
-def _check_causal(options: argparse.Namespace) -> None:
-    given = {f"--{name}": getattr(options, name) for name in ("sampler", "grid", "without_order", "sweep")}
-    for name, value in given.items():
-        if value:
-            raise ValueError(f"{name} is for diffusion models, and {options.model} is autoregressive. Leave it out.")
 
 
 def run_order(options: argparse.Namespace) -> dict[str, Any]:
@@ -246,12 +349,14 @@ def run_sudoku(options: argparse.Namespace) -> dict[str, Any]:
     names = ("num_inference_steps", "batch_size", "seed", "sampler")
     settings = {name: getattr(options, name) for name in names}
     settings |= {"learned_order": not options.without_order, "progress": not options.quiet}
-    settings["parts_file"] = _parts(options) / "sudoku.jsonl"
+    settings["parts_file"] = _parts(options, "sudoku")
     where = {"source": Path(options.file).name, "start": options.start, "clues": options.clues}
     return where | evaluate_sudoku(pipe, puzzles, **settings)
 
 
 def compare(options: argparse.Namespace) -> None:
+    if options.plot and Path(options.plot).exists():
+        raise ValueError(f"--plot {options.plot} is there already. Pass another name, or delete it.")
     records = read_records(options.compare)
     print(comparison_table(records))
     if options.plot:
@@ -281,19 +386,25 @@ def checkpoints_by_step(records: dict[str, dict[str, Any]]) -> dict[int, dict[st
 
 def load(options: argparse.Namespace) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
     """The model on this process's device, in eval mode, and its tokenizer, which Sudoku has no use for."""
-    try:
+    with loading("--model", options.model):
         kind = AutoConfig.from_pretrained(options.model).model_type
         model_class = MODEL_CLASSES.get(kind, AutoModelForCausalLM)
         model = model_class.from_pretrained(options.model, dtype=getattr(torch, options.dtype)).eval()
         if take_average(model, Path(options.model)) and process_state().is_main_process:
             print(f"{options.model} is a checkpoint: its averaged weights are measured, as by the trainer", flush=True)
-    except (OSError, ValueError, SafetensorError) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise ValueError(f"--model {options.model} cannot be loaded: {reason}") from error
+    if not is_diffusion(model):
+        purpose = f"is for diffusion models, and {options.model} is autoregressive"
+        refuse_unused(options.given, dict.fromkeys(OF_DIFFUSION.get(options.command, ()), purpose))
+    elif getattr(options, "without_order", False) and model.config.rate_type != "learned":
+        purpose = f"is for learned rates, and those of {options.model} are {model.config.rate_type!r}"
+        refuse_unused(options.given, {"without_order": purpose})
     if options.command in ("likelihood", "zero-shot") and options.without_order:
         model.config.c2 = 0.0
-    tokenizer = None if options.command == "sudoku" else load_tokenizer(options.tokenizer or options.model)
-    return model.to(process_state().device), tokenizer
+    model = model.to(process_state().device)
+    if options.command == "sudoku":
+        return model, None
+    with loading("--tokenizer", options.tokenizer or options.model):
+        return model, load_tokenizer(options.tokenizer or options.model)
 
 
 def read_text(options: argparse.Namespace, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Rows:
@@ -360,8 +471,14 @@ def _bound(options: argparse.Namespace) -> dict[str, Any]:
     return {**{name: getattr(options, name) for name in names}, "progress": not options.quiet}
 
 
-def _parts(options: argparse.Namespace) -> Path:
-    return options.output.with_name(options.output.name + ".parts")
+def _parts(options: argparse.Namespace, part: str) -> Path | None:
+    folder = _parts_folder(options)
+    return None if folder is None else folder / f"{part}.jsonl"
+
+
+def _parts_folder(options: argparse.Namespace) -> Path | None:
+    """Beside the record; none beside a device or a pipe."""
+    return options.output.with_name(options.output.name + ".parts") if holds_file(options.output) else None
 
 
 if __name__ == "__main__":

@@ -48,6 +48,7 @@ def run(script, folder, tmp_path):
 
     def call(command: str, *words: str) -> dict:
         output = tmp_path / f"{command}.json"
+        output.unlink(missing_ok=True)
         common = ["--model", str(folder / "model"), "--output", str(output), "--quiet"]
         script.main([command, *common, *map(str, words)])
         assert not output.with_name(output.name + ".parts").exists()
@@ -115,6 +116,13 @@ def write_judge(path: Path) -> Path:
     return path
 
 
+def write_causal(path: Path) -> None:
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 16}
+    ids = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    GPTNeoXForCausalLM(GPTNeoXConfig(vocab_size=11, max_position_embeddings=12, **ids, **sizes)).save_pretrained(path)
+    build_tokenizer().save_pretrained(path)
+
+
 def test_a_checkpoint_is_measured_by_its_average(run, folder, script, tmp_path, capsys):
     shutil.copytree(folder / "model", tmp_path / "checkpoint-1")
     weights = load_file(tmp_path / "checkpoint-1" / "model.safetensors")
@@ -137,6 +145,7 @@ def test_autoregressive_models_of_others_read_their_start_token_and_nothing_else
     tokenizer.save_pretrained(tmp_path / "gpt2")
     (tmp_path / "text.txt").write_text("a dark night\n\nthe rain fell")
     for more in ([], ["--documents"]):
+        (tmp_path / "record.json").unlink(missing_ok=True)
         words = ["--file", str(tmp_path / "text.txt"), "--output", str(tmp_path / "record.json"), "--quiet", *more]
         script.main(["likelihood", "--model", str(tmp_path / "gpt2"), *words])
         record = json.loads((tmp_path / "record.json").read_text())
@@ -145,17 +154,13 @@ def test_autoregressive_models_of_others_read_their_start_token_and_nothing_else
 
 
 def test_generation_takes_autoregressive_models(run, tmp_path):
-    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 16}
-    config = GPTNeoXConfig(
-        vocab_size=11, max_position_embeddings=12, bos_token_id=1, eos_token_id=2, pad_token_id=0, **sizes
-    )
-    GPTNeoXForCausalLM(config).save_pretrained(tmp_path / "ar")
-    build_tokenizer().save_pretrained(tmp_path / "ar")
+    write_causal(tmp_path / "ar")
     words = ["--model", tmp_path / "ar", "--judge", write_judge(tmp_path / "judge"), "--num_samples", "6"]
     record = run("generation", *words, "--max_length", "10")
     assert record["sampler"] == "autoregressive" and record["value"] > 1 and ENVIRONMENT <= record.keys()
     assert record["max_length"] == 10 and 0 < record["forward_passes"] <= 10
-    for option in (["--sampler", "random"], ["--grid", "uniform"], ["--without_order"], ["--sweep"]):
+    options = (["--sampler", "random"], ["--grid", "uniform"], ["--without_order"], ["--sweep"])
+    for option in (*options, ["--num_inference_steps", "3"]):
         with pytest.raises(SystemExit, match=f"error: {option[0]} is for diffusion models"):
             run("generation", *words, *option)
 
@@ -226,18 +231,181 @@ def test_errors_are_one_line_and_say_what_to_do(script, run, folder, tmp_path):
         (("likelihood", "--file", tmp_path / "empty.txt"), "error: .*is empty"),
         (("likelihood", "--file", tmp_path / "latin.txt"), "error: .*not UTF-8"),
         (("likelihood", "--file", folder / "text.txt", "--bound", "both"), "error: bound must be one of"),
-        (("zero-shot", "--file", "ptp=x"), "error: files has 'ptp', which is no set"),
+        (("zero-shot", "--file", "ptp=x"), "error: --file ptp=x: 'ptp' must be one of --sets"),
         (("likelihood", "--file", tmp_path / "n.jsonl"), "error: column 'text' of .* must hold strings, got int64"),
-        (("generation", "--judge", tmp_path / "none"), "error: judge .*none' cannot be loaded"),
+        (("generation", "--judge", tmp_path / "none"), "error: --judge .*none cannot be loaded: there is no such fold"),
+        (("generation", "--judge", tmp_path / "none.gguf"), "error: --judge .*none.gguf does not exist"),
+        (
+            ("likelihood", "--file", folder / "text.txt", "--tokenizer", tmp_path / "none"),
+            "error: --tokenizer .*none cannot be loaded: there is no such folder",
+        ),
     ]:
         with pytest.raises(SystemExit, match=message):
             run(*words)
-    with pytest.raises(SystemExit, match="error: --model .*none cannot be loaded"):
-        script.main(["likelihood", "--model", str(tmp_path / "none"), "--file", "x.txt"])
+    with pytest.raises(SystemExit, match="error: --model .*none cannot be loaded: there is no such folder"):
+        script.main(["likelihood", "--model", str(tmp_path / "none"), "--file", str(folder / "text.txt")])
     with pytest.raises(SystemExit, match="error: .*is no record"):
         script.main(["--compare", str(tmp_path / "none.json")])
     with pytest.raises(SystemExit, match="2"):  # argparse says the rest
         script.main([])
+
+
+def test_numbers_out_of_range_are_refused_before_anything_is_read(script, capsys):
+    for command, option, value in [
+        ("likelihood", "--max_rows", "-1"),
+        ("likelihood", "--max_rows", "0"),
+        ("likelihood", "--stride", "0"),
+        ("likelihood", "--num_samples", "0"),
+        ("likelihood", "--num_orders", "-1"),
+        ("likelihood", "--batch_tokens", "0"),
+        ("likelihood", "--exact_gap", "0"),
+        ("likelihood", "--exact_gap", "15"),
+        ("likelihood", "--num_texts", "-1"),
+        ("likelihood", "--seed", "-1"),
+        ("likelihood", "--seed", "nan"),
+        ("likelihood", "--file", ""),
+        ("likelihood", "--output", ""),
+        ("zero-shot", "--max_rows", "-1"),
+        ("zero-shot", "--num_samples", "1.5"),
+        ("generation", "--batch_size", "0"),
+        ("generation", "--num_samples", "0"),
+        ("generation", "--max_length", "0"),
+        ("generation", "--num_inference_steps", "-3"),
+        ("order", "--num_samples", "0"),
+        ("sudoku", "--start", "-1"),
+        ("sudoku", "--max_rows", "-1"),
+        ("sudoku", "--clues", "82"),
+        ("sudoku", "--batch_size", "0"),
+    ]:
+        with pytest.raises(SystemExit, match="2"):
+            script.main([command, "--model", "nothing", "--file", "nothing", option, value])
+        assert f"argument {option}: must be " in capsys.readouterr().err
+
+
+def test_options_that_would_do_nothing_are_refused(run, folder, tmp_path):
+    text = ("--file", folder / "text.txt")
+    (tmp_path / "rows.jsonl").write_text('{"text": "abc"}\n')
+    for words, message in [
+        (("likelihood", *text, "--stride", "3"), "--stride needs --documents"),
+        (("order", *text, "--stride", "3"), "--stride needs --documents"),
+        (("likelihood", *text, "--span"), "--span needs --exact_gap"),
+        (("likelihood", *text, "--num_texts", "4"), "--num_texts needs --pilot or --fit_density or"),
+        (("likelihood", "--file", tmp_path / "rows.jsonl", "--sample_by", "line"), "--sample_by is for .txt files"),
+        (("generation", "--sweep", "--num_inference_steps", "4"), "--num_inference_steps is set by --sweep"),
+        (("zero-shot", "--file", "ptb"), "--file must be SET=PATH, got 'ptb'"),
+        (("zero-shot", "--file", "ptb="), "--file must be SET=PATH, got 'ptb='"),
+        (("zero-shot", "--sets", "lambada", "--file", "ptb=x"), ".*'ptb' must be one of --sets, once: lambada"),
+        (("zero-shot", "--file", f"ptb={folder / 'ptb.txt'}", "--file", "ptb=x"), ".*must be one of --sets, once"),
+    ]:
+        with pytest.raises(SystemExit, match=f"error: {message}"):
+            run(*words)
+
+
+def test_options_of_bounds_are_refused_for_models_without(run, folder, tmp_path):
+    build_model(max_position_embeddings=8, rate_type="uniform").save_pretrained(tmp_path / "mdlm")
+    write_causal(tmp_path / "ar")
+    build_tokenizer().save_pretrained(tmp_path / "mdlm")
+    text = ("--file", folder / "text.txt")
+    with pytest.raises(SystemExit, match="error: --without_order is for learned rates, and those of .* are 'uniform'"):
+        run("likelihood", *text, "--model", tmp_path / "mdlm", "--without_order")
+    options = (["--bound", "time"], ["--num_samples", "3"], ["--num_orders", "2"], ["--seed", "1"], ["--without_order"])
+    for option in (*options, ["--pilot"], ["--fit_density"], ["--compare_bounds"], ["--exact_gap", "2"]):
+        with pytest.raises(SystemExit, match=f"error: {option[0]} is for diffusion models, and .*ar is autoregressive"):
+            run("likelihood", *text, "--model", tmp_path / "ar", *option)
+
+
+def test_a_file_that_is_not_there_is_named_with_the_option_of_this_script(run):
+    for words in (("likelihood",), ("order",), ("sudoku",)):
+        with pytest.raises(SystemExit, match="error: --file nope.txt does not exist. Check the path.$"):
+            run(*words, "--file", "nope.txt")
+    with pytest.raises(SystemExit, match="error: --file nope.txt does not exist"):
+        run("zero-shot", "--file", "ptb=nope.txt")
+
+
+def test_default_names_carry_model_and_data(script, folder, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(folder / "model", "runs/other")
+    shutil.copy(folder / "text.txt", "more.txt")
+    for model, file in [
+        (folder / "model", folder / "text.txt"),
+        ("runs/other", "more.txt"),
+        ("runs/other", "more.txt"),
+    ]:
+        script.main(["likelihood", "--model", str(model), "--file", str(file), "--quiet"])
+    script.main(["zero-shot", "--model", "runs/other", "--sets", "ptb", "--file", "ptb=more.txt", "--quiet"])
+    names = sorted(path.name for path in Path("outputs/evaluation").iterdir())
+    first = f"likelihood-{folder.name}-model-text.txt.json"
+    assert names == [first, "likelihood-runs-other-more.txt.json", "zero-shot-runs-other-ptb.json"]
+    for words, name in [
+        (["generation", "--model", "org/big", "--judge", "/models/a b.gguf"], "generation-org-big-a-b.gguf.json"),
+        (["zero-shot", "--model", "m"], "zero-shot-m-all.json"),
+        (["sudoku", "--model", "m", "--file", "x/17.csv"], "sudoku-m-17.csv.json"),
+    ]:
+        assert script.default_output(script.parse_arguments(words)) == f"outputs/evaluation/{name}"
+
+
+def test_no_record_is_replaced_by_one_of_something_else(script, folder, tmp_path, capsys):
+    output, model = tmp_path / "record.json", tmp_path / "other"
+    shutil.copytree(folder / "model", model)
+
+    def call(model, *words):
+        script.main(["likelihood", "--model", str(model), "--output", str(output), "--quiet", *map(str, words)])
+
+    text = ("--file", folder / "text.txt")
+    call(folder / "model", *text)
+    before = output.read_text()
+    call(folder / "model", *text, "--batch_tokens", "8")  # the same measurement
+    assert output.read_text() != before  # by its clock
+    before = output.read_text()
+    for other, message in [
+        ((model, *text), f"its model is '{folder / 'model'}', not '{model}'"),
+        ((folder / "model", "--file", folder / "ptb.txt"), "its options is .*text.txt.*, not .*ptb.txt"),
+        ((folder / "model", *text, "--without_order"), "its options is .*not .*'without_order': True"),
+    ]:
+        with pytest.raises(SystemExit, match=f"error: --output .*is the record of something else: {message}"):
+            call(*other)
+    output.with_name("notes.json").write_text("mine")
+    with pytest.raises(SystemExit, match="error: --output .*notes.json is there and no record"):
+        call(folder / "model", *text, "--output", output.with_name("notes.json"))
+    assert output.read_text() == before and output.with_name("notes.json").read_text() == "mine"
+    with pytest.raises(SystemExit, match="error: --output .* is a folder"):
+        call(folder / "model", *text, "--output", tmp_path)
+    capsys.readouterr()
+
+
+def test_parts_beside_a_record_that_are_of_somebody_else_stay(script, folder, tmp_path):
+    other = tmp_path / "record.json.parts" / "mine.jsonl"
+    other.parent.mkdir()
+    other.write_text('{"text": "abc"}\n')
+    words = ["--file", str(folder / "text.txt"), "--output", str(tmp_path / "record.json"), "--quiet"]
+    script.main(["likelihood", "--model", str(folder / "model"), *words])
+    assert [path.name for path in other.parent.iterdir()] == ["mine.jsonl"]
+
+
+def test_pictures_are_not_replaced_by_those_of_another_record(script, run, folder, tmp_path):
+    pytest.importorskip("matplotlib")
+    words = ["order", "--model", str(folder / "model"), "--file", str(folder / "text.txt"), "--num_samples", "2"]
+    words += ["--plots", str(tmp_path / "plots"), "--quiet", "--output"]
+    script.main([*words, str(tmp_path / "a.json")])
+    script.main([*words, str(tmp_path / "a.json")])  # the same again
+    with pytest.raises(SystemExit, match="error: --plots .*plots holds pictures of another record"):
+        script.main([*words, str(tmp_path / "b.json")])
+    picture = tmp_path / "mine.png"
+    picture.write_text("mine")
+    with pytest.raises(SystemExit, match="error: --plot .*mine.png is there already"):
+        script.main(["--compare", str(tmp_path / "a.json"), "--plot", str(picture)])
+    assert picture.read_text() == "mine"
+    with pytest.raises(SystemExit, match="2"):
+        script.main(["--plot", "x.png", *words, str(tmp_path / "a.json")])
+
+
+def test_a_record_goes_to_a_device_without_parts_beside_it(script, folder, capfd):
+    words = ["likelihood", "--model", str(folder / "model"), "--file", str(folder / "text.txt"), "--quiet", "--output"]
+    script.main([*words, "/dev/null"])
+    assert Path("/dev/null").is_char_device() and not Path("/dev/null.parts").exists()
+    capfd.readouterr()
+    script.main([*words, "/dev/stdout"])
+    assert '"task": "likelihood"' in capfd.readouterr().out
 
 
 @pytest.mark.slow

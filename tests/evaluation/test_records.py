@@ -4,12 +4,14 @@ import errno
 import json
 import os
 import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 from hf_lomdm.evaluation import records
-from hf_lomdm.evaluation.records import environment, write_record
+from hf_lomdm.evaluation.records import check_output, environment, write_record
 
 
 def test_environment_names_versions_device_and_seed():
@@ -49,3 +51,45 @@ def test_a_write_that_breaks_off_leaves_the_old_record(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         write_record(path, {"value": 2})
     assert json.loads(path.read_text()) == {"value": 1}
+    assert list(tmp_path.iterdir()) == [path]  # nothing half written stays
+
+
+def test_links_devices_and_pipes_stay_what_they_are(tmp_path):
+    (tmp_path / "link").symlink_to("folder/real.json")
+    write_record(tmp_path / "link", {"value": 1})  # there was nothing yet
+    write_record(tmp_path / "link", {"value": 2})
+    assert (tmp_path / "link").is_symlink() and json.loads((tmp_path / "folder/real.json").read_text()) == {"value": 2}
+    write_record("/dev/null", {"value": 1})
+    assert Path("/dev/null").is_char_device()
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    write_record(tmp_path / "pipe", {"value": 3})
+    assert json.loads(os.read(reader, 1000)) == {"value": 3} and (tmp_path / "pipe").is_fifo()
+    os.close(reader)
+
+
+def test_standard_output_gets_the_record_and_stays_open(tmp_path):
+    code = (
+        "from hf_lomdm.evaluation.records import write_record as w; print(1, flush=True); w('/dev/stdout', 2); print(3)"
+    )
+    for target in (tmp_path / "file", subprocess.PIPE):
+        stream = target.open("w") if isinstance(target, Path) else target
+        done = subprocess.run([sys.executable, "-c", code], stdout=stream, text=True, check=True)
+        assert (done.stdout or (tmp_path / "file").read_text()).split() == ["1", "2", "3"]
+
+
+def test_only_a_record_of_the_same_measurement_may_be_replaced(tmp_path):
+    path, measured = tmp_path / "deep" / "record.json", {"task": "likelihood", "options": {"steps": (1, 2)}}
+    check_output(path, measured)
+    write_record(path, measured | {"value": 1})
+    check_output(path, measured)
+    for other in ({"task": "order"}, measured | {"model": "a"}):
+        with pytest.raises(ValueError, match="is the record of something else: its (task|model) is .*delete it"):
+            check_output(path, other)
+    check_output("/dev/null", {"task": "order"})
+    for content in (b"text", b"[1]", b"\xff"):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match="is there and no record"):
+            check_output(path, measured)
+    with pytest.raises(ValueError, match="is a folder"):
+        check_output(tmp_path, measured)

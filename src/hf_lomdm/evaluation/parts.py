@@ -3,11 +3,14 @@
 import hashlib
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+
+_HEAD = "parts_of"  # the key of the first line, by which a file is known to be ours
 
 
 class PartsFile:
@@ -34,9 +37,7 @@ class PartsFile:
         done = {}
         if self.path is None:
             return done
-        for path in [self.path, *sorted(self.path.parent.glob(self.path.name + ".*"))]:
-            if not path.exists():
-                continue
+        for path in self._files():
             lines = _whole_lines(path)
             if lines:
                 self._check(path, lines[0])
@@ -58,7 +59,7 @@ class PartsFile:
                 os.truncate(path, sum(len(line.encode()) + 1 for line in whole))
             else:
                 path.write_text("", encoding="utf-8")
-                lines = [json.dumps(self.setting), *lines]
+                lines = [json.dumps({_HEAD: self.setting}), *lines]
             self._ready = True
         with path.open("a", encoding="utf-8") as stream:
             stream.write("".join(line + "\n" for line in lines))
@@ -67,15 +68,19 @@ class PartsFile:
 
     def delete(self) -> None:
         """Removes the files of all processes."""
-        for path in [self.path, *self.path.parent.glob(self.path.name + ".*")]:
+        for path in self._files():
             path.unlink(missing_ok=True)
 
+    def _files(self) -> list[Path]:
+        """Those that are there: that of the first process, and `.1`, `.2`, ... of the others."""
+        if not self.path.parent.is_dir():
+            return []
+        name = re.compile(re.escape(self.path.name) + r"(\.\d+)?")
+        return sorted(path for path in self.path.parent.iterdir() if name.fullmatch(path.name))
+
     def _check(self, path: Path, line: str) -> None:
-        try:
-            found = json.loads(line)
-        except json.JSONDecodeError:
-            found = None
-        if not isinstance(found, dict):
+        found = _setting(line)
+        if found is None:
             raise ValueError(f"parts_file {path} holds no parts of an evaluation. Choose another name, or delete it.")
         differ = [name for name in self.setting if found.get(name) != self.setting[name]]
         if differ:
@@ -91,9 +96,10 @@ def beside(path: str | Path | None, name: Any) -> Path | None:
 
 
 def delete_parts(folder: str | Path) -> None:
-    """Removes the parts files `*.jsonl` in `folder`, and the folder if nothing else is in it."""
-    for path in Path(folder).glob("*.jsonl"):
-        PartsFile(path, {}).delete()
+    """Removes the parts files of all processes in `folder`, and the folder if nothing else is in it."""
+    for path in Path(folder).glob("*.jsonl*"):
+        if path.is_file() and _setting(next(iter(_whole_lines(path)), "")) is not None:  # else it is somebody else's
+            path.unlink()
     if Path(folder).is_dir() and not any(Path(folder).iterdir()):
         Path(folder).rmdir()
 
@@ -111,6 +117,15 @@ def model_digest(model: nn.Module) -> str:
         digest.update(f"{name} {tensor.dtype}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+def _setting(line: str) -> dict | None:
+    """What the parts behind a first line belong to; `None`: it is not the first line of parts."""
+    try:
+        found = json.loads(line)
+    except json.JSONDecodeError:
+        return None
+    return found.get(_HEAD) if isinstance(found, dict) else None
 
 
 def _whole_lines(path: Path) -> list[str]:

@@ -5,7 +5,9 @@ import json
 import os
 import platform
 import subprocess
+import uuid
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -27,13 +29,72 @@ def environment(device: str | torch.device, dtype: torch.dtype, seed: int) -> di
     }
 
 
-def write_record(path: str | Path, record: dict) -> None:
-    """Writes `record` as JSON so that `path` is whole at any moment: beside its place first, then renamed."""
+def check_output(path: str | Path, measured: dict[str, Any]) -> None:
+    """Refuses to replace anything but a record of the same measurement; to be called before time is spent on it.
+
+    Args:
+        path: where the record is to be. measured: what tells measurements apart, as it will be in the record.
+    Raises:
+        ValueError: a folder, a file that is no record, or a record in which one of `measured` is another.
+    """
     path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"--output {path} is a folder. Pass the name of a file.")
+    if not holds_file(path):
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    if not path.exists():
+        return
+    try:
+        there = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        there = None
+    if not isinstance(there, dict):
+        raise ValueError(f"--output {path} is there and no record. Pass another --output, or delete it.")
+    for name, ours in json.loads(json.dumps(measured)).items():
+        if (theirs := there.get(name)) != ours:
+            raise ValueError(
+                f"--output {path} is the record of something else: its {name} is {theirs!r}, not {ours!r}. "
+                "Pass another --output, or delete it."
+            )
+
+
+def holds_file(path: str | Path) -> bool:
+    """Whether a file is at `path` or may be made there; else there is a device, a pipe, or this process's output."""
+    path = Path(path)
+    return not path.exists() or (path.is_file() and _own_output(path) is None)
+
+
+def write_record(path: str | Path, record: dict) -> None:
+    """Writes `record` as JSON so that a file is whole at any moment: beside its place first, then renamed.
+
+    A symbolic link stays one: what it names is replaced. Devices, pipes and standard output are written to and stay.
+    """
+    text = json.dumps(record, indent=2) + "\n"
+    if not holds_file(path):
+        own = _own_output(Path(path))
+        with open(path if own is None else os.dup(own), "w", encoding="utf-8") as stream:
+            stream.write(text)
+        return
+    path = Path(os.path.realpath(path))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{uuid.uuid4().hex}.partial")  # two writers never share it
+    try:
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _own_output(path: Path) -> int | None:
+    """The number of this process's standard output or error if `path` is it (`/dev/stdout`), whatever is behind it."""
+    for number in (1, 2):
+        try:
+            if os.path.samestat(path.stat(), os.fstat(number)):
+                return number
+        except OSError:  # closed
+            pass
+    return None
 
 
 def _version(name: str) -> str | None:
