@@ -32,4 +32,4 @@ def measure(options: argparse.Namespace) -> dict:
 
 
 if __name__ == "__main__":
-    run_section("attention", measure, __doc__.splitlines()[0], seconds=60)
+    run_section("attention", measure, __doc__.splitlines()[0], seconds=60, compiles=True)

@@ -41,7 +41,7 @@ from hf_lomdm import LoMDMForMaskedDiffusion
 from hf_lomdm.evaluation.compare import comparison_table, difference
 from hf_lomdm.evaluation.corpus import evaluate_corpus, is_diffusion, process_state
 from hf_lomdm.evaluation.parts import PartsFile
-from hf_lomdm.evaluation.records import write_record
+from hf_lomdm.evaluation.records import check_output, write_record
 from hf_lomdm.training.arguments import (
     DataArguments,
     LoMDMTrainingArguments,
@@ -346,13 +346,15 @@ def parse_options(arguments: list[str] | None = None) -> tuple[argparse.Namespac
 
 def main(arguments: list[str] | None = None) -> None:
     options, words = parse_options(arguments)
+    header = {"config": options.config.name, "budget": str(options.budget)}
+    header |= {"options": words, "compared": options.systems}
     try:
+        check_output(options.output, header)
         records = compare(options, words)
     except subprocess.CalledProcessError as error:
         sys.exit(f"error: training ended with status {error.returncode}. The same command again continues there.")
     except ValueError as error:
         sys.exit(f"error: {error}")
-    header = {"config": options.config.name, "budget": str(options.budget)}
     write_record(options.output, header | {"systems": summary(records)})
     print(f"\n{cost_table(records)}\n\n{comparison_table(records)}\n\nrecord: {options.output}")
 

@@ -1,15 +1,19 @@
 """Correctness on the device at hand: the same model there and in float64 on the CPU.
 
-    python benchmarks/correctness.py                    (results/correctness_<device>.json; exit 1 if a check fails)
+    python benchmarks/correctness.py     (outputs/benchmarks/correctness-<device>.json; exit 1 if a check fails)
 
 Logits, rates, both bounds and their gradients within float32 rounding, samples token for token in float64.
 """
 
+import argparse
 import sys
 
 import torch
+from measuring import record_place
 
 from hf_lomdm import LoMDMConfig, LoMDMForMaskedDiffusion, LoMDMPipeline, LoMDMScheduler
+from hf_lomdm.cli.errors import user_errors
+from hf_lomdm.cli.option_types import nonempty
 from hf_lomdm.evaluation.records import environment, write_record
 
 # float32 sums of up to a few hundred terms against float64; TF32 is off
@@ -17,10 +21,17 @@ TOLERANCE = 2e-4
 BATCH, LENGTH = 8, 32
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=nonempty, help="default outputs/benchmarks/correctness-<device>.json")
+    options = parser.parse_args(arguments)
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    where = environment(device, torch.float32, seed=1)
+    with user_errors(ValueError, OSError):
+        measured = {"task": f"correctness-{device}", "device": where["device"]}
+        path = record_place(options.output, measured)
     record = check(device)
-    write_record(f"results/correctness_{device}.json", record | environment(device, torch.float32, seed=1))
+    write_record(path, measured | record | where)
     for name, error in record["largest_difference"].items():
         print(f"{name:28s} {error:.2e}")
     sys.exit(f"failed: {record['failed']}" if record["failed"] else 0)

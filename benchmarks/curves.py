@@ -99,9 +99,11 @@ def read_systems(paths: list[Path]) -> dict[str, dict[str, Any]]:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("records", type=Path, nargs="+", help="of compare_systems.py")
-    parser.add_argument("--output", type=Path, required=True, help="picture file")
+    parser.add_argument("--output", type=Path, required=True, help="picture file, a new one")
     options = parser.parse_args(arguments)
     try:
+        if options.output.exists():
+            raise ValueError(f"--output {options.output} is there already. Pass another name, or delete it.")
         systems = read_systems(options.records)
         plot_curves(systems, options.output)
     except (ImportError, OSError, ValueError, KeyError) as error:

@@ -75,7 +75,9 @@ for folder in "$runs"/*/*/config.json; do
     [ "$(basename "$model")" != tokenizer ] || continue
     text=(--file "$test" --max_rows "$rows")
     kind=$(sed -n 's/.*"rate_type": "\(.*\)".*/\1/p' "$folder")  # nothing: autoregressive
-    measure "$model" test likelihood "${text[@]}" --num_samples 8
+    samples=()
+    [ -z "$kind" ] || samples=(--num_samples 8)
+    measure "$model" test likelihood "${text[@]}" ${samples[@]+"${samples[@]}"}
     if [ -n "$kind" ]; then
         measure "$model" time likelihood "${text[@]}" --num_samples 8 --bound time
         # of few rows: 8 orders take 8 passes a token

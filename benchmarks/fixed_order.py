@@ -33,7 +33,7 @@ from torch import Tensor
 
 from hf_lomdm import LoMDMForMaskedDiffusion
 from hf_lomdm.evaluation.parts import PartsFile
-from hf_lomdm.evaluation.records import write_record
+from hf_lomdm.evaluation.records import check_output, write_record
 from hf_lomdm.modeling.backbone_lomdm import position_ids
 from hf_lomdm.modeling.process_lomdm import centre, learned_rates
 from hf_lomdm.training.arguments import parse_arguments
@@ -102,6 +102,8 @@ def parse_options(arguments: list[str] | None = None) -> tuple[argparse.Namespac
 def main(arguments: list[str] | None = None) -> None:
     try:
         options, run, rates = parse_options(arguments)
+        measured = {"task": "likelihood", "law": options.law, "words": run.words}
+        check_output(options.output, measured)
     except ValueError as error:
         sys.exit(f"error: {error}")
     fix_order(rates)
@@ -111,7 +113,7 @@ def main(arguments: list[str] | None = None) -> None:
     texts, _ = load_data(run.data, folder)
     parts = folder / "evaluation.parts.jsonl"
     found = evaluate(run, folder, texts["validation"], parts)
-    write_record(options.output, {"task": "likelihood", "law": options.law, "words": run.words} | found)
+    write_record(options.output, measured | found)
     PartsFile(parts, {}).delete()
     print(f"order bound in its order: {found['value']:.4f} +- {found['standard_error']:.4f} nats per token")
     print(f"record: {options.output}")

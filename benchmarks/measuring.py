@@ -1,7 +1,8 @@
 """What all measurements share: models of the two sizes, interleaved timing, and the record of a device.
 
-A section of `results/performance_<device>.json` is what one script measures. Each is written when it is finished,
-beside its place first and then renamed, so that a kill loses nothing that was measured before.
+A section of `outputs/benchmarks/performance_<device>.json` is what one script measures. Each is written when it is
+finished, beside its place first and then renamed, so that a kill loses nothing that was measured before. What is in
+`benchmarks/records/` was put there by hand.
 """
 
 import argparse
@@ -14,7 +15,9 @@ from pathlib import Path
 import torch
 
 from hf_lomdm import LoMDMConfig, LoMDMForMaskedDiffusion
-from hf_lomdm.evaluation.records import environment, write_record
+from hf_lomdm.cli.errors import user_errors
+from hf_lomdm.cli.option_types import nonempty, positive
+from hf_lomdm.evaluation.records import check_output, environment, record_name, write_record
 
 SIZES = {
     "small": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12},  # MDLM-small
@@ -101,33 +104,66 @@ def matmul_ceiling(size: int, seconds: float) -> float:
     return 2 * size**3 / best
 
 
-def record_path(output: Path | None) -> Path:
-    """Where the record of this device lies."""
-    return output or Path(f"results/performance_{device_type()}.json")
+def record_place(output: str | None, measured: dict) -> Path:
+    """`output`, or a place in `outputs/benchmarks` named after what is measured; kept clear for `write_record`.
+
+    Args:
+        measured: as in `check_output`; `task`, `model` and `source` (of the data), where they are there, name it.
+    Raises:
+        ValueError: a record of something else is there.
+    """
+    words = [measured[name] for name in ("task", "model", "source") if name in measured]
+    path = Path(output or f"outputs/benchmarks/{record_name(*words)}")
+    check_output(path, measured)
+    return path
 
 
-def save_section(path: Path, name: str, section: dict) -> None:
+def record_path(options: argparse.Namespace) -> Path:
+    """Where the sections of this device lie, those of toy sizes apart.
+
+    Raises:
+        ValueError: something else is there.
+    """
+    toy = "_smoke" if options.smoke else ""
+    path = Path(options.output or f"outputs/benchmarks/performance{toy}_{device_type()}.json")
+    check_output(path, {})
+    here = {"device": environment(device_type(), torch.bfloat16, SEED)["device"], "smoke": options.smoke}
+    for name, section in (json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}).items():
+        where = section.get("environment") if isinstance(section, dict) else None
+        there = where and {"device": where["device"], "smoke": section.get("smoke", False)}
+        if there != here:
+            raise ValueError(
+                f"--output {path} is the record of something else: its {name} is {there}, not {here}. "
+                "Pass another --output, or delete it."
+            )
+    return path
+
+
+def save_section(path: Path, name: str, section: dict, smoke: bool = False) -> None:
     """Puts a section into the record at `path`, with the environment that it was measured in; others stay."""
-    record = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    section = section | {"environment": environment(device_type(), torch.bfloat16, SEED)}
+    record = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    section = section | {"smoke": smoke, "environment": environment(device_type(), torch.bfloat16, SEED)}
     write_record(path, record | {name: section})
 
 
-def options(description: str, seconds: float) -> argparse.ArgumentParser:
-    """The command line that all scripts share."""
+def options(description: str, seconds: float, compiles: bool) -> argparse.ArgumentParser:
+    """The command line that all scripts share; `compiles`: whether there is a network that can be compiled."""
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--seconds", type=float, default=seconds, help="about as long as it may take")
+    parser.add_argument("--seconds", type=positive, default=seconds, help="about as long as it may take")
     parser.add_argument("--smoke", action="store_true", help="toy sizes: shows that it runs, the numbers mean nothing")
-    parser.add_argument("--compile", action="store_true", help="torch.compile the network, on both sides")
-    parser.add_argument("--output", type=Path, help="default results/performance_<device>.json")
+    if compiles:
+        parser.add_argument("--compile", action="store_true", help="torch.compile the network, on both sides")
+    parser.add_argument("--output", type=nonempty, help="default outputs/benchmarks/performance_<device>.json")
     return parser
 
 
-def run_section(name: str, measure: Section, description: str, seconds: float) -> None:
+def run_section(name: str, measure: Section, description: str, seconds: float, compiles: bool = False) -> None:
     """The `main` of a script: measures one section, writes it and prints its tables."""
     from report import tables
 
-    chosen = options(description, seconds).parse_args()
+    chosen = options(description, seconds, compiles).parse_args()
+    with user_errors(ValueError, OSError):
+        chosen.output = record_path(chosen)
     section = measure(chosen)
-    save_section(record_path(chosen.output), name, section)
-    print(tables({name: section}))
+    save_section(chosen.output, name, section, chosen.smoke)
+    print(f"{tables({name: section})}\n\nrecord: {chosen.output}")

@@ -1,6 +1,6 @@
 """All measurements of a device in one record, section after section.
 
-    python benchmarks/performance.py                          (results/performance_<device>.json, within 10 minutes)
+    python benchmarks/performance.py                          (outputs/benchmarks/performance_<device>.json)
     python benchmarks/performance.py --sections blocks import
     python benchmarks/performance.py --smoke --output FILE    (toy sizes, seconds)
 
@@ -25,6 +25,8 @@ import training_step
 from measuring import device_type, options, record_path, save_section
 from report import tables
 
+from hf_lomdm.cli.errors import user_errors
+
 
 def measure_correctness(_: argparse.Namespace) -> dict:
     """The device against float64 on the CPU."""
@@ -42,14 +44,19 @@ SECTIONS = {
     "memory": (step_memory.measure, 0.15),
     "training": (training_step.measure, 0.3),
 }
+COMPILED = ("attention", "training")
 NEED_DIFFUSERS = ("correctness", "sampling")
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = options(__doc__.splitlines()[0], seconds=480)
+    parser = options(__doc__.splitlines()[0], seconds=480, compiles=True)
     parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS))
     chosen = parser.parse_args(arguments)
-    path, end, record = record_path(chosen.output), time.perf_counter() + chosen.seconds, {}
+    if chosen.compile and not set(COMPILED) & set(chosen.sections):
+        parser.error(f"--compile is for the sections {' and '.join(COMPILED)}. Leave it out.")
+    with user_errors(ValueError, OSError):
+        path = chosen.output = record_path(chosen)
+    end, record = time.perf_counter() + chosen.seconds, {}
     todo = [name for name in SECTIONS if name in chosen.sections]
     for index, name in enumerate(todo):
         if name in NEED_DIFFUSERS and not importlib.util.find_spec("diffusers"):
@@ -60,7 +67,7 @@ def main(arguments: list[str] | None = None) -> None:
         own.seconds = max(0.0, end - time.perf_counter()) * share / sum(SECTIONS[one][1] for one in todo[index:])
         print(f"== {name}, {own.seconds:.0f} s", flush=True)
         record[name] = function(own)
-        save_section(path, name, record[name])
+        save_section(path, name, record[name], chosen.smoke)
     print(f"\n{tables(record)}\n\nrecord: {path}")
     failed = record.get("correctness", {}).get("failed")
     sys.exit(f"correctness failed: {failed}" if failed else 0)

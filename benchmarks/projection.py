@@ -13,6 +13,8 @@ import flops
 from report import table
 
 from hf_lomdm import LoMDMConfig
+from hf_lomdm.cli.errors import user_errors
+from hf_lomdm.cli.option_types import positive
 from hf_lomdm.modeling.process_lomdm import DEVICE_LOGITS
 
 PAPER = {"length": 1024, "batch": 512, "steps": 1_000_000}  # OpenWebText, MDLM-small
@@ -102,9 +104,10 @@ def table_of(rows: list[dict]) -> str:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--peak", type=float, required=True, help="bfloat16 FLOP/s of one GPU")
+    parser.add_argument("--peak", type=positive, required=True, help="bfloat16 FLOP/s of one GPU")
     parser.add_argument(
-        "--utilisation", type=float, nargs="+", required=True, help="shares of it that training reaches"
+        "--utilisation", type=positive, nargs="+", required=True, help="shares of it that training reaches"
     )
     chosen = parser.parse_args()
-    print(table_of([row for share in chosen.utilisation for row in projections(chosen.peak, share)]))
+    with user_errors():
+        print(table_of([row for share in chosen.utilisation for row in projections(chosen.peak, share)]))

@@ -7,6 +7,8 @@ import argparse
 import json
 from pathlib import Path
 
+from hf_lomdm.cli.errors import user_errors
+
 GIGA = 1e9
 
 
@@ -127,4 +129,9 @@ TABLES = {
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("record", type=Path, help="results/performance_<device>.json")
-    print(tables(json.loads(parser.parse_args().record.read_text(encoding="utf-8"))))
+    path = parser.parse_args().record
+    with user_errors():
+        try:
+            print(tables(json.loads(path.read_text(encoding="utf-8"))))
+        except (AttributeError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} is no record of performance.py.") from error

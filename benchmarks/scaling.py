@@ -1,6 +1,6 @@
 """Scaling: cost against length, batch, vocabulary, threads and sampling steps; two processes; the plan on paper.
 
-    python benchmarks/scaling.py [--seconds 80]     (section `scaling` of the record, docs/images/scaling_<device>.png)
+    python benchmarks/scaling.py [--seconds 80]     (section `scaling` of the record, and a picture beside it)
 
 One thing varies at a time, the rest is as in `BASE`. Where the two-process efficiency is measured (CPU, gloo), each
 process has one thread and a batch of its own: 1 means that two do twice the work of one in the same time.
@@ -135,8 +135,7 @@ def measure(options: argparse.Namespace) -> dict:
     section = {"base": BASE | {"size": size}, "axes": curves}
     print(f"  scaling: {', '.join(curves)} done", flush=True)
     if _has("matplotlib"):
-        folder = options.output.parent if options.output else Path("docs/images")
-        plot(curves, folder / f"scaling_{device_type()}.png")
+        plot(curves, options.output.with_name(f"{options.output.stem}_scaling.png"))
     if device_type() == "cpu" and not options.smoke:
         section["ddp"] = ddp_efficiency(size, BASE["vocab_size"], BASE["length"])
     return section

@@ -14,24 +14,25 @@ batches, of other texts and draws each, without an update between them. Reported
 - `noise`: root mean square distance of one batch's gradient from the mean;
 - `batches`: `(noise / signal)^2`, how many must be averaged until the mean shows (none where there is no signal).
 
-A file that ends in .csv holds puzzles, any other text. Record: results/score_noise_cpu.json.
+A file that ends in .csv holds puzzles, any other text. Record: outputs/benchmarks/score_noise-MODEL-FILE.json.
 """
 
 import argparse
-import sys
-from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from measuring import record_place
 from text_orders import load_texts
 from torch import Tensor
 from tqdm import tqdm
 
 from hf_lomdm import LoMDMForMaskedDiffusion
+from hf_lomdm.cli.errors import loading, user_errors
+from hf_lomdm.cli.option_types import nonempty, refuse_unused, whole
 from hf_lomdm.evaluation.records import environment, write_record
 from hf_lomdm.evaluation.sudoku import CELLS, add_clues, load_puzzles, training_rows
 
 PARTS = ("path", "score", "both")
+CLUES = 40
 
 
 def phi_gradients(model: LoMDMForMaskedDiffusion, rows: dict[str, Tensor], seed: int) -> tuple[Tensor, Tensor]:
@@ -96,31 +97,31 @@ def measure(model: LoMDMForMaskedDiffusion, batches: list[dict[str, Tensor]], nu
 
 def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="folder of a LoMDM")
-    parser.add_argument("--file", required=True, help="text, or a .csv file with the columns puzzle and solution")
-    parser.add_argument("--clues", type=int, default=40, help="cells given of each puzzle")
-    parser.add_argument("--rows", type=int, default=32, help="texts in a batch")
-    parser.add_argument("--batches", type=int, default=64)
-    parser.add_argument("--views", type=int, nargs="+", default=[2, 4, 8])
-    parser.add_argument("--output", type=Path, default=Path("results/score_noise_cpu.json"))
+    parser.add_argument("--model", type=nonempty, required=True, help="folder of a LoMDM")
+    parser.add_argument(
+        "--file", type=nonempty, required=True, help="text, or a .csv file with the columns puzzle and solution"
+    )
+    parser.add_argument("--clues", type=whole(0, CELLS), default=CLUES, help="cells given of each puzzle")
+    parser.add_argument("--rows", type=whole(1), default=32, help="texts in a batch")
+    parser.add_argument("--batches", type=whole(3), default=64, help="3 or more, for an error")
+    parser.add_argument("--views", type=whole(2), nargs="+", default=[2, 4, 8], help="2 or more, which RLOO compares")
+    parser.add_argument("--output", type=nonempty, help="default outputs/benchmarks/score_noise-MODEL-FILE.json")
     return parser.parse_args(arguments)
 
 
 def main(arguments: list[str] | None = None) -> None:
     options = parse_options(arguments)
-    try:
-        model = LoMDMForMaskedDiffusion.from_pretrained(options.model, dtype=torch.float32)
+    with user_errors():
+        if not options.file.endswith(".csv") and options.clues != CLUES:
+            refuse_unused({"clues": options.clues}, {"clues": "is for puzzles, a .csv file"})
+        measured = {"task": "score_noise", "source": options.file, "numbers": options.views}
+        measured |= {name: getattr(options, name) for name in ("model", "rows", "batches", "clues")}
+        path = record_place(options.output, measured)
+        with loading("--model", options.model):
+            model = LoMDMForMaskedDiffusion.from_pretrained(options.model, dtype=torch.float32)
         if model.phi is None:
             raise ValueError(f"--model {options.model} has no phi: its rate_type is {model.config.rate_type!r}.")
-        if min(options.views) < 2:
-            raise ValueError(f"--views must be at least 2, which RLOO compares, got {min(options.views)}.")
-        if options.rows < 1:
-            raise ValueError(f"--rows must be at least 1, got {options.rows}.")
-        if options.batches < 3:
-            raise ValueError(f"--batches must be at least 3 for an error, got {options.batches}.")
         batches = load_rows(options, model)
-    except (OSError, ValueError, SafetensorError) as error:
-        sys.exit(f"error: {error}")
     model.requires_grad_(False).phi.requires_grad_(True)
     print(f"{'views':>5s} {'part':6s} {'signal':>10s} {'its square':>22s} {'noise':>10s} {'batches':>10s}")
     found = {}
@@ -131,10 +132,9 @@ def main(arguments: list[str] | None = None) -> None:
             needed = "none" if one["batches"] is None else f"{one['batches']:.3g}"
             numbers = f"{one['signal']:10.2e} {square:>22s} {one['noise']:10.2e} {needed:>10s}"
             print(f"{num_views:5d} {part:6s} {numbers}", flush=True)
-    setting = {name: getattr(options, name) for name in ("model", "rows", "batches", "clues")}
-    record = {"task": "score_noise", **setting, "source": Path(options.file).name, "views": found}
-    write_record(options.output, record | {"environment": environment("cpu", torch.float32, seed=0)})
-    print(f"record: {options.output}")
+    where = environment("cpu", torch.float32, seed=0)
+    write_record(path, measured | {"views": found, "environment": where})
+    print(f"record: {path}")
 
 
 if __name__ == "__main__":

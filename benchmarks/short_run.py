@@ -1,6 +1,6 @@
 """One short training run each of MDLM and LoMDM, the same data, steps and seed.
 
-    python benchmarks/short_run.py [--max_steps 60]      (results/short_run_<device>.json)
+    python benchmarks/short_run.py [--max_steps 60]      (outputs/benchmarks/short_run-<device>.json)
 
 The runs are `training_scripts/train.py` on tiny.yaml: characters of the reference that ships with CPython. They show
 that training works on this device and what a step costs; they are too short to compare the systems.
@@ -14,7 +14,10 @@ import tempfile
 from pathlib import Path
 
 import torch
+from measuring import record_place
 
+from hf_lomdm.cli.errors import user_errors
+from hf_lomdm.cli.option_types import nonempty, whole
 from hf_lomdm.evaluation.records import environment, write_record
 
 ROOT = Path(__file__).parent.parent
@@ -24,17 +27,22 @@ SEED = 1
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--max_steps", type=int, default=60 if not torch.cuda.is_available() else 300)
-    steps = parser.parse_args().max_steps
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    parser.add_argument("--max_steps", type=whole(1), default=60 if not torch.cuda.is_available() else 300)
+    parser.add_argument("--output", type=nonempty, help="default outputs/benchmarks/short_run-<device>.json")
+    options = parser.parse_args()
+    steps, device = options.max_steps, "cuda" if torch.cuda.is_available() else "cpu"
+    where = environment(device, torch.float32, SEED)
+    measured = {"task": f"short_run-{device}", "max_steps": steps, "device": where["device"]}
+    with user_errors(ValueError, OSError):
+        path = record_place(options.output, measured)
     runs = {name: train(rate_type, steps) for name, rate_type in SYSTEMS.items()}
-    record = {"config": "tiny.yaml", "max_steps": steps, "runs": runs}
-    write_record(f"results/short_run_{device}.json", record | environment(device, torch.float32, SEED))
+    write_record(path, {"config": "tiny.yaml", **measured, "runs": runs} | where)
     for name, run in runs.items():
         print(
             f"{name:6s} order bound {run['eval_nelbo']:.3f} +- {run['eval_nelbo_standard_error']:.3f} nats/character "
             f"after {steps} steps, {run['train_runtime']:.0f} s"
         )
+    print(f"record: {path}")
 
 
 def train(rate_type: str, steps: int) -> dict[str, float]:

@@ -14,22 +14,22 @@ do better, for it reads the solution, and can tell more of the later states than
 
 For each: the main part of the order bound, to which the heads would come if psi could follow phi exactly; the whole
 bound with these reverse rates, which do not know the clues from the rest, and what it is over that of the first law,
-paired; and the share of puzzles that `sequential` solves, a cell at a time. Record: results/sudoku_oracle_cpu.json.
+paired; and the share of puzzles that `sequential` solves, a cell at a time. Record: outputs/benchmarks/.
 """
 
 import argparse
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from measuring import record_place
 from torch import Tensor
 
 from hf_lomdm import LoMDMForMaskedDiffusion, LoMDMPipeline
+from hf_lomdm.cli.errors import loading, user_errors
+from hf_lomdm.cli.option_types import nonempty, whole
 from hf_lomdm.evaluation import nelbo
 from hf_lomdm.evaluation.records import write_record
-from hf_lomdm.evaluation.sudoku import Puzzle, add_clues, evaluate_sudoku, load_puzzles, training_rows
+from hf_lomdm.evaluation.sudoku import CELLS, Puzzle, add_clues, evaluate_sudoku, load_puzzles, training_rows
 from hf_lomdm.modeling.modeling_lomdm import LoMDMOutput
 from hf_lomdm.modeling.process_lomdm import centre, learned_rates
 
@@ -107,29 +107,32 @@ def describe(name: str, values: Tensor) -> dict[str, float]:
 
 def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="folder of a LoMDM of --task sudoku")
-    parser.add_argument("--file", required=True, help="a .csv file with the columns puzzle and solution")
-    parser.add_argument("--start", type=int, default=0, help="the first puzzle")
-    parser.add_argument("--max_rows", type=int, default=256, help="puzzles, 2 or more")
-    parser.add_argument("--clues", type=int, default=40, help="cells given of each")
-    parser.add_argument("--num_samples", type=int, default=8, help="draws per puzzle for the bound")
+    parser.add_argument("--model", type=nonempty, required=True, help="folder of a LoMDM of --task sudoku")
+    parser.add_argument("--file", type=nonempty, required=True, help="a .csv file with the columns puzzle and solution")
+    parser.add_argument("--start", type=whole(0), default=0, help="the first puzzle")
+    parser.add_argument("--max_rows", type=whole(2), default=256, help="puzzles, 2 or more")
+    parser.add_argument("--clues", type=whole(0, CELLS), default=40, help="cells given of each")
+    parser.add_argument("--num_samples", type=whole(1), default=8, help="draws per puzzle for the bound")
     parser.add_argument("--laws", nargs="+", default=list(LAWS))
-    parser.add_argument("--output", type=Path, default=Path("results/sudoku_oracle_cpu.json"))
+    parser.add_argument("--output", type=nonempty, help="default outputs/benchmarks/sudoku_oracle-MODEL-FILE.json")
     return parser.parse_args(arguments)
 
 
 def main(arguments: list[str] | None = None) -> None:
     options = parse_options(arguments)
-    try:
-        model = OracleOrder.from_pretrained(options.model).eval()
+    names = ("model", "start", "max_rows", "clues", "num_samples")
+    measured = {"task": "sudoku_oracle", "source": options.file, "names": options.laws}
+    measured |= {name: getattr(options, name) for name in names}
+    with user_errors():
+        path = record_place(options.output, measured)
+        with loading("--model", options.model):
+            model = OracleOrder.from_pretrained(options.model).eval()
         laws = {words: make_law(words, model.config.c1, model.config.c2) for words in options.laws}
         puzzles = load_puzzles(options.file, options.start, options.max_rows)
         generator = torch.Generator().manual_seed(0)
         puzzles = [add_clues(puzzle, options.clues, generator) for puzzle in puzzles]
         if len(puzzles) < 2:
             raise ValueError(f"--max_rows must leave at least 2 puzzles for an error, got {len(puzzles)}.")
-    except (OSError, ValueError, SafetensorError) as error:
-        sys.exit(f"error: {error}")
     pipe = LoMDMPipeline.from_pretrained(options.model, model=model)
     pipe.set_progress_bar_config(disable=True)
     print(f"{'law':15s} {'main, nats per cell':>19s} {'over the first':>19s} {'solved':>15s} {'forced reveals':>15s}")
@@ -146,10 +149,8 @@ def main(arguments: list[str] | None = None) -> None:
             f"{solved:>15s} {one['forced_first']:>15.3f}",
             flush=True,
         )
-    setting = {name: getattr(options, name) for name in ("model", "start", "clues", "num_samples")}
-    source = Path(options.file).name
-    write_record(options.output, {"task": "sudoku_oracle", "source": source, **setting, "laws": found})
-    print(f"record: {options.output}")
+    write_record(path, measured | {"laws": found})
+    print(f"record: {path}")
 
 
 if __name__ == "__main__":

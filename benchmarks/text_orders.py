@@ -14,22 +14,22 @@ where the order is drawn, this sum is a bound. Every token of a row counts, BOS 
 - `near`, `far`: the position nearest to one that is known, or farthest from all; the first one and ties are drawn.
 
 Were the network the exact law of the texts, every order would cost the same. What a network gains that is trained in an
-order, `fixed_order.py` measures. Record: results/text_orders_cpu.json.
+order, `fixed_order.py` measures. Record: outputs/benchmarks/text_orders-MODEL-FILE.json.
 """
 
 import argparse
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from safetensors import SafetensorError
+from measuring import record_place
 from torch import Tensor
 from tqdm import tqdm
 from transformers import AutoTokenizer
 
 from hf_lomdm import LoMDMForMaskedDiffusion
+from hf_lomdm.cli.errors import loading, user_errors
+from hf_lomdm.cli.option_types import nonempty, whole
 from hf_lomdm.evaluation.records import environment, write_record
 from hf_lomdm.evaluation.rows import load_file, pack_documents, special_tokens
 
@@ -137,18 +137,24 @@ def load_texts(options: argparse.Namespace, model: LoMDMForMaskedDiffusion) -> T
 
 def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="folder of a masked diffusion model without blocks")
-    parser.add_argument("--file", required=True, help="text to measure")
-    parser.add_argument("--max_rows", type=int, default=128)
+    parser.add_argument(
+        "--model", type=nonempty, required=True, help="folder of a masked diffusion model without blocks"
+    )
+    parser.add_argument("--file", type=nonempty, required=True, help="text to measure")
+    parser.add_argument("--max_rows", type=whole(2), default=128)
     parser.add_argument("--orders", nargs="+", choices=ORDERS, help="the first is the reference; default all there are")
-    parser.add_argument("--output", type=Path, default=Path("results/text_orders_cpu.json"))
+    parser.add_argument("--output", type=nonempty, help="default outputs/benchmarks/text_orders-MODEL-FILE.json")
     return parser.parse_args(arguments)
 
 
 def main(arguments: list[str] | None = None) -> None:
     options = parse_options(arguments)
-    try:
-        model = LoMDMForMaskedDiffusion.from_pretrained(options.model, dtype=torch.float32).eval()
+    with user_errors():
+        measured = {"task": "text_orders", "model": options.model, "source": options.file}
+        measured |= {"max_rows": options.max_rows, "only": options.orders}
+        path = record_place(options.output, measured)
+        with loading("--model", options.model):
+            model = LoMDMForMaskedDiffusion.from_pretrained(options.model, dtype=torch.float32).eval()
         if model.config.block_size is not None:
             raise ValueError(f"--model {options.model} writes block after block. Pass one without blocks.")
         learned = model.config.rate_type == "learned"
@@ -156,8 +162,6 @@ def main(arguments: list[str] | None = None) -> None:
         if "learned" in options.orders and not learned:
             raise ValueError(f"--orders learned needs learned rates, {options.model} has none. Leave it out.")
         texts = load_texts(options, model)
-    except (OSError, ValueError, SafetensorError) as error:
-        sys.exit(f"error: {error}")
     print(f"{'order':15s} {'nats per token':>20s} {'minus ' + options.orders[0]:>22s}   in each quarter of the reveals")
     found = {}
     for order in options.orders:
@@ -166,10 +170,9 @@ def main(arguments: list[str] | None = None) -> None:
         values = [f"{part['value']:.3f} +- {part['standard_error']:.3f}" for part in (one, one["minus_first"])]
         quarters = " ".join(f"{part:.2f}" for part in one["by_quarter"])
         print(f"{order:15s} {values[0]:>20s} {values[1]:>22s}   {quarters}", flush=True)
-    setting = {"model": options.model, "source": Path(options.file).name, "n": len(texts)}
     where = environment("cpu", torch.float32, seed=0)
-    write_record(options.output, {"task": "text_orders", **setting, "orders": summary(found), "environment": where})
-    print(f"record: {options.output}")
+    write_record(path, measured | {"n": len(texts), "orders": summary(found), "environment": where})
+    print(f"record: {path}")
 
 
 if __name__ == "__main__":

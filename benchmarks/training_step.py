@@ -134,4 +134,4 @@ def measure(options: argparse.Namespace) -> dict:
 
 
 if __name__ == "__main__":
-    run_section("training", measure, __doc__.splitlines()[0], seconds=240)
+    run_section("training", measure, __doc__.splitlines()[0], seconds=240, compiles=True)

@@ -4,6 +4,7 @@ Run it outside the repository, in an environment that holds the built wheel and 
 module is missing from the wheel, needs something that a plain installation lacks, or advertises a name it has not.
 """
 
+import argparse
 import importlib
 import pkgutil
 import sys
@@ -25,6 +26,7 @@ def public_names(module_name: str) -> list[str]:
 
 def main() -> None:
     """Import everything, print how much that was; exits with an error where the package is not the installed one."""
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     package = importlib.import_module("hf_lomdm")
     installed = Path(sysconfig.get_paths()["purelib"]).resolve()
     if installed not in Path(package.__file__).resolve().parents:

@@ -43,7 +43,7 @@ from hf_lomdm.evaluation.corpus import evaluate_corpus, is_diffusion, process_st
 from hf_lomdm.evaluation.density import measured_density
 from hf_lomdm.evaluation.likelihood import MAX_EXACT_POSITIONS
 from hf_lomdm.evaluation.parts import delete_parts
-from hf_lomdm.evaluation.records import check_output, holds_file, write_record
+from hf_lomdm.evaluation.records import check_output, holds_file, record_name, write_record
 from hf_lomdm.evaluation.rows import Rows, cut_documents, load_file, pack_documents, special_tokens
 from hf_lomdm.evaluation.sudoku import CELLS, add_clues, evaluate_sudoku, load_puzzles
 from hf_lomdm.evaluation.zero_shot import SETS, evaluate_zero_shot
@@ -244,15 +244,9 @@ def set_files(options: argparse.Namespace) -> dict[str, str]:
 
 def default_output(options: argparse.Namespace) -> str:
     """A name that says what is measured on what."""
-    model = "-".join(Path(options.model).parts[-2:])
-    data = "-".join(options.sets) if options.command == "zero-shot" else ""
-    data = "all" if data == "-".join(SETS) else data
-    words = (
-        options.command,
-        model,
-        data or Path(options.judge if options.command == "generation" else options.file).name,
-    )
-    return f"outputs/evaluation/{'-'.join(re.sub(r'[^.=+_0-9A-Za-z]+', '-', word)[-60:] for word in words)}.json"
+    sets = "all" if getattr(options, "sets", None) == list(SETS) else "-".join(getattr(options, "sets", ()))
+    data = {"zero-shot": sets, "generation": getattr(options, "judge", "")}.get(options.command) or options.file
+    return f"outputs/evaluation/{record_name(options.command, options.model, data)}"
 
 
 def check_plots(options: argparse.Namespace) -> None:

@@ -49,6 +49,8 @@ def test_the_script_draws_and_prints(tmp_path, capsys):
     script.main([str(record), "--output", str(tmp_path / "pictures" / "curves.png")])
     assert (tmp_path / "pictures" / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert "60.0% of steps" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="error: --output .*curves.png is there already"):
+        script.main([str(record), "--output", str(tmp_path / "pictures" / "curves.png")])
 
 
 def test_systems_of_several_records_come_together_and_the_first_of_a_name_counts(tmp_path):

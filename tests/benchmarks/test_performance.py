@@ -19,6 +19,7 @@ from hf_lomdm.modeling.process_lomdm import draw_order_view, position_exponentia
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
+import correctness  # noqa: E402
 import flops  # noqa: E402
 import measuring  # noqa: E402
 import performance  # noqa: E402
@@ -267,6 +268,41 @@ def test_a_section_replaces_itself_and_leaves_the_others(tmp_path):
     assert record["blocks"]["environment"]["device_type"] == measuring.device_type()
 
 
+def test_records_of_toy_sizes_and_of_other_devices_are_kept_apart(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    parser = measuring.options("a", 1, compiles=True)
+    device = measuring.device_type()
+    real, toy = (measuring.record_path(parser.parse_args(words)) for words in ([], ["--smoke"]))
+    assert (real.name, toy.name) == (f"performance_{device}.json", f"performance_smoke_{device}.json")
+    measuring.save_section(real, "blocks", {"value": 1})
+    assert measuring.record_path(parser.parse_args([])) == real
+    with pytest.raises(ValueError, match="its blocks is .*'smoke': False}, not .*'smoke': True"):
+        measuring.record_path(parser.parse_args(["--smoke", "--output", str(real)]))
+    monkeypatch.setattr(measuring, "environment", lambda *_: {"device": "another"})
+    with pytest.raises(ValueError, match="is the record of something else: .*not {'device': 'another'"):
+        measuring.record_path(parser.parse_args([]))
+    for seconds in ("0", "-1", "nan", "inf"):
+        with pytest.raises(SystemExit, match="2"):
+            parser.parse_args(["--seconds", seconds])
+    with pytest.raises(SystemExit, match="2"):  # nothing in it is compiled
+        performance.main(["--sections", "import", "--compile"])
+    with pytest.raises(SystemExit, match="2"):
+        measuring.options("a", 1, compiles=False).parse_args(["--compile"])
+
+
+def test_correctness_is_written_apart_from_the_records_of_the_repository(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(correctness, "check", lambda device: {"largest_difference": {}, "failed": []})
+    for _ in range(2):
+        with pytest.raises(SystemExit, match="0"):
+            correctness.main([])
+    (record,) = Path("outputs/benchmarks").iterdir()
+    assert record.name.startswith("correctness-") and not Path("results").exists()
+    record.write_text("{}")
+    with pytest.raises(SystemExit, match="error: .*is the record of something else"):
+        correctness.main([])
+
+
 def test_smoke_run_writes_every_section_and_prints_its_tables(tmp_path):
     output = tmp_path / "performance.json"
     command = ["bash", str(ROOT / "benchmarks" / "run_all.sh"), "--smoke", "--seconds", "8", "--output", str(output)]
@@ -288,7 +324,7 @@ def test_smoke_run_writes_every_section_and_prints_its_tables(tmp_path):
     assert many["batch"] == 16 and record["memory"]["left_out"] and "naive_lomdm" not in many["step_memory_mb"]
     assert checkpointed["batch"] >= 4 and plain["step_memory_mb"]["mdlm_reference"] >= 0
     assert tables(record) in done.stdout
-    assert (tmp_path / "scaling_cpu.png").exists()
+    assert (tmp_path / "performance_scaling.png").exists()
 
 
 @pytest.mark.slow

@@ -57,20 +57,26 @@ def test_more_views_leave_the_mean_and_quieten_the_score(make_model):
     assert six["noise"] < 0.7 * two["noise"]
 
 
-def test_the_script_measures_puzzles_and_refuses_what_has_no_phi(make_model, tmp_path, capsys):
-    output = tmp_path / "found.json"
-    words = ["--file", PUZZLES, "--clues", "60", "--rows", "1", "--views", "2", "3", "--output", str(output)]
+def test_the_script_measures_puzzles_and_refuses_what_has_no_phi(make_model, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = ["--file", PUZZLES, "--clues", "60", "--rows", "1", "--views", "2", "3"]
     main(["--model", CHECKPOINT, "--batches", "3", *words])
+    (output,) = Path("outputs/benchmarks").iterdir()
+    assert output.name == "score_noise-checkpoints-lomdm-sudoku-fixtures-sudoku.csv.json"
     record = json.loads(output.read_text())
     assert record["views"].keys() == {"2", "3"} and record["views"]["2"].keys() == {"path", "score", "both"}
     assert all(part["noise"] > 0 for part in record["views"]["3"].values())
     assert "its square" in capsys.readouterr().out
-    with pytest.raises(SystemExit, match="--batches must be at least 3"):
-        main(["--model", CHECKPOINT, "--batches", "2", *words])
-    with pytest.raises(SystemExit, match="--views must be at least 2"):
-        main(["--model", CHECKPOINT, "--batches", "3", *words, "--views", "1"])
-    with pytest.raises(SystemExit, match="--rows must be at least 1"):
-        main(["--model", CHECKPOINT, "--batches", "3", *words, "--rows", "0"])
+    for option, value in [("--batches", "2"), ("--views", "1"), ("--rows", "0"), ("--clues", "-1")]:
+        with pytest.raises(SystemExit, match="2"):
+            main(["--model", CHECKPOINT, *words, option, value])
+        assert f"argument {option}: must be a whole number" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="is the record of something else: its batches is 3, not 4"):
+        main(["--model", CHECKPOINT, "--batches", "4", *words])
+    (tmp_path / "text.txt").write_text("abc")
+    with pytest.raises(SystemExit, match="error: --clues is for puzzles"):
+        main(["--model", CHECKPOINT, "--file", "text.txt", "--clues", "60"])
+    output.unlink()
     with pytest.raises(SystemExit, match="puzzles of 81 cells, .* takes 64 tokens"):
         main(["--model", str(ROOT / "checkpoints" / "lomdm-enwiki"), "--batches", "3", *words])
     with pytest.raises(SystemExit, match="gives [0-9]+. Lower one of them"):

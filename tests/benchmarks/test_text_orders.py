@@ -86,8 +86,14 @@ def test_the_script_measures_each_order_on_whole_rows(text, tmp_path, capsys):
     assert other["minus_first"]["value"] == pytest.approx(other["value"] - one["value"], abs=1e-6)
     assert sum(one["by_quarter"]) / 4 == pytest.approx(one["value"], abs=1e-4)
     assert "minus left_to_right" in capsys.readouterr().out
-    with pytest.raises(SystemExit, match="must give 2 rows of 64 tokens"):
+    with pytest.raises(SystemExit, match="is the record of something else: its max_rows is 3, not 2"):
+        main([*words, "--max_rows", "2"])
+    with pytest.raises(SystemExit, match="2"):
         main([*words, "--max_rows", "1"])
+    assert "argument --max_rows: must be a whole number of at least 2" in capsys.readouterr().err
+    (tmp_path / "short.txt").write_text("The city")
+    with pytest.raises(SystemExit, match="must give 2 rows of 64 tokens"):
+        main([*words, "--file", str(tmp_path / "short.txt"), "--output", str(tmp_path / "other.json")])
 
 
 def test_a_truncated_checkpoint_is_an_error_of_one_line(make_model, tmp_path, text):

@@ -334,12 +334,15 @@ def test_default_names_carry_model_and_data(script, folder, monkeypatch, tmp_pat
         script.main(["likelihood", "--model", str(model), "--file", str(file), "--quiet"])
     script.main(["zero-shot", "--model", "runs/other", "--sets", "ptb", "--file", "ptb=more.txt", "--quiet"])
     names = sorted(path.name for path in Path("outputs/evaluation").iterdir())
-    first = f"likelihood-{folder.name}-model-text.txt.json"
+    first = f"likelihood-{folder.name}-model-{folder.name}-text.txt.json"
     assert names == [first, "likelihood-runs-other-more.txt.json", "zero-shot-runs-other-ptb.json"]
     for words, name in [
-        (["generation", "--model", "org/big", "--judge", "/models/a b.gguf"], "generation-org-big-a-b.gguf.json"),
+        (
+            ["generation", "--model", "org/big", "--judge", "/models/a b.gguf"],
+            "generation-org-big-models-a-b.gguf.json",
+        ),
         (["zero-shot", "--model", "m"], "zero-shot-m-all.json"),
-        (["sudoku", "--model", "m", "--file", "x/17.csv"], "sudoku-m-17.csv.json"),
+        (["sudoku", "--model", "m", "--file", "x/17.csv"], "sudoku-m-x-17.csv.json"),
     ]:
         assert script.default_output(script.parse_arguments(words)) == f"outputs/evaluation/{name}"
 

@@ -4,6 +4,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import subprocess
 import uuid
 from pathlib import Path
@@ -27,6 +28,12 @@ def environment(device: str | torch.device, dtype: torch.dtype, seed: int) -> di
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in _PACKAGES},
     }
+
+
+def record_name(*words: str) -> str:
+    """The name of a record that says what was measured on what; of each word, a path, the last two parts."""
+    parts = ("-".join(Path(word).parts[-2:]) for word in words)
+    return "-".join(re.sub(r"[^.=+_0-9A-Za-z]+", "-", part)[-60:].strip("-") for part in parts) + ".json"
 
 
 def check_output(path: str | Path, measured: dict[str, Any]) -> None:
