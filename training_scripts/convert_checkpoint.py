@@ -18,6 +18,8 @@ from pathlib import Path
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from hf_lomdm import LoMDMConfig
+from hf_lomdm.cli.errors import loading, user_errors
+from hf_lomdm.cli.option_types import nonempty, whole
 from hf_lomdm.hub.conversion import convert_checkpoint
 
 
@@ -27,7 +29,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "--checkpoint", required=True, type=Path, help="folder of a Hub repository, or a file of Lightning"
     )
     parser.add_argument("--output", required=True, type=Path, help="folder to write; it must not exist, or be empty")
-    parser.add_argument("--tokenizer", help="folder or Hub name of its tokenizer, as it was trained with, such as gpt2")
+    parser.add_argument(
+        "--tokenizer", type=nonempty, help="folder or Hub name of its tokenizer, as it was trained with, such as gpt2"
+    )
     average = parser.add_mutually_exclusive_group()
     average.add_argument(
         "--ema",
@@ -36,12 +40,13 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         help="the moving average of a Lightning file, or an error; without either option the average if there is one",
     )
     average.add_argument("--no_ema", dest="ema", action="store_false", help="the weights themselves")
-    parser.add_argument("--block_size", type=int, help="of a BD3-LM, where its config does not say it")
-    parser.add_argument("--max_length", type=int, help="tokens per text in its training, where no config says it")
-    parser.add_argument("--mask_token_id", type=int, help="default: the config's, the tokenizer's, or the last id")
+    parser.add_argument("--block_size", type=whole(1), help="of a BD3-LM, where its config does not say it")
+    parser.add_argument("--max_length", type=whole(1), help="tokens per text in its training, where no config says it")
+    parser.add_argument("--mask_token_id", type=whole(0), help="default: the config's, the tokenizer's, or the last id")
     return parser.parse_args(arguments)
 
 
+@user_errors()
 def main(arguments: list[str] | None = None) -> None:
     options = parse_arguments(arguments)
     folder = convert_checkpoint(
@@ -61,10 +66,8 @@ def main(arguments: list[str] | None = None) -> None:
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """The tokenizer as it is: `convert_checkpoint` gives its mask and padding the ids of the checkpoint."""
-    try:
-        return AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"--tokenizer {name!r} could not be loaded: {error}") from error
+    with loading("--tokenizer", name):
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
 
 
 if __name__ == "__main__":

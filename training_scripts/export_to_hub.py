@@ -11,16 +11,21 @@ from typing import Any
 
 import torch
 
+from hf_lomdm.cli.errors import user_errors
+from hf_lomdm.cli.option_types import nonempty
 from hf_lomdm.hub import export_to_hub_folder
+from hf_lomdm.schedulers.scheduling_lomdm import SAMPLERS
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     model_help = "folder of the checkpoint; where it holds a moving average (ema.safetensors), the average is exported"
-    parser.add_argument("--model", required=True, help=model_help)
-    parser.add_argument("--output", required=True, help="folder to write")
+    parser.add_argument("--model", type=nonempty, required=True, help=model_help)
+    parser.add_argument("--output", type=nonempty, required=True, help="folder to write")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: as stored")
-    parser.add_argument("--sampler", help="sampler of the folder's scheduler; default: the checkpoint's")
+    parser.add_argument(
+        "--sampler", choices=SAMPLERS, help="sampler of the folder's scheduler; default: the checkpoint's"
+    )
     parser.add_argument("--model_card", type=Path, help="file whose text becomes README.md")
     parser.add_argument("--max_shard_size", help='for example "5GB"')
     parser.add_argument("--push", "--repo_id", dest="repo_id", metavar="REPO_ID", help="upload to this repository")
@@ -28,17 +33,18 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+@user_errors()
 def main(arguments: list[str] | None = None) -> None:
     options = parse_arguments(arguments)
     if options.private and options.repo_id is None:
-        raise SystemExit("--private needs --push: nothing is uploaded without it.")
+        raise ValueError("--private needs --push: nothing is uploaded without it.")
+    if not Path(options.model).is_dir():
+        remedy = "Pass the output_dir of a run, or one of its checkpoints"
+        raise ValueError(f"--model {options.model} is no folder. {remedy}.")
     upload = {}
     if options.repo_id is not None:
         upload = {"push_to_hub": True, "repo_id": options.repo_id, "private": options.private or None}
-    try:
-        folder = export(options, upload)
-    except (ConnectionError, ValueError) as error:
-        raise SystemExit(str(error)) from error
+    folder = export(options, upload)
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         print(f"{path.stat().st_size:>12,}  {path.relative_to(folder)}")
 

@@ -25,6 +25,8 @@ import torch
 from transformers import HfArgumentParser, set_seed
 
 from hf_lomdm import LoMDMForMaskedDiffusion, LoMDMPipeline
+from hf_lomdm.cli.errors import FROM_OUTSIDE, loading, user_errors
+from hf_lomdm.training.checkpointing import CheckpointError
 from hf_lomdm.training.data import TextCollator
 from hf_lomdm.training.finetuning import (
     CHAT_TEMPLATE,
@@ -39,16 +41,29 @@ from hf_lomdm.training.finetuning import (
 from hf_lomdm.training.model_card import TrainingRecord, describe_diffusion, model_card
 from hf_lomdm.training.tokenizers import load_tokenizer
 from hf_lomdm.training.trainer import LoMDMTrainer, make_pipeline
+from hf_lomdm.visualization import visible
 
 
 def main(arguments: list[str] | None = None) -> None:
+    with user_errors():
+        options, trainer, length = prepare(arguments)
+    with user_errors(*FROM_OUTSIDE, CheckpointError):  # of training itself the traceback is wanted
+        train(options, trainer, length)
+
+
+def prepare(arguments: list[str] | None) -> tuple[FinetuningArguments, LoMDMTrainer, int]:
+    """What the command line asks for, the trainer with its rows, and the tokens of an answer.
+
+    Raises:
+        ValueError: an argument, a file or the model cannot be used; says which and what to do.
+    """
     options, args = HfArgumentParser(
         (FinetuningArguments, LoraTrainingArguments), allow_abbrev=False
     ).parse_args_into_dataclasses(arguments)
     check(args)
     set_seed(args.seed)
-    base = load_base(options)
-    tokenizer = load_tokenizer(options.model)
+    with loading("--model", options.model):
+        base, tokenizer = load_base(options), load_tokenizer(options.model)
     if tokenizer.chat_template is None:
         tokenizer.chat_template = CHAT_TEMPLATE
     rows, length = load_rows(options, tokenizer, base.config)
@@ -63,16 +78,22 @@ def main(arguments: list[str] | None = None) -> None:
         data_collator=TextCollator(tokenizer.pad_token_id, longest),
         processing_class=tokenizer,
     )
+    return options, trainer, length
+
+
+def train(options: FinetuningArguments, trainer: LoMDMTrainer, length: int) -> None:
+    """Trains, measures, saves the adapter and the whole model, and answers the first prompt."""
+    args, folder = trainer.args, Path(trainer.args.output_dir)
     before = trainer.evaluate(metric_key_prefix="before")
     trainer.train(args.resume_from_checkpoint)
     after = trainer.evaluate()
-    trainer.save_model(str(Path(args.output_dir) / "adapter"))
+    trainer.save_model(str(folder / "adapter"))
     if trainer.is_world_process_zero():
-        report(before, after)
         trainer.save_metrics("eval", before | after)
         record = describe_run(options, args, trainer, after)
-        pipe = save_merged(options, Path(args.output_dir), tokenizer, record)
-        show_answer(pipe, rows["validation"][0], length)
+        pipe = save_merged(options, folder, trainer.processing_class, record)
+        report(before, after)
+        show_answer(pipe, trainer.eval_dataset[0], length)
 
 
 def check(args: LoraTrainingArguments) -> None:
@@ -138,7 +159,7 @@ def show_answer(pipe: LoMDMPipeline, row: dict[str, list[int]], length: int) -> 
     prompt = [token for token, label in zip(row["input_ids"], row["labels"], strict=True) if label == -100]
     generator = torch.Generator().manual_seed(0)
     answer = pipe([prompt], num_inference_steps=length, max_new_tokens=length, generator=generator).texts[0]
-    print(f"--- an answer, seed 0\n{answer}", flush=True)
+    print(f"--- an answer, seed 0\n{visible(answer)}", flush=True)
 
 
 if __name__ == "__main__":

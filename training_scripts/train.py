@@ -27,11 +27,10 @@ package (under FSDP: once `export_to_hub.py` has added the code), or with `--obj
 `--push_to_hub` uploads it.
 """
 
-import sys
-
 from transformers import GPTNeoXForCausalLM, set_seed
 
 from hf_lomdm import LoMDMForMaskedDiffusion
+from hf_lomdm.cli.errors import FROM_OUTSIDE, user_errors
 from hf_lomdm.evaluation.sudoku import TOKEN_IDS
 from hf_lomdm.training.arguments import parse_arguments
 from hf_lomdm.training.causal import CausalTrainer
@@ -41,6 +40,7 @@ from hf_lomdm.training.model_card import describe_data
 from hf_lomdm.training.models import causal_config, check_tokenizer, copy_trunk, diffusion_config
 from hf_lomdm.training.sudoku import load_sudoku
 from hf_lomdm.training.trainer import LoMDMTrainer
+from hf_lomdm.visualization import visible
 
 # --objective: the configuration of a new model, its class and its trainer.
 OBJECTIVES = {
@@ -50,14 +50,15 @@ OBJECTIVES = {
 
 
 def main() -> None:
-    try:
+    with user_errors():
         trainer = prepare()
-    except ValueError as error:
-        sys.exit(f"error: {error}")
-    try:
-        result = trainer.train(trainer.args.resume_from_checkpoint)
-    except CheckpointError as error:  # of training itself the traceback is wanted
-        sys.exit(f"error: {error}")
+    with user_errors(*FROM_OUTSIDE, CheckpointError):  # of training itself the traceback is wanted
+        train(trainer)
+
+
+def train(trainer: LoMDMTrainer) -> None:
+    """Trains, measures, saves, and writes a few texts."""
+    result = trainer.train(trainer.args.resume_from_checkpoint)
     if trainer.num_steps_trained:  # else the record of the run that was finished stays
         trainer.save_metrics("train", result.metrics)
     evaluate(trainer)
@@ -65,7 +66,7 @@ def main() -> None:
     trainer.save_model()  # and, with --push_to_hub, uploads it
     if trainer.is_world_process_zero() and not trainer.is_fsdp_enabled:
         for text in trainer.sample_texts(3):
-            print(f"--- sample\n{text}", flush=True)
+            print(f"--- sample\n{visible(text)}", flush=True)
     trainer.accelerator.end_training()
 
 

@@ -17,12 +17,15 @@ from datasets import Dataset
 from transformers import HfArgumentParser, set_seed
 
 from hf_lomdm.adapters import OrderAdapter
+from hf_lomdm.cli.errors import FROM_OUTSIDE, loading, user_errors
 from hf_lomdm.evaluation.compare import comparison_table
 from hf_lomdm.evaluation.corpus import evaluate_corpus
 from hf_lomdm.evaluation.records import write_record
 from hf_lomdm.training.arguments import DataArguments, LoMDMTrainingArguments
+from hf_lomdm.training.checkpointing import CheckpointError
 from hf_lomdm.training.data import TextCollator, load_data
 from hf_lomdm.training.trainer import LoMDMTrainer
+from hf_lomdm.visualization import visible
 
 
 @dataclass
@@ -36,13 +39,25 @@ class AdapterArguments:
 
 
 def main() -> None:
+    with user_errors():
+        trainer = prepare()
+    with user_errors(*FROM_OUTSIDE, CheckpointError):  # of training itself the traceback is wanted
+        train(trainer)
+
+
+def prepare() -> LoMDMTrainer:
+    """The trainer that the command line asks for, with its data and fresh heads on the base.
+
+    Raises:
+        ValueError: an argument, a file, the base or the text cannot be used; says which and what to do.
+    """
     adapter_args, data_args, args = HfArgumentParser(
-        (AdapterArguments, DataArguments, LoMDMTrainingArguments)
+        (AdapterArguments, DataArguments, LoMDMTrainingArguments), allow_abbrev=False
     ).parse_args_into_dataclasses()
     set_seed(args.seed)
-    model = OrderAdapter.from_pretrained(
-        adapter_args.base, revision=adapter_args.base_revision, c1=adapter_args.c1, c2=adapter_args.c2
-    )
+    settings = {"c1": adapter_args.c1, "c2": adapter_args.c2}
+    with loading("--base", adapter_args.base):
+        model = OrderAdapter.from_pretrained(adapter_args.base, revision=adapter_args.base_revision, **settings)
     data_args.tokenizer = data_args.tokenizer or adapter_args.base
     data_args.insert_special_tokens = model.config.bos_token_id is not None  # else the adapter puts them there itself
     with args.main_process_first(desc="tokenisation"):
@@ -54,7 +69,7 @@ def main() -> None:
         never = model.labels_for(batch["input_ids"]) == -100  # tokens that are never revealed are given
         return {**batch, "labels": batch["labels"].masked_fill(never, -100)}
 
-    trainer = LoMDMTrainer(
+    return LoMDMTrainer(
         model=model,
         args=args,
         train_dataset=texts["train"],
@@ -62,14 +77,19 @@ def main() -> None:
         data_collator=collate,
         processing_class=tokenizer,
     )
+
+
+def train(trainer: LoMDMTrainer) -> None:
+    """Trains, saves, and compares the order bound without and with the learned order."""
+    args = trainer.args
     trainer.train(args.resume_from_checkpoint)
     with trainer.averaged_weights():
-        records = evaluate_orders(model, texts["validation"], args)
+        records = evaluate_orders(trainer.model, trainer.eval_dataset, args)
+    trainer.save_model()
     if trainer.is_world_process_zero():
         for name, record in records.items():
             write_record(Path(args.output_dir) / f"{name.replace(' ', '_')}.json", record)
-        print(comparison_table(records), flush=True)
-    trainer.save_model()
+        print(visible(comparison_table(records)), flush=True)
 
 
 def evaluate_orders(model: OrderAdapter, rows: Dataset, args: LoMDMTrainingArguments) -> dict[str, dict]:

@@ -11,9 +11,10 @@ from safetensors import SafetensorError
 
 from ..visualization.terminal import visible
 
-# What comes from outside, in the middle of work too: a full disk, no memory, a broken connection.
+# What ends work in its middle and is no bug: a full disk, no memory, a broken connection, a loss
+# that is not finite.
 FROM_OUTSIDE = (
-    *(OSError, MemoryError, torch.OutOfMemoryError),
+    *(OSError, MemoryError, torch.OutOfMemoryError, FloatingPointError),
     *(SafetensorError, HTTPError, EntryNotFoundError),
 )
 MISTAKES = (*FROM_OUTSIDE, ValueError, ImportError, StrictDataclassError)
@@ -63,15 +64,18 @@ def user_errors(*kinds: type[Exception]) -> Iterator[None]:
 def loading(option: str, name: str | os.PathLike) -> Iterator[None]:
     """Errors while a model is loaded within it say whether `name` was a folder, and what is wrong.
 
+    Any error is one of the folder here: of broken files the libraries say all sorts of things, such as
+    `KeyError`, or a bare `Exception` (tokenizers).
+
     Args:
         option: where the user has said `name`, such as `--model`.
     Raises:
-        ValueError: for each of `MISTAKES`, in one line.
+        ValueError: in one line.
     """
     try:
         yield
-    except MISTAKES as error:
-        if isinstance(error, ImportError) or os.path.isdir(name):
+    except Exception as error:
+        if os.path.isdir(name):
             reason = one_line(error)
         elif os.path.exists(name):
             reason = "it is a file, not the folder of a model"
@@ -91,7 +95,8 @@ def one_line(error: Exception) -> str:
         lines = [f"{error.filename}: {error.strerror}"]
     else:
         lines = [line for line in str(error).splitlines() if line.strip()]
-    text = visible(" ".join(" ".join(lines[:2]).split()) or type(error).__name__)
+    kind = "" if lines and isinstance(error, MISTAKES) else f"{type(error).__name__}: "
+    text = visible((kind + " ".join(" ".join(lines[:2]).split())).removesuffix(": "))
     return text if len(text) <= LONGEST else text[:LONGEST] + " ..."
 
 

@@ -5,7 +5,10 @@ argparse names the option and ends with the message of the error.
 
 import argparse
 import math
+import os
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 
 def whole(least: int, most: int | None = None) -> Callable[[str], int]:
@@ -36,6 +39,32 @@ def positive(text: str) -> float:
     if not 0 < value < math.inf:
         raise argparse.ArgumentTypeError(f"must be a positive number, got {text!r}")
     return value
+
+
+def between(least: float, most: float = sys.float_info.max) -> Callable[[str], float]:
+    """A number from `least` to `most`; neither `inf` nor `nan`."""
+
+    def read(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not least <= value <= most:
+            span = f"from {least} to {most}" if most < sys.float_info.max else f"of at least {least}"
+            raise argparse.ArgumentTypeError(f"must be a number {span}, got {text!r}")
+        return value
+
+    return read
+
+
+def new_file(text: str) -> Path:
+    """A file to be written later; its folder is there, and it is no folder itself."""
+    path = Path(nonempty(text))
+    if path.is_dir():
+        raise argparse.ArgumentTypeError(f"must be a file, and {text!r} is a folder")
+    if not os.access(path.parent, os.W_OK):
+        raise argparse.ArgumentTypeError(f"must be in a folder that can be written to, got {text!r}")
+    return path
 
 
 def nonempty(text: str) -> str:
