@@ -4,16 +4,14 @@ Rows depend on the text, the tokenizer and the arguments alone: documents are re
 concatenated over the whole split, so neither the number of processes nor any batch size moves a row boundary.
 """
 
-import contextlib
 import hashlib
 import json
 import os
-import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-import datasets
 import numpy as np
 import pyarrow as pa
 import torch
@@ -22,6 +20,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from .arguments import DataArguments
+from .cache import cached
 from .detokenizers import get_detokenizer
 from .text import check_sample_by, documents, load_text, split_document
 from .tokenizers import load_tokenizer, special_token_ids, train_tokenizer
@@ -29,9 +28,7 @@ from .tokenizers import load_tokenizer, special_token_ids, train_tokenizer
 # Bounds what is tokenised at once.
 BATCH_CHARACTERS = 1 << 20
 # Part of the name of a cached file: raise it when the same arguments come to mean other rows.
-ROWS_VERSION = 1
-# A file that is being written grows several times a minute, unless its process is stopped for a while.
-ABANDONED_SECONDS = 24 * 3600
+ROWS_VERSION = 2
 
 
 def load_data(arguments: DataArguments, output_dir: str | Path) -> tuple[DatasetDict, PreTrainedTokenizerBase]:
@@ -124,13 +121,25 @@ def tokenize(
         ValueError: there is no text, or not enough of it for one packed row.
     """
     key = _fingerprint(texts, tokenizer, arguments, max_rows)
-    path = Path(datasets.config.HF_DATASETS_CACHE) / "hf_lomdm" / f"{key}.arrow"
-    if not path.is_file():
-        _write_cache(path, texts, tokenizer, arguments, max_rows, split)
-    counts = RowCounts(**json.loads(path.with_suffix(".json").read_text()))
+    rows, record = cached(key, lambda path: _write_rows(path, texts, tokenizer, arguments, max_rows, split))
+    digest = record.pop("digest")
     if os.environ.get("RANK", "0") == "0":
-        print(counts.describe(split, arguments.packing), flush=True)
-    return Dataset.from_file(str(path)).with_format("numpy")
+        print(RowCounts(**record).describe(split, arguments.packing), flush=True)
+    rows = rows.with_format("numpy")
+    rows._fingerprint = digest  # of the tokens alone: the cache may lie anywhere, and be written at any time
+    return rows
+
+
+def data_fingerprint(rows: Mapping[str, Dataset | Sequence[dict]], tokenizer: PreTrainedTokenizerBase) -> str:
+    """Names the rows of a run and what their ids mean: equal wherever equal rows come from, 16 hexadecimal digits.
+
+    Args:
+        rows: by split; of `load_data`, `load_sudoku`, or lists of dicts that JSON takes.
+    """
+    contents = {split: getattr(part, "_fingerprint", None) or list(part) for split, part in rows.items()}
+    ids = [getattr(tokenizer, f"{name}_token_id") for name in ("mask", "pad", "bos", "eos", "unk")]
+    parts = (contents, sorted(tokenizer.get_vocab().items()), ids)
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _fingerprint(
@@ -145,54 +154,43 @@ def _fingerprint(
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
 
-def _write_cache(
+def _write_rows(
     path: Path,
     texts: Dataset,
     tokenizer: PreTrainedTokenizerBase,
     arguments: DataArguments,
     max_rows: int | None,
     split: str,
-) -> None:
-    """Write rows to `path` and their counts beside it. `path` appears last and in one move: what exists is whole."""
+) -> dict[str, Any]:
+    """Write rows to `path`; returns their counts and a `digest` of their tokens."""
     counts = RowCounts()
     tokenised = token_batches(documents(texts, arguments.detokenizer), tokenizer, counts)
     make = pack if arguments.packing else cut_documents
     ends = (tokenizer.bos_token_id, tokenizer.eos_token_id)
     blocks = make(tokenised, arguments.max_length, *ends, arguments.insert_special_tokens, counts)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _remove_abandoned(path.parent)
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.unfinished")
-    try:
-        with pa.OSFile(str(unfinished), "wb") as sink:
-            _write_blocks(sink, blocks, max_rows, counts)
-        _check_rows(counts, arguments, split)
-        path.with_suffix(".json").write_text(json.dumps(asdict(counts)))
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    digest = _write_blocks(path, blocks, max_rows, counts)
+    _check_rows(counts, arguments, split)
+    return asdict(counts) | {"digest": digest}
 
 
-def _remove_abandoned(folder: Path) -> None:
-    """Removes what killed processes, of whatever machine, left half written: files that have not grown for long."""
-    for file in folder.glob("*.unfinished"):
-        with contextlib.suppress(OSError):  # another process was faster, or it is not ours
-            if time.time() - file.stat().st_mtime > ABANDONED_SECONDS:
-                file.unlink()
-
-
-def _write_blocks(sink: pa.OSFile, blocks: Iterable[list[np.ndarray]], max_rows: int | None, counts: RowCounts) -> None:
+def _write_blocks(path: Path, blocks: Iterable[list[np.ndarray]], max_rows: int | None, counts: RowCounts) -> str:
     schema = pa.schema([("input_ids", pa.list_(pa.int32()))])
-    with pa.ipc.new_stream(sink, schema) as writer:
+    tokens, sizes = hashlib.sha256(), hashlib.sha256()
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
         for block in blocks:
             rows = block if max_rows is None else block[: max_rows - counts.rows]
-            lengths = [len(row) for row in rows]
+            lengths = np.array([len(row) for row in rows], dtype=np.int64)
             offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32))
-            values = pa.array(np.concatenate(rows))
-            writer.write_batch(pa.record_batch([pa.ListArray.from_arrays(offsets, values)], schema=schema))
+            values = np.concatenate(rows)
+            arrays = [pa.ListArray.from_arrays(offsets, pa.array(values))]
+            writer.write_batch(pa.record_batch(arrays, schema=schema))
+            tokens.update(values.tobytes())
+            sizes.update(lengths.tobytes())
             counts.rows += len(rows)
-            counts.tokens += sum(lengths)
+            counts.tokens += len(values)
             if counts.rows == max_rows:
-                return
+                break
+    return hashlib.sha256(tokens.digest() + sizes.digest()).hexdigest()
 
 
 def _check_rows(counts: RowCounts, arguments: DataArguments, split: str) -> None:

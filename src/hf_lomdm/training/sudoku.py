@@ -1,5 +1,7 @@
 """Sudoku for training: puzzles in many guises as rows with given cells, and a tokenizer for grids."""
 
+import hashlib
+import json
 from collections.abc import Sequence
 
 import torch
@@ -11,6 +13,7 @@ from ..evaluation.sudoku import CELLS, MASK, PAD, Puzzle, add_clues, load_puzzle
 from .arguments import DataArguments
 
 VARIANTS = 64  # guises of each training puzzle
+ROWS_VERSION = 1  # raise it when the same puzzles come to mean other rows
 MOST_CLUES = 64  # of a training row; the fewest are those of the puzzle
 
 
@@ -49,6 +52,8 @@ class SudokuRows(Dataset):
 
     def __init__(self, puzzles: Sequence[Puzzle], variants: int):
         self.puzzles, self.variants = puzzles, variants
+        contents = json.dumps([ROWS_VERSION, puzzles, variants])
+        self._fingerprint = hashlib.sha256(contents.encode()).hexdigest()  # called as in `datasets.Dataset`
 
     def __len__(self) -> int:
         return len(self.puzzles) * self.variants
