@@ -148,8 +148,15 @@ def test_puzzles_load_from_csv_by_blocks_and_are_checked(tmp_path):
     with pytest.raises(ValueError, match="puzzle 1: solution .* does not solve"):
         load_puzzles(path)
     path.write_text("a,b\n")
-    with pytest.raises(ValueError, match=r"has no column \['puzzle', 'solution'\]"):
+    with pytest.raises(ValueError, match="has no column 'puzzle', only a, b"):
         load_puzzles(path)
+    path.write_text("\ufeffpuzzle,more,solution\n" + lines[0].replace(",", ",NA,") + "\n" + lines[1][:81] + "\n")
+    assert load_puzzles(path, count=1) == puzzles[:1]
+    with pytest.raises(ValueError, match="puzzles.csv, puzzle 1: grid must hold 81 digits or dots, got 0 characters"):
+        load_puzzles(path)
+    for start, count in ((-1, None), (0, 0), (0, -1)):
+        with pytest.raises(ValueError, match=f"number of puzzles 1, got {start} and {count}"):
+            load_puzzles(path, start, count)
 
 
 def test_add_clues_reveals_cells_of_the_solution():

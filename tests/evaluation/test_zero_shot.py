@@ -3,14 +3,15 @@
 import json
 from pathlib import Path
 
+import datasets
 import pytest
-from datasets import Dataset
 
 from hf_lomdm.evaluation import corpus, zero_shot
 from hf_lomdm.evaluation.corpus import evaluate_corpus
 from hf_lomdm.evaluation.parts import delete_parts
 from hf_lomdm.evaluation.zero_shot import SETS, evaluate_zero_shot, load_documents
 from hf_lomdm.training.detokenizers import DETOKENIZERS
+from hf_lomdm.training.text import load_files
 from hf_lomdm.training.tokenizers import train_tokenizer
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
@@ -38,14 +39,14 @@ FIRST = {
 def hub(monkeypatch, tmp_path):
     """The Hub holds the fixtures, each under the id, configuration, revision and split of the real set."""
 
-    def load_dataset(dataset, config, revision, split):
+    def load_hub(dataset, config, revision, split, column):
         if (dataset, config, revision, split) not in FILES:
             raise ValueError(f"Unknown split {split!r}.")
         path = FIXTURES / FILES[dataset, config, revision, split]
-        read = Dataset.from_csv if path.suffix == ".csv" else Dataset.from_json
-        return read(str(path), cache_dir=str(tmp_path / "cache"))
+        return load_files(path, columns=(column,))
 
-    monkeypatch.setattr(zero_shot, "load_dataset", load_dataset)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr(zero_shot, "load_hub", load_hub)
 
 
 @pytest.fixture(scope="module")

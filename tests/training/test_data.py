@@ -26,7 +26,8 @@ from hf_lomdm.training.data import (
     token_batches,
     tokenize,
 )
-from hf_lomdm.training.text import check_utf8, documents, hold_out_end, load_files, load_text, split_document
+from hf_lomdm.training.reading import check_utf8
+from hf_lomdm.training.text import documents, hold_out_end, load_files, load_text, split_document
 from hf_lomdm.training.tokenizers import load_tokenizer, special_token_ids, train_tokenizer
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
@@ -448,7 +449,7 @@ def test_a_run_gets_rows_and_a_complete_tokenizer_from_a_set_with_two_splits(tmp
         ("missing.txt", None, "missing.txt does not exist"),
         ("empty.txt", b"", "empty.txt is empty"),
         ("odd.md", b"text", "must hold files of one kind of .txt, .jsonl, .csv, .parquet, got .md"),
-        ("bad.jsonl", b'{"text": "a"}\n{"text" "b"}\n', "bad.jsonl is not a well-formed .jsonl file.*JSON parse error"),
+        ("bad.jsonl", b'{"text": "a"}\n{"text" "b"}\n', "bad.jsonl, line 2 is no JSON: Expecting ':' delimiter"),
         ("bad.parquet", b"not parquet at all", "bad.parquet is not a well-formed .parquet file"),
         ("latin.txt", b"caf\xe9 noir", "latin.txt is not UTF-8.* at byte offset 3.*iconv"),
         ("cut.txt", "déjà".encode()[:-1], "cut.txt is not UTF-8.* at byte offset 4"),
@@ -482,7 +483,7 @@ def test_folders_without_files_or_of_two_kinds_are_refused(tmp_path):
 @pytest.mark.parametrize(
     "settings, message",
     [
-        ({"text_column": "body"}, "text_column 'body' is not a column of .*Choose one of: text"),
+        ({"text_column": "body"}, "lm1b has no column 'body', only text.*text_column"),
         ({"train_split": "trian"}, r"split 'trian' of dataset_name .*Should be one of \['train', 'test'\]"),
         ({"dataset_config": "en"}, "dataset_config 'en'.*BuilderConfig 'en' not found"),
         ({"dataset_name": "no/such/folder"}, "dataset_name 'no/such/folder'.* cannot be loaded"),
@@ -494,9 +495,19 @@ def test_names_that_do_not_exist_are_named(settings, message):
         load_text(DataArguments(**{"dataset_name": str(FIXTURES / "lm1b"), **settings}))
 
 
-def test_a_column_that_holds_no_text_is_refused():
-    with pytest.raises(ValueError, match="text_column 'label' of .* must hold strings, got int64"):
-        load_text(DataArguments(train_file=str(FIXTURES / "ag_news.csv"), text_column="label"))
+@pytest.mark.parametrize("kind", ["jsonl", "parquet", "hub"])
+def test_a_column_that_holds_no_text_is_refused(kind, tmp_path):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    file = folder / f"a.{kind if kind != 'hub' else 'parquet'}"
+    if kind == "jsonl":
+        file.write_text('{"label": "a"}\n\n{"label": 1}\n')
+    else:
+        pyarrow.parquet.write_table(pa.table({"label": [1]}), file)
+    source = {"dataset_name": str(folder)} if kind == "hub" else {"train_file": str(file)}
+    message = "column 'label' of .* must hold strings, " + ("line 3 holds 1" if kind == "jsonl" else "got int64")
+    with pytest.raises(ValueError, match=message):
+        load_text(DataArguments(text_column="label", **source))
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from datasets import Dataset
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
@@ -85,29 +84,10 @@ def special_tokens(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> Spec
 
 def load_file(path: str | Path, column: str, sample_by: str, detokenizer: str | None = None) -> list[str]:
     """The documents of a file (see `hf_lomdm.training.text.load_files`), detokenised, without those that are blank."""
-    found = list(documents(text_column(load_files(str(path), sample_by), (column,), str(path)), detokenizer))
+    found = list(documents(load_files(path, sample_by, (column,)), detokenizer))
     if not found:
         raise ValueError(f"{path} holds no document that is not blank. Check the file and the column {column!r}.")
     return found
-
-
-def text_column(found: Dataset, columns: Sequence[str], source: str) -> Dataset:
-    """The first of `columns` that is there, called `text`.
-
-    Raises:
-        ValueError: there is none of them (says which there are), or it does not hold strings.
-    """
-    column = next((name for name in columns if name in found.column_names), None)
-    if column is None:
-        raise ValueError(
-            f"{source} has no column {' or '.join(map(repr, dict.fromkeys(columns)))}, only "
-            f"{', '.join(found.column_names)}. Rename the one that holds the text."
-        )
-    kind = getattr(found.features[column], "dtype", type(found.features[column]).__name__)
-    if kind not in ("string", "large_string"):
-        raise ValueError(f"column {column!r} of {source} must hold strings, got {kind}. Choose another column.")
-    found = found.select_columns([column])
-    return found if column == "text" else found.rename_column(column, "text")
 
 
 def pack_documents(

@@ -4,7 +4,6 @@ No tokenizer: the id of a digit is the digit, 0 (an empty cell of a puzzle) is i
 row holds the 81 cells, line by line.
 """
 
-import csv
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ..training.reading import read_csv
 from .draws import step_generators
 from .generation import changed_pipeline
 from .parts import PartsFile, values_digest
@@ -66,19 +66,17 @@ def load_puzzles(path: str | Path, start: int = 0, count: int | None = None) -> 
     Raises:
         ValueError: missing columns, no puzzles, or a row that is none, with its number.
     """
-    with Path(path).open(newline="", encoding="utf-8") as stream:
-        reader = csv.DictReader(stream)
-        missing = {"puzzle", "solution"} - set(reader.fieldnames or ())
-        if missing:
-            raise ValueError(f"{path} has no column {sorted(missing)}. The first line must be: puzzle,solution.")
-        puzzles: list[Puzzle] = []
-        for number, row in enumerate(reader):
-            if number < start or (count is not None and len(puzzles) == count):
-                continue
-            try:
-                puzzles.append(make_puzzle(row["puzzle"], row["solution"]))
-            except ValueError as error:
-                raise ValueError(f"{path}, puzzle {number}: {error}") from error
+    if start < 0 or (count is not None and count < 1):
+        raise ValueError(f"start must be at least 0 and the number of puzzles 1, got {start} and {count}.")
+    cells = read_csv(Path(path), ("puzzle",), ("solution",))
+    puzzles: list[Puzzle] = []
+    for number, (clues, solution) in enumerate(cells):
+        if number < start or (count is not None and len(puzzles) == count):
+            continue
+        try:
+            puzzles.append(make_puzzle(clues or "", solution or ""))
+        except ValueError as error:
+            raise ValueError(f"{path}, puzzle {number}: {error}") from error
     if not puzzles:
         raise ValueError(f"{path} has no puzzles from row {start} on. Lower start, or check the file.")
     return puzzles

@@ -10,14 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, load_dataset
+from datasets import Dataset
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from ..training.detokenizers import get_detokenizer
-from ..training.text import documents, load_files
+from ..training.reading import file_kind, list_files
+from ..training.text import documents, load_files, load_hub
 from .corpus import evaluate_corpus
-from .rows import pack_documents, special_tokens, text_column
+from .rows import pack_documents, special_tokens
 
 
 @dataclass(frozen=True)
@@ -134,17 +135,16 @@ def evaluate_zero_shot(
 
 def _from_hub(name: str, one: ZeroShotSet) -> Dataset:
     try:
-        found = load_dataset(one.dataset, one.config, revision=one.revision, split=one.split)
+        return load_hub(one.dataset, one.config, one.revision, one.split, one.column)
     except (ValueError, OSError) as error:
         raise ValueError(
             f"zero-shot set {name!r} cannot be read from {one.dataset} (config {one.config}, split {one.split}): "
             f"{error} Check the connection, or pass a local file: --file {name}=PATH."
         ) from error
-    return text_column(found, (one.column,), one.dataset)
 
 
 def _from_file(path: Path, one: ZeroShotSet) -> Dataset:
-    found = text_column(load_files(str(path), sample_by="line"), (one.column, "text"), str(path))
-    if path.suffix.lower() == ".txt" and one.line_ends:
+    found = load_files(path, "line", (one.column, "text"))
+    if one.line_ends and file_kind(list_files(path)[0]) == ".txt":
         return found.map(lambda row: {"text": row["text"] + "\n"}, desc=None)
     return found

@@ -226,7 +226,7 @@ class LoMDMPipeline(DiffusionPipeline):
         known = self.tokenizer is not None
         _require(known, f"prompt {texts[0]!r} is a text, which needs a tokenizer. Pass token id lists instead.")
         bos, mask = self.model.config.bos_token_id, self.model.config.mask_token_id
-        rows = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
+        rows = self.tokenizer([well_formed(text) for text in texts], add_special_tokens=False)["input_ids"]
         plain = [bos is None or mask in row or row[:1] == [bos] for row in rows]
         return [row if as_it_is else [bos, *row] for row, as_it_is in zip(rows, plain, strict=True)]
 
@@ -486,6 +486,11 @@ class LoMDMPipeline(DiffusionPipeline):
             "tokenizer": tokenizer,
         }
         _write_json(folder / "model_index.json", content)
+
+
+def well_formed(text: str) -> str:
+    """`text` with U+FFFD for each lone surrogate, which no tokenizer takes; a pair becomes its character."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _row_seeds(generator) -> list[int] | None:

@@ -1,4 +1,4 @@
-"""Arrow files that are made once, in the cache of `datasets`: each in a folder of its own that is whole or not there."""
+"""Arrow files made once, in the cache of `datasets`: each in a folder of its own, whole or not there."""
 
 import contextlib
 import json

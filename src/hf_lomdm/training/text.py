@@ -1,20 +1,27 @@
 """Text as documents: read it from the Hub, from files or from CPython, hold out validation text, detokenise."""
 
-import codecs
-from collections.abc import Iterator
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
-from datasets import Dataset, DatasetDict, load_dataset
-from datasets.exceptions import DatasetGenerationError
+from datasets import Dataset, DatasetDict, Features, Value, load_dataset, load_dataset_builder
+from datasets.exceptions import DatasetsError
+from datasets.packaged_modules.csv.csv import CsvConfig
 
 from .arguments import SAMPLE_BY, DataArguments
+from .cache import cached
 from .detokenizers import get_detokenizer
+from .reading import check_strings, list_files, missing_column, read_texts
 
 PYDOC_TOPICS = "pydoc_topics"
 VALIDATION_FRACTION = 0.1
-FILE_FORMATS = {".txt": "text", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
+# Part of the name of a cached file: raise it when the same files come to mean other texts.
+TEXTS_VERSION = 1
 # A longer document is tokenised in pieces.
 PIECE_CHARACTERS = 1 << 16
 
@@ -44,106 +51,73 @@ def load_text(arguments: DataArguments) -> DatasetDict:
 
 def _load_split(arguments: DataArguments, split: str, file: str | None) -> Dataset:
     if file:
-        return _text_column(load_files(file, arguments.sample_by), arguments.text_column, file)
+        return load_files(file, arguments.sample_by, (arguments.text_column,))
     if arguments.dataset_name == PYDOC_TOPICS:
         return pydoc_topics()
+    name, config, revision = arguments.dataset_name, arguments.dataset_config, arguments.dataset_revision
     try:
-        found = load_dataset(
-            arguments.dataset_name, arguments.dataset_config, revision=arguments.dataset_revision, split=split
-        )
-    except (ValueError, FileNotFoundError) as error:
+        return load_hub(name, config, revision, split, arguments.text_column)
+    except (DatasetsError, ValueError, OSError) as error:
         raise ValueError(
-            f"split {split!r} of dataset_name {arguments.dataset_name!r} (dataset_config {arguments.dataset_config!r}) "
-            f"cannot be loaded. {error}"
+            f"split {split!r} of dataset_name {name!r} (dataset_config {config!r}) cannot be loaded. {error}"
         ) from error
-    return _text_column(found, arguments.text_column, arguments.dataset_name)
 
 
-def _text_column(found: Dataset, column: str, source: str) -> Dataset:
+def load_hub(name: str, config: str | None, revision: str | None, split: str, column: str) -> Dataset:
+    """One column of strings of a data set, from the Hub or a folder with splits, called `text`."""
+    source = {"name": config, "revision": revision}
+    options: dict[str, Any] = {}
+    if isinstance(load_dataset_builder(name, **source).config, CsvConfig):  # else `NA` is no text, and `007` a number
+        options = {"features": Features({column: Value("string")}), "keep_default_na": False}
+    found = load_dataset(name, **source, split=split, **options)
     if column not in found.column_names:
-        raise ValueError(
-            f"text_column {column!r} is not a column of {source}. Choose one of: {', '.join(found.column_names)}."
-        )
-    kind = getattr(found.features[column], "dtype", type(found.features[column]).__name__)
-    if kind not in ("string", "large_string"):
-        raise ValueError(f"text_column {column!r} of {source} must hold strings, got {kind}. Choose another column.")
-    return (
-        found.select_columns([column]).rename_column(column, "text")
-        if column != "text"
-        else found.select_columns(["text"])
-    )
+        raise missing_column(name, (column,), found.column_names)
+    check_strings(found.features.arrow_schema.field(column).type, column, name)
+    found = found.select_columns([column])
+    if getattr(found.features[column], "dtype", None) not in ("string", "large_string"):
+        found = found.cast_column(column, Value("large_string"))
+    return found if column == "text" else found.rename_column(column, "text")
 
 
-def load_files(path: str, sample_by: str = "paragraph") -> Dataset:
-    """The documents of a .txt, .jsonl, .csv or .parquet file, or of a folder of files of one of these kinds.
+def load_files(path: str | Path, sample_by: str = "paragraph", columns: Sequence[str] = ("text",)) -> Dataset:
+    """The documents of a file or of all files in a folder, in one column `text`, kept in the cache of `datasets`.
 
-    `sample_by` says what a document of a .txt file is: a `line`, a `paragraph` (up to an empty line) or the whole file.
+    Files are .txt, .jsonl, .csv (any of them compressed: .gz, .zst, .bz2) or .parquet, of one kind in a folder. Texts
+    are read as they are written, without a byte order mark; U+FFFD stands for lone surrogates of JSON.
 
+    Args:
+        sample_by: what a document of a .txt file is: a `line`, a `paragraph` (up to an empty line) or the `document`.
+        columns: names of the column that holds the text; in each file, or line of a .jsonl, the first that is there.
     Raises:
-        ValueError: an unknown `sample_by`; missing, empty, without rows, of an unknown or mixed kind, malformed, or not
-            UTF-8 (names the byte offset).
+        ValueError: an unknown `sample_by`; missing, empty, without rows, of an unknown or mixed kind, malformed,
+            without the column, or not UTF-8.
     """
     check_sample_by(sample_by)
-    files = _list_files(Path(path))
-    suffix = files[0].suffix.lower()
-    if suffix != ".parquet":
-        for file in files:
-            check_utf8(file)
-    options = {"sample_by": sample_by} if suffix == ".txt" else {}
-    try:
-        return load_dataset(FILE_FORMATS[suffix], data_files=[str(file) for file in files], split="train", **options)
-    except (DatasetGenerationError, ValueError) as error:
-        if "corresponds to no data" in str(error):  # a split without rows is left out
-            raise ValueError(
-                f"{path} has no rows. Put text into it, or check train_file and validation_file."
-            ) from None
-        raise ValueError(f"{path} is not a well-formed {suffix} file: {error.__cause__ or error}") from error
+    files = list_files(Path(path))
+    states = [(str(file.absolute()), file.stat()) for file in files]
+    states = [(name, state.st_size, state.st_mtime_ns, state.st_ino) for name, state in states]
+    parts = (TEXTS_VERSION, states, list(columns), sample_by)
+    key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+    found, _ = cached(f"text-{key}", lambda target: _write_texts(target, Path(path), files, columns, sample_by))
+    found._fingerprint = key
+    return found
+
+
+def _write_texts(target: Path, path: Path, files: list[Path], columns: Sequence[str], sample_by: str) -> dict[str, int]:
+    schema, rows = pa.schema([("text", pa.large_string())]), 0
+    with pa.OSFile(str(target), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
+        for array in (array for file in files for array in read_texts(file, columns, sample_by)):
+            writer.write_batch(pa.record_batch([array], schema=schema))
+            rows += len(array)
+    if not rows:
+        raise ValueError(f"{path} has no rows. Put text into it, or check train_file and validation_file.")
+    return {"rows": rows}
 
 
 def check_sample_by(sample_by: str) -> None:
     """Raise `ValueError` where `sample_by` is not one of the choices."""
     if sample_by not in SAMPLE_BY:
         raise ValueError(f"sample_by must be one of {', '.join(SAMPLE_BY)}, got {sample_by!r}. The default: paragraph.")
-
-
-def _list_files(path: Path) -> list[Path]:
-    """The files at `path`, in alphabetical order; all of one known format and not all empty."""
-    if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.is_file() and file.suffix.lower() in FILE_FORMATS)
-    else:
-        files = [path]
-    known = ", ".join(FILE_FORMATS)
-    if not files:
-        raise ValueError(f"{path} holds no file of a known kind. Put {known} files there.")
-    if not files[0].is_file():
-        raise ValueError(f"{path} does not exist. Check train_file and validation_file, or pass dataset_name.")
-    kinds = sorted({file.suffix.lower() for file in files})
-    if len(kinds) > 1 or kinds[0] not in FILE_FORMATS:
-        raise ValueError(f"{path} must hold files of one kind of {known}, got {', '.join(kinds)}.")
-    if not any(file.stat().st_size for file in files):
-        raise ValueError(f"{path} is empty. Check train_file and validation_file.")
-    return files
-
-
-def check_utf8(path: Path) -> None:
-    """Raise `ValueError` with the file and the byte offset where `path` is not UTF-8; reads it in blocks of 1 MiB."""
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    start = 0
-    with path.open("rb") as stream:
-        while True:
-            block = stream.read(1 << 20)
-            pending = len(decoder.getstate()[0])
-            try:
-                decoder.decode(block, final=not block)
-            except UnicodeDecodeError as error:
-                offset = start - pending + error.start
-                raise ValueError(
-                    f"{path} is not UTF-8: {error.reason} at byte offset {offset}. "
-                    f"Convert it, for example: iconv -f ISO-8859-1 -t UTF-8 {path.name}"
-                ) from error
-            if not block:
-                return
-            start += len(block)
 
 
 def pydoc_topics() -> Dataset:
