@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = ("benchmarks", "tools", "training_scripts", "space", "metrics")
+FOLDERS = ("benchmarks", "studies", "tools", "training_scripts", "space", "metrics")
 SCRIPTS = [
     path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py")) if "__main__" in path.read_text()
 ]
