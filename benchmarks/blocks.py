@@ -52,10 +52,9 @@ def training_runs(setting: dict, rate_type: str, attention: str) -> tuple[dict, 
             loss = model(input_ids=clean, labels=clean, quantiles=quantiles).loss
         loss.backward()
 
-    system = "lomdm" if rate_type == "learned" else "mdlm"
     tokens = batch * length
-    paper = {"plain": tokens * flops.training(system, plain.config, length),
-             "blocks": tokens * flops.block_training(blocks.config, length)}  # fmt: skip
+    paper = {"plain": tokens * flops.training(plain.config, length),
+             "blocks": tokens * flops.training(blocks.config, length)}  # fmt: skip
     return {"plain": lambda: step(plain), "blocks": lambda: step(blocks)}, paper
 
 

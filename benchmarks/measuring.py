@@ -104,8 +104,8 @@ def matmul_ceiling(size: int, seconds: float) -> float:
     return 2 * size**3 / best
 
 
-def record_place(output: str | None, measured: dict) -> Path:
-    """`output`, or a place in `outputs/benchmarks` named after what is measured; kept clear for `write_record`.
+def record_place(output: str | None, measured: dict, room: str = "benchmarks") -> Path:
+    """`output`, or a place in `outputs/<room>` named after what is measured; kept clear for `write_record`.
 
     Args:
         measured: as in `check_output`; `task`, `model` and `source` (of the data), where they are there, name it.
@@ -113,7 +113,7 @@ def record_place(output: str | None, measured: dict) -> Path:
         ValueError: a record of something else is there.
     """
     words = [measured[name] for name in ("task", "model", "source") if name in measured]
-    path = Path(output or f"outputs/benchmarks/{record_name(*words)}")
+    path = Path(output or f"outputs/{room}/{record_name(*words)}")
     check_output(path, measured)
     return path
 

@@ -74,7 +74,7 @@ def project(
     activations = tokens * config.hidden_size * config.num_hidden_layers * LAYER_BYTES
     logits = tokens // 2 * config.vocab_size
     activations += logits * LOGIT_BYTES + min(logits, DEVICE_LOGITS) * WIDE_LOGIT_BYTES
-    speed = gpus * peak * utilisation / flops.training(system, config, length)
+    speed = gpus * peak * utilisation / flops.training(config, length)
     hours = steps * batch * length / speed / 3600
     gb = [part / 1e9 for part in (state, activations, state + activations)]
     return Projection(gpus, weights, *gb, speed, hours)

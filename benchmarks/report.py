@@ -1,6 +1,6 @@
 """The tables of `docs/performance.md` from a record of measurements.
 
-python benchmarks/report.py results/performance_cpu.json
+python benchmarks/report.py benchmarks/records/performance_cpu.json
 """
 
 import argparse
@@ -128,7 +128,7 @@ TABLES = {
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("record", type=Path, help="results/performance_<device>.json")
+    parser.add_argument("record", type=Path, help="such as benchmarks/records/performance_cpu.json")
     path = parser.parse_args().record
     with user_errors():
         try:

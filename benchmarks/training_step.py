@@ -92,7 +92,7 @@ def measure_cell(size: str, vocab_size: int, length: int, seconds: float, compil
     batch = batch_size(size, length)
     taken = interleaved(steps(flops.SYSTEMS, size, vocab_size, length, batch, compile), seconds)
     config = build(size, vocab_size, length).config
-    paper = {name: flops.training(name, config, length) for name in flops.SYSTEMS}
+    paper = {name: flops.of_system(name, config, length) for name in flops.SYSTEMS}
     cell = {"size": size, "vocab_size": vocab_size, "length": length, "batch": batch, "ratios": {}}
     for name, one in taken.items():
         speed = {"tokens_per_second": batch * length / one["seconds"]}
@@ -122,7 +122,7 @@ def measure(options: argparse.Namespace) -> dict:
         left = options.seconds - (time.perf_counter() - start)
         size, vocab_size, length = cell
         config = build(size, vocab_size, length).config
-        work = sum(flops.training(name, config, length) for name in flops.SYSTEMS) * batch_size(size, length) * length
+        work = sum(flops.of_system(name, config, length) for name in flops.SYSTEMS) * batch_size(size, length) * length
         if speed is not None and work / speed > left:
             section["left_out"].append([*cell, work / speed])
             continue

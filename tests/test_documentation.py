@@ -21,7 +21,10 @@ BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 COMMAND = re.compile(r"^ {4}(?:\$ )?(?:python|accelerate launch)\b.*\n(?:(?<=\\\n) {4}.*\n)*", re.MULTILINE)
 NEEDS = {"torchao": "torchao"}  # what a block imports that the package does not bring
 TRAIN = "training_scripts/train.py"
-PASSES_ON = {"benchmarks/compare_systems.py": TRAIN, "benchmarks/fixed_order.py": TRAIN}  # whose options it takes too
+PASSES_ON = {
+    "studies/family/compare_systems.py": TRAIN,
+    "studies/word_orders/fixed_order.py": TRAIN,
+}  # whose options it takes too
 
 
 def blocks(page: Path) -> list[str]:

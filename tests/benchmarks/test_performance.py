@@ -132,7 +132,7 @@ def test_operations_on_paper_are_those_that_torch_counts(make_model, clean, syst
     }
     ours = lambda: model(input_ids=clean, labels=clean, quantiles=half).loss  # noqa: E731
     found = counted(lambda: losses.get(system, ours)().backward())
-    assert found == pytest.approx(BATCH * LENGTH * flops.training(system, model.config, LENGTH), rel=0.01)
+    assert found == pytest.approx(BATCH * LENGTH * flops.of_system(system, model.config, LENGTH), rel=0.01)
 
 
 @pytest.mark.parametrize("rate_type", ["uniform", "learned"])
@@ -141,7 +141,7 @@ def test_operations_of_blocks_on_paper_are_those_that_torch_counts(make_model, c
     half = torch.full((BATCH,), 0.5)
     # 2 %: quantiles differ between blocks, so that the masked share is half on average only
     found = counted(lambda: model(input_ids=clean, labels=clean, quantiles=half).loss.backward())
-    assert found == pytest.approx(BATCH * LENGTH * flops.block_training(model.config, LENGTH), rel=0.02)
+    assert found == pytest.approx(BATCH * LENGTH * flops.training(model.config, LENGTH), rel=0.02)
 
 
 def test_operations_of_a_sampling_step_on_paper_are_those_that_torch_counts(make_model, clean):
@@ -158,11 +158,11 @@ def test_weights_on_paper_are_those_of_the_model_but_for_norms(make_model):
 
 def test_ratios_at_mdlm_small_are_those_of_the_plan():
     config = LoMDMConfig()
-    reference_cost = flops.training("mdlm_reference", config, 1024)
-    assert flops.training("mdlm", config, 1024) / reference_cost == pytest.approx(0.86, abs=0.01)
-    assert flops.training("lomdm", config, 1024) / reference_cost == pytest.approx(2.15, abs=0.05)
+    reference_cost = flops.of_system("mdlm_reference", config, 1024)
+    assert flops.of_system("mdlm", config, 1024) / reference_cost == pytest.approx(0.86, abs=0.01)
+    assert flops.of_system("lomdm", config, 1024) / reference_cost == pytest.approx(2.15, abs=0.05)
     with pytest.raises(ValueError, match="system must be one of"):
-        flops.training("ar", config, 1024)
+        flops.of_system("ar", config, 1024)
 
 
 # -------------------------------------------------------------------------------------------------------- projection
@@ -172,7 +172,7 @@ def test_hours_on_paper_are_work_over_speed():
     # 1M steps x 512 texts x 1024 tokens of 1.85 GFLOP, on 8 GPUs at 40 % of 1 PFLOP/s
     config = LoMDMConfig()
     plan = projection.project(config, gpus=8, peak=1e15, utilisation=0.4, sharded=False)
-    work = 1e6 * 512 * 1024 * flops.training("lomdm", config, 1024)
+    work = 1e6 * 512 * 1024 * flops.of_system("lomdm", config, 1024)
     assert plan.hours == pytest.approx(work / (8 * 0.4e15) / 3600)
     assert plan.tokens_per_second * plan.hours * 3600 == pytest.approx(1e6 * 512 * 1024)
     assert plan.state_gb == pytest.approx(20 * plan.weights / 1e9)

@@ -14,7 +14,7 @@ from hf_lomdm.modeling.process_lomdm import centre, learned_rates
 from hf_lomdm.training.data import load_data
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "benchmarks"))
+sys.path.insert(0, str(ROOT / "studies" / "word_orders"))
 
 from fixed_order import fix_order, parse_options, rates_by_position  # noqa: E402
 
@@ -93,7 +93,7 @@ def test_the_script_trains_and_records_the_bound_in_its_order(tmp_path, monkeypa
     config, output = str(ROOT / "training_scripts" / "configs" / "tiny.yaml"), tmp_path / "found.json"
     words = ["--law", "exp 1", "--output", str(output), "--output_dir", str(tmp_path / "run"), "--config", config]
     words += ["--max_steps", "60", "--hidden_size", "32", "--max_validation_rows", "64", "--warmup_steps", "5"]
-    subprocess.run([sys.executable, ROOT / "benchmarks" / "fixed_order.py", *words], check=True)
+    subprocess.run([sys.executable, ROOT / "studies" / "word_orders" / "fixed_order.py", *words], check=True)
     record = json.loads(output.read_text())
     _, run, rates = parse_options(words)
     model = LoMDMForMaskedDiffusion.from_pretrained(tmp_path / "run")

@@ -2,18 +2,18 @@
 
 On a GPU:
 
-    python benchmarks/compare_systems.py --config training_scripts/configs/owt.yaml --budget flops=1e18
+    python studies/family/compare_systems.py --config training_scripts/configs/owt.yaml --budget flops=1e18
 
 On a laptop, a few minutes for each system:
 
-    python benchmarks/compare_systems.py --config training_scripts/configs/tiny.yaml --systems lomdm mdlm ar \\
-        --budget tokens=1e6 --output results/compare_tiny.json
+    python studies/family/compare_systems.py --config training_scripts/configs/tiny.yaml --systems lomdm mdlm ar \\
+        --budget tokens=1e6 --output outputs/compare_tiny.json
 
 A budget is the same for every system and buys each as many optimizer steps as fit into it:
 
 - `tokens`: tokens of text that are read, BOS and EOS included. A text counts once, however many masked views are made
   of it and however often the network reads it.
-- `flops`: floating point operations of training, counted by `flops_per_token` below.
+- `flops`: floating point operations of training, counted by `benchmarks/flops.py`.
 - `seconds`: of optimizer steps on this machine, without start, checkpoints and evaluation, as two runs of a few steps
   measure it first.
 
@@ -34,12 +34,11 @@ from typing import Any, NamedTuple
 
 import torch
 from datasets import Dataset
-from flops import block_keys
 from transformers import AutoModelForCausalLM, GPTNeoXForCausalLM, PreTrainedModel
 
 from hf_lomdm import LoMDMForMaskedDiffusion
 from hf_lomdm.evaluation.compare import comparison_table, difference
-from hf_lomdm.evaluation.corpus import evaluate_corpus, is_diffusion, process_state
+from hf_lomdm.evaluation.corpus import evaluate_corpus, process_state
 from hf_lomdm.evaluation.parts import PartsFile
 from hf_lomdm.evaluation.records import check_output, write_record
 from hf_lomdm.training.arguments import (
@@ -52,7 +51,11 @@ from hf_lomdm.training.arguments import (
 from hf_lomdm.training.data import load_data, model_token_ids
 from hf_lomdm.training.models import causal_config, diffusion_config
 
-TRAIN = Path(__file__).parents[1] / "training_scripts" / "train.py"
+sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
+
+import flops
+
+TRAIN = Path(__file__).resolve().parents[2] / "training_scripts" / "train.py"
 SYSTEMS = TRAIN.parent / "configs" / "systems"
 DEFAULT_SYSTEMS = ("lomdm", "mdlm", "sedd", "genmd4", "bd3lm_16", "block_lomdm", "ar")
 BUDGETS = ("tokens", "flops", "seconds")
@@ -127,42 +130,6 @@ def tokens_per_step(training: LoMDMTrainingArguments, rows: Dataset) -> float:
     return training.per_device_train_batch_size * training.gradient_accumulation_steps * lengths / len(rows)
 
 
-def flops_per_token(model: PreTrainedModel, length: int) -> float:
-    """Floating point operations of training per token of text, in rows of `length` tokens.
-
-    Per token and pass with gradient: 6 for each weight (2 forward, 4 backward; embeddings are looked up and cost
-    nothing) and 12 x hidden units x keys for each layer of attention, masked or not (with blocks: the keys of the
-    chunk of queries). Counted are, as the loss reads,
-
-    - AR: one pass, LM head at every position;
-    - others: one pass per masked view (`num_views`), LM head at half of the positions, for the others are not masked;
-      with blocks one more pass, of the clean copy, and attention over all copies (of the
-      clean copy, the last layer makes keys, values and queries alone unless psi reads it);
-    - learned rates: besides, the clean text once without gradient, phi on it, and psi wherever the backbone is read.
-    """
-    config, backbone = model.config, _weights(model.base_model) - _weights(model.get_input_embeddings())
-    lm_head = model.get_output_embeddings().weight.numel()
-    layer = 12 * config.hidden_size  # attention of one layer, for each key
-    if not is_diffusion(model):
-        return 6 * (backbone + lm_head) + config.num_hidden_layers * layer * length
-    views, alone, keys, copies = model.num_views, length, length, model.num_views
-    if config.block_size is not None:
-        copies += 1
-        alone, keys = block_keys(config, length, 1), block_keys(config, length, copies)
-    flops = copies * (6 * backbone + config.num_hidden_layers * layer * keys) + views * 6 * lm_head / 2
-    if config.rate_type == "learned":
-        flops += (6 * backbone + config.num_hidden_layers * layer * alone) / 3
-        flops += 6 * _weights(model.phi) + layer * alone + copies * (6 * _weights(model.psi) + layer * keys)
-    elif config.block_size is not None:
-        last = model.base_model.layers[-1]
-        flops -= 6 * (_weights(last) - _weights(last.attention.qkv_proj)) + layer * alone
-    return flops
-
-
-def _weights(module: torch.nn.Module) -> int:
-    return sum(weight.numel() for weight in module.parameters())
-
-
 def step_seconds(short: float, long: float) -> float:
     """Seconds of a step, from those of runs of `PROBE_STEPS`; where noise hides the difference, from the longer."""
     fewer, more = PROBE_STEPS
@@ -220,10 +187,10 @@ def planned_steps(run: Run, options: argparse.Namespace, model: PreTrainedModel,
         if any(plan[key] != value for key, value in run.setting.items()):
             raise ValueError(f"{path} is of other settings or another budget. Pass another --output_dir, or delete it.")
         return plan
-    flops = tokens * flops_per_token(model, run.data.max_length)
-    costs = {"tokens": lambda: tokens, "flops": lambda: flops, "seconds": lambda: measure_step(run)}
+    operations = tokens * flops.training(model.config, run.data.max_length)
+    costs = {"tokens": lambda: tokens, "flops": lambda: operations, "seconds": lambda: measure_step(run)}
     steps = steps_within(options.budget, costs[options.budget.kind]())
-    spent = {"train_tokens": steps * tokens, "train_flops": steps * flops, "parameters": model.num_parameters()}
+    spent = {"train_tokens": steps * tokens, "train_flops": steps * operations, "parameters": model.num_parameters()}
     write_record(path, run.setting | {"steps": steps} | spent)
     return _read(path)
 
@@ -334,10 +301,10 @@ def parse_options(arguments: list[str] | None = None) -> tuple[argparse.Namespac
     parser.add_argument("--config", type=Path, required=True, help="the text and the scale, for all systems")
     parser.add_argument("--systems", nargs="+", default=list(DEFAULT_SYSTEMS), help="the first one is the reference")
     parser.add_argument("--budget", type=parse_budget, required=True, help="tokens=N, flops=N or seconds=N, for each")
-    parser.add_argument("--output", type=Path, help="default results/compare_<config>_<budget>.json")
+    parser.add_argument("--output", type=Path, help="default outputs/studies/compare-<config>-<budget>.json")
     parser.add_argument("--output_dir", type=Path, help="of the runs; default outputs/compare-<config>-<budget>")
     options, words = parser.parse_known_args(arguments)
-    options.output = options.output or Path(f"results/compare_{options.config.stem}_{options.budget}.json")
+    options.output = options.output or Path(f"outputs/studies/compare-{options.config.stem}-{options.budget}.json")
     options.output_dir = options.output_dir or Path(f"outputs/compare-{options.config.stem}-{options.budget}")
     if options.output.parent.resolve() == options.output_dir.resolve() and options.output.stem in options.systems:
         parser.error(f"--output {options.output} is the place of the record of that system alone. Rename it.")

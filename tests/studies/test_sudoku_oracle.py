@@ -10,7 +10,7 @@ import torch
 from hf_lomdm.evaluation import nelbo
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "benchmarks"))
+sys.path.insert(0, str(ROOT / "studies" / "sudoku"))
 
 from sudoku_oracle import OracleOrder, main, make_law  # noqa: E402
 

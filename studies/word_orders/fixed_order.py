@@ -1,12 +1,12 @@
 """Trains a masked diffusion model in an order that leans to the left and is given, not learned: what it is worth.
 
-    python benchmarks/fixed_order.py --law "exp 0.05" --output results/fixed_order_exp.json \\
+    python studies/word_orders/fixed_order.py --law "exp 0.05" --output outputs/fixed_order_exp.json \\
         --config training_scripts/configs/enwiki.yaml --train_file enwiki.train.txt \\
         --validation_file enwiki.valid.txt --max_steps 4101 --eval_strategy no
 
 On a laptop, in two minutes:
 
-    python benchmarks/fixed_order.py --law "exp 0.05" --output results/fixed_order_tiny.json \\
+    python studies/word_orders/fixed_order.py --law "exp 0.05" --output outputs/fixed_order_tiny.json \\
         --config training_scripts/configs/tiny.yaml --max_steps 200 --eval_strategy no
 
 Forward and reverse rates are the same function of the position `i = 0, 1, ..`, so nothing of the order has to be
@@ -28,7 +28,6 @@ import sys
 from pathlib import Path
 
 import torch
-from compare_systems import TRAIN, Run, evaluate
 from torch import Tensor
 
 from hf_lomdm import LoMDMForMaskedDiffusion
@@ -38,6 +37,11 @@ from hf_lomdm.modeling.backbone_lomdm import position_ids
 from hf_lomdm.modeling.process_lomdm import centre, learned_rates
 from hf_lomdm.training.arguments import parse_arguments
 from hf_lomdm.training.data import load_data
+
+STUDIES = Path(__file__).resolve().parents[1]
+sys.path += [str(STUDIES.parent / "benchmarks"), str(STUDIES / "family")]
+
+from compare_systems import TRAIN, Run, evaluate
 
 STEEPEST = 80.0  # of `exp`, over all positions: float32 holds the last rate
 

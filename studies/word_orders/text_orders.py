@@ -1,7 +1,7 @@
 """What texts cost a trained network when they are written in another order, without training it again.
 
-    python benchmarks/text_orders.py --model checkpoints/lomdm-enwiki --file enwiki.test.txt
-    python benchmarks/text_orders.py --model checkpoints/lomdm-enwiki --file enwiki.test.txt --max_rows 4 \\
+    python studies/word_orders/text_orders.py --model checkpoints/lomdm-enwiki --file enwiki.test.txt
+    python studies/word_orders/text_orders.py --model checkpoints/lomdm-enwiki --file enwiki.test.txt --max_rows 4 \\
         --orders random left_to_right                                                          # in seconds
 
 In an order that is fixed by what is already revealed, `-log P(x)` is exactly the sum of `-log p_i(x_i)` at each reveal;
@@ -14,15 +14,16 @@ where the order is drawn, this sum is a bound. Every token of a row counts, BOS 
 - `near`, `far`: the position nearest to one that is known, or farthest from all; the first one and ties are drawn.
 
 Were the network the exact law of the texts, every order would cost the same. What a network gains that is trained in an
-order, `fixed_order.py` measures. Record: outputs/benchmarks/text_orders-MODEL-FILE.json.
+order, `fixed_order.py` measures. Record: outputs/studies/text_orders-MODEL-FILE.json.
 """
 
 import argparse
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from measuring import record_place
 from torch import Tensor
 from tqdm import tqdm
 from transformers import AutoTokenizer
@@ -32,6 +33,10 @@ from hf_lomdm.cli.errors import loading, user_errors
 from hf_lomdm.cli.option_types import nonempty, whole
 from hf_lomdm.evaluation.records import environment, write_record
 from hf_lomdm.evaluation.rows import load_file, pack_documents, special_tokens
+
+sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
+
+from measuring import record_place
 
 DRAWN = {"random": 4, "learned": 4}  # orders of each text; one of the others
 BATCH_ROWS = 64
@@ -143,7 +148,7 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--file", type=nonempty, required=True, help="text to measure")
     parser.add_argument("--max_rows", type=whole(2), default=128)
     parser.add_argument("--orders", nargs="+", choices=ORDERS, help="the first is the reference; default all there are")
-    parser.add_argument("--output", type=nonempty, help="default outputs/benchmarks/text_orders-MODEL-FILE.json")
+    parser.add_argument("--output", type=nonempty, help="default outputs/studies/text_orders-MODEL-FILE.json")
     return parser.parse_args(arguments)
 
 
@@ -152,7 +157,7 @@ def main(arguments: list[str] | None = None) -> None:
     with user_errors():
         measured = {"task": "text_orders", "model": options.model, "source": options.file}
         measured |= {"max_rows": options.max_rows, "only": options.orders}
-        path = record_place(options.output, measured)
+        path = record_place(options.output, measured, "studies")
         with loading("--model", options.model):
             model = LoMDMForMaskedDiffusion.from_pretrained(options.model, dtype=torch.float32).eval()
         if model.config.block_size is not None:

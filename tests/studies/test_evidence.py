@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "studies" / "family" / "evidence.sh"
 SIZES = ("--hidden_size", "32", "--num_hidden_layers", "1", "--num_attention_heads", "2", "--max_validation_rows", "8")
 
 
@@ -19,7 +20,9 @@ def write_text(path: Path, first: int) -> str:
 
 
 def test_without_its_words_it_says_what_they_are():
-    found = subprocess.run(["bash", ROOT / "benchmarks" / "evidence.sh"], capture_output=True, text=True, check=False)
+    found = subprocess.run(
+        ["bash", ROOT / "studies" / "family" / "evidence.sh"], capture_output=True, text=True, check=False
+    )
     assert found.returncode == 2 and "SYSTEMS" in found.stdout and "PYTHON" in found.stdout
 
 
@@ -27,7 +30,7 @@ def test_without_its_words_it_says_what_they_are():
 def test_every_system_is_trained_and_measured_once(tmp_path):
     texts = [write_text(tmp_path / f"{name}.txt", 2000 * i) for i, name in enumerate(("train", "valid", "test"))]
     config = str(ROOT / "training_scripts" / "configs" / "enwiki.yaml")
-    command = ["bash", str(ROOT / "benchmarks" / "evidence.sh"), config, "tokens=8e3", *texts, *SIZES]
+    command = ["bash", str(SCRIPT), config, "tokens=8e3", *texts, *SIZES]
     results, parts = tmp_path / "results", {"SYSTEMS": "mdlm lomdm ar", "OTHER_SEEDS": "", "BY_TIME": "", "EXACT": ""}
     folders = {"RUNS": str(tmp_path / "runs"), "RESULTS": str(results), "PYTHON": sys.executable, "ROWS": "4"}
     environment = os.environ | parts | folders

@@ -2,9 +2,9 @@
 # The comparison of the paper at one scale: trains the family side by side, then measures every trained model. The same
 # command started again continues: systems and records that are finished are not made again.
 #
-#     bash benchmarks/evidence.sh training_scripts/configs/enwiki.yaml tokens=8.4e6 \
+#     bash studies/family/evidence.sh training_scripts/configs/enwiki.yaml tokens=8.4e6 \
 #         enwiki.train.txt enwiki.valid.txt enwiki.test.txt --muon_learning_rate 0.01      # further words: for train.py
-#     SYSTEMS="mdlm lomdm" OTHER_SEEDS="" BY_TIME="" EXACT="" ROWS=16 bash benchmarks/evidence.sh \
+#     SYSTEMS="mdlm lomdm" OTHER_SEEDS="" BY_TIME="" EXACT="" ROWS=16 bash studies/family/evidence.sh \
 #         training_scripts/configs/enwiki.yaml tokens=2e4 a.txt b.txt c.txt --hidden_size 32     # to try it, minutes
 #
 # By the environment (an empty value leaves the part out):
@@ -22,7 +22,7 @@ shopt -s nullglob
 [ $# -ge 5 ] || { sed -n '2,20s/^# \{0,1\}//p' "$0"; exit 2; }
 config=$(realpath "$1") budget=$2 train=$(realpath "$3") validation=$(realpath "$4") test=$(realpath "$5")
 shift 5
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/../.."
 python=${PYTHON:-.venv/bin/python}
 if ! [ -x "$(command -v "$python")" ]; then
     [ -z "${PYTHON-}" ] || { echo "error: PYTHON=$PYTHON cannot be run." >&2; exit 2; }
@@ -37,7 +37,7 @@ rows=${ROWS-512}
 exact=${EXACT-32}
 scale=$(basename "$config" .yaml)-$budget
 runs=${RUNS:-outputs/evidence-$scale}
-results=${RESULTS:-results/evidence-$scale}
+results=${RESULTS:-outputs/studies/evidence-$scale}
 
 # compare NAME SEED SYSTEMS [words]: trains them, runs in $runs/NAME, record $results/NAME.json
 compare() {
@@ -45,7 +45,7 @@ compare() {
     shift 3
     [ -n "$which" ] || return 0
     # shellcheck disable=SC2086
-    "$python" benchmarks/compare_systems.py --config "$config" --train_file "$train" --validation_file "$validation" \
+    "$python" studies/family/compare_systems.py --config "$config" --train_file "$train" --validation_file "$validation" \
         --budget "$budget" --seed "$seed" --systems $which --output_dir "$runs/$name" --output "$results/$name.json" "$@"
 }
 

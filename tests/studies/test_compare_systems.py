@@ -1,4 +1,4 @@
-"""benchmarks/compare_systems.py: what a budget buys, and a comparison of two systems from start to table."""
+"""studies/family/compare_systems.py: what a budget buys, and a comparison of two systems from start to table."""
 
 import argparse
 import importlib.util
@@ -18,8 +18,10 @@ from hf_lomdm.training.models import causal_config
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "training_scripts" / "configs" / "tiny.yaml"
-sys.path.insert(0, str(ROOT / "benchmarks"))  # which a script has by itself
-SPECIFICATION = importlib.util.spec_from_file_location("compare_systems", ROOT / "benchmarks" / "compare_systems.py")
+sys.path.insert(0, str(ROOT / "studies" / "family"))  # which a script has by itself
+SPECIFICATION = importlib.util.spec_from_file_location(
+    "compare_systems", ROOT / "studies" / "family" / "compare_systems.py"
+)
 script = importlib.util.module_from_spec(SPECIFICATION)
 SPECIFICATION.loader.exec_module(script)
 
@@ -90,7 +92,7 @@ def test_flops_of_a_step_are_those_that_torch_counts(make_model, system):
     ids = torch.randint(3, 199, (64, 32), generator=torch.Generator().manual_seed(0))
     with FlopCounterMode(display=False) as counter:
         model(input_ids=ids, labels=ids, generator=torch.Generator().manual_seed(1)).loss.backward()
-    assert script.flops_per_token(model, 32) == pytest.approx(counter.get_total_flops() / ids.numel(), rel=0.03)
+    assert script.flops.training(model.config, 32) == pytest.approx(counter.get_total_flops() / ids.numel(), rel=0.03)
 
 
 def test_flops_of_an_autoregressive_step_are_those_that_torch_counts():
@@ -102,7 +104,7 @@ def test_flops_of_an_autoregressive_step_are_those_that_torch_counts():
     ids = torch.randint(3, 199, (4, 32), generator=torch.Generator().manual_seed(0))
     with FlopCounterMode(display=False) as counter:
         causal_token_losses(model, ids, None, ids, 199).sum().backward()
-    assert script.flops_per_token(model, 32) == pytest.approx(counter.get_total_flops() / ids.numel(), rel=0.03)
+    assert script.flops.training(model.config, 32) == pytest.approx(counter.get_total_flops() / ids.numel(), rel=0.03)
 
 
 @pytest.mark.parametrize(
@@ -139,7 +141,7 @@ def test_a_plan_is_kept_and_one_of_other_settings_is_refused(tmp_path, make_mode
     model = make_model(rate_type="uniform")
     plan = script.planned_steps(run, options, model, tokens=64.0)
     assert (plan["steps"], plan["train_tokens"], plan["parameters"]) == (3, 192.0, model.num_parameters())
-    assert plan["train_flops"] == pytest.approx(192 * script.flops_per_token(model, 16))
+    assert plan["train_flops"] == pytest.approx(192 * script.flops.training(model.config, 16))
     assert script.planned_steps(run, options, model, tokens=1.0) == plan  # not planned anew
     options, words = parse(tmp_path, "--systems", "mdlm", "--seed", "5")
     with pytest.raises(ValueError, match="mdlm.plan.json is of other settings"):
@@ -150,7 +152,7 @@ def test_a_plan_is_kept_and_one_of_other_settings_is_refused(tmp_path, make_mode
 def test_the_steps_of_a_plan_follow_from_the_kind_of_the_budget(tmp_path, make_model, monkeypatch, kind, amount, steps):
     options, words = parse(tmp_path, "--systems", "mdlm", "--budget", f"{kind}={amount}")
     monkeypatch.setattr(script, "measure_step", lambda run: 0.25)
-    monkeypatch.setattr(script, "flops_per_token", lambda model, length: 2.0)
+    monkeypatch.setattr(script.flops, "training", lambda config, length: 2.0)
     (run,) = script.make_runs(options, words)
     assert script.planned_steps(run, options, make_model(), tokens=64.0)["steps"] == steps  # 128 operations a step
 

@@ -1,7 +1,7 @@
 """What an order by certainty would give on Sudoku within a law of the rates, with oracles in place of the order heads.
 
-    python benchmarks/sudoku_oracle.py --model checkpoints/lomdm-sudoku --file sudoku17_solved.csv --start 43000
-    python benchmarks/sudoku_oracle.py --model checkpoints/lomdm-sudoku --file sudoku17_solved.csv --start 43000 \\
+    python studies/sudoku/sudoku_oracle.py --model checkpoints/lomdm-sudoku --file sudoku17_solved.csv --start 43000
+    python studies/sudoku/sudoku_oracle.py --model checkpoints/lomdm-sudoku --file sudoku17_solved.csv --start 43000 \\
         --max_rows 16 --laws uniform "normsig 20"                                              # in a minute
 
 The token law is the model's. Rates come from its entropy at each cell, in nats (0 at cells that are known): forward
@@ -14,14 +14,15 @@ do better, for it reads the solution, and can tell more of the later states than
 
 For each: the main part of the order bound, to which the heads would come if psi could follow phi exactly; the whole
 bound with these reverse rates, which do not know the clues from the rest, and what it is over that of the first law,
-paired; and the share of puzzles that `sequential` solves, a cell at a time. Record: outputs/benchmarks/.
+paired; and the share of puzzles that `sequential` solves, a cell at a time. Record: outputs/studies/.
 """
 
 import argparse
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
-from measuring import record_place
 from torch import Tensor
 
 from hf_lomdm import LoMDMForMaskedDiffusion, LoMDMPipeline
@@ -32,6 +33,10 @@ from hf_lomdm.evaluation.records import write_record
 from hf_lomdm.evaluation.sudoku import CELLS, Puzzle, add_clues, evaluate_sudoku, load_puzzles, training_rows
 from hf_lomdm.modeling.modeling_lomdm import LoMDMOutput
 from hf_lomdm.modeling.process_lomdm import centre, learned_rates
+
+sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
+
+from measuring import record_place
 
 NARROW = tuple(f"normsig 20 {c2}" for c2 in (0.05, 0.1, 0.2, 0.4))
 LAWS = ("uniform", *NARROW, "normsig 5", "normsig 20", "normsig 100", "exp 3", "exp 10", "exp 30")
@@ -114,7 +119,7 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--clues", type=whole(0, CELLS), default=40, help="cells given of each")
     parser.add_argument("--num_samples", type=whole(1), default=8, help="draws per puzzle for the bound")
     parser.add_argument("--laws", nargs="+", default=list(LAWS))
-    parser.add_argument("--output", type=nonempty, help="default outputs/benchmarks/sudoku_oracle-MODEL-FILE.json")
+    parser.add_argument("--output", type=nonempty, help="default outputs/studies/sudoku_oracle-MODEL-FILE.json")
     return parser.parse_args(arguments)
 
 
@@ -124,7 +129,7 @@ def main(arguments: list[str] | None = None) -> None:
     measured = {"task": "sudoku_oracle", "source": options.file, "names": options.laws}
     measured |= {name: getattr(options, name) for name in names}
     with user_errors():
-        path = record_place(options.output, measured)
+        path = record_place(options.output, measured, "studies")
         with loading("--model", options.model):
             model = OracleOrder.from_pretrained(options.model).eval()
         laws = {words: make_law(words, model.config.c1, model.config.c2) for words in options.laws}

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "benchmarks"))
+sys.path.insert(0, str(ROOT / "studies" / "word_orders"))
 
 from text_orders import ORDERS, State, cost_in_order, distance_to_known, main  # noqa: E402
 

@@ -1,8 +1,8 @@
 """How much of phi's gradient is signal, and how much of the noise is the score term's, over numbers of views.
 
-    python benchmarks/score_noise.py --model MODEL --file enwiki.train.txt
-    python benchmarks/score_noise.py --model outputs/sudoku --file sudoku17_solved.csv --clues 40
-    python benchmarks/score_noise.py --model checkpoints/lomdm-sudoku --file sudoku17_solved.csv --batches 8 \\
+    python studies/score_noise/score_noise.py --model MODEL --file enwiki.train.txt
+    python studies/score_noise/score_noise.py --model outputs/sudoku --file sudoku17_solved.csv --clues 40
+    python studies/score_noise/score_noise.py --model checkpoints/lomdm-sudoku --file sudoku17_solved.csv --batches 8 \\
         --rows 4 --views 2                                                                     # in seconds
 
 The gradient of the loss in the weights of phi has two parts (docs/method.md): `path`, through the rates in the bound,
@@ -14,14 +14,14 @@ batches, of other texts and draws each, without an update between them. Reported
 - `noise`: root mean square distance of one batch's gradient from the mean;
 - `batches`: `(noise / signal)^2`, how many must be averaged until the mean shows (none where there is no signal).
 
-A file that ends in .csv holds puzzles, any other text. Record: outputs/benchmarks/score_noise-MODEL-FILE.json.
+A file that ends in .csv holds puzzles, any other text. Record: outputs/studies/score_noise-MODEL-FILE.json.
 """
 
 import argparse
+import sys
+from pathlib import Path
 
 import torch
-from measuring import record_place
-from text_orders import load_texts
 from torch import Tensor
 from tqdm import tqdm
 
@@ -30,6 +30,12 @@ from hf_lomdm.cli.errors import loading, user_errors
 from hf_lomdm.cli.option_types import nonempty, refuse_unused, whole
 from hf_lomdm.evaluation.records import environment, write_record
 from hf_lomdm.evaluation.sudoku import CELLS, add_clues, load_puzzles, training_rows
+
+STUDIES = Path(__file__).resolve().parents[1]
+sys.path += [str(STUDIES.parent / "benchmarks"), str(STUDIES / "word_orders")]
+
+from measuring import record_place
+from text_orders import load_texts
 
 PARTS = ("path", "score", "both")
 CLUES = 40
@@ -105,7 +111,7 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--rows", type=whole(1), default=32, help="texts in a batch")
     parser.add_argument("--batches", type=whole(3), default=64, help="3 or more, for an error")
     parser.add_argument("--views", type=whole(2), nargs="+", default=[2, 4, 8], help="2 or more, which RLOO compares")
-    parser.add_argument("--output", type=nonempty, help="default outputs/benchmarks/score_noise-MODEL-FILE.json")
+    parser.add_argument("--output", type=nonempty, help="default outputs/studies/score_noise-MODEL-FILE.json")
     return parser.parse_args(arguments)
 
 
@@ -116,7 +122,7 @@ def main(arguments: list[str] | None = None) -> None:
             refuse_unused({"clues": options.clues}, {"clues": "is for puzzles, a .csv file"})
         measured = {"task": "score_noise", "source": options.file, "numbers": options.views}
         measured |= {name: getattr(options, name) for name in ("model", "rows", "batches", "clues")}
-        path = record_place(options.output, measured)
+        path = record_place(options.output, measured, "studies")
         with loading("--model", options.model):
             model = LoMDMForMaskedDiffusion.from_pretrained(options.model, dtype=torch.float32)
         if model.phi is None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "benchmarks"))
+sys.path.insert(0, str(ROOT / "studies" / "score_noise"))
 
 from score_noise import main, measure, phi_gradients, signal_and_noise  # noqa: E402
 
@@ -61,7 +61,7 @@ def test_the_script_measures_puzzles_and_refuses_what_has_no_phi(make_model, tmp
     monkeypatch.chdir(tmp_path)
     words = ["--file", PUZZLES, "--clues", "60", "--rows", "1", "--views", "2", "3"]
     main(["--model", CHECKPOINT, "--batches", "3", *words])
-    (output,) = Path("outputs/benchmarks").iterdir()
+    (output,) = Path("outputs/studies").iterdir()
     assert output.name == "score_noise-checkpoints-lomdm-sudoku-fixtures-sudoku.csv.json"
     record = json.loads(output.read_text())
     assert record["views"].keys() == {"2", "3"} and record["views"]["2"].keys() == {"path", "score", "both"}

@@ -1,8 +1,8 @@
 """Learning curves from the records of `compare_systems.py`, and how soon each system is where the first one ends.
 
-    python benchmarks/compare_systems.py --config training_scripts/configs/tiny.yaml --systems mdlm lomdm \\
-        --budget tokens=1e6 --output results/compare_tiny.json
-    python benchmarks/curves.py results/compare_tiny.json --output curves.png
+    python studies/family/compare_systems.py --config training_scripts/configs/tiny.yaml --systems mdlm lomdm \\
+        --budget tokens=1e6 --output outputs/compare_tiny.json
+    python studies/family/curves.py outputs/compare_tiny.json --output curves.png
 
 Systems of several records go into one picture; of one that is in two of them, the first counts.
 

@@ -1,4 +1,4 @@
-"""benchmarks/curves.py: when a curve reaches a value, what that cost, the picture and the errors."""
+"""studies/family/curves.py: when a curve reaches a value, what that cost, the picture and the errors."""
 
 import importlib.util
 import json
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-SPECIFICATION = importlib.util.spec_from_file_location("curves", ROOT / "benchmarks" / "curves.py")
+SPECIFICATION = importlib.util.spec_from_file_location("curves", ROOT / "studies" / "family" / "curves.py")
 script = importlib.util.module_from_spec(SPECIFICATION)
 SPECIFICATION.loader.exec_module(script)
 
