@@ -6,14 +6,16 @@ import shutil
 import struct
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel
 
-from hf_lomdm import LoMDMPipeline, LoMDMScheduler
+from conftest import TINY
+from hf_lomdm import LoMDMConfig, LoMDMForMaskedDiffusion, LoMDMModel, LoMDMPipeline, LoMDMScheduler
+from hf_lomdm.training.models import copy_trunk
 from tiny_tokenizer import build_tokenizer
 from without_package import run_without_package
 
@@ -101,16 +103,57 @@ def index_without_a_map(folder: Path) -> None:
     (folder / WEIGHTS).unlink()
 
 
+def index_to_a_pickle(folder: Path) -> None:
+    torch.save(load_file(folder / WEIGHTS), folder / "weights.bin")
+    point_index_to(folder, "weights.bin")
+    (folder / WEIGHTS).unlink()
+
+
+def index_to_numbers(folder: Path) -> None:
+    (folder / INDEX).write_text(json.dumps({"weight_map": {"lm_head.weight": 3, "lm_head.bias": ["a"]}}))
+    (folder / WEIGHTS).unlink()
+
+
+def index_too_deep(folder: Path) -> None:
+    (folder / INDEX).write_text("[" * 100_000)
+    (folder / WEIGHTS).unlink()
+
+
 def width_of_a_million(folder: Path) -> None:
     edit(folder / "config.json", hidden_size=2**20, intermediate_size=2**24)
+
+
+def vocabulary_without_weights(folder: Path) -> None:
+    weights = {name: value for name, value in load_file(folder / WEIGHTS).items() if "lm_head" not in name}
+    save_file(weights, folder / WEIGHTS, {"format": "pt"})
 
 
 def layers_without_end(folder: Path) -> None:
     edit(folder / "config.json", num_hidden_layers=10**9)
 
 
+def many_layers(folder: Path) -> None:
+    edit(folder / "config.json", num_hidden_layers=4000)
+
+
+def many_quantized_layers(folder: Path) -> None:
+    edit(folder / "config.json", num_hidden_layers=4000, quantization_config={"quant_method": "fp8"})
+
+
+def a_billion_labels(folder: Path) -> None:
+    edit(folder / "config.json", num_labels=10**9)
+
+
+def positions_without_end(folder: Path) -> None:
+    edit(folder / "config.json", max_position_embeddings=10**12)
+
+
 def size_in_words(folder: Path) -> None:
     edit(folder / "config.json", hidden_size="16")
+
+
+def a_kernel_to_run(folder: Path) -> None:
+    edit(folder / "config.json", attn_implementation="somebody/kernel")
 
 
 def weights_of_its_own(folder: Path) -> None:
@@ -131,24 +174,86 @@ def foreign_tokenizer(folder: Path) -> None:
     edit(folder / "tokenizer_config.json", tokenizer_class="Evil", auto_map={"AutoTokenizer": ["evil.Evil", None]})
 
 
+WEIGHT_HARMS = [
+    (pickle_alone, r"offers its weights as pickles \(pytorch_model.bin\)"),
+    (bomb_alone, r"offers its weights as pickles \(pytorch_model.bin\)"),
+    (bomb_called_safetensors, "header too large.*is cut off, or no safetensors file"),
+    (cut_in_half, "not fully covered.*is cut off, or no safetensors file"),
+    (header_of_an_exabyte, "header too large"),
+    (tensor_of_a_terabyte, "not fully covered"),
+    (tensor_beyond_all_numbers, "overflow"),
+    (wrong_shape, r"1 weights of .* have other shapes.*lm_head.weight \[3, 4\] instead of \[11, 16\]"),
+    (vocabulary_without_weights, r"does not fit its configuration: missing \['lm_head.bias', 'lm_head.weight'\]"),
+    (index_to_a_system_file, "names '../../../../../../../../etc/passwd', which is no safetensors file of its"),
+    (index_to_weights_outside, "names '../outside.safetensors', which is no safetensors file of its folder"),
+    (index_to_a_pickle, "names 'weights.bin', which is no safetensors file of its folder"),
+    (index_to_numbers, "names 3, which is no safetensors file of its folder"),
+    (index_too_deep, "index.json cannot be read: maximum recursion depth"),
+    (index_without_a_map, "has no weight_map"),
+    (width_of_a_million, r"weights of .* have other shapes .* \[11, 16\] instead of \[11, 1048576\]"),
+    (layers_without_end, "num_hidden_layers must be an int in .*got 1000000000"),
+    (many_layers, "weights of .* have 2 layers, its configuration says num_hidden_layers=4000"),
+    (many_quantized_layers, "weights of .* have 2 layers, its configuration says num_hidden_layers=4000"),
+    (a_billion_labels, "num_labels must be an int in .*got 1000000000"),
+    (positions_without_end, "max_position_embeddings must be an int in .*got 1000000000000"),
+    (size_in_words, "hidden_size must be an int in .*got '16'"),
+    (weights_of_its_own, r"config.json has \['transformers_weights'\], which the caller of from_pretrained chooses"),
+    (a_kernel_to_run, r"config.json has \['attn_implementation'\], which the caller of from_pretrained chooses"),
+]
+LOADERS = {"pipeline": LoMDMPipeline, "model": LoMDMForMaskedDiffusion, "backbone": LoMDMModel, "auto": AutoModel}
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+@pytest.mark.parametrize(("harm", "message"), WEIGHT_HARMS, ids=[harm.__name__ for harm, _ in WEIGHT_HARMS])
+def test_every_loader_refuses_before_it_builds(folder, loader, harm: Callable, message: str, monkeypatch):
+    if loader == "backbone" and harm in (wrong_shape, vocabulary_without_weights):
+        pytest.skip("the backbone reads no LM head")
+    harm(folder)
+    built = LoMDMForMaskedDiffusion.__init__
+
+    def no_memory(model, config, *arguments):
+        assert torch.empty(()).device.type == "meta", "a model was built for the weights"
+        built(model, config, *arguments)
+
+    monkeypatch.setattr(LoMDMForMaskedDiffusion, "__init__", no_memory)
+    with pytest.raises(ValueError, match=message) as error:
+        LOADERS[loader].from_pretrained(folder)
+    assert "\n" not in str(error.value) and not (folder.parent / "canary").exists()
+
+
+def scripts() -> dict[str, Callable]:
+    """What loads a model in the scripts, as a function of its folder."""
+    import evaluate as evaluating
+    import finetune_lora
+    import sample
+
+    def start_from(folder):
+        model = LoMDMForMaskedDiffusion(LoMDMConfig(**TINY))
+        copy_trunk(model, str(folder))
+
+    return {
+        "evaluate": lambda folder: evaluating.load(
+            evaluating.parse_arguments(["order", "--file", "x", "--model", str(folder)])
+        ),
+        "finetune": lambda folder: finetune_lora.load_base(SimpleNamespace(model=str(folder))),
+        "sample": lambda folder: sample.load(sample.parse_arguments(["--model", str(folder)]), "cpu"),
+        "init_from": start_from,
+    }
+
+
+@pytest.mark.parametrize("entrance", ["evaluate", "finetune", "sample", "init_from"])
+@pytest.mark.parametrize("harm", [index_to_weights_outside, index_to_a_pickle, many_layers, a_billion_labels])
+def test_scripts_have_the_same_gate(folder, entrance, harm, monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "training_scripts")
+    harm(folder)
+    message = dict(WEIGHT_HARMS)[harm]
+    with pytest.raises((ValueError, SystemExit), match=message):
+        scripts()[entrance](folder)
+
+
 @pytest.mark.parametrize(
     ("harm", "message"),
     [
-        (pickle_alone, r"offers its weights as pickles \(pytorch_model.bin\)"),
-        (bomb_alone, r"offers its weights as pickles \(pytorch_model.bin\)"),
-        (bomb_called_safetensors, "header too large.*is cut off, or no safetensors file"),
-        (cut_in_half, "not fully covered.*is cut off, or no safetensors file"),
-        (header_of_an_exabyte, "header too large"),
-        (tensor_of_a_terabyte, "not fully covered"),
-        (tensor_beyond_all_numbers, "overflow"),
-        (wrong_shape, r"1 weights of .* have other shapes.*lm_head.weight \[3, 4\] instead of \[11, 16\]"),
-        (index_to_a_system_file, "names '../../../../../../../../etc/passwd', which is no safetensors file of its"),
-        (index_to_weights_outside, "names '../outside.safetensors', which is no safetensors file of its folder"),
-        (index_without_a_map, "has no weight_map"),
-        (width_of_a_million, r"other shapes .* lm_head.weight \[11, 16\] instead of \[11, 1048576\]"),
-        (layers_without_end, "says num_hidden_layers=1000000000, the weights have 2"),
-        (size_in_words, "config.json holds a value of a wrong type"),
-        (weights_of_its_own, "names a weight file of its own"),
         (foreign_pipeline, r"names \['evil', 'Evil'\] as _class_name.*not a folder of LoMDMPipeline"),
         (foreign_component, r"names \['os', 'system'\] as scheduler"),
         (foreign_tokenizer, "trust_remote_code"),
@@ -161,26 +266,28 @@ def test_the_pipeline_refuses(folder, harm: Callable, message: str):
     assert not (folder.parent / "canary").exists()
 
 
-@pytest.mark.parametrize(
-    ("harm", "message"),
-    [
-        (bomb_alone, "no file named model.safetensors"),
-        (bomb_called_safetensors, "header too large"),
-        (cut_in_half, "not fully covered"),
-        (header_of_an_exabyte, "header too large"),
-        (tensor_of_a_terabyte, "not fully covered"),
-        (tensor_beyond_all_numbers, "overflow"),
-        (wrong_shape, "ignore_mismatched_sizes"),
-        (width_of_a_million, "ignore_mismatched_sizes"),
-        (index_to_a_system_file, "list index out of range"),  # of transformers, which has read nothing
-    ],
-)
-def test_auto_model_refuses_with_the_package_too(folder, harm: Callable, message: str):
-    harm(folder)
-    errors = (OSError, RuntimeError, IndexError, SafetensorError)  # they share no class
-    with pytest.raises(errors, match=message):
-        AutoModel.from_pretrained(folder)
-    assert not (folder.parent / "canary").exists()
+def test_the_model_folder_of_a_hub_folder_may_name_the_weights_above_it_and_none_elsewhere(folder):
+    model = AutoModel.from_pretrained(folder / "model")
+    assert torch.equal(model.lm_head.weight, load_file(folder / WEIGHTS)["lm_head.weight"])
+    point_index_to(folder, "../../outside.safetensors")
+    shutil.copy(folder / WEIGHTS, folder.parent / "outside.safetensors")
+    shutil.move(folder / INDEX, folder / "model" / INDEX)
+    with pytest.raises(ValueError, match="names '../../outside.safetensors', which is no safetensors file"):
+        AutoModel.from_pretrained(folder / "model")
+    shutil.copytree(folder / "model", folder.parent / "model")  # the same beside no Hub folder
+    point_index_to(folder, "../outside.safetensors")
+    shutil.move(folder / INDEX, folder.parent / "model" / INDEX)
+    with pytest.raises(ValueError, match="names '../outside.safetensors', which is no safetensors file"):
+        AutoModel.from_pretrained(folder.parent / "model")
+
+
+def test_weights_that_the_caller_accepts_as_missing_or_of_another_shape_are_still_loaded(folder):
+    vocabulary_without_weights(folder)
+    model, info = LoMDMForMaskedDiffusion.from_pretrained(folder, output_loading_info=True)
+    assert set(info["missing_keys"]) == {"lm_head.weight", "lm_head.bias"}
+    options = {"vocab_size": 12, "ignore_mismatched_sizes": True, "output_loading_info": True}
+    model, info = LoMDMForMaskedDiffusion.from_pretrained(folder, **options)
+    assert model.config.vocab_size == 12 and info["mismatched_keys"]
 
 
 UNTRUSTED = """

@@ -75,7 +75,6 @@ class OrderAdapterConfig(LoMDMConfig):
         suppressed_token_ids: Iterable[int] = (),
         **kwargs,
     ):
-        kwargs.setdefault("auto_map", {})  # a folder of heads alone carries no code
         super().__init__(**kwargs)
         if self.rate_type != "learned" or self.block_size is not None:
             raise ValueError(

@@ -1,5 +1,6 @@
 """The bidirectional backbone of LoMDM models, whole or in blocks. This file travels to the Hub."""
 
+import os
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import NamedTuple
@@ -12,6 +13,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 
+from .checkpoint_lomdm import check_checkpoint, code_map
 from .configuration_lomdm import LoMDMConfig
 from .process_lomdm import wide
 
@@ -308,25 +310,41 @@ class LoMDMPreTrainedModel(PreTrainedModel):
         config.validate_fields()  # fields that were set one by one
         super().__init__(config, *args, **kwargs)
 
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        if "_auto_class" not in vars(cls):
+            cls._auto_class = None  # the code of a subclass travels if it asks: `register_for_auto_class`
+
+    def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs) -> None:
+        """As in transformers; `config.json` names the code that goes along, and none where none does."""
+        self.config.auto_map = code_map(self)
+        super().save_pretrained(save_directory, *args, **kwargs)
+
     @classmethod
-    def from_pretrained(cls, *args, output_loading_info: bool = False, **kwargs):
-        """`PreTrainedModel.from_pretrained` that refuses pickled, missing or unexpected weights.
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike | None, *args, output_loading_info: bool = False, **kwargs
+    ):
+        """`PreTrainedModel.from_pretrained` behind a gate: `check_checkpoint` sees the files before a model is built.
 
         With `output_loading_info=True` it returns `(model, info)` as in transformers and leaves the judgement of
         `info["missing_keys"]`, which got random values, to the caller.
 
         Raises:
-            ValueError: if weights are missing or unexpected, with their names.
+            ValueError: as `check_checkpoint`, and unexpected weights.
             OSError: if there are none in safetensors (`use_safetensors=False` reads the tensors of a pickle).
         """
-        kwargs.setdefault("use_safetensors", True)
-        model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        if kwargs.get("use_safetensors") is None:
+            kwargs["use_safetensors"] = True
+        name = pretrained_model_name_or_path
+        if name is not None and kwargs["use_safetensors"]:
+            check_checkpoint(cls, name, *args, complete=not output_loading_info, **kwargs)
+        model, info = super().from_pretrained(name, *args, output_loading_info=True, **kwargs)
         if output_loading_info:
             return model, info
         missing, unexpected = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
         if missing or unexpected:
             raise ValueError(
-                f"The checkpoint does not fit {cls.__name__}: missing {missing[:5]}, unexpected {unexpected[:5]}. "
+                f"{name} does not fit {cls.__name__}: missing {missing[:5]}, unexpected {unexpected[:5]}. "
                 "Check config.json, or pass output_loading_info=True to accept random values for missing weights."
             )
         return model

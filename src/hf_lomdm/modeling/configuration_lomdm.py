@@ -15,14 +15,12 @@ from transformers import PreTrainedConfig
 
 RATE_TYPES = ("learned", "uniform", "token", "score")
 BOUNDS = ("order", "time")
-AUTO_MAP = {
-    "AutoConfig": "configuration_lomdm.LoMDMConfig",
-    "AutoModel": "modeling_lomdm.LoMDMForMaskedDiffusion",
-    "AutoModelForMaskedLM": "modeling_lomdm.LoMDMForMaskedDiffusion",
-}
 MOST = 2**24  # whole numbers up to here are exact in float32: positions, for the rotary embedding
 MOST_LABELS = 2**16
 NO_FIELDS = (FunctionType, classmethod, staticmethod, dict)  # methods and tables of the class
+
+# Arguments of `from_pretrained` that transformers would also take from a file: code of the Hub to run, files to read.
+CHOSEN_BY_THE_CALLER = ("attn_implementation", "experts_implementation", "fusion_config", "transformers_weights")
 
 
 @dataclass(frozen=True)
@@ -183,7 +181,6 @@ class LoMDMConfig(PreTrainedConfig):
         self.rope_theta = rope_theta
         self.layer_norm_eps = layer_norm_eps
         self.initializer_range = (3 * hidden_size) ** -0.5 if initializer_range is None else initializer_range
-        kwargs.setdefault("auto_map", dict(AUTO_MAP))
         special = {"pad_token_id": pad_token_id, "bos_token_id": bos_token_id, "eos_token_id": eos_token_id}
         with _plain_errors("the configuration"):
             super().__init__(**special, tie_word_embeddings=tie_word_embeddings, **kwargs)
@@ -197,7 +194,7 @@ class LoMDMConfig(PreTrainedConfig):
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs) -> tuple[dict, dict]:
-        """As in transformers, with a `ValueError` for a file that is no JSON mapping, however deep it goes."""
+        """As in transformers, with a `ValueError` for a file that is no JSON mapping."""
         try:
             fields, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
             if not isinstance(fields, dict):
@@ -206,6 +203,14 @@ class LoMDMConfig(PreTrainedConfig):
             path = os.path.join(pretrained_model_name_or_path, "config.json")
             raise ValueError(f"{path} cannot be read: {error}. Export or download the model again.") from error
         return fields, kwargs
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs) -> Any:
+        """As in transformers, but a file may not choose what code runs and which files are read."""
+        chosen = [name for name in CHOSEN_BY_THE_CALLER if config_dict.get(name) is not None]
+        if chosen:
+            raise ValueError(f"config.json has {chosen}, which the caller of from_pretrained chooses. Remove it there.")
+        return super().from_dict(config_dict, **kwargs)
 
     def validate_fields(self) -> None:
         """Checks what fields say of each other; `__init__` and every new model call it.

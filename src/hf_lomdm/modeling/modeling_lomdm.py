@@ -17,6 +17,7 @@ from .backbone_lomdm import (
     check_ids,
     position_ids,
 )
+from .checkpoint_lomdm import check_checkpoint  # noqa: F401  diffusers copies what this file imports, no deeper
 from .configuration_lomdm import BOUNDS, LoMDMConfig
 from .process_lomdm import (
     CACHE_LOGITS,

@@ -6,18 +6,35 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import PipelineQuantizationConfig
 from huggingface_hub import snapshot_download
-from safetensors import SafetensorError, safe_open
 from transformers import AutoTokenizer, PreTrainedConfig
 
-from ..modeling.configuration_lomdm import LoMDMConfig
 from ..modeling.modeling_lomdm import LoMDMForMaskedDiffusion
 from ..schedulers.scheduling_lomdm import LoMDMScheduler
+from .hub_folder_lomdm import file_and_name
 
+COMPONENTS = ("model", "scheduler", "tokenizer")
 DOWNLOAD = ("revision", "token", "cache_dir", "force_download", "local_files_only")
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
-LAYER = "model.layers."
+# Options of diffusers' loader that change nothing here with these values. With others they are refused by name.
+WITHOUT_EFFECT = {
+    "custom_revision": (None,),
+    "custom_pipeline": (None,),
+    "disable_mmap": (None, False),
+    "load_connected_pipeline": (None, False),
+    "low_cpu_mem_usage": (None, True, False),  # models are built without memory for weights anyway
+    "mirror": (None,),
+    "offload_state_dict": (None, True, False),
+    "output_loading_info": (None, False),
+    "provider": (None,),
+    "provider_options": (None,),
+    "proxies": (None,),
+    "sess_options": (None,),
+    "trust_remote_code": (None, True, False),  # no code of the folder runs
+    "use_flashpack": (None, False),
+    "use_onnx": (None, False),
+    "use_safetensors": (None, True),
+}
 CLASSES = {
     "_class_name": [["pipeline_lomdm", "LoMDMPipeline"]],
     "model": [["modeling_lomdm", "LoMDMForMaskedDiffusion"], ["order_adapter", "OrderAdapter"]],
@@ -29,18 +46,16 @@ def load_pipeline(pipeline_class: type, name_or_path: str | os.PathLike, **kwarg
     """A pipeline from a folder or a Hub repository, as described at `LoMDMPipeline.from_pretrained`.
 
     Raises:
-        ValueError: weights that are missing, unexpected, of another shape than `config.json` says, broken, pickled or
-            outside of the folder; a configuration that cannot be read; a `model_index.json` that names other classes.
-            Nothing has been built from them then.
+        ValueError: weights or a configuration that `check_checkpoint` refuses, a `model_index.json` that names other
+            classes, options that cannot be honoured. Nothing has been built then.
         OSError: no weights at all, or no such folder or repository.
     """
-    kwargs.pop("trust_remote_code", None)
-    given = {name: kwargs.pop(name) for name in ("model", "scheduler", "tokenizer") if name in kwargs}
-    folder = _fetch(name_or_path, {name: kwargs.pop(name) for name in DOWNLOAD if name in kwargs})
-    _check_classes(folder / "model_index.json")
-    if "torch_dtype" in kwargs:
-        kwargs["dtype"] = kwargs.pop("torch_dtype")
-    model = given.get("model") or _load_model(folder, kwargs)
+    given = {name: kwargs.pop(name) for name in COMPONENTS if name in kwargs}
+    download = {name: kwargs.pop(name) for name in DOWNLOAD if name in kwargs}
+    options = _model_options(given, kwargs)
+    folder = _fetch(name_or_path, download)
+    _check_classes(folder / "model_index.json", pipeline_class, given)
+    model = given["model"] if "model" in given else _load_model(folder, options)
     scheduler = given.get("scheduler")
     if scheduler is None and (folder / "scheduler").is_dir():
         scheduler = LoMDMScheduler.from_pretrained(folder / "scheduler")
@@ -54,115 +69,71 @@ def load_pipeline(pipeline_class: type, name_or_path: str | os.PathLike, **kwarg
     return pipe
 
 
-def _check_classes(path: Path) -> None:
+def _model_options(given: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
+    """What goes to the model's `from_pretrained` of the options of diffusers' loader and of that one itself."""
+    for name, values in WITHOUT_EFFECT.items():
+        if options.get(name) not in values:
+            raise ValueError(f"{name}={options[name]!r} has no effect on a LoMDMPipeline. Leave it out.")
+    for name in ("model", "scheduler"):
+        if name in given and given[name] is None:
+            raise ValueError(f"{name}=None: a LoMDMPipeline needs one. Leave it out to load that of the folder.")
+    options = {name: value for name, value in options.items() if name not in WITHOUT_EFFECT and value is not None}
+    if "torch_dtype" in options:
+        options.setdefault("dtype", options.pop("torch_dtype"))
+    if "model" in given and options:
+        raise ValueError(f"{sorted(options)} are of the stored model, but model= is given. Apply them to that one.")
+    if "dtype" in options:
+        options["dtype"] = _dtype(options["dtype"])
+    if isinstance(options.get("quantization_config"), PipelineQuantizationConfig):
+        options["quantization_config"] = _quantization(options["quantization_config"])
+    return options
+
+
+def _dtype(dtype: Any) -> torch.dtype | str:
+    """The model's of a dtype per component, as in diffusers: `default` stands for all that are not named."""
+    per_component = dtype if isinstance(dtype, dict) else {"model": dtype}
+    unknown = sorted(map(str, per_component.keys() - {*COMPONENTS, "default"}))
+    if unknown:
+        raise ValueError(f"dtype names {unknown}, a LoMDMPipeline has {list(COMPONENTS)}. Name model or default.")
+    found = per_component.get("model", per_component.get("default", torch.float32))
+    known = found == "auto" or isinstance(getattr(torch, found, None) if isinstance(found, str) else found, torch.dtype)
+    if not known:
+        raise ValueError(f"dtype must be a dtype of torch, its name or 'auto', got {found!r}.")
+    return found
+
+
+def _quantization(config: PipelineQuantizationConfig) -> Any:
+    """What a quantization per component says of the model."""
+    named = set(config.quant_mapping or config.components_to_quantize or ["model"])
+    if named != {"model"}:
+        raise ValueError(f"quantization_config names {sorted(named)}, a LoMDMPipeline can quantise ['model'] alone.")
+    return config._resolve_quant_config(is_diffusers=False, module_name="model")
+
+
+def _check_classes(path: Path, pipeline_class: type, given: dict[str, Any]) -> None:
     """Refuses the folder of another pipeline, whose code would not run here but whose author expects it to."""
     if not path.is_file():
         return
     index = json.loads(path.read_text(encoding="utf-8"))
     for name, known in CLASSES.items():
         found = index.get(name) if isinstance(index, dict) else index
-        if found not in known:
+        if found not in known and name not in given and found != file_and_name(pipeline_class):
             raise ValueError(
-                f"{path} names {found} as {name}, not {known[0]}: this is not a folder of LoMDMPipeline. "
-                "Load it with DiffusionPipeline if you trust its author."
+                f"{path} names {found} as {name}, not {known[0]}: this is not a folder of LoMDMPipeline. Load it by "
+                f"the class that wrote it, pass its component ({name}=), or trust its author's DiffusionPipeline."
             )
 
 
 def _load_model(folder: Path, options: dict[str, Any]) -> LoMDMForMaskedDiffusion:
-    """The model, with every weight from the checkpoint: transformers would only warn and leave random ones."""
+    model_class = LoMDMForMaskedDiffusion
     if PreTrainedConfig.get_config_dict(folder)[0].get("model_type") == "lomdm_order_adapter":
         from ..adapters import OrderAdapter  # which few need, and which needs the evaluation
 
-        return OrderAdapter.from_pretrained(folder, **options)
-    check_weights(folder)
-    options = {**options, "use_safetensors": True, "output_loading_info": True}
-    model, report = LoMDMForMaskedDiffusion.from_pretrained(folder, **options)
-    wrong = {name: sorted(map(str, report[name]))[:3] for name in ("missing_keys", "unexpected_keys") if report[name]}
-    if wrong:
-        raise ValueError(f"the checkpoint {folder} does not fit its config.json: {wrong}. Export the model again.")
-    return model
-
-
-def check_weights(folder: Path) -> None:
-    """Refuses a folder whose weights are not those that its `config.json` describes, from their headers alone.
-
-    Raises:
-        ValueError: as `load_pipeline`. OSError: no weights.
-    """
-    config = _read_config(folder)
-    shapes: dict[str, list[int]] = {}
-    for path in _weight_files(folder):
-        try:
-            with safe_open(path, "pt") as weights:
-                shapes |= {name: weights.get_slice(name).get_shape() for name in weights.keys()}
-        except SafetensorError as error:
-            raise ValueError(
-                f"{error}: {path} is cut off, or no safetensors file. Download or export the model again."
-            ) from error
-    if getattr(config, "quantization_config", None) is None:  # quantized weights have shapes of their own
-        _check_shapes(folder, config, shapes)
-
-
-def _read_config(folder: Path) -> LoMDMConfig:
+        model_class = OrderAdapter
     try:
-        config = LoMDMConfig.from_pretrained(folder)
-    except TypeError as error:  # a string or a list where a number belongs
-        raise ValueError(
-            f"{folder / 'config.json'} holds a value of a wrong type: {error}. Export it again."
-        ) from error
-    if getattr(config, "transformers_weights", None) is not None:
-        raise ValueError(f"{folder / 'config.json'} names a weight file of its own (transformers_weights). Remove it.")
-    return config
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a folder, all of them inside it."""
-    if (folder / WEIGHTS).is_file():
-        return [folder / WEIGHTS]
-    if (folder / INDEX).is_file():
-        return [folder / name for name in _indexed_files(folder / INDEX)]
-    pickles = sorted(
-        path.name for pattern in PICKLES for path in folder.glob(pattern) if path.name != "training_args.bin"
-    )
-    if pickles:
-        raise ValueError(
-            f"{folder} offers its weights as pickles ({', '.join(pickles)}), which can run code when they are read. "
-            f"Ask for {WEIGHTS}, or convert files that you trust with safetensors.torch.save_file."
-        )
-    raise OSError(f"no file named {WEIGHTS} in {folder}. Pass a folder that save_pretrained has written.")
-
-
-def _indexed_files(path: Path) -> list[str]:
-    content = json.loads(path.read_text(encoding="utf-8"))
-    names = content.get("weight_map") if isinstance(content, dict) else None
-    if not isinstance(names, dict) or not names:
-        raise ValueError(f"{path} has no weight_map. Export the model again.")
-    for name in set(names.values()):
-        inside = isinstance(name, str) and Path(name).name == name and name.endswith(".safetensors")
-        if not inside or not (path.parent / name).is_file():
-            raise ValueError(
-                f"{path} names {name!r}, which is no safetensors file of its folder. Export the model again."
-            )
-    return sorted(set(names.values()))
-
-
-def _check_shapes(folder: Path, config: LoMDMConfig, shapes: dict[str, list[int]]) -> None:
-    """Compares before anything is allocated: a configuration may ask for terabytes, or for ten million layers."""
-    layers = {name.removeprefix(LAYER).split(".")[0] for name in shapes if name.startswith(LAYER)}
-    remedy = "Take config.json and weights from the same export."
-    if len(layers) != config.num_hidden_layers:
-        raise ValueError(
-            f"{folder / 'config.json'} says num_hidden_layers={config.num_hidden_layers}, the weights have "
-            f"{len(layers)}. {remedy}"
-        )
-    with torch.device("meta"):
-        expected = {name: list(value.shape) for name, value in LoMDMForMaskedDiffusion(config).state_dict().items()}
-    wrong = [name for name in sorted(shapes.keys() & expected.keys()) if shapes[name] != expected[name]]
-    if wrong:
-        pairs = ", ".join(f"{name} {shapes[name]} instead of {expected[name]}" for name in wrong[:3])
-        raise ValueError(
-            f"{len(wrong)} weights of {folder} have other shapes than its config.json says: {pairs}. {remedy}"
-        )
+        return model_class.from_pretrained(folder, **options)
+    except TypeError as error:  # an option that neither the pipeline nor the model knows
+        raise ValueError(f"{error}. Leave it out.") from error
 
 
 def _fetch(name_or_path: str | os.PathLike, download: dict[str, Any]) -> Path:

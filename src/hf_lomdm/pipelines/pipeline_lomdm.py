@@ -1,47 +1,50 @@
 """Text from a LoMDM: prompts to canvas, reveal step by step, texts with their order; and the one-folder Hub layout.
 
-This file travels to the Hub, where it loads without the package: it imports no sibling, components are typed `Any`.
+This file travels to the Hub, where it loads without the package: components are typed `Any`.
 """
 
-import inspect
-import json
 import os
 import shutil
+import sys
 import tempfile
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from inspect import Parameter
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import diffusers
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, SchedulerMixin
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.utils import BaseOutput
-from huggingface_hub import HfApi
-from safetensors import safe_open
 from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.dynamic_module_utils import get_relative_import_files
+
+from .hub_folder_lomdm import (
+    card,
+    check_target,
+    copy_code,
+    file_and_name,
+    move,
+    push,
+    staging_folder,
+    write_index,
+    write_json,
+)
 
 GIVEN, PADDING = -1, -2
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-WEIGHT_FILES = (WEIGHTS, INDEX, "model-*-of-*.safetensors")
 UPLOAD_OPTIONS = ("repo_id", "private", "token", "commit_message", "create_pr")
-CARD = """---
-library_name: transformers
-pipeline_tag: text-generation
-tags: [lomdm, masked-diffusion, diffusers, custom_code]
----
-
-"""
-DEFAULT_CARD = """# {name}
-
-A masked diffusion language model. This folder loads by `AutoModel.from_pretrained` and as a pipeline by
-`DiffusionPipeline.from_pretrained`, both with `trust_remote_code=True`. Nothing is recorded here about its quality.
-"""
+if __name__.startswith("diffusers_modules."):
+    # For a component that is passed to `DiffusionPipeline.from_pretrained`, diffusers looks up the file and the class
+    # that `model_index.json` names among the imported modules; of what it finds it uses the base class alone.
+    for _file, _name, _base in (
+        ("modeling_lomdm", "LoMDMForMaskedDiffusion", PreTrainedModel),
+        ("scheduling_lomdm", "LoMDMScheduler", SchedulerMixin),
+    ):
+        vars(sys.modules.setdefault(_file, ModuleType(_file))).update({_name: _base, _base.__name__: _base})
 
 
 @dataclass
@@ -97,8 +100,10 @@ class LoMDMPipeline(DiffusionPipeline):
     _callback_tensor_inputs = ["sample", "order", "rates", "revealed"]
     loader: Callable | None = None  # set by the package; as remote code it stays None
 
-    def __init__(self, model: Any, scheduler: Any, tokenizer: Any = None):
+    # Without a default in the eyes of `inspect`: diffusers overwrites what it is passed of a parameter that has one.
+    def __init__(self, model: Any, scheduler: Any, tokenizer: Any = Parameter.empty):
         super().__init__()
+        tokenizer = None if tokenizer is Parameter.empty else tokenizer
         self.register_modules(model=model, scheduler=scheduler, tokenizer=tokenizer)
 
     @torch.no_grad()
@@ -425,7 +430,8 @@ class LoMDMPipeline(DiffusionPipeline):
         """Writes one folder that loads as a model, a tokenizer and a pipeline, with its code, without the package.
 
         Args:
-            save_directory: the target folder; files of it that are not part of the layout stay.
+            save_directory: the target folder; files of it that are not part of the layout stay. It may hold a model
+                of this kind already (`model_type`), which is replaced, and no other.
             safe_serialization, variant: for callers of diffusers; nothing but plain safetensors is written.
             max_shard_size: as in transformers, for example `"5GB"`.
             push_to_hub: also uploads it; `repo_id` (default: the folder's name), `private`, `token`, `commit_message`,
@@ -433,41 +439,53 @@ class LoMDMPipeline(DiffusionPipeline):
             model_card: text of `README.md`, put behind a short header unless it begins with one (`---`). Without it a
                 `README.md` that is there stays.
         Raises:
-            ValueError: a target that is a file or holds another pipeline, components that cannot travel, other options.
+            ValueError: a target that is a file or holds another pipeline or a model of another kind, components that
+                cannot travel, other options. Nothing is written then.
         """
         unknown = sorted(kwargs.keys() - set(UPLOAD_OPTIONS))
         _require(not unknown, f"{unknown} are no options. Besides the named ones there are {list(UPLOAD_OPTIONS)}.")
         wrong = f"safe_serialization={safe_serialization}, variant={variant!r}: only plain safetensors are written. "
         remedy = "Leave both out; for another precision convert the model first: pipe.to(torch.bfloat16)."
         _require(safe_serialization and variant is None, wrong + remedy)
-        target = Path(save_directory).resolve()
-        _check_target(target)
-        with _staging_folder(target) as staging:
-            self._write(staging, max_shard_size)
+        target, model = Path(save_directory).resolve(), self._saveable_model()
+        check_target(target, model.config.model_type)
+        with staging_folder(target) as staging:
+            self._write(staging, model, max_shard_size)
             if model_card is not None or not (target / "README.md").exists():
-                (staging / "README.md").write_text(_card(model_card, target.name), encoding="utf-8")
+                (staging / "README.md").write_text(card(model_card, target.name), encoding="utf-8")
             written = sorted(path.relative_to(staging).as_posix() for path in staging.rglob("*") if path.is_file())
-            _move(staging, target, written)
-        return _push(target, written, keep_card=model_card is None, **kwargs) if push_to_hub else None
+            move(staging, target, written)
+        return push(target, written, keep_card=model_card is None, **kwargs) if push_to_hub else None
 
     def push_to_hub(self, repo_id: str, **kwargs) -> Any:
         """Uploads the folder of `save_pretrained` without keeping it; `kwargs` as there. Returns the `CommitInfo`."""
         with tempfile.TemporaryDirectory() as folder:
             return self.save_pretrained(Path(folder, Path(repo_id).name), push_to_hub=True, repo_id=repo_id, **kwargs)
 
-    def _write(self, folder: Path, max_shard_size: int | str | None) -> None:
-        """The layout: the model at the root with its code, and beside it what diffusers looks for."""
+    def _saveable_model(self) -> PreTrainedModel:
+        """The model, if all of it can be written as one folder."""
         model = getattr(self.model, "_orig_mod", self.model)  # torch.compile wraps
         wrong = f"model is a {type(model).__name__}, which cannot be saved as one folder. "
         _require(isinstance(model, PreTrainedModel), wrong + "For PEFT adapters pass model.merge_and_unload().")
+        attached = (
+            f"model carries the adapters {list(getattr(model, 'peft_config', ()))}, and a Hub folder holds whole "
+        )
+        remedy = (
+            "weights. Save them alone by pipe.model.save_pretrained, or train by peft.get_peft_model and merge them."
+        )
+        _require(not getattr(model, "_hf_peft_config_loaded", False), attached + remedy)
+        return model
+
+    def _write(self, folder: Path, model: PreTrainedModel, max_shard_size: int | str | None) -> None:
+        """The layout: the model at the root with its code, and beside it what diffusers looks for."""
         model.save_pretrained(folder, **({} if max_shard_size is None else {"max_shard_size": max_shard_size}))
-        _set_auto_map(folder / "config.json", model)
         (folder / "model").mkdir()
-        shutil.copy(folder / "config.json", folder / "model")
-        _write_index(folder)
+        for path in (folder / "config.json", *folder.glob("*.py")):
+            shutil.copy(path, folder / "model")
+        write_index(folder)
         self.scheduler.save_pretrained(folder / "scheduler")
-        for part, place in ((model, "."), (model, "model"), (self, "."), (self.scheduler, "scheduler")):
-            _copy_code(type(part), folder / place)
+        copy_code(self, folder)
+        copy_code(self.scheduler, folder / "scheduler")
         if self.tokenizer is not None:
             self.tokenizer.save_pretrained(folder)
         self._write_model_index(folder, type(model))
@@ -479,13 +497,13 @@ class LoMDMPipeline(DiffusionPipeline):
             wrong = f"tokenizer is a {tokenizer[1]} of {tokenizer[0]}; a Hub folder takes those of transformers only. "
             _require(tokenizer[0] == "transformers", wrong + "Wrap it as transformers.PreTrainedTokenizerFast.")
         content = {
-            "_class_name": _file_and_name(type(self)),
+            "_class_name": file_and_name(type(self)),
             "_diffusers_version": diffusers.__version__,
-            "model": _file_and_name(model_class),
-            "scheduler": _file_and_name(type(self.scheduler)),
+            "model": file_and_name(model_class),
+            "scheduler": file_and_name(type(self.scheduler)),
             "tokenizer": tokenizer,
         }
-        _write_json(folder / "model_index.json", content)
+        write_json(folder / "model_index.json", content)
 
 
 def well_formed(text: str) -> str:
@@ -513,87 +531,3 @@ def _padding_token(config) -> int:
     """What stands at padded positions: never the mask token, which would be counted as masked."""
     known = (token for token in (config.pad_token_id, config.eos_token_id) if token is not None)
     return next(known, (config.mask_token_id + 1) % config.vocab_size)
-
-
-def _file_and_name(cls: type) -> list[str]:
-    return [cls.__module__.split(".")[-1], cls.__name__]
-
-
-def _write_json(path: Path, content: dict) -> None:
-    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def _copy_code(cls: type, folder: Path) -> None:
-    """Copies the file of a class and the siblings that it imports; for remote code, from where it was cached."""
-    source = inspect.getfile(cls)
-    for path in (source, *get_relative_import_files(source)):
-        shutil.copy(path, folder)
-
-
-def _set_auto_map(path: Path, model: Any) -> None:
-    """Names the classes of the folder itself: remote code carries the name of the repository that it came from."""
-    config_name, model_name = (".".join(_file_and_name(type(one))) for one in (model.config, model))
-    auto_map = {"AutoConfig": config_name, "AutoModel": model_name, "AutoModelForMaskedLM": model_name}
-    _write_json(path, json.loads(path.read_text(encoding="utf-8")) | {"auto_map": auto_map})
-
-
-def _write_index(folder: Path) -> None:
-    """`model/` holds no weights, else clients fetch nothing but weights: its index points to those of the root."""
-    if (folder / INDEX).exists():
-        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-    else:
-        with safe_open(folder / WEIGHTS, "pt") as weights:
-            names = sorted(weights.keys())
-        size = (folder / WEIGHTS).stat().st_size
-        index = {"metadata": {"total_size": size}, "weight_map": dict.fromkeys(names, WEIGHTS)}
-    index["weight_map"] = {name: f"../{file}" for name, file in index["weight_map"].items()}
-    _write_json(folder / "model" / INDEX, index)
-
-
-def _card(text: str | None, name: str) -> str:
-    """A model card: `text` behind the header that tells the Hub what this is, or a minimal text."""
-    text = DEFAULT_CARD.format(name=name) if text is None else text
-    return text if text.startswith("---") else CARD + text
-
-
-def _check_target(target: Path) -> None:
-    _require(not target.exists() or target.is_dir(), f"save_directory {target} is a file. Pass a folder.")
-    index = target / "model_index.json"
-    name = json.loads(index.read_text(encoding="utf-8")).get("_class_name") if index.exists() else ["pipeline_lomdm"]
-    ours = isinstance(name, list) and name[0] == "pipeline_lomdm"
-    _require(ours, f"save_directory {target} holds another pipeline ({name}). Pass another folder.")
-
-
-@contextmanager
-def _staging_folder(target: Path) -> Iterator[Path]:
-    """A new folder in the target, or beside one that is not there yet, so that a rename is a move; gone afterwards."""
-    # all else may be another file system, or not ours to write; uploads of the Trainer leave out what begins with _
-    staging = target / f"_{uuid.uuid4().hex}" if target.exists() else target.with_name(f".{uuid.uuid4().hex}")
-    staging.mkdir(parents=True)
-    try:
-        yield staging
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-
-
-def _move(staging: Path, target: Path, written: list[str]) -> None:
-    """Moves the files into the target, a new folder as a whole, and removes weights of an earlier save."""
-    if not target.exists():
-        staging.rename(target)
-        return
-    for name in written:
-        (target / name).parent.mkdir(exist_ok=True)
-        os.replace(staging / name, target / name)
-    for stale in [path for pattern in WEIGHT_FILES for path in target.glob(pattern) if path.name not in written]:
-        stale.unlink()
-
-
-def _push(folder: Path, written: list[str], keep_card: bool, repo_id=None, private=None, token=None, **commit) -> Any:
-    """Uploads the written files, and removes weights of an earlier upload; a card on the Hub is kept."""
-    api = HfApi(token=token)
-    repo_id = api.create_repo(repo_id or folder.name, private=private, exist_ok=True).repo_id
-    if keep_card and api.file_exists(repo_id, "README.md"):
-        written = [name for name in written if name != "README.md"]
-    commit = {"commit_message": "Upload LoMDMPipeline", **commit}
-    patterns = {"allow_patterns": written, "delete_patterns": list(WEIGHT_FILES)}
-    return api.upload_folder(repo_id=repo_id, folder_path=folder, **patterns, **commit)
