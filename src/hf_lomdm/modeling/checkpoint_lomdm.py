@@ -23,6 +23,7 @@ CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 SHARDS = "shard-[0-9]*-model-[0-9]*-of-[0-9]*.safetensors"  # of a distributed checkpoint: parts of weights
 LAYER = re.compile(r"(?:model\.)?layers\.(\d+)\.")
+UNCOPIED = re.compile(r"^\s*from\s+\.+\s+import", re.MULTILINE)  # transformers overlooks it
 REMEDY = "Export or download the model again."
 SAME_EXPORT = "Take config.json and weights from the same export."
 
@@ -98,7 +99,8 @@ def check_checkpoint(
         ValueError: weights of another shape or depth than the configuration says, missing, broken, pickled or outside
             of the folder; a configuration that cannot be read. OSError: no weights, or no such folder or repository.
     """
-    options.pop("trust_remote_code", None)
+    for name in ("trust_remote_code", "dtype", "torch_dtype"):
+        options.pop(name, None)  # which say nothing of files and shapes
     checkpoint, config = Checkpoint(name_or_path, options), options.pop("config", None)
     if not isinstance(config, PreTrainedConfig):
         config = model_class.config_class.from_pretrained(config or checkpoint.name, **options)
@@ -134,12 +136,14 @@ def code_map(model: PreTrainedModel) -> dict[str, str]:
     if cls._auto_class is None or cls.__module__ == "__main__":
         return {}
     source = inspect.getfile(cls)
-    files = [source, *get_relative_import_files(source)]
-    absent = [path for path in files if not os.path.isfile(path)]
-    if absent:
+    try:
+        files = [source, *get_relative_import_files(source)]
+    except FileNotFoundError as error:
+        files = [error.filename]
+    if UNCOPIED.search(Path(source).read_text(encoding="utf-8")) or not all(map(os.path.isfile, files)):
         raise ValueError(
-            f"{cls.__name__} cannot take its code along: {source} imports {Path(absent[0]).name}, which is no file "
-            "beside it. Import it by its full name, or do not register the class."
+            f"{cls.__name__} cannot take its code along: {source} imports relatively what is no file beside it, as in "
+            "`from .sibling import X`. Import it by its full name, or do not register the class."
         )
     names = {"AutoConfig": type(model.config), "AutoModel": cls, "AutoModelForMaskedLM": cls, cls._auto_class: cls}
     return {

@@ -186,6 +186,12 @@ class LoMDMConfig(PreTrainedConfig):
             super().__init__(**special, tie_word_embeddings=tie_word_embeddings, **kwargs)
         self.validate_fields()
 
+    def __init_subclass__(cls, **kwargs):
+        inherits = "__init__" not in vars(cls)
+        super().__init_subclass__(**kwargs)
+        if inherits:  # transformers has made one from the annotations, which knows nothing of the fields of `__init__`
+            del cls.__init__
+
     def __setattr__(self, name: str, value: Any) -> None:
         """Refuses what the field may not hold, also after `__init__`: `from_pretrained(..., c1=0.5)` sets it then."""
         _check_field(type(self), name, value)
@@ -238,10 +244,15 @@ def _check_field(config_class: type[LoMDMConfig], name: str, value: Any) -> None
         raise ValueError(f"{name.strip('_').removesuffix('_internal')} must be {expected}, got {_shown(value)}.")
     if name.startswith("__") or isinstance(inspect.getattr_static(config_class, name, None), NO_FIELDS):
         raise ValueError(f"{name!r} is part of the class {config_class.__name__}, no field of it. Leave it out.")
-    if name == "dtype" and isinstance(value, str) and not isinstance(getattr(torch, value, None), torch.dtype):
-        raise ValueError(f"dtype must name a type of torch, such as 'bfloat16', got {_shown(value)}.")
+    if name == "dtype" and isinstance(value, str) and value != "auto":
+        _check_dtype(value)
     if name == "id2label" and value is not None:
         _check_labels(value)
+
+
+def _check_dtype(name: str) -> None:
+    if not isinstance(getattr(torch, name, None), torch.dtype):
+        raise ValueError(f"dtype must name a type of torch, such as 'bfloat16', got {_shown(name)}.")
 
 
 def _check_labels(labels: Any) -> None:

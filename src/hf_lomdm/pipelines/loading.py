@@ -78,8 +78,9 @@ def _model_options(given: dict[str, Any], options: dict[str, Any]) -> dict[str, 
         if name in given and given[name] is None:
             raise ValueError(f"{name}=None: a LoMDMPipeline needs one. Leave it out to load that of the folder.")
     options = {name: value for name, value in options.items() if name not in WITHOUT_EFFECT and value is not None}
-    if "torch_dtype" in options:
-        options.setdefault("dtype", options.pop("torch_dtype"))
+    older = options.pop("torch_dtype", None)
+    if older is not None and options.setdefault("dtype", older) != older:
+        raise ValueError(f"dtype={options['dtype']} and torch_dtype={older} differ. Pass dtype alone.")
     if "model" in given and options:
         raise ValueError(f"{sorted(options)} are of the stored model, but model= is given. Apply them to that one.")
     if "dtype" in options:
@@ -114,7 +115,10 @@ def _check_classes(path: Path, pipeline_class: type, given: dict[str, Any]) -> N
     """Refuses the folder of another pipeline, whose code would not run here but whose author expects it to."""
     if not path.is_file():
         return
-    index = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        index = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} cannot be read: {error}. Export or download the model again.") from error
     for name, known in CLASSES.items():
         found = index.get(name) if isinstance(index, dict) else index
         if found not in known and name not in given and found != file_and_name(pipeline_class):
