@@ -13,3 +13,12 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer.decoder = decoders.Fuse()
     special = {"pad_token": "<pad>", "bos_token": "<bos>", "eos_token": "<eos>", "mask_token": "<mask>"}
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
+
+
+def build_word_tokenizer() -> PreTrainedTokenizerFast:
+    """Words between blanks: `a`..`g`, `<masks>` and the special tokens, which a text may spell out as words."""
+    vocabulary = {token: i for i, token in enumerate([*VOCABULARY, "<unk>", "<masks>"])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    special = {"pad_token": "<pad>", "bos_token": "<bos>", "eos_token": "<eos>", "mask_token": "<mask>"}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", **special)

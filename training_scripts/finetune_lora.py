@@ -75,7 +75,7 @@ def prepare(arguments: list[str] | None) -> tuple[FinetuningArguments, LoMDMTrai
         args=args,
         train_dataset=rows["train"],
         eval_dataset=rows["validation"],
-        data_collator=TextCollator(tokenizer.pad_token_id, longest),
+        data_collator=TextCollator(base.config.pad_token_id, longest),
         processing_class=tokenizer,
     )
     return options, trainer, length

@@ -37,7 +37,7 @@ from hf_lomdm.training.causal import CausalTrainer
 from hf_lomdm.training.checkpointing import CheckpointError, choose_checkpoint
 from hf_lomdm.training.data import TextCollator, load_data, model_token_ids
 from hf_lomdm.training.model_card import describe_data
-from hf_lomdm.training.models import causal_config, check_tokenizer, copy_trunk, diffusion_config
+from hf_lomdm.training.models import NO_TOKENIZER, causal_config, check_tokenizer, copy_trunk, diffusion_config
 from hf_lomdm.training.sudoku import load_sudoku
 from hf_lomdm.training.trainer import LoMDMTrainer
 from hf_lomdm.visualization import visible
@@ -78,6 +78,8 @@ def prepare() -> LoMDMTrainer:
     """
     data_args, model_args, args = parse_arguments()
     set_seed(args.seed)
+    make_config, model_class, trainer_class = OBJECTIVES[model_args.objective]
+    make_config(model_args, data_args.max_length, NO_TOKENIZER)  # what is wrong with it shows before the text is read
     with args.main_process_first(desc="tokenisation"):
         if data_args.task == "sudoku":
             if model_args.objective == "ar":
@@ -87,7 +89,6 @@ def prepare() -> LoMDMTrainer:
             texts, tokenizer = load_data(data_args, args.output_dir)
             token_ids = model_token_ids(tokenizer, data_args)
     anew = choose_checkpoint(args.resume_from_checkpoint, args.output_dir) is None
-    make_config, model_class, trainer_class = OBJECTIVES[model_args.objective]
     if model_args.init_from:
         check_tokenizer(tokenizer, model_args.init_from)
     model = model_class(make_config(model_args, data_args.max_length, token_ids))

@@ -9,6 +9,7 @@ import torch
 
 from hf_lomdm import LoMDMPipeline
 from hf_lomdm.evaluation.corpus import evaluate_corpus, roll
+from hf_lomdm.training.tokenizers import encode_texts
 
 _DESCRIPTION = """
 Perplexity of texts under a LoMDM or a model of its family: exp of an upper bound on -log P per token. Texts longer than
@@ -56,7 +57,7 @@ class NelboPerplexity(evaluate.Metric):
             pipe = LoMDMPipeline.from_pretrained(model, dtype=torch.float32)
             pipe.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         config = pipe.model.config
-        texts = pipe.tokenizer(list(predictions), add_special_tokens=False, verbose=False)["input_ids"]
+        texts = encode_texts(pipe.tokenizer, predictions, lambda index: f"predictions[{index}]")
         empty = [i for i, text in enumerate(texts) if not text]
         if empty:
             raise ValueError(f"predictions {empty[:8]} have no tokens. Leave empty texts out.")

@@ -7,8 +7,12 @@ import pytest
 import torch
 from tiny_judge import build_pipeline
 
+from conftest import build_model
+from hf_lomdm import LoMDMPipeline, LoMDMScheduler
 from hf_lomdm.evaluation import exact_log_likelihood, nelbo
+from hf_lomdm.training.tokenizers import train_tokenizer
 from oracles import vivid
+from tiny_tokenizer import build_word_tokenizer
 
 lm_eval = pytest.importorskip("lm_eval", reason="the extra [eval] is not installed")
 
@@ -178,6 +182,17 @@ def test_generate_until_writes_more_than_the_context_of_the_model_in_windows():
     assert len(text) >= 9  # twelve but for special tokens drawn
     assert lm._prompt("abcdefgabcdefg", 12) == ids(lm.pipe, "defg") == lm._prompt("abcdefgabcdefg", 4)
     assert lm._prompt("abcdefgabcdefg", 2) == ids(lm.pipe, "bcdefg")
+
+
+def test_the_mask_token_spelled_out_in_a_request_is_text_or_refused_where_it_is_a_word():
+    tokenizer = train_tokenizer("byte", [])
+    model = build_model(vocab_size=261, mask_token_id=tokenizer.mask_token_id)
+    lm = build(LoMDMPipeline(model, LoMDMScheduler(mask_token_id=tokenizer.mask_token_id), tokenizer))
+    assert tokenizer.decode(lm.tok_encode("a [MASK]\ud83d[EOS]")[1:]) == "a [MASK]\ufffd[EOS]"
+    assert lm.tok_encode("a[EOS]")[-1] == tokenizer.eos_token_id  # as a chat template writes it
+    lm = build(LoMDMPipeline(build_model(vocab_size=13), LoMDMScheduler(mask_token_id=10), build_word_tokenizer()))
+    with pytest.raises(ValueError, match="a request contains the mask token '<mask>', in 'a <mask> b c'"):
+        lm.loglikelihood(requests("loglikelihood", [("a <mask> b", " c")]))
 
 
 def test_lm_eval_runs_local_tasks_with_the_registered_model(tmp_path):

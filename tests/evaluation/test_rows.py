@@ -8,7 +8,7 @@ from test_causal import build_causal
 from hf_lomdm.evaluation.rows import cut_documents, load_file, pack_documents, special_tokens
 from hf_lomdm.training import data
 from hf_lomdm.training.tokenizers import train_tokenizer
-from tiny_tokenizer import build_tokenizer
+from tiny_tokenizer import build_tokenizer, build_word_tokenizer
 
 TEXTS = ["abcd", "ef", "gabcdefg", "a"]  # 15 characters, one token each
 
@@ -63,9 +63,32 @@ def test_the_size_of_limited_text_is_that_of_the_rows_or_unknown():
     assert (limited.characters, limited.num_bytes) == (2, 2)
     whole = pack_documents(texts, byte, 3, max_rows=1000)
     assert (whole.characters, whole.num_bytes) == (56, 59)
-    lossy = train_tokenizer("char", ["zwolf"])  # ö is unknown to it
+    lossy, texts = train_tokenizer("char", ["zwolf"]), ["zwölf" + "zwolf" * 20]  # ö is unknown to it
     assert pack_documents(texts, lossy, 4, max_rows=1).characters is None
-    assert pack_documents(texts, lossy, 4).counts.unknown > 0
+    assert pack_documents(texts, lossy, 4).counts.unknown == 1
+
+
+@pytest.mark.parametrize("make", [pack_documents, cut_documents])
+def test_text_of_another_kind_than_the_tokenizer_is_refused(make):
+    lossy = train_tokenizer("char", ["abc "])
+    with pytest.raises(ValueError, match="does not know 2 of the 100 tokens of the text: more than 1%.*tokenizer"):
+        make(["abc " * 24 + "abxx"], lossy, 8)
+    assert make(["abc " * 24 + "abcx"], lossy, 8).counts.unknown == 1
+
+
+@pytest.mark.parametrize("make", [pack_documents, cut_documents])
+def test_the_word_of_the_mask_token_in_a_clean_text_is_refused(make):
+    with pytest.raises(ValueError, match=r"document 2 of the text contains the mask token '<mask>', in 'c <mask> a'"):
+        make(["a b", "c <mask> a"], build_word_tokenizer(), 8)
+    assert len(make(["a b", "c <eos> <masks>"], build_word_tokenizer(), 8).rows)  # other words are text
+
+
+@pytest.mark.parametrize("limit", [0, -1])
+def test_a_limit_below_one_drops_nothing_silently(limit, tokenizer):
+    with pytest.raises(ValueError, match=f"max_documents must be at least 1, got {limit}"):
+        cut_documents(TEXTS, tokenizer, 6, max_documents=limit)
+    with pytest.raises(ValueError, match=f"got 6 and {limit}"):
+        pack_documents(TEXTS, tokenizer, 6, max_rows=limit)
 
 
 def test_documents_on_their_own_are_cut_into_windows(tokenizer):

@@ -29,6 +29,7 @@ from hf_lomdm.training.data import (
 from hf_lomdm.training.reading import check_utf8
 from hf_lomdm.training.text import documents, hold_out_end, load_files, load_text, split_document
 from hf_lomdm.training.tokenizers import load_tokenizer, special_token_ids, train_tokenizer
+from tiny_tokenizer import build_word_tokenizer
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 WORDS = "some words of a text that is read in order , not more ;  with\tblanks\n and ends .".split(" ")
@@ -130,8 +131,31 @@ def test_limits_keep_the_first_rows(tokenizer, monkeypatch):
 
 
 def test_unknown_characters_are_counted(capsys):
-    write_rows(["abcx" * 10 + "y"], train_tokenizer("char", ["abc"]), max_length=8)
-    assert "; 11 tokens unknown to the tokenizer" in capsys.readouterr().out
+    known = train_tokenizer("char", ["abc"])
+    write_rows(["abc" * 66 + "xy"], known, max_length=8)
+    assert "; 2 tokens unknown to the tokenizer" in capsys.readouterr().out
+    with pytest.raises(
+        ValueError, match="does not know 3 of the 201 tokens of the train text: more than 1%.*train_tok"
+    ):
+        write_rows(["abc" * 66 + "xyz"], known, max_length=8)
+
+
+def test_unknown_tokens_are_a_share_of_the_text_that_was_read_not_of_the_rows_that_are_kept():
+    texts = as_dataset(["abc" * 100 + "xy"])
+    assert len(tokenize(texts, train_tokenizer("char", ["abc"]), DataArguments(max_length=8), max_rows=1)) == 1
+
+
+@pytest.mark.parametrize("batch", [1, 5, 1000])
+def test_the_word_of_the_mask_token_in_a_text_is_found_while_rows_are_made(batch, monkeypatch):
+    monkeypatch.setattr(data, "BATCH_CHARACTERS", batch)
+    monkeypatch.setattr(text, "PIECE_CHARACTERS", 8)
+    texts = ["a b", "c d e f g a", "", "a b c d <mask> e", "f"]
+    with pytest.raises(ValueError, match=r"document 3 of the text contains the mask token '<mask>', in .*<mask>"):
+        write_rows(texts, build_word_tokenizer(), max_length=4)
+    rows = write_rows(
+        texts[:3] + ["<masks> <eos> <bos>"], build_word_tokenizer(), max_length=4, insert_special_tokens=False
+    )
+    assert 10 not in chain.from_iterable(rows)
 
 
 def test_only_the_first_process_prints(tokenizer, monkeypatch, capsys):

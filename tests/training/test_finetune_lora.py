@@ -14,8 +14,16 @@ from conftest import build_model
 from hf_lomdm import LoMDMForMaskedDiffusion, LoMDMPipeline, LoMDMScheduler
 from hf_lomdm.hub import export_to_hub_folder
 from hf_lomdm.training.data import TextCollator
-from hf_lomdm.training.finetuning import CHAT_TEMPLATE, add_lora, make_rows, merge_adapter, read_examples
-from tiny_tokenizer import build_tokenizer
+from hf_lomdm.training.finetuning import (
+    CHAT_TEMPLATE,
+    FinetuningArguments,
+    add_lora,
+    make_rows,
+    merge_adapter,
+    read_examples,
+)
+from hf_lomdm.training.tokenizers import train_tokenizer
+from tiny_tokenizer import build_tokenizer, build_word_tokenizer
 
 ROOT = Path(__file__).parents[2]
 QUIET = "--disable_tqdm true --report_to none --use_cpu true --logging_strategy no --save_strategy no".split()
@@ -26,6 +34,10 @@ PROMPT_END = "{% if add_generation_prompt %}cd{% endif %}"
 def write(path: Path, records: list) -> Path:
     path.write_text("\n".join(one if isinstance(one, str) else json.dumps(one) for one in records) + "\n")
     return path
+
+
+def conversation(answer, **more) -> dict:
+    return {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": answer, **more}]}
 
 
 def copies(count: int) -> list[dict]:
@@ -145,14 +157,101 @@ def test_messages_go_through_the_chat_template_and_everything_but_the_last_answe
         ({"text": "a"}, "line 2 has neither messages nor prompt"),
         ({"prompt": "a", "completion": 3}, "line 2: prompt and completion must be texts"),
         ({"prompt": "a", "completion": ""}, "line 2 has an empty answer"),
-        ({"prompt": "<mask>", "completion": "a"}, "line 2 contains the mask token"),
         ({"messages": [{"role": "user", "content": "a"}]}, "line 2: messages must be roles and contents"),
+        ({"messages": []}, "line 2: messages must be a list"),
+        ({"messages": {"role": "user"}}, "line 2: messages must be a list"),
+        ({"messages": ["a"]}, "line 2: messages must be roles and contents, got .a."),
+        ({"messages": [{"role": 1, "content": "a"}]}, "line 2: messages must be roles and contents"),
+        ({"messages": [{"role": "assistant", "content": "a"}]}, "line 2: the tokenizer's chat template does not take"),
+        (conversation(None), "line 2: a content must be a text, or a list of parts of type text, got null"),
+        (conversation(["a"]), "line 2: a content must be a text"),
+        (conversation([{"type": "image", "image": "x.png"}]), "line 2: a content must be a text.*x.png"),
+        (conversation("a", tool_calls=[{"name": "f"}]), "line 2 has tool_calls in a message"),
+        (conversation("a", function_call={"name": "f"}), "line 2 has function_call in a message"),
+        (conversation("a") | {"tools": [{}]}, "line 2 has tools, which nothing reads here"),
+        ({"prompt": [], "completion": "a"}, "line 2: prompt and completion must be texts, or lists"),
+        ({"prompt": [], "completion": conversation("a")["messages"]}, "line 2: prompt and completion must be texts"),
+        ("[" * 99_999, "line 2 is no JSON"),
+        ("[1]", "line 2 is no JSON object"),
     ],
 )
 def test_lines_that_are_no_example_are_named(tmp_path, line, message):
-    path = write(tmp_path / "x.jsonl", [{"prompt": "a", "completion": "b"}, line])
-    with pytest.raises(ValueError, match=message):
-        read_examples(path, build_tokenizer(), bos=1, eos=2)
+    path, tokenizer = write(tmp_path / "x.jsonl", [{"prompt": "a", "completion": "b"}, line]), build_tokenizer()
+    tokenizer.chat_template = CHAT + PROMPT_END
+    with pytest.raises(ValueError, match=f"^[^\n]*x.jsonl, {message}[^\n]*$"):
+        read_examples(path, tokenizer, bos=1, eos=2)
+
+
+def test_errors_of_a_template_and_bytes_that_are_no_text_are_named_with_their_line(tmp_path):
+    path, tokenizer = write(tmp_path / "x.jsonl", ["", conversation("a")]), build_tokenizer()
+    tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
+    with pytest.raises(
+        ValueError, match="line 2: the tokenizer's chat template does not take .*: roles must alternate"
+    ):
+        read_examples(path, tokenizer, bos=1, eos=2)
+    path.write_bytes(b'\xef\xbb\xbf{"prompt": "a", "completion": "b"}\n\n{"prompt": "caf\xe9", "completion": "b"}')
+    with pytest.raises(ValueError, match="x.jsonl, line 3 is not UTF-8"):
+        read_examples(path, tokenizer, bos=1, eos=2)
+
+
+def test_a_byte_order_mark_and_lone_surrogates_are_read_as_in_all_text(tmp_path):
+    path, tokenizer = tmp_path / "x.jsonl", train_tokenizer("byte", [])
+    path.write_bytes(b'\xef\xbb\xbf{"prompt": "a \\ud83d", "completion": "\\ud83d\\ude00"}\n')
+    (one,) = read_examples(path, tokenizer, None, None)
+    assert (tokenizer.decode(one.prompt), tokenizer.decode(one.answer)) == ("a \ufffd", "\U0001f600")
+
+
+def test_special_tokens_spelled_out_in_prompts_and_answers_are_text(tmp_path):
+    tokenizer = train_tokenizer("byte", [])
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    texts = "[BOS] a [MASK]", "b [EOS] c [PAD][EOS]"
+    path = write(tmp_path / "x.jsonl", [{"prompt": texts[0], "completion": texts[1]}])
+    (one,) = read_examples(path, tokenizer, bos, eos)
+    plain = [tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"] for text in texts]
+    assert one.prompt == [bos, *plain[0]] and one.answer == [*plain[1], eos]
+    # Of a conversation the template's own are special still, and nothing else is cut where a content has one.
+    tokenizer.chat_template = CHAT_TEMPLATE
+    turns = [texts[0], texts[1], "\ufdd0 " + texts[1], texts[1]]
+    turns = [{"role": role, "content": text} for role, text in zip(["user", "assistant"] * 2, turns, strict=True)]
+    (one,) = read_examples(write(path, [{"messages": turns}]), tokenizer, bos, eos)
+    assert one.answer == [*plain[1], eos]
+    written = tokenizer.apply_chat_template(turns[:-1], tokenize=False, add_generation_prompt=True)
+    assert tokenizer.decode(one.prompt[1:]) == written and one.prompt.count(eos) == 1
+    assert not {tokenizer.mask_token_id, tokenizer.pad_token_id} & {*one.prompt, *one.answer}
+
+
+def test_parts_of_contents_and_conversations_in_two_columns_are_messages(tmp_path):
+    tokenizer = build_tokenizer()
+    tokenizer.chat_template = CHAT + PROMPT_END
+    user, answer = conversation("fg")["messages"]
+    parts = answer | {"content": [{"type": "text", "text": "f"}, {"text": "g"}]}
+    lines = [{"messages": [user, answer]}, {"messages": [user, parts]}, {"prompt": [user], "completion": [parts]}]
+    examples = read_examples(write(tmp_path / "x.jsonl", lines), tokenizer, bos=1, eos=2)
+    assert examples == [examples[0]] * 3 and examples[0].answer == [8, 9, 2]
+
+
+def test_the_word_of_the_mask_token_and_unknown_words_are_refused(tmp_path):
+    tokenizer, path = build_word_tokenizer(), tmp_path / "x.jsonl"
+    with pytest.raises(ValueError, match="x.jsonl, line 2 contains the mask token '<mask>'"):
+        read_examples(
+            write(path, [{"prompt": "a", "completion": "b"}, {"prompt": "<mask>", "completion": "a"}]), tokenizer, 1, 2
+        )
+    tokenizer.chat_template = CHAT_TEMPLATE
+    with pytest.raises(ValueError, match="x.jsonl, line 1 contains the mask token '<mask>'"):
+        read_examples(write(path, [conversation("a <mask>")]), tokenizer, 1, 2)
+    with pytest.raises(ValueError, match="does not know 1 of the 5 tokens of .*x.jsonl"):
+        read_examples(write(path, [{"prompt": "a", "completion": "b x"}]), tokenizer, 1, 2)
+
+
+@pytest.mark.parametrize(
+    "name, value", [("completion_length", 0), ("completion_length", -1), ("lora_rank", 0), ("lora_alpha", -1)]
+)
+def test_numbers_of_the_command_are_in_their_ranges(name, value):
+    with pytest.raises(ValueError, match=f"{name} must be at least 1, got {value}"):
+        FinetuningArguments("model", "file", **{name: value})
+    for dropout in (-0.1, 1.0):
+        with pytest.raises(ValueError, match=r"lora_dropout must be in \[0, 1\)"):
+            FinetuningArguments("model", "file", lora_dropout=dropout)
 
 
 def test_examples_that_cannot_be_used_and_options_out_of_range_are_errors(base, tmp_path, make_model):

@@ -1,11 +1,19 @@
 """Tokenizers made from text, and existing ones completed for masked diffusion."""
 
+import json
 from pathlib import Path
 
 import pytest
 from transformers import AutoTokenizer, BertTokenizer
 
-from hf_lomdm.training.tokenizers import SPECIAL_TOKENS, load_tokenizer, special_token_ids, train_tokenizer
+from hf_lomdm.training.tokenizers import (
+    SPECIAL_TOKENS,
+    encode_texts,
+    load_tokenizer,
+    special_token_ids,
+    train_tokenizer,
+)
+from tiny_tokenizer import build_word_tokenizer
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 TEXTS = [
@@ -61,10 +69,31 @@ def test_special_tokens_have_distinct_ids_and_survive_saving(kind, tmp_path):
 
 def test_a_tokenizer_is_made_once_and_reused(tmp_path):
     made = train_tokenizer("char", ["abc"], tmp_path / "tokenizer")
-    again = train_tokenizer("char", ["xyz"], tmp_path / "tokenizer")
+    again = train_tokenizer("char", iter(["abc"]), tmp_path / "tokenizer")
     assert again.get_vocab() == made.get_vocab()
+    for text in (["abcd"], ["ab", "c"], []):
+        with pytest.raises(ValueError, match="'char', but .* made from another train text.*another output_dir"):
+            train_tokenizer("char", text, tmp_path / "tokenizer")
     with pytest.raises(ValueError, match="train_tokenizer is 'byte', but .* of kind 'char'.*another output_dir"):
         train_tokenizer("byte", ["abc"], tmp_path / "tokenizer")
+
+
+def test_no_text_decides_on_bytes_and_what_an_earlier_version_made_is_reused(tmp_path):
+    made = train_tokenizer("byte", ["abc"], tmp_path / "bytes")
+    assert train_tokenizer("byte", ["xyz"], tmp_path / "bytes").get_vocab() == made.get_vocab()
+    made = train_tokenizer("char", ["abc"], tmp_path / "old")
+    path = tmp_path / "old/tokenizer_config.json"
+    settings = json.loads(path.read_text())
+    del settings["trained_on"]
+    path.write_text(json.dumps(settings))
+    assert train_tokenizer("char", ["xyz"], tmp_path / "old").get_vocab() == made.get_vocab()
+
+
+def test_a_tokenizer_is_made_from_text_with_lone_surrogates():
+    for kind in ("char", "byte", "bpe:300"):
+        tokenizer = train_tokenizer(kind, ["ok \ud83d done", "\ud83d\ude00"])
+        assert "".join(tokenizer.decode(ids) for ids in encode_texts(tokenizer, ["ok \ud83d"], str)) == "ok \ufffd"
+        assert tokenizer.get_vocab().get("\ud83d") is None
 
 
 def test_a_half_written_tokenizer_is_not_reused(tmp_path):
@@ -136,10 +165,21 @@ def test_padding_that_is_another_special_token_is_replaced(tmp_path):
     bare.add_special_tokens({"mask_token": "[MASK]"})
     bare.pad_token = bare.mask_token  # the fault that makes masks look like padding
     bare.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="mask and padding must differ"):
+    with pytest.raises(ValueError, match="mask, padding and unknown must differ"):
         special_token_ids(bare)
     ids = special_token_ids(load_tokenizer(str(tmp_path)))
     assert ids["pad_token_id"] != ids["mask_token_id"]
+
+
+@pytest.mark.parametrize("name", ["mask_token", "pad_token"])
+def test_mask_and_padding_that_are_the_unknown_token_are_replaced(name, tmp_path):
+    bare = build_word_tokenizer()
+    setattr(bare, name, "<unk>")
+    bare.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="mask, padding and unknown must differ.*unk_token_id 11"):
+        special_token_ids(bare)
+    ids = special_token_ids(load_tokenizer(str(tmp_path)))
+    assert len({ids["pad_token_id"], ids["mask_token_id"], 11}) == 3 and ids["vocab_size"] == 14
 
 
 def test_ids_of_an_incomplete_tokenizer_are_refused():

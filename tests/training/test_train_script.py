@@ -171,6 +171,33 @@ def test_what_cannot_be_trained_on_is_one_line(train, tmp_path):
         train("text8", train_file=tmp_path / "nowhere.txt")
 
 
+@pytest.mark.parametrize("system, words", [(None, {"c2": 0.9}), ("bd3lm_4", {"block_size": 0})])
+def test_the_model_is_checked_before_the_text_is_read_and_a_tokenizer_made(train, tmp_path, system, words):
+    with pytest.raises(SystemExit, match=f"^error: (?!.*nowhere).*{next(iter(words))}"):
+        train("text8", system, train_file=tmp_path / "nowhere.txt", **words)
+    with pytest.raises(SystemExit, match="^error: init_from=.*nothing"):
+        train("text8", train_file=tmp_path / "nowhere.txt", init_from=tmp_path / "nothing")
+    assert not (tmp_path / "text8/tokenizer").exists()
+
+
+def test_a_tokenizer_that_a_failed_run_left_is_not_used_for_another_text(train, tmp_path):
+    other = tmp_path / "other.txt"
+    other.write_text("xyz " * 200 + "\n")
+    train("text8", train_tokenizer="char", tokenizer="")
+    with pytest.raises(SystemExit, match="^error: train_tokenizer is 'char', but .* made from another train text"):
+        train("text8", train_tokenizer="char", tokenizer="", train_file=other)
+
+
+def test_values_of_a_file_may_begin_with_a_dash(tmp_path):
+    config = tmp_path / "config.yaml"
+    config.write_text(
+        "train_file: -a.txt\nvalidation_file: --b=c.txt\ntokenizer: ''\nuse_cpu: true\noutput_dir: -out\n"
+    )
+    data_args, _, args = parse_arguments(["--config", str(config)])
+    assert (data_args.train_file, data_args.validation_file, data_args.tokenizer) == ("-a.txt", "--b=c.txt", "")
+    assert args.output_dir == "-out"
+
+
 def test_epochs_of_the_command_line_win_over_the_steps_of_a_file():
     words = ["--config", str(CONFIGS / "tiny.yaml"), "--use_cpu", "--num_train_epochs", "2"]
     assert parse_arguments(words)[2].max_steps == -1

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from ..pipelines.pipeline_lomdm import well_formed
 from .parts import PartsFile, values_digest
 from .summary import summarise_texts
 
@@ -87,6 +88,7 @@ def judge_texts(
         raise ValueError(f"context must be at least 2, got {context}. For example: {CONTEXT}.")
     bos = judge_tokenizer.bos_token_id if with_bos else None
     first = [] if bos is None else [bos]
+    texts = [well_formed(text) for text in texts]
     ids = [judge_tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] for text in texts]
     rows = [first + row for row in ids if row]
     counted = [len(row) - 1 for row in rows]

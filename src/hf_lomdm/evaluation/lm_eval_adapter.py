@@ -22,6 +22,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..pipelines import LoMDMPipeline
+from ..pipelines.pipeline_lomdm import well_formed
+from ..training.tokenizers import encode_texts
 from .corpus import Text, collate
 from .likelihood import nelbo
 
@@ -93,8 +95,14 @@ class LoMDMLM(TemplateLM):
         return self.tokenizer.name_or_path.replace("/", "__")
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs) -> list[int]:
-        """Token ids; behind the model's BOS, if it has one, unless `add_special_tokens` is `False`."""
-        ids = self.tokenizer(string, add_special_tokens=False, verbose=False)["input_ids"]
+        """Token ids; behind the model's BOS, if it has one, unless `add_special_tokens` is `False`.
+
+        Special tokens that a text spells out are special, as chat templates want it, but for the mask token: all of a
+        text with one is plain text.
+        """
+        ids = self.tokenizer(well_formed(string), add_special_tokens=False, verbose=False)["input_ids"]
+        if self.model.config.mask_token_id in ids:
+            (ids,) = encode_texts(self.tokenizer, [string], lambda _: "a request")
         with_bos = add_special_tokens is not False and self.prefix_token_id is not None
         return [self.prefix_token_id, *ids] if with_bos else ids
 

@@ -12,8 +12,10 @@ import numpy as np
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from ..pipelines.pipeline_lomdm import well_formed
 from ..training.data import RowCounts, token_batches
 from ..training.text import documents, load_files
+from ..training.tokenizers import check_known
 from .corpus import is_diffusion, roll
 
 
@@ -56,8 +58,8 @@ class _TextSize:
     seen: list[str] = field(default_factory=list)
 
     def measure(self, texts: Iterable[str], keep: bool = False) -> Iterator[str]:
-        """The same texts; `keep` remembers them in `seen`."""
-        for text in texts:
+        """The same texts, well formed; `keep` remembers them in `seen`."""
+        for text in map(well_formed, texts):
             self.characters += len(text)
             self.num_bytes += len(text.encode())
             if keep:
@@ -104,7 +106,8 @@ def pack_documents(
         ends: BOS and EOS around every row, or `None`. separator: a token behind each document, or `None`.
         max_rows: the first rows only.
     Raises:
-        ValueError: no text, or no room for it between BOS and EOS.
+        ValueError: no text, one that the tokenizer does not know or that holds its mask token, or no room for it
+            between BOS and EOS.
     """
     front, back = ([] if one is None else [one] for one in ends)
     width = max_length - len(front) - len(back)
@@ -123,6 +126,7 @@ def pack_documents(
     chunks = [stream[start : start + width] for start in range(0, len(stream), width)]
     if not chunks:
         raise ValueError("the text holds no document that is not blank. Check the file, or the split and column.")
+    check_known(counts.unknown, counts.encoded, "the text")
     rows = [{"input_ids": np.concatenate([front, chunk, back]).astype(np.int64)} for chunk in chunks]
     counts.rows, counts.tokens = len(rows), sum(len(row["input_ids"]) for row in rows)
     characters, num_bytes = (size.characters, size.num_bytes) if not cut else _decoded_size(stream, size, tokenizer)
@@ -137,7 +141,13 @@ def cut_documents(
     stride: int = 1,
     max_documents: int | None = None,
 ) -> Rows:
-    """Each document on its own, between BOS and EOS; one longer than `max_length` in windows (`corpus.roll`)."""
+    """Each document on its own, between BOS and EOS; one longer than `max_length` in windows (`corpus.roll`).
+
+    Raises:
+        ValueError: `max_documents` below 1, a stride out of range, or a text as in `pack_documents`.
+    """
+    if max_documents is not None and max_documents < 1:
+        raise ValueError(f"max_documents must be at least 1, got {max_documents}. Leave it out to use every document.")
     front, back = ([] if one is None else [one] for one in ends)
     counts, size, parts = RowCounts(), _TextSize(), [[]]
     for batch in token_batches(size.measure(list(texts)[:max_documents]), tokenizer, counts):
@@ -145,6 +155,7 @@ def cut_documents(
             parts[-1].append(ids)
             if end:
                 parts.append([])
+    check_known(counts.unknown, counts.encoded, "the text")
     rows, groups = roll((np.concatenate([front, *ids, back]) for ids in parts[:-1]), max_length, stride)
     counts.rows, counts.tokens = len(rows), sum(int((row["labels"] != -100).sum()) for row in rows)
     return Rows(rows, counts, size.characters, size.num_bytes, groups)

@@ -216,7 +216,7 @@ def parse_arguments(
     settings = _overlay(files, named="output_dir" in named)
     if "num_train_epochs" in named and "max_steps" not in named:
         settings.pop("max_steps", None)  # of a file, and would win
-    words = [word for key, value in settings.items() for word in (f"--{key}", *_as_words(value))] + words
+    words = [word for key, value in settings.items() for word in _as_words(key, value)] + words
     *parts, unknown = HfArgumentParser(PARTS, allow_abbrev=False, description=HELP).parse_args_into_dataclasses(
         words, return_remaining_strings=True
     )
@@ -275,7 +275,7 @@ def read_config(path: Path) -> dict[str, Any]:
     return settings
 
 
-def _as_words(value) -> list[str]:
+def _as_words(key: str, value: Any) -> list[str]:
     if isinstance(value, list):
-        return [str(one) for one in value]
-    return [json.dumps(value) if isinstance(value, dict) else str(value)]
+        return [f"--{key}", *map(str, value)]
+    return [f"--{key}={json.dumps(value) if isinstance(value, dict) else value}"]  # `=`: it may begin with a dash

@@ -23,7 +23,7 @@ from .arguments import DataArguments
 from .cache import cached
 from .detokenizers import get_detokenizer
 from .text import check_sample_by, documents, load_text, split_document
-from .tokenizers import load_tokenizer, special_token_ids, train_tokenizer
+from .tokenizers import check_known, encode_texts, load_tokenizer, special_token_ids, train_tokenizer
 
 # Bounds what is tokenised at once.
 BATCH_CHARACTERS = 1 << 20
@@ -70,6 +70,11 @@ def check_arguments(arguments: DataArguments) -> None:
     shortest = 3 if arguments.insert_special_tokens else 1
     if arguments.max_length < shortest:
         raise ValueError(f"max_length must be at least {shortest}, got {arguments.max_length}. For example: 128.")
+    check_limits(arguments)
+
+
+def check_limits(arguments: DataArguments) -> None:
+    """Raise `ValueError` where a largest number of rows is below 1."""
     for name in ("max_train_rows", "max_validation_rows"):
         limit = getattr(arguments, name)
         if limit is not None and limit < 1:
@@ -90,13 +95,17 @@ def model_token_ids(tokenizer: PreTrainedTokenizerBase, arguments: DataArguments
 
 @dataclass
 class RowCounts:
-    """What became of a split. `tokens` are those in the rows, special tokens included."""
+    """What became of a split. `tokens` are those in the rows, special tokens included.
+
+    `unknown` are those that the tokenizer does not know, of `encoded` tokens of text.
+    """
 
     documents: int = 0
     rows: int = 0
     tokens: int = 0
     unknown: int = 0
     dropped: int = 0
+    encoded: int = 0
 
     def describe(self, split: str, packing: bool) -> str:
         """One line for people."""
@@ -198,6 +207,7 @@ def _check_rows(counts: RowCounts, arguments: DataArguments, split: str) -> None
         raise ValueError(
             f"the {split} text holds no document that is not blank. Check the file, or the split and text_column."
         )
+    check_known(counts.unknown, counts.encoded, f"the {split} text")
     if counts.rows == 0:
         raise ValueError(
             f"the {split} text has {counts.dropped} tokens, too few for one row: max_length is {arguments.max_length}. "
@@ -227,19 +237,17 @@ def token_batches(
 def _encode(
     batch: list[tuple[str, bool]], tokenizer: PreTrainedTokenizerBase, counts: RowCounts
 ) -> list[tuple[np.ndarray, bool]]:
-    # split_special_tokens: a text that spells out "[MASK]" is text and must not put the mask's id into clean data.
-    encoded = tokenizer(
-        [piece for piece, _ in batch],
-        add_special_tokens=False,
-        return_attention_mask=False,
-        return_token_type_ids=False,
-        split_special_tokens=True,
-        verbose=False,
-    )["input_ids"]
+    ends = [end for _, end in batch]
+
+    def name(index: int) -> str:  # the last piece is of the last document so far
+        return f"document {counts.documents - sum(ends[index:-1])} of the text"
+
+    encoded = encode_texts(tokenizer, [piece for piece, _ in batch], name)
     arrays = [np.asarray(ids, dtype=np.int32) for ids in encoded]
+    counts.encoded += sum(map(len, arrays))
     if tokenizer.unk_token_id is not None:
         counts.unknown += sum(int((ids == tokenizer.unk_token_id).sum()) for ids in arrays)
-    return [(ids, end) for ids, (_, end) in zip(arrays, batch, strict=True)]
+    return list(zip(arrays, ends, strict=True))
 
 
 def pack(

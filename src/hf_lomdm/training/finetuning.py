@@ -1,15 +1,19 @@
 """Fine-tuning on prompts and answers: rows whose prompt is given, LoRA on the backbone, order heads in full."""
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from ..modeling.modeling_lomdm import LoMDMForMaskedDiffusion
 from .arguments import LoMDMTrainingArguments
+from .reading import read_jsonl
+from .tokenizers import check_known, encode_texts
 
 # What a tokenizer without a chat template gets: `role: content`, a line each; EOS behind each answer.
 CHAT_TEMPLATE = (
@@ -17,6 +21,9 @@ CHAT_TEMPLATE = (
     "{{ eos_token if message['role'] == 'assistant' else '\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}assistant: {% endif %}"
 )
+REMEDY = 'Write {"prompt": "...", "completion": "..."} or {"messages": [..., {"role": "assistant", ...}]} in each line.'
+# Around a special token that a content spells out while a template writes; Unicode keeps them free for such uses.
+HIDDEN = "\ufdd0\ufdd1"
 # The linear layers of the backbone, and not those of the same names in the order heads.
 LORA_TARGETS = r"model\.layers\.\d+\.(attention\.(qkv_proj|o_proj)|mlp\.(up_proj|down_proj))"
 # What is trained in full, whichever of them the model has.
@@ -38,6 +45,14 @@ class FinetuningArguments:
     lora_rank: int = field(default=16, metadata={"help": "Rank of the updates of the backbone's linear layers."})
     lora_alpha: int = field(default=32, metadata={"help": "Scale of the updates; they are multiplied by alpha / rank."})
     lora_dropout: float = field(default=0.0, metadata={"help": "Dropout in front of the updates in training."})
+
+    def __post_init__(self):
+        for name in ("completion_length", "lora_rank", "lora_alpha"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}. Leave it out for the default.")
+        if not 0 <= self.lora_dropout < 1:
+            raise ValueError(f"lora_dropout must be in [0, 1), got {self.lora_dropout}. The default is 0.")
 
 
 @dataclass
@@ -63,68 +78,113 @@ def read_examples(
 
     A line holds `prompt` and `completion`, two texts that are joined as they are, or `messages`, a list of
     `{"role", "content"}` whose last role is `assistant`: the tokenizer's chat template makes the texts, and everything
-    in front of the last content is the prompt. Blank lines are skipped.
+    in front of the last content is the prompt. A list of messages in each of `prompt` and `completion` is the same. A
+    content may be a list of parts of type `text`. Special tokens that texts and contents spell out are text; those that
+    the template writes are special. Blank lines are skipped.
 
     Args:
         bos, eos: those of the model's configuration; `None` = its texts have none.
     Raises:
-        ValueError: a line that is none of these, an empty answer, or a text with the mask token; names file and line.
+        ValueError: a line that is none of these, an empty answer, or the word of the mask token; names file and line.
+            More than 1 % of the tokens are unknown.
     """
+    if not Path(path).is_file():
+        raise ValueError(f"{path} does not exist. {REMEDY}")
     examples = []
-    for number, line in enumerate(_lines(Path(path)), start=1):
-        if not line.strip():
-            continue
+    for number, record in read_jsonl(Path(path)):
         place = f"{path}, line {number}"
-        prompt, answer = _texts(line, tokenizer, place)
-        examples.append(_encode(prompt, answer, tokenizer, bos, eos, place))
+        try:
+            front, back = _encode(record, tokenizer, place)
+        except _NoExample as error:
+            raise ValueError(f"{place}{error} {REMEDY}") from error
+        examples.append(_example(front, back, bos, eos, place))
     if not examples:
-        raise ValueError(f"{path} holds no example. Give a jsonl file with a prompt and its completion in each line.")
+        raise ValueError(f"{path} holds no example. {REMEDY}")
+    tokens = [token for one in examples for token in one.prompt + one.answer]
+    if tokenizer.unk_token_id not in (bos, eos):
+        check_known(tokens.count(tokenizer.unk_token_id), len(tokens), str(path))
     return examples
 
 
-def _lines(path: Path) -> list[str]:
-    if not path.is_file():
-        raise ValueError(f"{path} does not exist. Give a jsonl file with a prompt and its completion in each line.")
-    return path.read_text(encoding="utf-8").split("\n")
+class _NoExample(ValueError):
+    """What is wrong with a line, to be read behind its number."""
 
 
-def _texts(line: str, tokenizer: PreTrainedTokenizerBase, place: str) -> tuple[str, str]:
-    """Prompt and answer of a line as texts."""
-    remedy = 'Write {"prompt": "...", "completion": "..."} or {"messages": [..., {"role": "assistant", ...}]}.'
-    try:
-        record = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{place} is no JSON: {error}. {remedy}") from error
-    if not isinstance(record, dict) or not ("messages" in record or {"prompt", "completion"} <= record.keys()):
-        raise ValueError(f"{place} has neither messages nor prompt and completion: {line[:80]!r}. {remedy}")
+def _encode(record: dict[str, Any], tokenizer: PreTrainedTokenizerBase, place: str) -> list[list[int]]:
+    """Ids of the prompt and of the answer of a line, as it is tokenised."""
     if "messages" in record:
-        return _apply_template(record["messages"], tokenizer, place, remedy)
+        return _encode_messages(record["messages"], record, tokenizer, place)
+    if not {"prompt", "completion"} <= record.keys():
+        raise _NoExample(f" has neither messages nor prompt and completion: {json.dumps(record)[:80]}.")
     prompt, answer = record["prompt"], record["completion"]
+    if isinstance(prompt, list) and isinstance(answer, list) and len(answer) == 1:
+        return _encode_messages(prompt + answer, record, tokenizer, place)
     if not isinstance(prompt, str) or not isinstance(answer, str):
-        raise ValueError(f"{place}: prompt and completion must be texts, got {line[:80]!r}. {remedy}")
-    return prompt, answer
+        raise _NoExample(
+            ": prompt and completion must be texts, or lists of messages with one in completion, "
+            f"got {json.dumps(record)[:80]}."
+        )
+    return encode_texts(tokenizer, [prompt, answer], lambda _: place)
 
 
-def _apply_template(messages, tokenizer: PreTrainedTokenizerBase, place: str, remedy: str) -> tuple[str, str]:
-    """The texts in front of the last content, and from it on, by the tokenizer's chat template."""
-    is_list = isinstance(messages, list) and all(isinstance(one, dict) for one in messages)
-    complete = is_list and all(isinstance(one.get("content"), str) and "role" in one for one in messages)
-    if not complete or not messages or messages[-1]["role"] != "assistant":
-        raise ValueError(f"{place}: messages must be roles and contents, the last by the assistant. {remedy}")
-    prompt = tokenizer.apply_chat_template(messages[:-1], tokenize=False, add_generation_prompt=True)
-    whole = tokenizer.apply_chat_template(messages, tokenize=False)
+def _encode_messages(messages: Any, record: dict, tokenizer: PreTrainedTokenizerBase, place: str) -> list[list[int]]:
+    """Ids in front of the last content, and from it on, by the tokenizer's chat template."""
+    unread = sorted(record.keys() & {"tools", "functions", "chat_template"})
+    if unread:
+        raise _NoExample(f" has {unread[0]}, which nothing reads here.")
+    if not isinstance(messages, list) or not messages:
+        raise _NoExample(": messages must be a list of roles and contents.")
+    words = re.compile("|".join(sorted(map(re.escape, tokenizer.all_special_tokens), key=len, reverse=True)))
+    plain = [_plain(message, words) for message in messages]
+    if plain[-1]["role"] != "assistant":
+        raise _NoExample(": messages must be roles and contents, the last by the assistant.")
+    try:
+        prompt = tokenizer.apply_chat_template(plain[:-1], tokenize=False, add_generation_prompt=True)
+        whole = tokenizer.apply_chat_template(plain, tokenize=False)
+    except Exception as error:  # a template is a program of its author's
+        raise ValueError(f"{place}: the tokenizer's chat template does not take the conversation: {error}") from error
     if not whole.startswith(prompt):
         raise ValueError(
             f"{place}: by the tokenizer's chat template the conversation does not begin with its own prompt "
             f"{prompt[-40:]!r}. Set tokenizer.chat_template to one that only adds text, or give prompt and completion."
         )
-    return prompt, whole[len(prompt) :]
+    return [_encode_rendered(text, words, tokenizer, place) for text in (prompt, whole[len(prompt) :])]
 
 
-def _encode(prompt: str, answer: str, tokenizer, bos: int | None, eos: int | None, place: str) -> Example:
-    front, back = tokenizer([prompt, answer], add_special_tokens=False)["input_ids"]
-    if tokenizer.mask_token_id in front + back:
-        raise ValueError(f"{place} contains the mask token {tokenizer.mask_token!r}. Take it out of the text.")
+def _plain(message: Any, words: re.Pattern) -> dict[str, Any]:
+    """A message whose content is one string, its special tokens hidden from the tokenizer (`_encode_rendered`)."""
+    if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+        raise _NoExample(f": messages must be roles and contents, got {json.dumps(message)[:80]}.")
+    calls = sorted(name for name in ("tool_calls", "function_call") if message.get(name))
+    if calls:
+        raise _NoExample(f" has {calls[0]} in a message: a model of this kind writes text alone.")
+    parts = message.get("content")
+    parts = [{"type": "text", "text": parts}] if isinstance(parts, str) else parts
+    texts = [one.get("text") for one in parts if isinstance(one, dict)] if isinstance(parts, list) else [None]
+    if len(texts) != len(parts or ()) or not all(isinstance(text, str) for text in texts):
+        raise _NoExample(f": a content must be a text, or a list of parts of type text, got {json.dumps(parts)[:80]}.")
+    content = words.sub(lambda word: f"{HIDDEN[0]}{word[0].encode().hex()}{HIDDEN[1]}", "".join(texts))
+    return message | {"content": content}
+
+
+def _encode_rendered(text: str, words: re.Pattern, tokenizer: PreTrainedTokenizerBase, place: str) -> list[int]:
+    """Ids of what a template wrote: its special tokens are special, those hidden in contents are text."""
+
+    if HIDDEN[0] not in text:
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    else:
+        hidden = re.compile(f"{HIDDEN[0]}([0-9a-f]+){HIDDEN[1]}")
+        shown = [hidden.sub(lambda word: bytes.fromhex(word[1]).decode(), part) for part in words.split(text)]
+        specials = [*tokenizer.convert_tokens_to_ids(words.findall(text)), None]
+        ids = []
+        for part, special in zip(encode_texts(tokenizer, shown, lambda _: place), specials, strict=True):
+            ids += part if special is None else [*part, special]
+    if tokenizer.mask_token_id in ids:
+        raise ValueError(f"{place} contains the mask token {tokenizer.mask_token!r}. Take it out of the template.")
+    return ids
+
+
+def _example(front: list[int], back: list[int], bos: int | None, eos: int | None, place: str) -> Example:
     if not [index for index in back if index != eos]:
         raise ValueError(f"{place} has an empty answer. Leave the line out.")
     front = front if bos is None or front[:1] == [bos] else [bos, *front]

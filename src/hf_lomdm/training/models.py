@@ -16,6 +16,8 @@ from .arguments import ModelArguments
 
 # What a model takes over from the one that it starts from: all that the shapes and the meaning of its weights hang on.
 SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "tie_word_embeddings")
+# Ids of no tokenizer: what a configuration can be checked with before there is one.
+NO_TOKENIZER = {"vocab_size": 5, "mask_token_id": 0, "pad_token_id": 1, "bos_token_id": 2, "eos_token_id": 3}
 TRUNK = {"lomdm": (*SIZES, "rope_theta", "layer_norm_eps"), "gpt_neox": (*SIZES, "rope_parameters", "layer_norm_eps")}
 
 
@@ -23,7 +25,8 @@ def diffusion_config(arguments: ModelArguments, max_length: int, token_ids: dict
     """A member of the family for texts of `max_length` tokens; with `init_from`, of that model's sizes.
 
     Args:
-        token_ids: `vocab_size` and the special tokens, from `hf_lomdm.training.model_token_ids`.
+        token_ids: `vocab_size` and the special tokens, from `hf_lomdm.training.model_token_ids`; `NO_TOKENIZER` to
+            check the rest before the text is read.
     Raises:
         ValueError: settings that contradict each other, the model of `init_from` or are out of range.
     """
@@ -112,11 +115,12 @@ def _start(arguments: ModelArguments, max_length: int, token_ids: dict[str, int 
     if not arguments.init_from:
         return {}
     config = _load_config(arguments.init_from, model_type)
-    _check_ids(config, token_ids, arguments.init_from)
+    if token_ids is not NO_TOKENIZER:
+        _check_ids(config, token_ids, arguments.init_from)
     taken = {name: getattr(config, name) for name in TRUNK[model_type]}
     given = {one.name for one in fields(arguments)}
     changed = [f"{name} {taken[name]}" for name in SIZES if name in given and taken[name] != getattr(arguments, name)]
-    if changed:
+    if changed and token_ids is not NO_TOKENIZER:
         print(f"init_from {arguments.init_from}: {', '.join(changed)}, other than this run says", flush=True)
     positions = arguments.max_position_embeddings or config.max_position_embeddings
     if positions < max_length:

@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from ..evaluation.sudoku import CELLS, MASK, PAD, Puzzle, add_clues, load_puzzles, training_rows
 from .arguments import DataArguments
+from .data import check_limits
 
 VARIANTS = 64  # guises of each training puzzle
 ROWS_VERSION = 1  # raise it when the same puzzles come to mean other rows
@@ -24,12 +25,13 @@ def load_sudoku(arguments: DataArguments) -> tuple[dict[str, "SudokuRows"], PreT
     two must be whole blocks.
 
     Raises:
-        ValueError: no `train_file`, another `max_length` than 81, or a file that holds no puzzles.
+        ValueError: no `train_file`, another `max_length` than 81, a limit below 1, or a file that holds no puzzles.
     """
     if not arguments.train_file:
         raise ValueError("task sudoku needs train_file, a csv file with the columns puzzle and solution. Pass one.")
     if arguments.max_length != CELLS:
         raise ValueError(f"task sudoku needs max_length {CELLS}, the cells of a grid, got {arguments.max_length}.")
+    check_limits(arguments)
     train = load_puzzles(arguments.train_file)
     if arguments.validation_file:
         validation = load_puzzles(arguments.validation_file)

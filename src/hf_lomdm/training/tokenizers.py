@@ -4,15 +4,20 @@ Every tokenizer that leaves this file has a padding, a BOS, an EOS and a mask to
 their own. A shared id is a silent fault: padding would be read as masked text, or the end of a text as padding.
 """
 
+import collections
+import hashlib
 import os
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from ..pipelines.pipeline_lomdm import well_formed
+
+MOST_UNKNOWN = 0.01
 SPECIAL_TOKENS = {
     "pad_token": "[PAD]",
     "bos_token": "[BOS]",
@@ -58,10 +63,10 @@ def complete_special_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
         tokenizer.add_special_tokens({"eos_token": SPECIAL_TOKENS["eos_token"]})
     if tokenizer.bos_token is None:
         tokenizer.bos_token = tokenizer.cls_token or tokenizer.eos_token
-    if tokenizer.mask_token is None or tokenizer.mask_token_id in (tokenizer.bos_token_id, tokenizer.eos_token_id):
+    taken = [tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id]
+    if tokenizer.mask_token is None or tokenizer.mask_token_id in taken:
         tokenizer.add_special_tokens({"mask_token": SPECIAL_TOKENS["mask_token"]})
-    taken = (tokenizer.mask_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id)
-    if tokenizer.pad_token is None or tokenizer.pad_token_id in taken:
+    if tokenizer.pad_token is None or tokenizer.pad_token_id in (*taken, tokenizer.mask_token_id):
         tokenizer.add_special_tokens({"pad_token": SPECIAL_TOKENS["pad_token"]})
     added = [token for token, index in tokenizer.get_vocab().items() if index >= size]
     return sorted(added, key=tokenizer.convert_tokens_to_ids)
@@ -71,17 +76,57 @@ def special_token_ids(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
     """What LoMDMConfig must know of a tokenizer: `vocab_size` and the ids of mask, padding, BOS and EOS.
 
     Raises:
-        ValueError: one of them is missing, or mask and padding share an id.
+        ValueError: one of them is missing, or two of mask, padding and unknown share an id.
     """
     ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("mask", "pad", "bos", "eos")}
     missing = [name for name, index in ids.items() if index is None]
-    if missing or ids["mask_token_id"] == ids["pad_token_id"]:
+    distinct = {ids["mask_token_id"], ids["pad_token_id"], tokenizer.unk_token_id}
+    if missing or len(distinct) < 3:
         raise ValueError(
-            f"tokenizer must have mask, padding, BOS and EOS tokens, and mask and padding must differ, got {ids}. "
-            "Load it by hf_lomdm.training.load_tokenizer, which adds what is missing."
+            "tokenizer must have mask, padding, BOS and EOS tokens, and mask, padding and unknown must differ, "
+            f"got {ids} and unk_token_id {tokenizer.unk_token_id}. Load it by hf_lomdm.training.load_tokenizer, "
+            "which adds what is missing."
         )
     # Not len(tokenizer): a vocabulary may have gaps, and the embedding must reach its last id.
     return {"vocab_size": max(tokenizer.get_vocab().values()) + 1, **ids}
+
+
+def encode_texts(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], name: Callable[[int], str]
+) -> list[list[int]]:
+    """Ids of clean texts: special tokens that they spell out are text like all the rest.
+
+    Args:
+        name: what a text is called in an error, by its index.
+    Raises:
+        ValueError: a word of a text is the mask token (a word-level tokenizer): it would count as masked.
+    """
+    rows = tokenizer(
+        [well_formed(text) for text in texts],
+        add_special_tokens=False,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+        split_special_tokens=True,
+        verbose=False,
+    )["input_ids"]
+    for index, ids in enumerate(rows):
+        if tokenizer.mask_token_id in ids:  # never `None`
+            start = max(texts[index].find(tokenizer.mask_token), 0)
+            excerpt = texts[index][max(start - 30, 0) : start + 50]
+            raise ValueError(
+                f"{name(index)} contains the mask token {tokenizer.mask_token!r}, in {excerpt!r}. Take it out of the "
+                "text, or give the tokenizer a mask_token that is no word."
+            )
+    return rows
+
+
+def check_known(unknown: int, tokens: int, source: str) -> None:
+    """Raise `ValueError` where more than `MOST_UNKNOWN` of the tokens of a text are unknown to the tokenizer."""
+    if unknown > MOST_UNKNOWN * tokens:
+        raise ValueError(
+            f"the tokenizer does not know {unknown:,} of the {tokens:,} tokens of {source}: more than "
+            f"{MOST_UNKNOWN:.0%}. Pass the tokenizer of such text (tokenizer), or make one of it (train_tokenizer)."
+        )
 
 
 def train_tokenizer(kind: str, texts: Iterable[str], folder: str | Path | None = None) -> PreTrainedTokenizerFast:
@@ -93,22 +138,36 @@ def train_tokenizer(kind: str, texts: Iterable[str], folder: str | Path | None =
         texts: the train text, in pieces of any length.
         folder: where to keep it, so that a resumed run has the same ids.
     Raises:
-        ValueError: `kind` is none of these, the BPE is too small for its 256 bytes, or `folder` holds another kind.
+        ValueError: `kind` is none of these, the BPE is too small for its 256 bytes, or `folder` holds a tokenizer of
+            another kind or text.
     """
     size = _vocabulary_size(kind)
+    digest = hashlib.sha256()
+    texts = _digested(texts, digest)
     if folder is not None and (Path(folder) / "tokenizer.json").is_file():
-        return _reuse(kind, Path(folder))
+        return _reuse(kind, texts, digest, Path(folder))
     if kind == "char":
         model = _character_model(texts)
     else:
         model = _byte_model(texts, size)
-    # `trained_as` is kept in tokenizer_config.json; nothing is cleaned up, so that decoding gives the text back.
+    # `trained_as` and `trained_on` are kept in tokenizer_config.json; nothing is cleaned up, so that decoding gives the
+    # text back.
+    made = {"trained_as": kind, "trained_on": digest.hexdigest()}
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=model, clean_up_tokenization_spaces=False, trained_as=kind, **SPECIAL_TOKENS
+        tokenizer_object=model, clean_up_tokenization_spaces=False, **made, **SPECIAL_TOKENS
     )
     if folder is not None:
         _save_whole(tokenizer, Path(folder))
     return tokenizer
+
+
+def _digested(texts: Iterable[str], digest: "hashlib._Hash") -> Iterator[str]:
+    """The same texts, well formed; what is read of them goes into `digest`."""
+    for text in map(well_formed, texts):
+        content = text.encode()
+        digest.update(len(content).to_bytes(8))
+        digest.update(content)
+        yield text
 
 
 def _vocabulary_size(kind: str) -> int:
@@ -162,13 +221,20 @@ def _add_special_tokens(model: Tokenizer) -> None:
     model.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS.values()])
 
 
-def _reuse(kind: str, folder: Path) -> PreTrainedTokenizerFast:
-    """The tokenizer that an earlier run left in `folder`; it must be of the same kind."""
+def _reuse(kind: str, texts: Iterable[str], digest: "hashlib._Hash", folder: Path) -> PreTrainedTokenizerFast:
+    """The tokenizer that an earlier run left in `folder`; it must be of the same kind, and made from the same text."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    found = tokenizer.init_kwargs.get("trained_as")
+    found, text = (tokenizer.init_kwargs.get(name) for name in ("trained_as", "trained_on"))
+    if kind != "byte":  # which no text decides
+        collections.deque(texts, maxlen=0)
+    problem = None
     if found != kind:
+        problem = f"of kind {found!r}"
+    elif text not in (None, digest.hexdigest()):  # none: by a version that did not keep it
+        problem = "made from another train text, or by another detokenizer"
+    if problem:
         raise ValueError(
-            f"train_tokenizer is {kind!r}, but {folder} already holds a tokenizer of kind {found!r}. "
+            f"train_tokenizer is {kind!r}, but {folder} already holds a tokenizer {problem}. "
             "Choose another output_dir, or delete that folder."
         )
     print(f"tokenizer: the one in {folder}, made when this run was first started", flush=True)
