@@ -27,7 +27,7 @@ from transformers import HfArgumentParser, set_seed
 from hf_lomdm import LoMDMForMaskedDiffusion, LoMDMPipeline
 from hf_lomdm.cli.errors import FROM_OUTSIDE, loading, user_errors
 from hf_lomdm.training.checkpointing import CheckpointError
-from hf_lomdm.training.data import TextCollator
+from hf_lomdm.training.data import TextCollator, data_fingerprint
 from hf_lomdm.training.finetuning import (
     CHAT_TEMPLATE,
     FinetuningArguments,
@@ -38,7 +38,7 @@ from hf_lomdm.training.finetuning import (
     read_examples,
     split_examples,
 )
-from hf_lomdm.training.model_card import TrainingRecord, describe_diffusion, model_card
+from hf_lomdm.training.model_card import TrainingRecord, describe_diffusion, model_card, say_value
 from hf_lomdm.training.tokenizers import load_tokenizer
 from hf_lomdm.training.trainer import LoMDMTrainer, make_pipeline
 from hf_lomdm.visualization import visible
@@ -78,6 +78,7 @@ def prepare(arguments: list[str] | None) -> tuple[FinetuningArguments, LoMDMTrai
         data_collator=TextCollator(base.config.pad_token_id, longest),
         processing_class=tokenizer,
     )
+    trainer.data_fingerprint = data_fingerprint({"train": rows["train"]}, tokenizer)
     return options, trainer, length
 
 
@@ -132,8 +133,7 @@ def load_rows(options: FinetuningArguments, tokenizer, config) -> tuple[dict[str
 def report(before: dict[str, float], after: dict[str, float]) -> None:
     """The order bound of the validation answers before and after."""
     for name, metrics, prefix in (("before", before, "before"), ("after", after, "eval")):
-        value, error = metrics[f"{prefix}_nelbo"], metrics[f"{prefix}_nelbo_standard_error"]
-        print(f"order bound {name}: {value:.4f} +- {error:.4f} nats per token of the answers", flush=True)
+        print(f"order bound {name}: {say_value(metrics, f'{prefix}_nelbo')} of the answers", flush=True)
 
 
 def describe_run(options: FinetuningArguments, args, trainer: LoMDMTrainer, metrics) -> TrainingRecord:

@@ -35,8 +35,8 @@ from hf_lomdm.evaluation.sudoku import TOKEN_IDS
 from hf_lomdm.training.arguments import parse_arguments
 from hf_lomdm.training.causal import CausalTrainer
 from hf_lomdm.training.checkpointing import CheckpointError, choose_checkpoint
-from hf_lomdm.training.data import TextCollator, load_data, model_token_ids
-from hf_lomdm.training.model_card import describe_data
+from hf_lomdm.training.data import TextCollator, data_fingerprint, load_data, model_token_ids
+from hf_lomdm.training.model_card import describe_data, say_value
 from hf_lomdm.training.models import NO_TOKENIZER, causal_config, check_tokenizer, copy_trunk, diffusion_config
 from hf_lomdm.training.sudoku import load_sudoku
 from hf_lomdm.training.trainer import LoMDMTrainer
@@ -88,12 +88,11 @@ def prepare() -> LoMDMTrainer:
         else:
             texts, tokenizer = load_data(data_args, args.output_dir)
             token_ids = model_token_ids(tokenizer, data_args)
-    anew = choose_checkpoint(args.resume_from_checkpoint, args.output_dir) is None
     if model_args.init_from:
         check_tokenizer(tokenizer, model_args.init_from)
     model = model_class(make_config(model_args, data_args.max_length, token_ids))
     print(f"model: {model_class.__name__}, {model.num_parameters() / 1e6:.2f} M parameters", flush=True)
-    if model_args.init_from and anew:
+    if model_args.init_from and choose_checkpoint(args.resume_from_checkpoint, args.output_dir) is None:
         copy_trunk(model, model_args.init_from)
     trainer = trainer_class(
         model=model,
@@ -104,6 +103,7 @@ def prepare() -> LoMDMTrainer:
         processing_class=tokenizer,
     )
     trainer.data = describe_data(data_args)
+    trainer.data_fingerprint = data_fingerprint({"train": texts["train"]}, tokenizer)
     return trainer
 
 
@@ -117,8 +117,7 @@ def evaluate(trainer: LoMDMTrainer) -> None:
         return
     for key, label in trainer.describe().measures.items():
         if key in metrics:
-            error = metrics[f"{key}_standard_error"]
-            print(f"{label}: {metrics[key]:.4f} +- {error:.4f} nats per token", flush=True)
+            print(f"{label}: {say_value(metrics, key)}", flush=True)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from hf_lomdm.evaluation.corpus import evaluate_corpus
 from hf_lomdm.evaluation.records import write_record
 from hf_lomdm.training.arguments import DataArguments, LoMDMTrainingArguments
 from hf_lomdm.training.checkpointing import CheckpointError
-from hf_lomdm.training.data import TextCollator, load_data
+from hf_lomdm.training.data import TextCollator, data_fingerprint, load_data
 from hf_lomdm.training.trainer import LoMDMTrainer
 from hf_lomdm.visualization import visible
 
@@ -69,7 +69,7 @@ def prepare() -> LoMDMTrainer:
         never = model.labels_for(batch["input_ids"]) == -100  # tokens that are never revealed are given
         return {**batch, "labels": batch["labels"].masked_fill(never, -100)}
 
-    return LoMDMTrainer(
+    trainer = LoMDMTrainer(
         model=model,
         args=args,
         train_dataset=texts["train"],
@@ -77,6 +77,8 @@ def prepare() -> LoMDMTrainer:
         data_collator=collate,
         processing_class=tokenizer,
     )
+    trainer.data_fingerprint = data_fingerprint({"train": texts["train"]}, tokenizer)
+    return trainer
 
 
 def train(trainer: LoMDMTrainer) -> None:

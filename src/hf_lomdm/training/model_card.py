@@ -54,7 +54,7 @@ TEXT = """
 
 ## Training
 
-Text: {dataset}. Settings:
+Text: {dataset}.{fingerprint} Settings:
 
 {settings}
 
@@ -125,6 +125,7 @@ DRAWN = """
 bound is an upper bound on the negative log-likelihood, its perplexity one on the perplexity.
 """
 EXACT = "the log-likelihood is exact, nothing is drawn; one standard error over texts."
+FINGERPRINT = " Fingerprint of the rows and the tokenizer: `{}`."
 LIMITATIONS = """
 Measured is what the table above says, and nothing else: not the truth of what the model writes, not bias, not
 toxicity, not the memory of personal data in its text. It knows texts of at most {length} tokens of the kind that it was
@@ -143,13 +144,13 @@ CITATION = """
 """
 DIFFUSION = """
 A masked diffusion language model that reveals its tokens in {order} (`rate_type="{rate_type}"`){blocks}, trained for
-{{steps:,}} optimizer steps on {objective}. It loads as a model
+{{steps}} optimizer steps on {objective}. It loads as a model
 (`AutoModel.from_pretrained`) and as a pipeline (`DiffusionPipeline.from_pretrained`), both with
 `trust_remote_code=True`.
 """
 ADAPTER = """
 An order for `{base}`: the order heads of a LoMDM on that masked language model, which stays as it is and whose weights
-are not in this folder. Trained for {{steps:,}} optimizer steps on {objective}. It loads with the package `hf_lomdm`,
+are not in this folder. Trained for {{steps}} optimizer steps on {objective}. It loads with the package `hf_lomdm`,
 which fetches the base, and not without it.
 """
 USE_ADAPTER = """
@@ -167,7 +168,7 @@ print(out.sequences, out.order)
 """
 CAUSAL = """
 An autoregressive Transformer (GPT-NeoX, sequential residual branches), trained for
-{steps:,} optimizer steps on the exact log-likelihood of whole texts. It loads by
+{steps} optimizer steps on the exact log-likelihood of whole texts. It loads by
 `AutoModelForCausalLM.from_pretrained`, without any code of its own.
 
 Every text begins with a start token, the tokenizer's mask token, which is in no text: its probability is zero
@@ -213,6 +214,7 @@ class TrainingRecord:
         settings: those of `SETTINGS`, and `eval_num_samples`.
         metrics: of `LoMDMTrainer.evaluate` for these weights; may be empty.
         data: what the model was trained on, in words; `None` if nobody said.
+        data_fingerprint: of its rows and the tokenizer; `None` if nobody said.
         base_model: Hub name of the model that was fine-tuned, if it has one.
     """
 
@@ -220,6 +222,7 @@ class TrainingRecord:
     settings: dict[str, Any]
     metrics: dict[str, float] = field(default_factory=dict)
     data: str | None = None
+    data_fingerprint: str | None = None
     base_model: str | None = None
 
     @classmethod
@@ -236,7 +239,7 @@ class TrainingRecord:
             return None
         try:
             return cls(**json.loads(path.read_text(encoding="utf-8")))
-        except TypeError as error:
+        except (TypeError, ValueError) as error:
             raise ValueError(f"{path} is no training record: {error}. Remove it, or pass a model card.") from error
 
     def save(self, folder: Path) -> None:
@@ -326,11 +329,12 @@ def model_card(
     license = known.get("license")
     text = TEXT.format(
         name=name,
-        summary=description.summary.strip().format(steps=record.steps),
-        use=description.use.format(name=name),
+        summary=description.summary.strip().replace("{steps}", f"{record.steps:,}"),
+        use=description.use.replace("{name}", name),
         picture=PICTURE if picture else "",
         evaluation=_evaluation(record, description),
         dataset=data,
+        fingerprint=FINGERPRINT.format(record.data_fingerprint) if record.data_fingerprint else "",
         settings="\n".join(f"- `{key}`: {value}" for key, value in record.settings.items() if key in SETTINGS),
         limitations=LIMITATIONS.strip().format(length=description.length or "the trained length in"),
         licence=f"Of the weights: {license}." if license else "Of the weights: not recorded.",
@@ -363,7 +367,10 @@ def is_written_by_hand(path: Path) -> bool:
 
 @dataclass(frozen=True)
 class _Measure:
-    """A measure in words, and its values: nats per token and perplexity, each with its standard error."""
+    """A measure in words, and its values: nats per token and perplexity, each with its standard error.
+
+    The error is NaN where a single text leaves it unknown.
+    """
 
     label: str
     nats: float
@@ -376,7 +383,7 @@ def _measured(record: TrainingRecord, description: Description) -> list[_Measure
     found = []
     for key, label in description.measures.items():
         if key in record.metrics:
-            nats, error = record.metrics[key], record.metrics[f"{key}_standard_error"]
+            nats, error = record.metrics[key], record.metrics.get(f"{key}_standard_error", math.nan)
             perplexity = float(torch.tensor(nats, dtype=torch.float64).exp())  # inf where math.exp would raise
             found.append(_Measure(label, nats, error, perplexity, perplexity * error))
     return found
@@ -384,7 +391,8 @@ def _measured(record: TrainingRecord, description: Description) -> list[_Measure
 
 def _evaluation(record: TrainingRecord, description: Description) -> str:
     rows = [
-        f"| {one.label} | {one.nats:.4f} | {one.error:.4f} | {one.perplexity:.2f} +- {one.perplexity_error:.2f} |"
+        f"| {one.label} | {one.nats:.4f} | {_error('{:.4f}', one.error) or 'unknown, from a single text'} "
+        f"| {one.perplexity:.2f}{_error(' +- {:.2f}', one.perplexity_error)} |"
         for one in _measured(record, description)
     ]
     if not rows:
@@ -394,9 +402,18 @@ def _evaluation(record: TrainingRecord, description: Description) -> str:
     protocol = PROTOCOL.rstrip().format(
         weights="the averaged weights" if record.settings.get("ema_decay") else "the weights",
         tokens=record.metrics["eval_tokens"],
-        protocol=description.protocol.strip().format(draws=draws),
+        protocol=description.protocol.strip().replace("{draws}", str(draws)),
     )
     return "\n".join([*head, *rows, protocol])
+
+
+def say_value(metrics: dict[str, float], key: str) -> str:
+    """A metric with its standard error, in nats per token; a single text has no error."""
+    return f"{metrics[key]:.4f}{_error(' +- {:.4f}', metrics.get(f'{key}_standard_error', math.nan))} nats per token"
+
+
+def _error(template: str, error: float) -> str:
+    return "" if math.isnan(error) else template.format(error)
 
 
 def _results(record: TrainingRecord, description: Description, data: str) -> list[EvalResult]:
@@ -407,7 +424,7 @@ def _results(record: TrainingRecord, description: Description, data: str) -> lis
             dataset_type="text",
             dataset_name=f"validation text of {data}",
             metric_type=kind,
-            metric_name=f"{one.label}, {unit} (standard error {error:.4f})",
+            metric_name=f"{one.label}, {unit}{_error(' (standard error {:.4f})', error)}",
             metric_value=round(value, 4),
         )
         for one in _measured(record, description)
