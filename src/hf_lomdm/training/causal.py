@@ -9,8 +9,9 @@ from transformers import GenerationConfig, PreTrainedModel
 from ..evaluation.causal import causal_nll, causal_token_losses
 from ..evaluation.likelihood import NelboEstimate
 from ..modeling.modeling_lomdm import LoMDMOutput
+from .measures import maskable
 from .model_card import Description, describe_causal
-from .trainer import LoMDMTrainer, maskable
+from .trainer import LoMDMTrainer
 
 
 class CausalTrainer(LoMDMTrainer):

@@ -1,29 +1,27 @@
 """Checkpoint folders that are complete or absent, whatever happens while they are written.
 
 A checkpoint is written to a folder beside its place, flushed to the disk and renamed. A folder that is being written
-or removed has a name that starts with `_`, which resuming ignores, cleaning removes and Hub uploads leave out.
+or removed has a name that starts with `_`, which resuming ignores, cleaning removes and Hub uploads leave out. What
+the disk has changed since is found by the checksums of the manifest.
 """
 
+import hashlib
 import json
+import logging
 import os
 import re
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import IO
+
+logger = logging.getLogger(__name__)
 
 MANIFEST = "complete.json"
-# What the optimizer and the draws of a checkpoint go on with, whatever a resumed run is told: settings of its
-# `training_record.json`, and fields of its `config.json`.
-FIXED = {
-    "training_record.json": (
-        *("learning_rate", "head_learning_rate", "muon_learning_rate", "frozen_modules", "lr_scheduler_type", "seed"),
-    ),
-    "config.json": (
-        *("rate_type", "block_size", "c1", "c2", "bound", "time_epsilon", "time_range", "num_views", "dropout"),
-        *("base_name", "base_fingerprint"),
-    ),
-}
+LOCK = "_lock"  # no upload takes what begins with _
 _PREFIX = "_checkpoint-"
+# Of a checkpoint, and of `LoMDMPipeline.save_pretrained`.
+_LEFT_OVER = re.compile(rf"{_PREFIX}\d+-(incomplete|removed)|[._][0-9a-f]{{32}}")
+_LOCKS: dict[tuple[int, Path], IO] = {}
 
 
 class CheckpointError(ValueError):
@@ -38,13 +36,13 @@ def staging_folder(output_dir: str | Path, step: int) -> Path:
 def publish(staged: Path, final: Path) -> None:
     """Moves the folder `staged` to `final` so that `final` is complete at any moment that it exists.
 
-    The manifest lists the size of each file, every file and folder is flushed to the disk, then the folder is renamed.
-    A folder that already has the name `final` is replaced.
+    The manifest lists size and SHA-256 of each file, every file and folder is flushed to the disk, then the folder is
+    renamed. A folder that already has the name `final` is replaced.
     """
     files = sorted(path for path in staged.rglob("*") if path.is_file())
-    sizes = {str(path.relative_to(staged)): path.stat().st_size for path in files}
+    entries = {path.relative_to(staged).as_posix(): [path.stat().st_size, _digest(path)] for path in files}
     manifest = staged / MANIFEST
-    manifest.write_text(json.dumps(sizes, indent=1))
+    manifest.write_text(json.dumps(entries, indent=1))
     for path in (*files, manifest, *(path for path in staged.rglob("*") if path.is_dir()), staged):
         _flush(path)
     remove(final)
@@ -63,9 +61,9 @@ def remove(folder: Path) -> None:
 
 
 def clean(output_dir: str | Path) -> None:
-    """Removes what interrupted writing and interrupted removing have left in `output_dir`."""
-    for folder in Path(output_dir).glob(f"{_PREFIX}*"):
-        if re.fullmatch(rf"{_PREFIX}\d+-(incomplete|removed)", folder.name):
+    """Removes what interrupted writing and interrupted removing have left in `output_dir` and in its folders."""
+    for folder in [*Path(output_dir).glob("[._]*"), *Path(output_dir).glob("*/_*")]:
+        if _LEFT_OVER.fullmatch(folder.name) and folder.is_dir():
             shutil.rmtree(folder)
 
 
@@ -80,63 +78,108 @@ def rotate(output_dir: str | Path, limit: int | None, keep: set[Path]) -> None:
 
 def complete_checkpoints(output_dir: str | Path) -> list[Path]:
     """Complete checkpoints of `output_dir`, oldest step first."""
-    found = [folder for folder in Path(output_dir).glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", folder.name)]
-    return sorted((folder for folder in found if is_complete(folder)), key=lambda folder: int(folder.name[11:]))
+    return [folder for folder in _checkpoint_folders(output_dir) if is_complete(folder)]
 
 
 def is_complete(folder: Path) -> bool:
     """Whether `folder` has its manifest and every file of it in full size."""
-    manifest = folder / MANIFEST
-    if not manifest.is_file():
-        return False
-    sizes = json.loads(manifest.read_text())
-    return all((folder / name).is_file() and (folder / name).stat().st_size == size for name, size in sizes.items())
+    return find_fault(folder, checksums=False) is None
+
+
+def find_fault(folder: Path, checksums: bool = True) -> str | None:
+    """What is wrong with the files of a checkpoint by its manifest, in words; `None` if nothing is.
+
+    Args:
+        checksums: whether to read the files too; else their sizes must do.
+    """
+    try:
+        entries = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        # a checkpoint of an earlier version has sizes alone
+        known = {name: entry if isinstance(entry, list) else [entry, None] for name, entry in entries.items()}
+        for name, (size, digest) in known.items():
+            path = folder / name
+            if not path.is_file() or path.stat().st_size != size:
+                return f"{name} is missing or cut"
+            if checksums and digest is not None and _digest(path) != digest:
+                return f"{name} has changed since it was written"
+    except (OSError, ValueError, AttributeError) as error:
+        return f"{MANIFEST} is missing or damaged ({type(error).__name__})"
+    return None if known else f"{MANIFEST} is empty"
 
 
 def choose_checkpoint(resume_from: str | bool | None, output_dir: str | Path) -> Path | None:
-    """The checkpoint to resume from, or `None` to start anew.
+    """The checkpoint to resume from, or `None` to start anew. One that is not intact is passed over and named.
 
     Args:
-        resume_from: `"auto"`, the newest complete checkpoint of `output_dir` if there is one; `True`, the same but
-            there must be one; a folder; `None` or `False`, no checkpoint.
+        resume_from: `"auto"`, the newest intact checkpoint of `output_dir` if there is any checkpoint; `True`, the same
+            but there must be one; a folder; `None` or `False`, no checkpoint.
     Raises:
-        CheckpointError: a folder that is not a complete checkpoint, or no checkpoint where there must be one.
+        CheckpointError: a folder that is not an intact checkpoint, no intact one among those of `output_dir`, or no
+            checkpoint where there must be one.
     """
     if resume_from in (None, False):
         return None
-    if resume_from is True or resume_from == "auto":
-        newest = complete_checkpoints(output_dir)[-1:]
-        if not newest and resume_from is True:
-            raise CheckpointError(f"resume_from_checkpoint is True, but {output_dir} has no complete one. Pass 'auto'.")
-        return newest[0] if newest else None
-    folder = Path(resume_from)
-    if not is_complete(folder):
+    if resume_from is not True and resume_from != "auto":
+        fault = find_fault(Path(resume_from))
+        if fault:
+            raise CheckpointError(
+                f"resume_from_checkpoint={str(resume_from)!r} is not a complete checkpoint: {fault}. Pass 'auto' for "
+                "the newest intact one of output_dir."
+            )
+        return Path(resume_from)
+    folders = _checkpoint_folders(output_dir)
+    for folder in reversed(folders):
+        fault = find_fault(folder)
+        if fault is None:
+            return folder
+        logger.warning("%s is passed over: %s.", folder, fault)
+    if folders:
         raise CheckpointError(
-            f"resume_from_checkpoint={str(folder)!r} is not a complete checkpoint: its {MANIFEST} is missing or names "
-            "files that are missing or cut. Pass 'auto' for the newest complete one of output_dir."
+            f"{output_dir} has checkpoints, but none is intact; {folders[-1].name}: {find_fault(folders[-1])}. Remove "
+            "them to start anew, or pass another output_dir."
         )
-    return folder
+    if resume_from is True:
+        raise CheckpointError(f"resume_from_checkpoint is True, but {output_dir} has no complete one. Pass 'auto'.")
+    return None
 
 
-def check_same_run(folder: Path, settings: dict[str, Any], config: dict[str, Any]) -> None:
-    """Raises `CheckpointError` if the checkpoint `folder` cannot go on with `settings` and the model's `config`.
+def lock(output_dir: str | Path) -> None:
+    """Keeps other processes from training in `output_dir` until this one ends, however it ends.
 
-    It would go on with its own ones for the most part, and its records would say otherwise.
+    Raises:
+        CheckpointError: another process trains there.
     """
-    for name, now in (("training_record.json", {"settings": settings}), ("config.json", config)):
-        before = json.loads((folder / name).read_text(encoding="utf-8")) if (folder / name).is_file() else {}
-        before, now = before.get("settings", before), json.loads(json.dumps(now.get("settings", now), default=str))
-        for key in FIXED[name]:
-            if key in before and key in now and before[key] != now[key]:
-                raise CheckpointError(
-                    f"{folder} was trained with {key}={before[key]!r}, not {now[key]!r}, and cannot go on with that. "
-                    "Pass the old value, or another output_dir for another run."
-                )
-    if not (folder / "scheduler.pt").is_file() and not list(folder.glob("global_step*")):  # DeepSpeed has its own
+    try:
+        import fcntl  # Windows has none
+    except ImportError:
+        return
+    path = Path(output_dir).resolve() / LOCK
+    if (os.getpid(), path) in _LOCKS:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = path.open("a")
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # a lock of this process alone: workers do not inherit it
+    except (BlockingIOError, PermissionError):
+        file.close()
         raise CheckpointError(
-            f"{folder} has no optimizer state (save_only_model=True), so training cannot go on from it. Pass another "
+            f"another process is training in output_dir={str(output_dir)!r}. Wait for it or stop it, or pass another "
             "output_dir."
-        )
+        ) from None
+    except OSError as error:
+        logger.warning("%s cannot be locked (%s): start no second run there.", output_dir, error)
+    _LOCKS[os.getpid(), path] = file  # closing any file of that name would release the lock
+
+
+def _checkpoint_folders(output_dir: str | Path) -> list[Path]:
+    """Folders that are named like a checkpoint, oldest step first."""
+    found = [folder for folder in Path(output_dir).glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", folder.name)]
+    return sorted(found, key=lambda folder: int(folder.name[11:]))
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _flush(path: Path) -> None:

@@ -2,16 +2,14 @@
 
 import logging
 import math
-from collections.abc import Iterable
+import signal
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from torch.distributed.fsdp import register_fsdp_forward_method
-from torch.nn.utils import get_total_norm
-from transformers import PreTrainedModel, Trainer, TrainerCallback
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import EvalLoopOutput
 
@@ -22,9 +20,11 @@ from ..modeling.modeling_lomdm import LoMDMOutput
 from ..modeling.process_lomdm import send
 from ..pipelines import LoMDMPipeline
 from ..schedulers.scheduling_lomdm import LoMDMScheduler
-from . import checkpointing
+from . import checkpointing, resuming
 from .arguments import LoMDMTrainingArguments
 from .ema import AVERAGE, EMA
+from .interruption import Interruption
+from .measures import freeze, gather_weights_for_evaluation, gradient_norm, head_weights, is_clean, maskable
 from .model_card import (
     PICTURE_FILE,
     Description,
@@ -44,6 +44,18 @@ logger = logging.getLogger(__name__)
 STATE_FILE = "trainer_state.json"
 CARD_FILE = "README.md"
 EVALUATION_SEED = 20260202
+MASKED = (
+    "labels differ from input_ids where they are not -100: the collator masks, as "
+    "DataCollatorForLanguageModeling does. The model masks by itself, so pass a data_collator that "
+    "leaves input_ids as they are and sets labels to them, -100 at padding and at given positions, "
+    "such as hf_lomdm.training.data.TextCollator."
+)
+# Arguments of `transformers.Trainer` that would have no effect.
+UNUSED = {
+    "compute_loss_func": "the loss is the bound of the model.",
+    "compute_metrics": "evaluation measures the bound and keeps no predictions.",
+    "preprocess_logits_for_metrics": "evaluation measures the bound and keeps no logits.",
+}
 SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
@@ -58,7 +70,8 @@ class LoMDMTrainer(Trainer):
       without this package.
     - Evaluation is by the order bound, with its standard error, on fixed draws.
     - A checkpoint is complete or absent; training that is killed and started again gives the same weights, bit by bit
-      on the CPU. A loss or gradient that is not finite stops training before it reaches the weights.
+      on the CPU. Ctrl-C, SIGTERM and SIGHUP save one first. A loss or gradient that is not finite stops training before
+      it reaches the weights.
 
     Takes the arguments of `transformers.Trainer`, with `args` a `LoMDMTrainingArguments`. Batches hold `input_ids` and
     `labels` `[B, L]` (-100 = given or padding), and `attention_mask` `[B, L]` where something is padded.
@@ -69,6 +82,9 @@ class LoMDMTrainer(Trainer):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
+        for name in UNUSED:
+            if getattr(self, name, None) is not None:
+                raise ValueError(f"{name} is not supported: {UNUSED[name]} Leave it out.")
         if not isinstance(self.args, LoMDMTrainingArguments):
             raise ValueError(f"args must be LoMDMTrainingArguments, got {type(self.args).__name__}. Pass one.")
         if self.args.n_gpu > 1:
@@ -76,7 +92,7 @@ class LoMDMTrainer(Trainer):
                 f"{self.args.n_gpu} GPUs in one process are not supported. Start one process per GPU: "
                 "accelerate launch training_scripts/train.py ..., or set CUDA_VISIBLE_DEVICES=0."
             )
-        _freeze(self.model, self.args.frozen_modules or ())
+        freeze(self.model, self.args.frozen_modules or ())
         self.model_accepts_loss_kwargs = True  # makes the Trainer count the tokens of the global batch
         self.ema: EMA | None = None
         self._checkpoint: Path | None = None  # the one that training resumed from
@@ -85,7 +101,11 @@ class LoMDMTrainer(Trainer):
         self._metrics: dict[str, float] = {}  # of the weights as they are
         self._special_tokens = {name: getattr(self.model.config, name, None) for name in SPECIAL_TOKENS}
         self.data: str | None = None  # what the model is trained on, in words, for its card
-        self._step_loss = 0.0
+        self.data_fingerprint: str | None = None  # of the rows and the tokenizer: a run goes on with the same alone
+        self._interruption = Interruption(once=True)
+        self._stop: Tensor | bool = False  # whether any process had been told to stop when the step began
+        self._step_loss: Tensor | float = 0.0
+        self._step_is_clean: Tensor | bool = True  # whether no position of the step was masked before it came here
         self._training_log = TrainingLog()
         self.add_callback(_StepCallback(self))
 
@@ -114,9 +134,12 @@ class LoMDMTrainer(Trainer):
         return batches, tokens
 
     def _get_num_items_in_batch(self, batch_samples, device) -> Tensor:
-        """Maskable tokens of all micro-batches on all processes."""
+        """Maskable tokens of all micro-batches on all processes, which also agree on whether to stop."""
         tokens = sum(maskable(batch).sum() for batch in batch_samples)
-        return self.accelerator.reduce(torch.as_tensor(tokens, device=device, dtype=torch.int64), "sum")
+        told = torch.as_tensor(self._interruption.signal is not None, device=device, dtype=torch.int64)
+        counts = torch.stack([torch.as_tensor(tokens, device=device, dtype=torch.int64), told])
+        tokens, self._stop = self.accelerator.reduce(counts, "sum")
+        return tokens
 
     def objective(self, model, inputs) -> LoMDMOutput:
         """The loss of a micro-batch in nats per maskable token, and its terms `[B]` in nats per text."""
@@ -130,6 +153,7 @@ class LoMDMTrainer(Trainer):
         share = maskable(inputs).sum() / num_items_in_batch.clamp(min=1)
         loss = outputs.loss * share * self.accelerator.num_processes
         # 2. Every term of the bound, added up on the device until the next log
+        self._step_is_clean = is_clean(inputs) & self._step_is_clean
         self._training_log.add(outputs, maskable(inputs))
         return (loss, outputs) if return_outputs else loss
 
@@ -138,14 +162,18 @@ class LoMDMTrainer(Trainer):
         loss = super().training_step(model, inputs, num_items_in_batch)
         self._step_loss = self._step_loss + loss
         if self.accelerator.sync_gradients:
-            self._check_finite(self._step_loss, gradient_norm(model))
+            self._check_step(gradient_norm(model))
+            self._stop = bool(self._stop)  # here, where the host waits for the device anyway
             if head_weights(model, ("phi",)):
                 self._training_log.add_gradient(gradient_norm(model, "phi"))
-            self._step_loss = 0.0
+            self._step_loss, self._step_is_clean = 0.0, True
         return loss
 
-    def _check_finite(self, loss: Tensor, norm: Tensor) -> None:
-        if not bool(torch.isfinite(loss) & torch.isfinite(norm)):
+    def _check_step(self, norm: Tensor) -> None:
+        loss = self._step_loss
+        if not bool(torch.isfinite(loss) & torch.isfinite(norm) & self._step_is_clean):
+            if not self._step_is_clean:
+                raise ValueError(MASKED)
             last = checkpointing.complete_checkpoints(self.args.output_dir)[-1:]
             raise FloatingPointError(
                 f"Training stopped at step {self.state.global_step + 1}: loss {float(loss):.4g}, gradient norm "
@@ -226,7 +254,9 @@ class LoMDMTrainer(Trainer):
                 rows.append(self.accelerator.gather_for_metrics(texts).cpu())
                 self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
         metrics = summarise_texts(torch.cat(rows))
-        named = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
+        # NaN is what a single text does not tell, its spread over texts
+        known = {name: value for name, value in metrics.items() if not math.isnan(value)}
+        named = {f"{metric_key_prefix}_{name}": value for name, value in known.items()}
         self._metrics |= named
         return EvalLoopOutput(predictions=None, label_ids=None, metrics=named, num_samples=sum(map(len, rows)))
 
@@ -252,6 +282,8 @@ class LoMDMTrainer(Trainer):
     def _evaluate_batch(self, step: int, batch: dict[str, Tensor]) -> Tensor:
         """`[B, 4]`: maskable tokens, main, velocity and Monte-Carlo error of each text (NaN from a single sample)."""
         first = (step * self.accelerator.num_processes + self.accelerator.process_index) * self.args.eval_batch_size
+        if not bool(is_clean(batch)):
+            raise ValueError(MASKED)
         generators = step_generators(EVALUATION_SEED, 0, range(first, first + len(batch["input_ids"])))
         estimate = self.estimate(batch, generators)
         error = torch.full_like(estimate.main, math.nan) if estimate.standard_error is None else estimate.standard_error
@@ -275,19 +307,48 @@ class LoMDMTrainer(Trainer):
         """Trains, from the newest complete checkpoint of `output_dir` with `"auto"`, from a folder, or anew (`None`).
 
         Raises:
-            CheckpointError: a checkpoint that is not complete, of another model or of a run with other settings.
+            CheckpointError: a checkpoint that is not intact, or of a run with another model, settings or data; another
+                process that trains in `output_dir`.
+            ValueError: there is no step to take.
             FloatingPointError: a loss or gradient that is not finite.
             OSError: a checkpoint could not be written; the ones before it are kept.
+            SystemExit: Ctrl-C, SIGTERM or SIGHUP, with the status of the shells, 128 and the number of the signal.
         """
         if self.args.should_save:
+            checkpointing.lock(self.args.output_dir)
             checkpointing.clean(self.args.output_dir)
         self.accelerator.wait_for_everyone()
         self._checkpoint = checkpointing.choose_checkpoint(resume_from_checkpoint, self.args.output_dir)
         if self._checkpoint is not None:
-            checkpointing.check_same_run(self._checkpoint, self._record().settings, self.model.config.to_dict())
+            resuming.check_same_run(self._checkpoint, self._run())
             logger.warning("Resuming from %s.", self._checkpoint)
         resume = None if self._checkpoint is None else str(self._checkpoint)
-        return super().train(resume, trial, ignore_keys_for_eval)
+        with Interruption(once=self.accelerator.num_processes == 1) as self._interruption:
+            result = super().train(resume, trial, ignore_keys_for_eval)
+        self._obey_signal()
+        if self.state.global_step == 0:
+            raise ValueError(
+                f"training took no step: train_dataset has {len(self.train_dataset)} rows, a step takes "
+                f"{self.get_total_train_batch_size(self.args)}, max_steps={self.args.max_steps}, num_train_epochs="
+                f"{self.args.num_train_epochs}, dataloader_drop_last={self.args.dataloader_drop_last}. Give more text "
+                "or more steps, or lower the batch size."
+            )
+        return result
+
+    def _obey_signal(self) -> None:
+        """Ends the process where any was told to stop: after the last step too, when no step agrees on it any more."""
+        told = torch.tensor(int(self._interruption.signal is not None), device=self.args.device)
+        if not int(self.accelerator.reduce(told, "sum")):
+            return
+        number = self._interruption.signal or signal.SIGTERM
+        last = checkpointing.complete_checkpoints(self.args.output_dir)[-1:]
+        saved = f"{last[0]} is saved, the same command goes on from it" if last else "there is no checkpoint"
+        logger.warning("Stopped by %s after step %d: %s.", number.name, self.state.global_step, saved)
+        raise SystemExit(128 + number)
+
+    def _run(self) -> dict:
+        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        return resuming.describe_run(self.args, model, self.data, self.data_fingerprint)
 
     @property
     def num_steps_trained(self) -> int:
@@ -309,11 +370,14 @@ class LoMDMTrainer(Trainer):
             gather_weights_for_evaluation(self.model)
         self.start_ema()
 
-    def step_done(self) -> None:
-        """After an optimizer step: the average follows, and what was measured no longer holds."""
+    def step_done(self, control: TrainerControl) -> None:
+        """After an optimizer step: the average follows, what was measured no longer holds, and signals are obeyed."""
         self._metrics = {}
         if self.ema is not None:
             self.ema.update(self.model)
+        if self._stop or (self.accelerator.num_processes == 1 and self._interruption.signal is not None):
+            control.should_save = control.should_training_stop = True
+            control.should_evaluate = False  # whoever sends the signal does not wait for long
 
     def start_ema(self) -> None:
         """Starts the moving average from the weights, or takes it from the checkpoint that training resumes from."""
@@ -429,7 +493,9 @@ class LoMDMTrainer(Trainer):
         return model_card(name, self.describe(), self._record(), **details)
 
     def _record(self) -> TrainingRecord:
-        return TrainingRecord.of(self.args, self.state.global_step, self._metrics, self.data)
+        record = TrainingRecord.of(self.args, self.state.global_step, self._metrics, self.data)
+        record.data_fingerprint = self.data_fingerprint
+        return record
 
     def describe(self) -> Description:
         """What the card and the script say of the model."""
@@ -451,8 +517,9 @@ class LoMDMTrainer(Trainer):
         except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors do not raise OSError
             last = checkpointing.complete_checkpoints(output_dir)[-1:]
             checkpointing.clean(output_dir)
+            reason = " ".join(str(error).split())
             raise OSError(
-                f"Checkpoint {output_dir / name} could not be written: {error}. The last complete checkpoint is "
+                f"Checkpoint {output_dir / name} could not be written: {reason}. The last complete checkpoint is "
                 f"{last[0] if last else 'none'}. Make room on the disk (or set save_total_limit), then start again."
             ) from error
         finally:
@@ -464,6 +531,8 @@ class LoMDMTrainer(Trainer):
         super()._save_checkpoint(model, trial)
         if self.ema is not None:
             self.ema.save(folder / AVERAGE, write=self.args.should_save)
+        if self.args.should_save:
+            resuming.save_run(self._run(), folder)
         best = output_dir / f"checkpoint-{self.state.best_global_step}"
         if best.is_dir() or best.name == folder.name:  # the Trainer looked for it in the folder that it wrote to
             self.state.best_model_checkpoint = str(best)
@@ -502,49 +571,10 @@ class _StepCallback(TrainerCallback):
         self.trainer.begin()
 
     def on_step_end(self, args, state, control, **kwargs):
-        self.trainer.step_done()
+        self.trainer.step_done(control)
 
 
 def make_pipeline(model: PreTrainedModel, tokenizer) -> LoMDMPipeline:
     """A pipeline with the scheduler that suits the model."""
     scheduler = LoMDMScheduler(mask_token_id=model.config.mask_token_id, block_size=model.config.block_size)
     return LoMDMPipeline(model, scheduler, tokenizer)
-
-
-# ------------------------------------------------------------------------------------------------------- measures
-
-
-def maskable(batch: dict[str, Tensor]) -> Tensor:
-    """Which positions of a batch are neither given nor padding: `[B, L]` bool."""
-    labelled = batch["labels"] != -100
-    padding = batch.get("attention_mask")
-    return labelled if padding is None else labelled & padding.bool()
-
-
-def _freeze(model, names: Iterable[str]) -> None:
-    modules = dict(model.named_modules())
-    for name in names:
-        if name not in modules:
-            own = sorted(child for child, _ in model.named_children())
-            raise ValueError(f"frozen_modules names {name!r}, which the model lacks. It has {own} and what is in them.")
-        modules[name].requires_grad_(False)
-
-
-def head_weights(model: nn.Module, heads: tuple[str, ...] = ("phi", "psi")) -> list[nn.Parameter]:
-    """The trainable weights of the order heads, whatever wraps the model."""
-    named = model.named_parameters()
-    return [weight for name, weight in named if weight.requires_grad and not set(heads).isdisjoint(name.split("."))]
-
-
-def gradient_norm(model: nn.Module, head: str | None = None) -> Tensor:
-    """Euclidean norm of the gradients of the model, or of one order head; 0 where there are none."""
-    weights = model.parameters() if head is None else head_weights(model, (head,))
-    norm = get_total_norm([weight.grad for weight in weights if weight.grad is not None])
-    return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
-
-
-def gather_weights_for_evaluation(model: nn.Module) -> None:
-    """Lets FSDP2 gather the weights for the methods that evaluation calls, as it does for `forward`."""
-    for method in ("forward_rates", "estimate_bound"):
-        if hasattr(model, method):
-            register_fsdp_forward_method(model, method)

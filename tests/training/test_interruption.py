@@ -1,0 +1,118 @@
+"""Signals, and two processes in one folder: a checkpoint is saved, and one of the two is told."""
+
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_training import FORKS, checkpoint_tensors, make_trainer, start
+from transformers import TrainerCallback
+
+from hf_lomdm.training import checkpointing
+from hf_lomdm.training.interruption import SIGNALS, Interruption
+
+# Dropout on, a worker: the random state matters, and workers receive what the terminal sends to the whole group.
+RUN = {"dropout": 0.1, "max_steps": 4, "save_strategy": "steps", "save_steps": 4, "dataloader_num_workers": 1}
+
+
+class Send(TrainerCallback):
+    """Sends a signal to the process group of this process, as a terminal does, when step `step` begins."""
+
+    def __init__(self, number: int, step: int):
+        self.number, self.step = number, step
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            os.killpg(0, self.number)
+
+
+def train_until(output_dir: Path, number: int, **settings) -> None:
+    os.setpgid(0, 0)
+    os.dup2(os.open(output_dir.with_suffix(".log"), os.O_CREAT | os.O_WRONLY), 2)
+    torch.set_num_threads(1)
+    make_trainer(output_dir, callbacks=[Send(number, step=1)], **settings).train("auto")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> dict[str, torch.Tensor]:
+    """What is in the last checkpoint of a run that nobody interrupts."""
+    folder = tmp_path_factory.mktemp("whole")
+    start(folder, **RUN).join()
+    return checkpoint_tensors(folder / "checkpoint-4")
+
+
+@pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
+def test_a_signal_saves_a_checkpoint_says_so_and_the_same_command_goes_on_bit_by_bit(tmp_path, whole, number):
+    process = FORKS.Process(target=train_until, args=(tmp_path / "run", number), kwargs=RUN)
+    process.start()
+    process.join()
+    assert process.exitcode == 128 + number
+    said = (tmp_path / "run.log").read_text()
+    assert f"{number.name}: training stops after this step and saves a checkpoint." in said
+    assert f"Stopped by {number.name} after step 2: {tmp_path}/run/checkpoint-2 is saved, the same command goes" in said
+    assert "Traceback" not in said
+    start(tmp_path / "run", **RUN).join()
+    ours = checkpoint_tensors(tmp_path / "run" / "checkpoint-4")
+    assert ours.keys() == whole.keys() and all(torch.equal(ours[name], whole[name]) for name in ours)
+
+
+def test_a_signal_behind_the_last_step_ends_the_process_too(tmp_path):
+    class AtTheEnd(TrainerCallback):
+        def on_save(self, args, state, control, **kwargs):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(SystemExit) as stopped:
+        make_trainer(tmp_path, callbacks=[AtTheEnd()], max_steps=1, save_strategy="steps", save_steps=1).train("auto")
+    assert stopped.value.code == 143 and checkpointing.find_fault(tmp_path / "checkpoint-1") is None
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_handlers_come_back_what_is_ignored_stays_ignored_and_the_second_signal_acts():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Interruption(once=True) as interruption:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert interruption.signal is None
+            os.kill(os.getpid(), signal.SIGINT)
+            assert interruption.signal is signal.SIGINT
+            with pytest.raises(KeyboardInterrupt):
+                os.kill(os.getpid(), signal.SIGINT)
+        with Interruption(once=False):  # a launcher passes on what the terminal has sent already
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+HOLD = """
+import sys, time
+from hf_lomdm.training.checkpointing import lock
+lock(sys.argv[1])
+print("held", flush=True)
+time.sleep(600)
+"""
+
+
+def test_a_second_process_is_told_that_the_folder_is_in_use_and_a_kill_frees_it(tmp_path):
+    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout.readline() == "held\n"
+    with pytest.raises(ValueError, match="another process is training in output_dir='.*'. Wait for it or stop it"):
+        make_trainer(tmp_path, max_steps=1).train("auto")
+    holder.kill()
+    holder.communicate()
+    make_trainer(tmp_path, max_steps=1).train("auto")
+    make_trainer(tmp_path, max_steps=1).train("auto")  # the same process may
+
+
+def test_a_file_system_without_locks_is_no_obstacle(tmp_path, monkeypatch, caplog):
+    def refuse(*arguments):
+        raise OSError("No locks available")
+
+    monkeypatch.setattr(fcntl, "lockf", refuse)
+    checkpointing.lock(tmp_path)
+    assert "cannot be locked (No locks available)" in caplog.text
