@@ -6,8 +6,9 @@ here may be one of `transformers.TrainingArguments`.
 
 import argparse
 import json
+import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,88 @@ SAMPLE_BY = ("line", "paragraph", "document")
 TASKS = ("text", "sudoku")
 # What is trained: a masked diffusion model of the family, or the autoregressive baseline.
 OBJECTIVES = ("diffusion", "ar")
+# What the numbers of `LoMDMTrainingArguments` may be: a type, and `low <= number < high`. Those of
+# the model are checked by its configuration, those of the data by `hf_lomdm.training.data`.
+RANGES: dict[str, tuple[type, float, float]] = {
+    **dict.fromkeys(("learning_rate", "head_learning_rate", "muon_learning_rate"), (float, 0, math.inf)),
+    **dict.fromkeys(("weight_decay", "max_grad_norm", "adam_epsilon"), (float, 0, math.inf)),
+    **dict.fromkeys(("ema_decay", "adam_beta1", "adam_beta2"), (float, 0, 1)),
+    **dict.fromkeys(("num_train_epochs", "warmup_steps", "eval_delay"), (float, 0, math.inf)),
+    **dict.fromkeys(("logging_steps", "eval_steps", "save_steps"), (float, 0, math.inf)),
+    **dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size"), (int, 1, math.inf)),
+    **dict.fromkeys(("gradient_accumulation_steps", "eval_num_samples", "ddp_timeout"), (int, 1, math.inf)),
+    **dict.fromkeys(("dataloader_prefetch_factor", "torch_empty_cache_steps"), (int, 1, math.inf)),
+    **dict.fromkeys(("dataloader_num_workers", "save_total_limit"), (int, 0, math.inf)),
+    "max_steps": (int, -1, math.inf),
+    **dict.fromkeys(("seed", "data_seed"), (int, 0, 2**32)),
+}
+# Settings of transformers that would have no effect here, or another one than they say; only their default is taken.
+REFUSED = {
+    "fp16": "rates and their gradients need the range of bf16; pass bf16",
+    "fp16_full_eval": "evaluation has the precision of training; pass bf16",
+    "bf16_full_eval": "evaluation has the precision of training; pass bf16",
+    "label_smoothing_factor": "the loss is the bound on -log P, which a smoothed one is not",
+    "neftune_noise_alpha": "the loss is the bound on -log P of the texts, not of noisy embeddings",
+    "auto_find_batch_size": "the draws of a step belong to its batch; set per_device_train_batch_size",
+    "average_tokens_across_devices": "the loss is that of the global batch on any number of devices",
+    "ignore_data_skip": "a resumed run goes on with the texts that it has not seen",
+    "enable_jit_checkpoint": "SIGTERM saves a checkpoint without it",
+    "use_liger_kernel": "it has no kernels for these models",
+    "batch_eval_metrics": "evaluation measures the bound and keeps no predictions",
+    "include_for_metrics": "evaluation measures the bound and keeps no predictions",
+}
+
+
+@dataclass(frozen=True)
+class Mode:
+    """A mode in which some settings have no effect.
+
+    Attributes:
+        name: the setting and its value that make the mode.
+        holds: whether a run, all of its settings in one namespace, is in it.
+        idle: the settings; another value than their default is refused.
+    """
+
+    name: str
+    holds: Callable[[argparse.Namespace], bool]
+    idle: tuple[str, ...]
+
+
+MODES = (
+    Mode(
+        "objective ar",
+        lambda run: run.objective == "ar",
+        ("rate_type", "block_size", "c1", "c2", "bound", "num_views", "time_epsilon", "time_range", "eval_num_samples"),
+    ),
+    Mode("a rate_type that is not learned", lambda run: run.rate_type != "learned", ("c1", "c2")),
+    Mode("bound order", lambda run: run.bound == "order", ("time_epsilon", "time_range")),
+    Mode(
+        "task sudoku",
+        lambda run: run.task == "sudoku",
+        (
+            *("dataset_name", "dataset_config", "dataset_revision", "train_split", "validation_split", "sample_by"),
+            *("text_column", "detokenizer", "tokenizer", "train_tokenizer", "packing", "insert_special_tokens"),
+        ),
+    ),
+    Mode(
+        "train_file",
+        lambda run: bool(run.train_file),
+        ("dataset_config", "dataset_revision", "train_split", "validation_split"),
+    ),
+    Mode(
+        "dataset_name pydoc_topics",
+        lambda run: run.dataset_name == "pydoc_topics",
+        ("dataset_config", "dataset_revision", "train_split", "validation_split", "text_column"),
+    ),
+    Mode("validation_file", lambda run: bool(run.validation_file), ("validation_split",)),
+    Mode("text that is no .txt file", lambda run: not _reads(run, is_txt=True), ("sample_by",)),
+    Mode("text in .txt files", lambda run: not _reads(run, is_txt=False), ("text_column",)),
+    Mode(
+        "lr_scheduler_type constant",
+        lambda run: run.lr_scheduler_type == "constant",
+        ("warmup_steps", "lr_scheduler_kwargs"),
+    ),
+)
 
 
 @dataclass
@@ -138,7 +221,7 @@ class LoMDMTrainingArguments(TrainingArguments):
     """
 
     learning_rate: float = field(default=3e-4, metadata={"help": "Peak learning rate of the backbone and LM head."})
-    head_learning_rate: float = field(default=1e-4, metadata={"help": "Peak learning rate of the order heads."})
+    head_learning_rate: float = field(default=1e-4, metadata={"help": "Peak learning rate of the order heads, if any."})
     muon_learning_rate: float | None = field(
         default=None,
         metadata={
@@ -181,15 +264,54 @@ class LoMDMTrainingArguments(TrainingArguments):
             self.data_seed = self.seed  # else the order of the texts hangs on the global random state
         self.use_cpu |= not torch.accelerator.is_available()  # else bf16 is refused where there is nothing but a CPU
         self.dataloader_pin_memory &= torch.accelerator.is_available()  # pinning needs one, and warns otherwise
-        if self.fp16:
-            raise ValueError("fp16=True is not supported: rates and their gradients need the range of bf16. Pass bf16.")
-        if not 0 <= self.ema_decay < 1:
-            raise ValueError(f"ema_decay must be in [0, 1), got {self.ema_decay}. Pass for example 0.9999; 0 = none.")
-        if self.eval_num_samples < 1:
-            raise ValueError(f"eval_num_samples must be at least 1, got {self.eval_num_samples}. The default is 2.")
+        defaults = {one.name: one.default for one in fields(TrainingArguments)}
+        for name, reason in REFUSED.items():
+            if getattr(self, name, None) not in (defaults.get(name), None, []):
+                raise ValueError(f"{name}={getattr(self, name)!r} is not supported: {reason}.")
+        for name in RANGES:
+            check_range(name, getattr(self, name, None))
         if self.metric_for_best_model is not None and self.greater_is_better is None:
             self.greater_is_better = False  # of every metric of the trainer less is better, whatever its name ends in
-        super().__post_init__()
+        try:
+            super().__post_init__()
+        except json.JSONDecodeError as error:
+            raise ValueError(f'{error.doc!r} is no JSON: {error}. Pass {{"name": value}}.') from error
+
+
+def check_range(name: str, value: float | None) -> None:
+    """Raises `ValueError` where `value` is not what `RANGES` has for `name`; `None` is left to the default."""
+    kind, low, high = RANGES[name]
+    number = isinstance(value, (int, kind)) and not isinstance(value, bool)
+    if value is not None and not (number and low <= value < high):
+        what = "a whole number" if kind is int else "a number"
+        below = f" and below {high}" if high < math.inf else ""
+        raise ValueError(f"{name} must be {what}, at least {low}{below}, got {value!r}.")
+
+
+def check_modes(*parts: Any) -> None:
+    """Raises `ValueError` where a setting has another value than its default and no effect in the mode of the run."""
+    run = argparse.Namespace(**{name: value for part in parts for name, value in vars(part).items()})
+    defaults = {one.name: one.default for part in parts for one in fields(part)}
+    for mode in MODES:
+        for name in mode.idle if mode.holds(run) else ():
+            value = getattr(run, name)
+            if value not in (None, "", defaults[name]):  # an empty string switches a setting off
+                raise ValueError(f"{name}={value!r} has no effect with {mode.name}. Leave it out.")
+
+
+def _reads(run: argparse.Namespace, is_txt: bool) -> bool:
+    """Whether the run may read a text in .txt files, or in others; a folder may hold either."""
+    files = [file for file in (run.train_file, run.validation_file) if file]
+    kinds = [(Path(file).is_dir(), ".txt" in Path(file.lower()).suffixes) for file in files]
+    other = bool(run.dataset_name) and not is_txt
+    return other or any(is_folder or txt == is_txt for is_folder, txt in kinds)
+
+
+class _Parser(HfArgumentParser):
+    """Its errors are one line, without the page of usage."""
+
+    def error(self, message: str):
+        raise ValueError(f"{message}. Run with --help for all names.")
 
 
 PARTS = (DataArguments, ModelArguments, LoMDMTrainingArguments)
@@ -208,8 +330,9 @@ def parse_arguments(
     Args:
         arguments: the words of the command line; default `sys.argv[1:]`.
     Raises:
-        ValueError: a key that does not exist, in a file or on the command line; a file that cannot be read; an
-            `output_dir` in a file that others overlay: all overlays would share it.
+        ValueError: a key that does not exist, in a file or on the command line; a value that its key cannot have or
+            that has no effect; a file that cannot be read; an `output_dir` in a file that others overlay: all overlays
+            would share it.
     """
     files, words = _split_off_configs(list(sys.argv[1:] if arguments is None else arguments))
     named = {word.split("=")[0].lstrip("-").replace("-", "_") for word in words if word.startswith("--")}
@@ -217,12 +340,13 @@ def parse_arguments(
     if "num_train_epochs" in named and "max_steps" not in named:
         settings.pop("max_steps", None)  # of a file, and would win
     words = [word for key, value in settings.items() for word in _as_words(key, value)] + words
-    *parts, unknown = HfArgumentParser(PARTS, allow_abbrev=False, description=HELP).parse_args_into_dataclasses(
+    *parts, unknown = _Parser(PARTS, allow_abbrev=False, description=HELP).parse_args_into_dataclasses(
         words, return_remaining_strings=True
     )
     if unknown:
         raise ValueError(f"Unknown argument {unknown[0]!r}. Run with --help for all names.")
     data, model, training = parts
+    check_modes(data, model, training)
     if model.init_from and not (data.tokenizer or data.train_tokenizer):
         data.tokenizer = model.init_from
     return data, model, training
@@ -265,7 +389,10 @@ def read_config(path: Path) -> dict[str, Any]:
 
     if not path.is_file():
         raise ValueError(f"--config {path} does not exist. The shipped ones are in training_scripts/configs.")
-    settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"--config {path} is no YAML that can be read: {' '.join(str(error).split())}.") from error
     if not isinstance(settings, dict):
         raise ValueError(f"--config {path} must hold lines of the form `key: value`.")
     known = {one.name for part in PARTS for one in fields(part) if one.init}
