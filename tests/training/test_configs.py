@@ -91,10 +91,10 @@ def test_every_pair_and_every_scale_alone_has_a_folder_of_its_own():
 
 
 def test_later_files_win_over_earlier_ones_and_the_command_line_over_all(tmp_path):
-    first = write(tmp_path, "first.yaml", "hidden_size: 8\nnum_hidden_layers: 1\nblock_size: 4\ntime_epsilon: 0.1\n")
+    first = write(tmp_path, "first.yaml", "hidden_size: 8\nnum_hidden_layers: 1\nblock_size: 4\nnum_views: 3\n")
     second = write(tmp_path, "second.yaml", "hidden_size: 16\nnum_hidden_layers: 2\nblock_size:\n")
     _, model_args, args = parse(first, second, words=("--num_hidden_layers", "3"))
-    assert (model_args.hidden_size, model_args.num_hidden_layers, model_args.time_epsilon) == (16, 3, 0.1)
+    assert (model_args.hidden_size, model_args.num_hidden_layers, model_args.num_views) == (16, 3, 3)
     assert model_args.block_size is None  # a key without a value is back at its default
     assert args.output_dir == "outputs/first-second"
     assert parse(second, first)[1].hidden_size == 8

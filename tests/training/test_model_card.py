@@ -144,6 +144,16 @@ def test_the_protocol_is_that_of_the_weights_and_of_the_measure(make_model):
     assert "exact, nothing is drawn" in text and "draws" not in text and "averaged" not in text
 
 
+@pytest.mark.parametrize("name", ["me/{order}", "{}", "{0[x]}", "a{b", "}"])
+def test_braces_in_a_name_are_text(name):
+    sizes = {"vocab_size": 9, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "mask_token_id": 7}
+    description = describe_diffusion(OrderAdapterConfig(base_name=name, **sizes))
+    record = TrainingRecord(1234, {}, METRICS, data=f"`{name}.txt`", data_fingerprint="00aa")
+    text = model_card(name, description, record, dataset=None)
+    assert f"An order for `{name}`" in text and "Trained for 1,234 optimizer steps" in text
+    assert f'from_pretrained("{name}")' in text and f"Text: `{name}.txt`. Fingerprint of" in text
+
+
 def test_a_value_that_json_cannot_hold_is_in_the_table_alone(make_model):
     record = TrainingRecord(3, {}, METRICS | {"eval_nelbo": 1e4})
     text = model_card("name", describe_diffusion(make_model().config), record)

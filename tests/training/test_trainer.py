@@ -11,8 +11,8 @@ import torch
 from huggingface_hub import HfApi, ModelCard, RepoUrl
 from huggingface_hub.errors import HfHubHTTPError, HTTPError
 from safetensors.torch import load_file
-from tiny_training import collate, make_texts, make_trainer
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from tiny_training import build_causal, collate, make_texts, make_trainer
+from transformers import DataCollatorForLanguageModeling, Trainer, TrainerCallback, TrainingArguments
 
 from conftest import build_model
 from hf_lomdm import LoMDMForMaskedDiffusion, LoMDMPipeline
@@ -22,8 +22,9 @@ from hf_lomdm.evaluation.summary import summarise_texts
 from hf_lomdm.modeling.configuration_lomdm import RATE_TYPES
 from hf_lomdm.training import checkpointing
 from hf_lomdm.training.arguments import LoMDMTrainingArguments
+from hf_lomdm.training.causal import CausalTrainer
 from hf_lomdm.training.ema import EMA
-from hf_lomdm.training.model_card import ORDERS, TrainingRecord, describe_diffusion, model_card
+from hf_lomdm.training.model_card import ORDERS, TrainingRecord, describe_diffusion, model_card, say_value
 from hf_lomdm.training.trainer import EVALUATION_SEED, LoMDMTrainer, gradient_norm, maskable
 from tiny_tokenizer import build_tokenizer
 
@@ -446,11 +447,60 @@ def test_settings_that_cannot_work_are_errors_with_a_remedy(tmp_path, monkeypatc
     ]:
         with pytest.raises(ValueError, match=message):
             LoMDMTrainingArguments(str(tmp_path), **settings)
+    with pytest.raises(ValueError, match="leaves nothing to train"):
+        make_trainer(tmp_path, frozen_modules=["model", "lm_head", "phi", "psi"])
     with pytest.raises(ValueError, match="args must be LoMDMTrainingArguments, got TrainingArguments"):
         LoMDMTrainer(model=build_model(), args=TrainingArguments(str(tmp_path), use_cpu=True, report_to="none"))
     monkeypatch.setattr(LoMDMTrainingArguments, "n_gpu", 2)
     with pytest.raises(ValueError, match="2 GPUs in one process.*accelerate launch"):
         make_trainer(tmp_path)
+
+
+@pytest.mark.parametrize("trainer_class", [LoMDMTrainer, CausalTrainer])
+def test_a_collator_that_masks_is_refused_before_it_reaches_the_weights(tmp_path, trainer_class):
+    model = build_causal() if trainer_class is CausalTrainer else build_model()
+    start = copy.deepcopy(model.state_dict())
+    trainer = make_trainer(tmp_path, model, trainer_class=trainer_class)
+    trainer.data_collator = DataCollatorForLanguageModeling(build_tokenizer(), seed=0)
+    for call in (trainer.train, trainer.evaluate):
+        with pytest.raises(ValueError, match="the collator masks, as DataCollatorForLanguageModeling.*TextCollator"):
+            call()
+    assert all(torch.equal(value, start[name]) for name, value in model.state_dict().items())
+    trainer.data_collator = DataCollatorForLanguageModeling(build_tokenizer(), mlm=False)  # labels are the tokens
+    trainer.train()
+
+
+@pytest.mark.parametrize("name", ["compute_metrics", "preprocess_logits_for_metrics", "compute_loss_func"])
+def test_arguments_of_the_trainer_without_effect_are_refused(tmp_path, name):
+    args = LoMDMTrainingArguments(str(tmp_path), use_cpu=True, report_to="none")
+    with pytest.raises(ValueError, match=f"{name} is not supported: "):
+        LoMDMTrainer(model=build_model(), args=args, **{name: lambda *_: {}})
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"dataloader_drop_last": True, "per_device_train_batch_size": 32},
+        {"dataloader_drop_last": True, "per_device_train_batch_size": 32, "max_steps": -1, "num_train_epochs": 2},
+        {"max_steps": 0},
+        {"max_steps": -1, "num_train_epochs": 0},
+    ],
+)
+def test_a_run_that_takes_no_step_is_an_error(tmp_path, settings):
+    with pytest.raises(ValueError, match="no step to take: train_dataset has 24 rows"):
+        make_trainer(tmp_path, **settings).train("auto")
+
+
+def test_a_single_validation_text_has_no_error_and_no_nan_anywhere(tmp_path):
+    trainer = make_trainer(tmp_path, max_steps=1)
+    trainer.train()
+    trainer.eval_dataset = make_texts(count=1)
+    metrics = trainer.evaluate() | trainer.evaluate_without_order()
+    trainer.save_model()
+    assert all(math.isfinite(value) for value in metrics.values())
+    assert say_value(metrics, "eval_nelbo") == f"{metrics['eval_nelbo']:.4f} nats per token"
+    text = (tmp_path / "README.md").read_text()
+    assert "nan" not in text.lower() and "| unknown, from a single text |" in text
 
 
 def test_gradient_norm_is_the_euclidean_norm_of_all_or_of_one_head(make_model):

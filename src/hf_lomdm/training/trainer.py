@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl
 from transformers.trainer import TRAINING_ARGS_NAME
-from transformers.trainer_utils import EvalLoopOutput
+from transformers.trainer_utils import EvalLoopOutput, has_length
 
 from ..evaluation import NelboEstimate, nelbo
 from ..evaluation.draws import step_generators, step_quantiles
@@ -114,6 +114,22 @@ class LoMDMTrainer(Trainer):
         super().create_accelerator_and_postprocess()
         if self.is_fsdp_enabled:
             self.accelerator.state.fsdp_plugin.mixed_precision_policy = None
+
+    def get_train_dataloader(self):
+        """As in `transformers.Trainer`, but there is a batch in it."""
+        loader = super().get_train_dataloader()
+        self._check_steps(len(loader) if has_length(loader) else 1)
+        return loader
+
+    def _check_steps(self, count: int) -> None:
+        if count == 0:
+            rows = len(self.train_dataset) if has_length(self.train_dataset) else "no"
+            raise ValueError(
+                f"there is no step to take: train_dataset has {rows} rows, a step takes "
+                f"{self.get_total_train_batch_size(self.args)}, max_steps={self.args.max_steps}, "
+                f"num_train_epochs={self.args.num_train_epochs}, dataloader_drop_last="
+                f"{self.args.dataloader_drop_last}. Give more text or more steps, or lower the batch size."
+            )
 
     # ------------------------------------------------------------------------------------------------ the step
 
@@ -326,13 +342,7 @@ class LoMDMTrainer(Trainer):
         with Interruption(once=self.accelerator.num_processes == 1) as self._interruption:
             result = super().train(resume, trial, ignore_keys_for_eval)
         self._obey_signal()
-        if self.state.global_step == 0:
-            raise ValueError(
-                f"training took no step: train_dataset has {len(self.train_dataset)} rows, a step takes "
-                f"{self.get_total_train_batch_size(self.args)}, max_steps={self.args.max_steps}, num_train_epochs="
-                f"{self.args.num_train_epochs}, dataloader_drop_last={self.args.dataloader_drop_last}. Give more text "
-                "or more steps, or lower the batch size."
-            )
+        self._check_steps(self.state.global_step)
         return result
 
     def _obey_signal(self) -> None:
@@ -362,6 +372,7 @@ class LoMDMTrainer(Trainer):
         say what is in the texts of the model (no BOS, for example, where the rows have none).
         """
         self._first_step, self._metrics = self.state.global_step, {}
+        self._step_loss, self._step_is_clean = 0.0, True
         for name, own in self._special_tokens.items():
             if getattr(self.model.config, name, None) != own:
                 logger.warning("%s of the model stays %s, whatever the tokenizer has.", name, own)
