@@ -255,12 +255,139 @@ def test_lm_eval_runs_local_tasks_with_the_registered_model(tmp_path):
 
 
 def test_options_that_do_not_fit_are_an_error():
-    with pytest.raises(ValueError, match=r"model_args has \['samples'\]"):
-        build(samples=3)
-    for size in ("auto", 0):
-        with pytest.raises(ValueError, match="batch_size must be a number of at least 1"):
-            build(batch_size=size)
+    for unknown in ({"samples": 3}, {"parallelize": True}, {"subfolder": "a"}, {"add_bos_token": False}):
+        with pytest.raises(ValueError, match=rf"model_args has \['{next(iter(unknown))}'\]"):
+            build(**unknown)
+    build(parallelize=False, trust_remote_code=True)  # what lm-eval passes by itself
+    for wrong in (
+        {"batch_size": 0},
+        {"batch_size": "many"},
+        {"batch_size": "auto", "max_batch_size": 0},
+        {"num_samples": 0},
+        {"num_orders": -1},
+        {"num_inference_steps": 0},
+        {"max_length": 1},
+        {"max_length": 1000},  # more than the model takes
+        {"seed": "a"},
+    ):
+        with pytest.raises(ValueError, match=f"{list(wrong)[-1]} must be a number"):
+            build(**wrong)
+    with pytest.raises(ValueError, match="bound must be one of"):
+        build(bound="both")
+    for option in ({"dtype": "bfloat16"}, {"revision": "v1"}, {"peft": "a"}, {"tokenizer": "a"}):
+        with pytest.raises(
+            ValueError, match=rf"model_args has \['{next(iter(option))}'\], but pretrained is a pipeline"
+        ):
+            build(**option)
+    with pytest.raises(ValueError, match=r"generation_kwargs has \['num_beams'\]"):
+        build().generate_until(requests("generate_until", [("a", {"num_beams": 4})]), True)
+    build().generate_until(requests("generate_until", [("a", {"num_beams": 1, "max_gen_toks": 1})]), True)
     bare = build_pipeline()
     bare.tokenizer = None
     with pytest.raises(ValueError, match="has no tokenizer"):
         build(bare)
+
+
+SAMPLED = {"max_gen_toks": 6, "do_sample": True, "temperature": 1.0}
+
+
+def test_repeats_are_other_texts_each_and_the_same_in_every_run_and_batch():
+    asked = [*requests("generate_until", [("abc", SAMPLED)]) * 4, *requests("generate_until", [("gf", SAMPLED)]) * 6]
+    texts = build().generate_until(asked, True)
+    assert len(set(texts[:4])) == 4 and len(set(texts[4:])) > 1
+    assert texts == build(batch_size=1).generate_until(asked, True) == build(batch_size=4).generate_until(asked, True)
+    assert texts[0] == build().generate_until(asked[:1], True)[0]  # the first is that of a single request
+    greedy = requests("generate_until", [("abc", {"max_gen_toks": 6})]) * 3
+    assert len(set(build().generate_until(greedy, True))) == 1  # nothing is drawn but the order
+
+
+@pytest.mark.parametrize("dtype", ["auto", None, "bfloat16", "torch.bfloat16", torch.bfloat16, "float64"])
+def test_dtype_is_what_lm_eval_takes(tmp_path, dtype):
+    build_pipeline().to(torch.float16).save_pretrained(tmp_path)
+    names = {"auto": "float16", None: "float32"}
+    wanted = getattr(torch, names.get(dtype, str(dtype).removeprefix("torch.")))
+    assert LoMDMLM(str(tmp_path), dtype=dtype, device="cpu").model.dtype == wanted
+
+
+def test_arguments_of_a_folder_are_honoured_or_refused_by_name(tmp_path):
+    pipe = build_pipeline()
+    pipe.save_pretrained(tmp_path / "model")
+    pipe.tokenizer.chat_template = "{{ messages }}"
+    pipe.tokenizer.save_pretrained(tmp_path / "tokenizer")
+    folder = str(tmp_path / "model")
+    assert LoMDMLM(folder).tokenizer.chat_template is None
+    assert LoMDMLM(folder, tokenizer=str(tmp_path / "tokenizer"), revision="main").tokenizer.chat_template is not None
+    for dtype in ("bf17", "int8", "nn", 16):
+        with pytest.raises(ValueError, match="dtype must be 'auto' or a floating point type"):
+            LoMDMLM(folder, dtype=dtype)
+    with pytest.raises(ValueError, match="revision='v1' is for Hub repositories, .*model is a folder"):
+        LoMDMLM(folder, revision="v1")
+    with pytest.raises(ValueError, match="device must be the name of one"):
+        LoMDMLM(folder, device="gpu")
+
+
+def test_an_adapter_of_peft_is_merged(tmp_path):
+    peft = pytest.importorskip("peft")
+    pipe = build_pipeline()
+    pipe.save_pretrained(tmp_path / "model")
+    model = peft.get_peft_model(pipe.model, peft.LoraConfig(target_modules=["qkv_proj"], init_lora_weights=False))
+    model.save_pretrained(tmp_path / "adapter")
+    ids = torch.tensor([[3, 10, 4]])
+    expected = model.eval()(input_ids=ids).logits
+    lm = LoMDMLM(str(tmp_path / "model"), peft=str(tmp_path / "adapter"))
+    torch.testing.assert_close(lm.model(ids).logits, expected, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(LoMDMLM(str(tmp_path / "model")).model(ids).logits[..., :10], expected[..., :10])
+
+
+def test_a_gpu_that_is_not_there_means_the_default(tmp_path, caplog, monkeypatch):
+    build_pipeline().save_pretrained(tmp_path)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    LoMDMLM(str(tmp_path), device="cpu")
+    assert "not there" not in caplog.text
+    assert LoMDMLM(str(tmp_path), device="cuda:0").device == torch.device("cpu")
+    assert "device cuda:0 is not there: the model runs on cpu" in caplog.text
+
+
+def test_batches_of_auto_are_halved_until_they_fit(monkeypatch):
+    asked = requests("loglikelihood", [("abc"[: i % 3 + 1], "de") for i in range(9)])
+    expected, sizes = build(batch_size=4).loglikelihood(asked, True), []
+
+    def measure(model, input_ids, *args, **options):
+        sizes.append(len(input_ids))
+        if len(input_ids) > 2:
+            raise torch.OutOfMemoryError
+        return nelbo(model, input_ids, *args, **options)
+
+    monkeypatch.setattr(lm_eval_adapter, "nelbo", measure)
+    found = build(batch_size="auto", max_batch_size=8).loglikelihood(asked, True)
+    assert sizes == [8, 4, 2, 2, 2, 2, 1]
+    assert [v for v, _ in found] == pytest.approx([v for v, _ in expected], rel=1e-5)
+    build(batch_size="auto:4").generate_until(requests("generate_until", [("abc", SAMPLED)]), True)
+    with pytest.raises(torch.OutOfMemoryError):
+        build(batch_size=4).loglikelihood(asked, True)
+
+
+def test_chat_templates_are_applied_and_their_special_tokens_are_tokens():
+    lm = build()
+    with pytest.raises(ValueError, match="the tokenizer has no chat template. Leave --apply_chat_template out"):
+        lm.apply_chat_template([{"role": "user", "content": "abc"}])
+    bos, eos = lm.tokenizer.bos_token, lm.tokenizer.eos_token
+    template = "{{ bos_token }}{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}"
+    lm.tokenizer.chat_template = template + "{% if add_generation_prompt %}g{% endif %}"
+    assert lm.tok_encode(bos)[1:] != [1] and 2 not in lm.tok_encode(f"ab{eos}")  # spelled out in a text
+    text = lm.apply_chat_template([{"role": "user", "content": "abc"}])
+    assert text == f"{bos}abc{eos}g"
+    assert lm.tok_encode(text) == [1, *ids(lm.pipe, "abc"), 2, *ids(lm.pipe, "g")]  # one BOS
+    assert isinstance(lm.chat_template(True), str)
+    lm.tokenizer.chat_template = "{{ raise_exception('no system') }}"
+    with pytest.raises(ValueError, match=r"refuses messages by \['system'\]: no system"):
+        lm.apply_chat_template([{"role": "system", "content": "abc"}])
+
+
+def test_a_text_that_holds_the_mask_token_as_a_word_is_named():
+    lm = build()
+    lm.tokenizer.mask_token = "a"
+    lm.model.config.mask_token_id = lm.tokenizer.mask_token_id
+    with pytest.raises(ValueError, match="a text holds the mask token 'a' as a word: 'bcab'"):
+        lm.generate_until(requests("generate_until", [("bcab", {"max_gen_toks": 2})]), True)
+    assert lm.tok_encode("b\ud83d")[-1] != lm.model.config.mask_token_id  # half a character

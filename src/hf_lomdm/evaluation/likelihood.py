@@ -79,7 +79,7 @@ def nelbo(
     Raises:
         ValueError: shapes, ids or options that do not fit, or a model whose bound is not finite.
     """
-    _check_options(bound, num_samples, num_orders)
+    check_options(bound, num_samples, num_orders)
     _check_density(density, bound, num_orders)
     maskable, clean = clean_texts(model, input_ids, attention_mask, labels)
     with evaluating(model):
@@ -90,6 +90,18 @@ def nelbo(
         else:
             replicates = torch.stack([_order_group(*texts, num_orders, generator) for _ in range(num_samples)])
     return _summarise(replicates)
+
+
+def check_options(bound: str, num_samples: int, num_orders: int | None) -> None:
+    """Raise `ValueError` where options of `nelbo` are out of range or exclude each other."""
+    if bound not in BOUNDS:
+        raise ValueError(f"bound must be one of {BOUNDS}, got {bound!r}.")
+    if num_samples < 1:
+        raise ValueError(f"num_samples must be at least 1, got {num_samples}. Pass 2 or more for a standard error.")
+    if num_orders is not None and num_orders < 1:
+        raise ValueError(f"num_orders must be None or at least 1, got {num_orders}.")
+    if num_orders is not None and bound != "order":
+        raise ValueError(f"num_orders={num_orders} needs bound='order', got {bound!r}. Leave num_orders out.")
 
 
 def weighted_shares(quantiles: Tensor, density: Tensor) -> tuple[Tensor, Tensor]:
@@ -173,17 +185,6 @@ def exact_log_likelihood(
     with evaluating(model):
         values = [_subset_sum(model, *rows) for rows in _single_texts(clean, maskable, attention_mask)]
     return _require_finite(torch.tensor(values, dtype=torch.float64), "log-likelihood")
-
-
-def _check_options(bound: str, num_samples: int, num_orders: int | None) -> None:
-    if bound not in BOUNDS:
-        raise ValueError(f"bound must be one of {BOUNDS}, got {bound!r}.")
-    if num_samples < 1:
-        raise ValueError(f"num_samples must be at least 1, got {num_samples}. Pass 2 or more for a standard error.")
-    if num_orders is not None and num_orders < 1:
-        raise ValueError(f"num_orders must be None or at least 1, got {num_orders}.")
-    if num_orders is not None and bound != "order":
-        raise ValueError(f"num_orders={num_orders} needs bound='order', got {bound!r}. Leave num_orders out.")
 
 
 def _check_density(density: Tensor | None, bound: str, num_orders: int | None) -> None:

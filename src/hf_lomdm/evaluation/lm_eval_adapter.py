@@ -5,13 +5,19 @@
 What lm-eval calls a log-likelihood is here minus an upper bound on `-log P`: a lower bound, estimated with a standard
 error that shrinks with `num_samples`. Between the choices of one question the draws are shared, so that most of the
 error cancels. For autoregressive baselines take lm-eval's own `--model hf`.
+
+Texts are texts: special tokens that they spell out are split, unless `--apply_chat_template` has written them.
 """
 
 import hashlib
+import json
+import logging
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import torch
 from lm_eval.__main__ import cli_evaluate
 from lm_eval.api.model import TemplateLM
@@ -20,14 +26,19 @@ from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_tex
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from torch import Tensor
 from tqdm.auto import tqdm
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from ..pipelines import LoMDMPipeline
 from ..pipelines.pipeline_lomdm import well_formed
 from ..training.tokenizers import encode_texts
 from .corpus import Text, collate
-from .likelihood import nelbo
+from .likelihood import check_options, nelbo
 
-UNUSED = ("max_batch_size", "trust_remote_code", "parallelize")  # what lm-eval passes to every model
+UNUSED = {"trust_remote_code": (True, False), "parallelize": (False,)}  # that lm-eval passes to every model
+AUTO_BATCH = 64  # requests per pass at first under `batch_size="auto"`, as in lm-eval
+# What `generation_kwargs` may hold, and values of others that change nothing.
+WRITING = ("max_gen_toks", "until", "do_sample", "temperature", "top_p", "top_k")
+NEUTRAL = (None, False, 1, "")
 
 
 @register_model("hf_lomdm")
@@ -35,23 +46,32 @@ class LoMDMLM(TemplateLM):
     """A `LoMDMPipeline` as lm-eval sees it; one process.
 
     Args:
-        pretrained: a folder, a Hub name, or a pipeline with its tokenizer.
-        batch_size: requests per pass; those of similar length go together, which changes no result.
-        device: default: the GPU if there is one. dtype: of the weights, such as `"bfloat16"`; default the checkpoint's.
+        pretrained: a folder, a Hub name, or a pipeline with its tokenizer, which is used as it is.
+        batch_size: requests per pass; those of similar length go together, which changes no result in float32 (in
+            bfloat16 rounding may). `"auto"`: as many as memory allows, `max_batch_size` (default 64) at most.
+        device: default: the GPU if there is one; so is one that is not there, which lm-eval asks for by itself.
+        dtype: of the weights, such as `"bfloat16"`; default float32; `"auto"`: the checkpoint's.
+        revision: of a Hub repository. tokenizer: in place of the stored one. peft: an adapter, which is merged.
         bound, num_samples, num_orders: of the bound, as in `hf_lomdm.evaluation.nelbo`.
         num_inference_steps, sampler: of `generate_until`, as in the call of the pipeline.
-        max_length: longest row in tokens; default the model's `max_position_embeddings`.
-        seed: of all draws; those of a request come from a hash of seed and context.
+        max_length: longest row in tokens; default the model's `max_position_embeddings`, and at most that.
+        seed: of all draws; those of a request come from a hash of seed and context, those of a repeated one (`repeats`)
+            from the number of the repetition too.
+        chat_template_args: variables of the chat template, a dict.
     Raises:
-        ValueError: no tokenizer, a count below 1, an option that nobody knows.
+        ValueError: no tokenizer, a count below 1, an option that nobody knows, or that a pipeline cannot have.
     """
 
     def __init__(
         self,
         pretrained: str | LoMDMPipeline,
         batch_size: int | str = 16,
-        device: str | None = None,
-        dtype: str | None = None,
+        max_batch_size: int | None = None,
+        device: str | int | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+        revision: str | None = None,
+        tokenizer: str | PreTrainedTokenizerBase | None = None,
+        peft: str | None = None,
         bound: str = "order",
         num_samples: int = 16,
         num_orders: int | None = None,
@@ -59,25 +79,29 @@ class LoMDMLM(TemplateLM):
         sampler: str | None = None,
         max_length: int | None = None,
         seed: int = 0,
+        chat_template_args: dict[str, Any] | None = None,
         **unused,
     ):
         super().__init__()
-        unknown = sorted(set(unused) - set(UNUSED))
+        unknown = sorted(name for name, value in unused.items() if value not in UNUSED.get(name, ()))
         if unknown:
-            raise ValueError(f"model_args has {unknown}, which the model type hf_lomdm does not know.")
-        if isinstance(pretrained, (str, Path)):
-            options = {} if dtype is None else {"dtype": getattr(torch, dtype)}
-            device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-            pretrained = LoMDMPipeline.from_pretrained(str(pretrained), **options).to(device)
-        if pretrained.tokenizer is None:
-            raise ValueError("pretrained has no tokenizer, but lm-eval speaks text. Save the pipeline with one.")
-        pretrained.set_progress_bar_config(disable=True)
-        self.pipe, self.model, self.tokenizer = pretrained, pretrained.model, pretrained.tokenizer
-        self.batch_size, self.seed = _batch_size(batch_size), int(seed)
-        self.max_length = int(max_length or self.model.config.max_position_embeddings)
-        self.bound_options = {"bound": bound, "num_samples": int(num_samples), "num_orders": num_orders}
-        self.writing_options = {"num_inference_steps": int(num_inference_steps), "sampler": sampler}
-        self._device = next(self.model.parameters()).device
+            raise ValueError(f"model_args has {unknown}, which the model type hf_lomdm does not take. Leave them out.")
+        how = {"dtype": dtype, "revision": revision, "tokenizer": tokenizer, "peft": peft}
+        self.pipe = pipe = _load(pretrained, device, {name: one for name, one in how.items() if one is not None})
+        pipe.set_progress_bar_config(disable=True)
+        self.model, self.tokenizer, self._device = pipe.model, pipe.tokenizer, next(pipe.model.parameters()).device
+        longest = pipe.model.config.max_position_embeddings
+        self.max_length = longest if max_length is None else _whole("max_length", max_length, 2, longest)
+        self._auto = str(batch_size).split(":")[0] == "auto"
+        most = AUTO_BATCH if max_batch_size is None else _whole("max_batch_size", max_batch_size)
+        self.batch_size = most if self._auto else _whole("batch_size", batch_size)
+        self.seed = _whole("seed", seed, 0)
+        orders = None if num_orders is None else _whole("num_orders", num_orders)
+        samples, steps = _whole("num_samples", num_samples), _whole("num_inference_steps", num_inference_steps)
+        self.bound_options = {"bound": bound, "num_samples": samples, "num_orders": orders}
+        check_options(**self.bound_options)
+        self.writing_options = {"num_inference_steps": steps, "sampler": sampler}
+        self._template_args, self._chat = chat_template_args or {}, False
 
     @property
     def eot_token_id(self) -> int | None:
@@ -94,17 +118,37 @@ class LoMDMLM(TemplateLM):
         """For lm-eval's cache of requests."""
         return self.tokenizer.name_or_path.replace("/", "__")
 
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """Messages as one text, by the template of the tokenizer.
+
+        Raises:
+            ValueError: it has none, or one that takes no such messages.
+        """
+        if self.tokenizer.chat_template is None:
+            raise ValueError("the tokenizer has no chat template. Leave --apply_chat_template out, or pass tokenizer=.")
+        self._chat = True
+        how = {"add_generation_prompt": add_generation_prompt, "continue_final_message": not add_generation_prompt}
+        try:
+            return self.tokenizer.apply_chat_template(chat_history, tokenize=False, **how, **self._template_args)
+        except jinja2.TemplateError as error:
+            roles = [message["role"] for message in chat_history]
+            raise ValueError(f"the chat template of the tokenizer refuses messages by {roles}: {error}") from error
+
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs) -> list[int]:
         """Token ids; behind the model's BOS, if it has one, unless `add_special_tokens` is `False`.
 
-        Special tokens that a text spells out are special, as chat templates want it, but for the mask token: all of a
-        text with one is plain text.
+        Special tokens that a text spells out are special in chats, as chat templates want it, else plain text. The mask
+        token is never special.
+
+        Raises:
+            ValueError: the mask token is a word of the text: what is masked must not be clean text.
         """
-        ids = self.tokenizer(well_formed(string), add_special_tokens=False, verbose=False)["input_ids"]
+        how = {"add_special_tokens": False, "split_special_tokens": not self._chat, "verbose": False}
+        ids = self.tokenizer(well_formed(string), **how)["input_ids"]
         if self.model.config.mask_token_id in ids:
             (ids,) = encode_texts(self.tokenizer, [string], lambda _: "a request")
-        with_bos = add_special_tokens is not False and self.prefix_token_id is not None
-        return [self.prefix_token_id, *ids] if with_bos else ids
+        bare = add_special_tokens is False or self.prefix_token_id is None or ids[:1] == [self.prefix_token_id]
+        return ids if bare else [self.prefix_token_id, *ids]
 
     def _loglikelihood_tokens(self, requests, disable_tqdm: bool = False, **kwargs) -> list[tuple[float, bool]]:
         """Lower bounds on `log P(continuation | context)` in nats, and whether greedy decoding would write it.
@@ -124,13 +168,35 @@ class LoMDMLM(TemplateLM):
     def _bounds(self, parts: Sequence[tuple[str, list, list]], disable_tqdm: bool) -> Iterator[tuple]:
         """Batch by batch the indices, the bounds on `log P` and the inputs of `parts`: key, context, continuation."""
         texts = [self._text(context, continuation) for _, context, continuation in parts]
+
+        def measure(batch: list[int]) -> tuple[list[float], dict]:
+            inputs = collate([texts[i] for i in batch], self._device)
+            generators = [self._generator(parts[i][0]) for i in batch]
+            estimate = nelbo(self.model, **inputs, **self.bound_options, generator=generators)
+            return (-estimate.nelbo).tolist(), inputs
+
         with tqdm(total=len(texts), disable=disable_tqdm, desc="loglikelihood") as bar:
-            for batch in _batches(range(len(texts)), lambda i: len(texts[i].ids), self.batch_size):
-                inputs = collate([texts[i] for i in batch], self._device)
-                generators = [self._generator(parts[i][0]) for i in batch]
-                estimate = nelbo(self.model, **inputs, **self.bound_options, generator=generators)
-                yield batch, (-estimate.nelbo).tolist(), inputs
+            for batch, (values, inputs) in self._batches(range(len(texts)), lambda i: len(texts[i].ids), measure):
+                yield batch, values, inputs
                 bar.update(len(batch))
+
+    def _batches(
+        self, indices: Sequence[int], length: Callable[[int], int], work: Callable[[list[int]], Any]
+    ) -> Iterator[tuple[list[int], Any]]:
+        """Batches of indices, the longest requests first, and what `work` makes of each."""
+        ordered = sorted(indices, key=length, reverse=True)
+        while ordered:
+            batch = ordered[: self.batch_size]
+            try:
+                done = work(batch)
+            except torch.OutOfMemoryError:
+                if not self._auto or len(batch) == 1:
+                    raise
+                self.batch_size = len(batch) // 2  # from now on
+                torch.cuda.empty_cache()
+                continue
+            ordered = ordered[len(batch) :]
+            yield batch, done
 
     def _text(self, context: Sequence[int | None], continuation: Sequence[int]) -> Text:
         """One row: as much of the end of the context as fits, given, and the continuation."""
@@ -187,18 +253,22 @@ class LoMDMLM(TemplateLM):
 
         All `max_gen_toks` positions are written, then the text is cut. Of the context the end is kept, as much as fits,
         at least half of `max_length`; longer results are written in windows (`LoMDMPipeline`). Without `do_sample` the
-        temperature is 0; which position is next is drawn all the same, by a seed of its own for each context.
+        temperature is 0; which position is next is drawn all the same, by a seed of its own for each context. With it
+        the same request gives another text each time that it is asked for.
         """
         texts = [""] * len(requests)
         options = [_writing_options(request.args[1]) for request in requests]
         prompts = [
             self._prompt(request.args[0], one["max_gen_toks"]) for request, one in zip(requests, options, strict=True)
         ]
+        keys = _keys(requests, options)
         with tqdm(total=len(requests), disable=disable_tqdm, desc="generate_until") as bar:
             for group in _groups(options):
-                for batch in _batches(group, lambda i: len(prompts[i]), self.batch_size):
-                    contexts = [requests[i].args[0] for i in batch]
-                    written = self._write([prompts[i] for i in batch], contexts, options[batch[0]])
+
+                def write(batch: list[int]) -> list[str]:
+                    return self._write([prompts[i] for i in batch], [keys[i] for i in batch], options[batch[0]])
+
+                for batch, written in self._batches(group, lambda i: len(prompts[i]), write):
                     for i, text in zip(batch, written, strict=True):
                         texts[i] = postprocess_generated_text(text, options[i]["until"], None)
                         self.cache_hook.add_partial("generate_until", requests[i].args, texts[i])
@@ -209,12 +279,12 @@ class LoMDMLM(TemplateLM):
         kept = max(self.max_length - new_tokens, self.max_length // 2, 1)
         return self.tok_encode(context)[-kept:]
 
-    def _write(self, prompts: list[list[int]], contexts: list[str], options: dict[str, Any]) -> list[str]:
+    def _write(self, prompts: list[list[int]], keys: list[str], options: dict[str, Any]) -> list[str]:
         draws = {name: options[name] for name in ("temperature", "top_p", "top_k") if options.get(name) is not None}
         out = self.pipe(
             prompts,
             max_new_tokens=options["max_gen_toks"],
-            generator=[self._generator(context) for context in contexts],
+            generator=[self._generator(key) for key in keys],
             output_type="seq",
             **draws,
             **self.writing_options,
@@ -229,25 +299,86 @@ class LoMDMLM(TemplateLM):
         return torch.Generator().manual_seed(int.from_bytes(digest))
 
 
-def _batch_size(value: int | str) -> int:
-    if str(value).isdigit() and int(value) >= 1:
-        return int(value)
-    raise ValueError(f"batch_size must be a number of at least 1, got {value!r}. For example: 16.")
+def _load(pretrained: str | Path | LoMDMPipeline, device: Any, how: dict[str, Any]) -> LoMDMPipeline:
+    """The pipeline on its device; `how`: what was said of `dtype`, `revision`, `tokenizer` and `peft`."""
+    if not isinstance(pretrained, (str, Path)):
+        pipe = pretrained
+        if how:
+            raise ValueError(f"model_args has {sorted(how)}, but pretrained is a pipeline. Build it as it shall be.")
+    else:
+        if Path(pretrained).is_dir() and how.get("revision", "main") != "main":
+            raise ValueError(f"revision={how['revision']!r} is for Hub repositories, {pretrained} is a folder.")
+        adapter, dtype = how.pop("peft", None), _dtype(how.pop("dtype", "float32"))
+        if isinstance(how.get("tokenizer"), str):
+            how["tokenizer"] = AutoTokenizer.from_pretrained(how["tokenizer"], trust_remote_code=False)
+        pipe = LoMDMPipeline.from_pretrained(str(pretrained), dtype=dtype, **how)
+        if adapter is not None:
+            from peft import PeftModel
+
+            merged = PeftModel.from_pretrained(pipe.model, adapter).merge_and_unload().eval()
+            pipe.register_modules(model=merged)
+        default = "cuda" if torch.cuda.is_available() else "cpu"
+        device = default if device is None else device
+    if pipe.tokenizer is None:
+        raise ValueError("pretrained has no tokenizer, but lm-eval speaks text. Save the pipeline with one.")
+    return pipe if device is None else pipe.to(_device(device))
+
+
+def _dtype(value: str | torch.dtype) -> str | torch.dtype:
+    if value == "auto":
+        return value
+    found = getattr(torch, value.removeprefix("torch."), None) if isinstance(value, str) else value
+    if not (isinstance(found, torch.dtype) and found.is_floating_point):
+        raise ValueError(f"dtype must be 'auto' or a floating point type such as 'bfloat16', got {value!r}.")
+    return found
+
+
+def _device(value: str | int | torch.device) -> torch.device:
+    """The device of this name; the CPU, with a warning, in place of a GPU that is not there."""
+    try:
+        device = torch.device(value)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"device must be the name of one, such as 'cpu' or 'cuda:0', got {value!r}.") from error
+    there = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if device.type == "cpu" or (
+        there is not None and there.type == device.type and (device.index or 0) < torch.accelerator.device_count()
+    ):
+        return device
+    default = torch.device("cpu") if there is None else there
+    logging.getLogger(__name__).warning("device %s is not there: the model runs on %s", device, default)
+    return default
+
+
+def _whole(name: str, value: Any, least: int = 1, most: float = float("inf")) -> int:
+    """A whole number, which lm-eval may have left a string."""
+    number = int(value) if str(value).lstrip("-").isdecimal() else least - 1
+    if isinstance(value, bool) or not least <= number <= most:
+        span = f"of at least {least}" if most == float("inf") else f"from {least} to {most}"
+        raise ValueError(f"{name} must be a number {span}, got {value!r}.")
+    return number
 
 
 def _writing_options(arguments: dict[str, Any]) -> dict[str, Any]:
     """The `generation_kwargs` of a task, with every value that lm-eval means."""
     options = dict(normalize_gen_kwargs(arguments))
+    unknown = sorted(name for name, value in options.items() if name not in WRITING and value not in NEUTRAL)
+    if unknown:
+        raise ValueError(f"generation_kwargs has {unknown}, which hf_lomdm does not take: {', '.join(WRITING)}.")
     if not options["do_sample"]:
         options["temperature"] = 0.0  # lm-eval 0.4.13 leaves it out where the task does not name `do_sample`
     return options
 
 
-def _batches(indices: Sequence[int], length: Callable[[int], int], size: int) -> Iterator[list[int]]:
-    """Batches of `size` indices, the longest requests first."""
-    ordered = sorted(indices, key=length, reverse=True)
-    for start in range(0, len(ordered), size):
-        yield ordered[start : start + size]
+def _keys(requests: Sequence[Any], options: Sequence[dict[str, Any]]) -> list[str]:
+    """What the draws of each request depend on: its context, and which repetition it is where tokens are drawn."""
+    seen: Counter[str] = Counter()
+    keys = []
+    for request, one in zip(requests, options, strict=True):
+        context = request.args[0]
+        name = json.dumps([context, one], sort_keys=True, default=str)
+        keys.append(f"{context}\0{seen[name]}" if seen[name] and one["do_sample"] else context)
+        seen[name] += 1
+    return keys
 
 
 def _groups(options: Sequence[dict[str, Any]]) -> list[list[int]]:
