@@ -26,7 +26,6 @@ take autoregressive models too, whose likelihood is exact, and run on several pr
 
 import argparse
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +34,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 
 from hf_lomdm import LoMDMForMaskedDiffusion, LoMDMPipeline
 from hf_lomdm.adapters import OrderAdapter
-from hf_lomdm.cli.errors import loading
+from hf_lomdm.cli.errors import loading, user_errors
 from hf_lomdm.cli.option_types import SEED, nonempty, refuse_unused, whole
 from hf_lomdm.evaluation.accuracy import compare_bounds, exact_gap, pilot
 from hf_lomdm.evaluation.compare import comparison_table, measure_table, plot_comparison, read_records
@@ -50,6 +49,7 @@ from hf_lomdm.evaluation.zero_shot import SETS, evaluate_zero_shot
 from hf_lomdm.training.detokenizers import DETOKENIZERS
 from hf_lomdm.training.ema import take_average
 from hf_lomdm.training.tokenizers import load_tokenizer
+from hf_lomdm.visualization import visible
 
 DTYPES = ("float32", "bfloat16", "float64")
 # By the `model_type` of the configuration; all others are AR models.
@@ -176,15 +176,13 @@ def _add_bound(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--without_order", action="store_true", help="all rates equal: c2 = 0")
 
 
+@user_errors()
 def main(arguments: list[str] | None = None) -> None:
     options = parse_arguments(arguments)
-    try:
-        if options.compare:
-            compare(options)
-        else:
-            measure(options)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    if options.compare:
+        compare(options)
+    else:
+        measure(options)
 
 
 def measure(options: argparse.Namespace) -> None:
@@ -352,7 +350,7 @@ def compare(options: argparse.Namespace) -> None:
     if options.plot and Path(options.plot).exists():
         raise ValueError(f"--plot {options.plot} is there already. Pass another name, or delete it.")
     records = read_records(options.compare)
-    print(comparison_table(records))
+    print(visible(comparison_table(records)))
     if options.plot:
         by_step = checkpoints_by_step(records)
         if by_step:
@@ -419,7 +417,7 @@ def print_measures(record: dict[str, Any]) -> None:
     """A readable table of the record, for zero-shot a column per set, for a sweep one per number of steps."""
     columns = {name: {"task": "likelihood", **one} for name, one in record.get("sets", {}).items()}
     columns |= {f"{one['num_inference_steps']} steps": record | one for one in record.get("sweep", ())}
-    print(measure_table(columns or {record["task"]: record}))
+    print(visible(measure_table(columns or {record["task"]: record})))
     for name, show in EXTRAS.items():
         if name in record:
             show(record[name])

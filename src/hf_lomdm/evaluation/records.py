@@ -73,21 +73,25 @@ def holds_file(path: str | Path) -> bool:
 
 
 def write_record(path: str | Path, record: dict) -> None:
-    """Writes `record` as JSON so that a file is whole at any moment: beside its place first, then renamed.
+    """Writes `record` as JSON by `write_file`."""
+    write_file(path, (json.dumps(record, indent=2) + "\n").encode())
+
+
+def write_file(path: str | Path, content: bytes) -> None:
+    """Writes a file so that it is whole at any moment: beside its place first, then renamed.
 
     A symbolic link stays one: what it names is replaced. Devices, pipes and standard output are written to and stay.
     """
-    text = json.dumps(record, indent=2) + "\n"
     if not holds_file(path):
         own = _own_output(Path(path))
-        with open(path if own is None else os.dup(own), "w", encoding="utf-8") as stream:
-            stream.write(text)
+        with open(path if own is None else os.dup(own), "wb") as stream:
+            stream.write(content)
         return
     path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{uuid.uuid4().hex}.partial")  # two writers never share it
     try:
-        partial.write_text(text, encoding="utf-8")
+        partial.write_bytes(content)
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)

@@ -8,8 +8,8 @@ import hashlib
 import html
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
+from ..evaluation.records import write_file
 from .terminal import visible
 
 # Cividis, from early (dark blue) to late (yellow): the same to eyes with and without colour blindness, and it grows
@@ -140,7 +140,7 @@ def write_order_html(
                 f"tokens and order of text {number} must have the same length, got {len(one)} and {len(steps)}."
             )
     texts = "\n".join(_text(number, *pair) for number, pair in enumerate(zip(tokens, order, strict=True)))
-    Path(path).write_text(_page(_escape(title), texts, len(tokens)), encoding="utf-8")
+    write_file(path, _page(_escape(title), texts, len(tokens)).encode())
 
 
 def _text(number: int, tokens: list[str], order: list[int]) -> str:

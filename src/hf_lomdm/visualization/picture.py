@@ -3,8 +3,11 @@
 The colours are those of the terminal, from early (blue) to late (red), light enough for black letters.
 """
 
+import io
 import os
+from pathlib import Path
 
+from ..evaluation.records import write_file
 from .terminal import COLOURS, PICTURES
 
 COLUMNS = 80
@@ -43,7 +46,7 @@ def order_picture(tokens: list[str], order: list[int], path: str | os.PathLike) 
     Args:
         tokens: text of each token, so that they read as the text when joined.
         order: step of reveal of each token; -1 = given (grey), -2 = padding (left out).
-        path: file to write; the ending chooses the format (`.png`, `.svg`, `.pdf`).
+        path: file to write; the ending chooses the format (`.png`, `.svg`, `.pdf`; none: PNG).
     Raises:
         ValueError: if `tokens` and `order` differ in length, or nothing was revealed.
         ImportError: without matplotlib.
@@ -88,4 +91,6 @@ def _draw(pieces: list[tuple[int, int, int, str]], order: list[int], last: int, 
         axes.text(column, line + 0.5, text, parse_math=False, **font)  # a "$" in a text is a dollar
     bar = figure.add_axes((1 - BAR_WIDTH / width, MARGIN / height, 0.12 / width, text_height / height))
     figure.colorbar(colours, cax=bar, label="step of reveal")
-    figure.savefig(path, dpi=DPI)
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=DPI, format=Path(path).suffix[1:] or "png")
+    write_file(path, picture.getvalue())
