@@ -232,8 +232,11 @@ def test_errors_are_one_line_and_say_what_to_do(script, run, folder, tmp_path):
         (("likelihood", "--file", tmp_path / "latin.txt"), "error: .*not UTF-8"),
         (("likelihood", "--file", folder / "text.txt", "--bound", "both"), "error: bound must be one of"),
         (("zero-shot", "--file", "ptp=x"), "error: --file ptp=x: 'ptp' must be one of --sets"),
-        (("likelihood", "--file", tmp_path / "n.jsonl"), "error: column 'text' of .* must hold strings, line 1 holds 1"),
-        (("generation", "--judge", tmp_path / "none"), "error: --judge .*none cannot be loaded: there is no such fold"),
+        (
+            ("likelihood", "--file", tmp_path / "n.jsonl"),
+            "error: column 'text' of .* must hold strings, line 1 holds 1",
+        ),
+        (("generation", "--judge", tmp_path / "none"), "error: --judge .*none cannot be loaded: there is no"),
         (("generation", "--judge", tmp_path / "none.gguf"), "error: --judge .*none.gguf does not exist"),
         (
             ("likelihood", "--file", folder / "text.txt", "--tokenizer", tmp_path / "none"),
