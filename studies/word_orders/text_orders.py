@@ -10,7 +10,7 @@ where the order is drawn, this sum is a bound. Every token of a row counts, BOS 
 - `random`: any position (four orders of each text);
 - `learned`: a position drawn with the model's reverse rates (with learned rates; four orders of each text);
 - `left_to_right`, `right_to_left`;
-- `certain`, `uncertain`: where the entropy of the token law is least, or greatest;
+- `certain`, `uncertain`: where the entropy of the token law is least, or greatest, ties to the left;
 - `near`, `far`: the position nearest to one that is known, or farthest from all; the first one and ties are drawn.
 
 Were the network the exact law of the texts, every order would cost the same. What a network gains that is trained in an
@@ -33,6 +33,7 @@ from hf_lomdm.cli.errors import loading, user_errors
 from hf_lomdm.cli.option_types import nonempty, whole
 from hf_lomdm.evaluation.records import environment, write_record
 from hf_lomdm.evaluation.rows import load_file, pack_documents, special_tokens
+from hf_lomdm.schedulers.scheduling_lomdm import TIE
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
@@ -63,6 +64,11 @@ class State(NamedTuple):
     def position(self) -> Tensor:
         return torch.arange(self.noise.shape[1], device=self.noise.device).expand_as(self.noise).to(self.noise)
 
+    def most(self, values: Tensor) -> Tensor:
+        """Whether `values` `[B, L]` are within `TIE` of the largest at a masked position, as 0 and 1: `[B, L]`."""
+        largest = values.masked_fill(~self.masked, -torch.inf).amax(-1, keepdim=True)
+        return (values >= largest - TIE).to(self.noise)
+
     def distance(self) -> Tensor:
         return distance_to_known(self.masked).clamp(max=self.masked.shape[1])
 
@@ -72,8 +78,8 @@ ORDERS: dict[str, Callable[[State], Tensor]] = {  # how much each position is pr
     "learned": lambda state: state.noise.log() / state.rates,  # minus the time of an exponential clock: Plackett-Luce
     "left_to_right": lambda state: -state.position(),
     "right_to_left": lambda state: state.position(),
-    "certain": lambda state: -state.entropy,
-    "uncertain": lambda state: state.entropy,
+    "certain": lambda state: state.most(-state.entropy),
+    "uncertain": lambda state: state.most(state.entropy),
     "near": lambda state: state.noise - state.distance(),
     "far": lambda state: state.noise + state.distance(),
 }

@@ -40,6 +40,12 @@ def generators(count: int) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(seed) for seed in range(count)]
 
 
+def of_the_window(index: int) -> torch.Generator:
+    """The generator that the pipeline derives for a window from one with the seed 0."""
+    drawn = torch.randint(2**62, (), generator=torch.Generator().manual_seed(0)).item()
+    return torch.Generator().manual_seed(drawn + index)
+
+
 def same(one, other) -> bool:
     return torch.equal(one.sequences, other.sequences) and torch.equal(one.order, other.order)
 
@@ -70,11 +76,10 @@ def test_blocks_are_those_of_a_loop_written_by_hand(make_model, rate_type, block
     out = pipe(
         [[BOS, 3, 4, 5, 6]], steps, max_length=length, generator=torch.Generator().manual_seed(0), use_cache=use_cache
     )
-    generator, passes = torch.Generator().manual_seed(0), 0
-    text = torch.tensor([[BOS, 3, 4, 5, 6] + [MASK] * (length - 5)])
+    text, passes = torch.tensor([[BOS, 3, 4, 5, 6] + [MASK] * (length - 5)]), 0
     pipe.scheduler.set_timesteps(steps)
-    for first in range(5 // block_size * block_size, length, block_size):
-        block = slice(first, first + block_size)
+    for index, first in enumerate(range(5 // block_size * block_size, length, block_size)):
+        block, generator = slice(first, first + block_size), of_the_window(index)
         for timestep in pipe.scheduler.timesteps:
             if (text[:, block] == MASK).any():
                 with torch.no_grad():
@@ -128,11 +133,11 @@ def test_a_model_without_blocks_continues_beyond_its_context_by_a_sliding_window
     model = make_model(max_position_embeddings=8, eos_token_id=None)
     pipe, prompt, length = make_pipe(model, sampler=sampler), [BOS, 3, 4], 19
     out = pipe([prompt], 4, max_length=length, generator=torch.Generator().manual_seed(0))
-    generator, order = torch.Generator().manual_seed(0), torch.full((1, length), -1)
+    order = torch.full((1, length), -1)
     text = torch.tensor([prompt + [MASK] * (length - 3)])
     pipe.scheduler.set_timesteps(4)
     for index, first in enumerate(range(0, 13, 4)):  # windows of 8, of which the first half is given
-        window = slice(first, first + 8)
+        window, generator = slice(first, first + 8), of_the_window(index)
         for step, timestep in enumerate(pipe.scheduler.timesteps):
             if not (text[:, window] == MASK).any():
                 continue

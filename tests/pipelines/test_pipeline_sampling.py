@@ -77,6 +77,33 @@ def test_a_result_does_not_depend_on_its_batch_nor_on_padding(make_model, sample
         assert (together.order[row, length:] == -2).all()
 
 
+@pytest.mark.parametrize("block_size, max_length", [(None, 12), (None, 40), (4, 12)])
+def test_one_generator_gives_each_row_what_the_row_alone_gets(make_model, block_size, max_length):
+    pipe = make_pipe(make_model(block_size=block_size, eos_token_id=None).double())
+    options = {"num_inference_steps": 3, "max_length": max_length}
+    (one,), two = generators(0), pipe([[3], [4, 5]], generator=generators(0)[0], **options)
+    listed = pipe([[3]], generator=[one], **options)
+    assert torch.equal(pipe([[3]], generator=generators(0)[0], **options).sequences, listed.sequences)
+    assert torch.equal(two.sequences[0], listed.sequences[0])
+    assert torch.equal(two.sequences[1], pipe([[4, 5]], generator=one, **options).sequences[0])  # its next seed
+
+
+@pytest.mark.rounding
+@pytest.mark.parametrize("sampler", ["confidence", "margin", "entropy"])
+def test_positions_that_are_all_alike_are_revealed_the_same_way_in_every_batch(make_model, sampler):
+    """Where nothing is known all positions have one law, and float32 rounds it otherwise in another batch."""
+    pipe = make_pipe(make_model(hidden_size=64, max_position_embeddings=64), sampler=sampler)
+    for length in (5, 8, 24, 33, 56):
+        alone = pipe([[MASK] * length], 1 + length // 4, generator=generators(3))
+        for others in ([[MASK] * (length + 8)], [[MASK] * length] * 2, [[3, MASK]] * 6, [[MASK] * 60] * 40):
+            seeds = range(3, 4 + len(others))
+            batch = pipe([[MASK] * length, *others], 1 + length // 4, generator=generators(*seeds))
+            assert torch.equal(alone.order[0], batch.order[0, :length]), length
+            assert torch.equal(alone.sequences[0], batch.sequences[0, :length]), length
+        first = alone.order[0].eq(0).nonzero()[:, 0]  # ties go to the left
+        assert first.tolist() == list(range(len(first)))
+
+
 def test_attention_mask_is_passed_only_where_something_is_padded(make_model, monkeypatch):
     model, masks = make_model(), []
     forward = model.forward
@@ -242,6 +269,19 @@ def test_settings_of_a_call_hold_for_that_call_only(make_model):
     assert dict(pipe.scheduler.config) == before and pipe.scheduler.timesteps is None
 
 
+def test_settings_hold_however_they_came_into_the_scheduler(make_model):
+    """Positionally, by name, or set afterwards: `from_config`, on which a call relies, drops none of them."""
+    scheduler = LoMDMScheduler(MASK, "left_to_right")
+    pipe = LoMDMPipeline(make_model(), scheduler)
+    pipe.set_progress_bar_config(disable=True)
+    scheduler.register_to_config(temperature=0.0)
+    first, second = (pipe(None, 31, generator=generators(seed)).sequences for seed in (0, 1))
+    assert torch.equal(first, second)  # greedy and left to right: nothing is random
+    with pytest.raises(ValueError, match="temperature must be a number from 0.0 .* got -1"):
+        scheduler.register_to_config(temperature=-1)
+    assert scheduler.config.temperature == 0.0
+
+
 def test_top_k_of_one_is_greedy(make_model):
     pipe = make_pipe(make_model())
     first, second = (
@@ -258,6 +298,13 @@ def test_output_forms(make_model):
     assert texts == out.texts and torch.equal(sequences, out.sequences) and torch.equal(order, out.order)
     assert passes == out.num_forward_passes == 2
     assert pipe("a", 2, max_length=6, output_type="seq").texts is None
+    for output_type in ("text", "seq"):  # an index means the same in both forms, with texts and without
+        options = {"max_length": 6, "output_type": output_type}
+        object_, tuple_ = (pipe("a", 2, generator=generators(0), return_dict=form, **options) for form in (True, False))
+        assert len(tuple_) == len(object_.to_tuple()) == 3 + (output_type == "text")
+        for i, value in enumerate(tuple_):
+            same = torch.equal(value, object_[i]) if isinstance(value, torch.Tensor) else value == object_[i]
+            assert same, i
     assert make_pipe(make_model())([[3]], 2).texts is None  # without a tokenizer there is no text
 
 
@@ -407,13 +454,26 @@ def test_progress_bar_counts_every_step(make_model, monkeypatch):
         ({"prompt": [[3] * 8], "max_length": 8}, "leaves nothing to write"),
         ({"prompt": [[MASK] * 9], "max_length": 5}, "needs 9 tokens.* limit of 5"),
         ({"prompt": [[3, MASK]], "max_new_tokens": 3}, "is a template"),
-        ({"max_length": 0}, "max_length must be at least 1, got 0"),
+        ({"max_length": 0}, "max_length must be a whole number of at least 1, got 0"),
         ({"max_length": 5, "max_new_tokens": 3}, "exclude each other"),
-        ({"max_new_tokens": 0}, "max_new_tokens must be at least 1, got 0"),
-        ({"num_inference_steps": 0}, "num_inference_steps must be at least 1, got 0"),
+        ({"max_new_tokens": 0}, "max_new_tokens must be a whole number of at least 1, got 0"),
+        ({"num_inference_steps": 0}, "num_inference_steps must be a whole number from 1 to 100000, got 0"),
         ({"num_inference_steps": 2.5}, "num_inference_steps must be a whole number .* got 2.5"),
-        ({"num_return_sequences": 0}, "num_return_sequences must be at least 1, got 0"),
-        ({"generator": [torch.Generator()] * 2}, "generator has 2 entries"),
+        ({"num_return_sequences": 0}, "num_return_sequences must be a whole number of at least 1, got 0"),
+        ({"generator": [torch.Generator()] * 2}, "generator has 2 entries for 1 results"),
+        ({"generator": 0}, "generator must be a torch.Generator, a list of them or None, got 0. Pass torch.Gen"),
+        ({"generator": [7]}, "generator must be a torch.Generator.* got .7."),
+        *(
+            ({name: value}, f"{name} must be a whole number of at least 1, got {value!r}")
+            for name in ("max_length", "max_new_tokens", "num_return_sequences")
+            for value in (2.5, "8", True, float("nan"), -1)
+        ),
+        ({"num_return_sequences": None}, "num_return_sequences must be a whole number of at least 1, got None"),
+        ({"max_length": 10**9}, "max_length=1000000000 make 1000000000 tokens, more than 2097152. Lower"),
+        ({"max_new_tokens": 10**9}, "max_new_tokens=1000000000 make 1000000000 tokens"),
+        ({"num_return_sequences": 10**9}, "num_return_sequences=1000000000 make 32000000000 tokens"),
+        ({"num_inference_steps": 10**9}, "num_inference_steps must be a whole number from 1 to 100000"),
+        *(({"num_inference_steps": value}, "num_inference_steps must be") for value in (float("inf"), "4", None, True)),
         ({"output_type": "np"}, "output_type must be 'text' or 'seq', got 'np'"),
         ({"sampler": "best"}, "sampler must be one of"),
         ({"temperature": -1.0}, "temperature must be"),

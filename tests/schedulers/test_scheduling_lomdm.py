@@ -1,5 +1,6 @@
 """The contract of `LoMDMScheduler`: what holds for every draw. The laws of the draws: test_sampling_laws.py."""
 
+import itertools
 import json
 
 import pytest
@@ -195,6 +196,43 @@ def test_ties_go_to_the_left_and_padding_does_not_move_them():
     assert not drawn.any()
 
 
+@pytest.mark.parametrize("sampler", ["confidence", "margin", "entropy"])
+@pytest.mark.parametrize("block_size", [None, 16])
+def test_rounding_breaks_no_tie(sampler, block_size):
+    """Laws that are alike but for float32 rounding are revealed from left to right, after those that are surer."""
+    generator, logits = torch.Generator().manual_seed(0), torch.zeros(30, 40, VOCAB)
+    logits[..., 0], logits[..., 1] = 2.0, 1.0
+    logits[:, [9, 21, 33], 0] = 5.0  # known better
+    logits += 1e-6 * torch.randn(logits.shape, generator=generator)
+    logits[..., MASK] = -torch.inf
+    surest = [9, 0, 1, 2, 3, 4, 5, 6, 7, 8] if block_size else [9, 21, 33, 0, 1, 2, 3, 4, 5, 6]
+    for steps in (40, 20, 14, 10, 7, 4):  # one to ten at a time
+        scheduler, count = make(steps, sampler=sampler, block_size=block_size), -(-40 // steps)
+        revealed = scheduler.select(None, 1.0, torch.full((30, 40), MASK), logits=logits)
+        expected = torch.zeros(40, dtype=torch.bool)
+        expected[surest[:count]] = True
+        assert (revealed == expected).all(), steps
+
+
+@pytest.mark.parametrize("other", [dict(top_k=4), dict(top_p=0.9), dict(top_k=5, top_p=0.9)])
+def test_tokens_that_rounding_swaps_in_likelihood_are_not_swapped_in_the_draw(other):
+    logits = torch.tensor([2.0, 1.0, 2.0, 1.0, 1.0, -3.0, -3.0, -3.0, -3.0, -3.0, -torch.inf]).expand(500, 1, -1)
+    noise = 1e-6 * torch.randn(2, 500, 1, VOCAB, generator=torch.Generator().manual_seed(0))
+    noise[..., 4] = -1e-3  # who is left out is clear
+    scheduler, rows, places = LoMDMScheduler(MASK, **other), torch.arange(500)[:, None], torch.zeros(500, 1).long()
+    one, two = (scheduler.draw_tokens(logits + part, rows, places, 500, generators(0)[0]) for part in noise)
+    assert torch.equal(one, two) and len(one.unique()) >= 4
+
+
+def test_keeping_every_token_draws_what_no_limit_draws():
+    logits, rows, places = random_output(200, 3)[0], torch.arange(200)[:, None], torch.arange(3)[None]
+    plain, top_k, top_p = (
+        LoMDMScheduler(MASK, **limit).draw_tokens(logits, rows, places, 200, generators(0)[0])
+        for limit in ({}, {"top_k": VOCAB}, {"top_p": 1.0})
+    )
+    assert torch.equal(plain, top_k) and torch.equal(plain, top_p)
+
+
 def test_grid_is_uniform_and_one_generator_or_none_works():
     scheduler = make(4)
     assert scheduler.timesteps.tolist() == [1.0, 0.75, 0.5, 0.25] and scheduler.timesteps.dtype == torch.float32
@@ -267,6 +305,29 @@ def test_config_survives_saving(tmp_path):
     assert changed.config.top_k == 7 and loaded.config.sampler == "ancestral"
     with pytest.raises(ValueError, match="top_p must be"):
         LoMDMScheduler.from_config(loaded.config, top_p=2.0)
+
+
+def test_settings_are_kept_however_they_were_given():
+    """By position, by name or afterwards: what `from_config` makes is the same scheduler."""
+    for scheduler in (LoMDMScheduler(3, "margin", temperature=0.5), LoMDMScheduler(mask_token_id=3)):
+        scheduler.register_to_config(sampler="margin", temperature=0.5, top_k=4)
+        copy = LoMDMScheduler.from_config(scheduler.config)
+        assert dict(copy.config) == dict(scheduler.config) and copy.config.mask_token_id == 3
+        assert (copy.config.sampler, copy.config.temperature, copy.config.top_k) == ("margin", 0.5, 4)
+        assert LoMDMScheduler.from_config(copy.config, top_k=2).config.top_k == 2
+
+
+def test_settings_of_numpy_are_stored_as_numbers_of_json(tmp_path):
+    two, half = torch.tensor(2).numpy()[()], torch.tensor(0.5).numpy()[()]
+    LoMDMScheduler(two, block_size=two, temperature=half).save_pretrained(tmp_path)
+    loaded = LoMDMScheduler.from_pretrained(tmp_path).config
+    assert (loaded.mask_token_id, loaded.block_size, loaded.temperature) == (2, 2, 0.5)
+
+
+def test_every_time_of_the_longest_grid_is_found():
+    scheduler = make(100_000)
+    for left in (1, 2, 3, 33_333, 65_537, 99_998, 99_999, 100_000):
+        assert scheduler._steps_left(scheduler.timesteps[-left], torch.device("cpu")) == left
 
 
 # ----------------------------------------------------------------------------------------------------- forward process
@@ -385,7 +446,22 @@ def test_draws_equal_those_of_the_process_from_the_same_generator():
     "config",
     [
         dict(mask_token_id=-1),
+        dict(mask_token_id=10.0),
+        dict(mask_token_id=None),
+        dict(mask_token_id=2**31),
         dict(sampler="greedy"),
+        dict(sampler=None),
+        dict(sampler=["margin"]),
+        dict(block_size=2.5),
+        dict(block_size="4"),
+        dict(block_size=True),
+        dict(block_size=10**30),
+        dict(temperature="1"),
+        dict(temperature=None),
+        dict(temperature=[1.0]),
+        dict(top_p=float("nan")),
+        dict(top_k=2.0),
+        dict(top_k=float("inf")),
         dict(grid="cosine"),
         dict(block_size=0),
         dict(temperature=-0.1),
@@ -398,14 +474,19 @@ def test_draws_equal_those_of_the_process_from_the_same_generator():
     ids=str,
 )
 def test_bad_config_names_the_argument(config):
-    with pytest.raises(ValueError, match=f"{next(iter(config))} must be .*got .*Pass "):
-        LoMDMScheduler(**{"mask_token_id": MASK, **config})
+    (name,) = config
+    for act in (
+        lambda: LoMDMScheduler(**{"mask_token_id": MASK} | config),
+        lambda: make(2).register_to_config(**config),
+    ):
+        with pytest.raises(ValueError, match=f"^{name} must be .*got .*Pass .*$"):
+            act()
 
 
 def test_bad_steps_and_times_are_refused():
-    with pytest.raises(ValueError, match="num_inference_steps must be at least 1, got 0. Pass"):
+    with pytest.raises(ValueError, match="num_inference_steps must be a whole number from 1 to 100000, got 0. Pass"):
         LoMDMScheduler(MASK).set_timesteps(0)
-    for bad in (2.5, 2.0, "2", None):
+    for bad in (2.5, 2.0, "2", None, True, 10**9, float("inf"), float("nan")):
         with pytest.raises(ValueError, match=f"num_inference_steps must be a whole number .*got {bad!r}. Pass"):
             LoMDMScheduler(MASK).set_timesteps(bad)
     whole = LoMDMScheduler(MASK)
@@ -420,9 +501,41 @@ def test_bad_steps_and_times_are_refused():
             make(4).step(logits, bad, sample, rates)
     with pytest.raises(ValueError, match="timestep must be one number"):
         make(4).step(logits, torch.tensor([1.0, 0.5]), sample, rates)
-    for bad in (1.5, torch.tensor([0.1, 0.2]), float("nan")):
-        with pytest.raises(ValueError, match="timesteps must"):
-            LoMDMScheduler(MASK).alpha(bad, rates)
+    for bad in ("1", None, [1.0]):
+        with pytest.raises(ValueError, match="timestep must be one number, got"):
+            make(4).step(logits, bad, sample, rates)
+    bad_times = (1.5, -0.1, torch.tensor([0.1, 0.2]), float("nan"), torch.tensor([500]), "0.5", [0.5], None)
+    for bad, name in itertools.product(bad_times, ("alpha", "velocity")):
+        with pytest.raises(ValueError, match="timesteps must .*0 is data"):
+            getattr(LoMDMScheduler(MASK), name)(bad, rates)
+        with pytest.raises(ValueError, match="timesteps must .*0 is data"):
+            LoMDMScheduler(MASK).add_noise(sample, rates, bad)
+    assert LoMDMScheduler(MASK).alpha(1, rates).eq(0).all()  # a whole number that is a time
+
+
+def test_bad_rates_are_refused_by_the_forward_process():
+    _, rates = random_output(1, 4)
+    text, scheduler, real = torch.tensor([[1, 2, 3, 4]]), LoMDMScheduler(MASK), torch.tensor([[1, 1, 0, 1]])
+
+    def calls(rates, **mask):
+        yield lambda: scheduler.alpha(0.5, rates, **mask)
+        yield lambda: scheduler.velocity(0.5, rates, **mask)
+        yield lambda: scheduler.add_noise(text, rates, 0.5, **mask)
+
+    for bad in (0.0, -1.0, float("nan"), float("inf")):
+        wrong = rates.index_fill(1, torch.tensor([2]), bad)
+        for call in calls(wrong):
+            with pytest.raises(ValueError, match="rates must be positive and finite where they count, got"):
+                call()
+        for call in calls(wrong, attention_mask=real):  # padding may hold anything
+            call()
+    for bad in (rates.long(), rates > 0, rates.tolist(), None, rates[0], rates[:, :3]):
+        with pytest.raises(ValueError, match="rates"):
+            scheduler.add_noise(text, bad, 0.5)
+    for call in (*calls(2 * torch.ones(1, 4).long()), *calls(rates, attention_mask=real[:, :3])):
+        with pytest.raises(ValueError, match="rates must be a floating tensor|attention_mask must have the shape"):
+            call()
+    assert torch.equal(scheduler.alpha(0.5, 2 * torch.ones(1, 4)), torch.full((1, 4), 0.75))
 
 
 def test_bad_tensors_are_refused():
@@ -441,6 +554,11 @@ def test_bad_tensors_are_refused():
         step(logits, 1.0, sample, rates, attention_mask=torch.ones(2, 5))
     with pytest.raises(ValueError, match="sample must be token ids"):
         step(logits, 1.0, sample[0], rates)
+    with pytest.raises(ValueError, match="sample must be token ids"):
+        step(logits, 1.0, sample.bool(), rates)
+    for bad in (0, [0, 1], "1", [None, None]):
+        with pytest.raises(ValueError, match="generator must be a torch.Generator.*Pass torch.Generator"):
+            step(logits, 1.0, sample, rates, bad)
     with pytest.raises(ValueError, match="generator has 3 entries for a batch of 2"):
         step(logits, 1.0, sample, rates, generators(1, 2, 3))
 

@@ -27,6 +27,7 @@ def draw(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+@pytest.mark.rounding
 @pytest.mark.parametrize("order", ["left_to_right", "right_to_left", "certain", "uncertain"])
 def test_probabilities_of_all_texts_sum_to_one_in_an_order_that_is_fixed(make_model, order):
     texts = torch.tensor(list(itertools.product(range(10), repeat=3)))
@@ -55,6 +56,11 @@ def test_orders_prefer_what_their_names_say():
     first = {name: prefer(state).masked_fill(~masked, -torch.inf) for name, prefer in ORDERS.items()}
     fixed = ("left_to_right", "right_to_left", "certain", "uncertain")
     assert [first[name].argmax(-1).item() for name in fixed] == [0, 4, 2, 3]
+    nearly = State(masked, entropy + 1e-6 * torch.arange(6).flip(0), *state[2:])  # rounding moves no choice
+    tied = State(masked, torch.where(masked, 2 + 1e-6 * torch.arange(6).flip(0), entropy), *state[2:])
+    for name, place, first_of_all in (("certain", 2, 0), ("uncertain", 3, 0)):
+        assert ORDERS[name](nearly).masked_fill(~masked, -torch.inf).argmax(-1).item() == place
+        assert ORDERS[name](tied).masked_fill(~masked, -torch.inf).argmax(-1).item() == first_of_all
     assert first["near"][0, [0, 2, 4]].unique().numel() == 1 and first["near"][0, 0] > first["near"][0, 3]
     assert first["far"].argmax(-1).item() == 3
     assert distance_to_known(masked).tolist() == [[1.0, 0.0, 1.0, 2.0, 1.0, 0.0]]

@@ -117,8 +117,12 @@ def test_a_run_that_nobody_reads_ends_and_says_so(make_model, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_inference_steps": 0}, "num_inference_steps must be at least 1, got 0"),
-        ({"seed": -1}, "seed must be at least 0 .* got -1"),
+        *(
+            ({"num_inference_steps": value}, f"num_inference_steps must be a whole number from 1 .* got {value!r}")
+            for value in (0, 2.5, "4", float("nan"))
+        ),
+        ({"seed": -1}, "seed must be a whole number from 0 .* got -1"),
+        ({"seed": 1.5}, "seed must be a whole number .* got 1.5"),
         ({"seed": 2**63}, "seed must be"),
         ({"prompt": "abcdef", "max_length": 3}, "prompt 0 needs 7 tokens"),
         ({"temperature": -1.0}, "temperature"),

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from inspect import Parameter
+from numbers import Integral
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -36,6 +37,8 @@ from .hub_folder_lomdm import (
 )
 
 GIVEN, PADDING = -1, -2
+# Positions of all rows of a call. The host keeps about 50 bytes of each; their hidden states, of 768 units, take 6 GB.
+MAX_POSITIONS = 2**21
 UPLOAD_OPTIONS = ("repo_id", "private", "token", "commit_message", "create_pr")
 if __name__.startswith("diffusers_modules."):
     # For a component that is passed to `DiffusionPipeline.from_pretrained`, diffusers looks up the file and the class
@@ -130,9 +133,8 @@ class LoMDMPipeline(DiffusionPipeline):
         Args:
             prompt: one text, a list of texts, or a list of token id lists (these need no tokenizer). A prompt is a
                 prefix; one that contains the mask token is a template, filled in place (a model with blocks does not
-                read what stands behind the block of a mask). If the model's configuration
-                has a `bos_token_id`, a text that is a prefix gets it in front; token ids and templates are taken as
-                they are (write BOS into a template that starts a text), and without a prompt it is written too.
+                read what stands behind the block of a mask). If the model has a `bos_token_id`, a text that is a prefix
+                gets it in front; ids and templates are taken as they are, and without a prompt it is written too.
             num_inference_steps: reveal steps `K`; steps with nothing left to reveal make no forward pass. A model with
                 blocks takes `K` steps for each block, a model without for each window: beyond
                 `max_position_embeddings`, the second half of a text that long is the context of the next half.
@@ -140,11 +142,10 @@ class LoMDMPipeline(DiffusionPipeline):
                 written but the rest of its block or window.
             max_new_tokens: tokens after each prefix, in place of `max_length`.
             num_return_sequences: for each prompt. sampler, temperature, top_p, top_k: default those of the scheduler.
-            generator: one, or one per result (then a result does not depend on its batch); default the global one.
+            generator: one, or one per result; default the global one. A result does not depend on its batch.
             output_type: `"text"` (texts need a tokenizer) or `"seq"`.
-            return_dict: `False` returns the tuple `(texts, sequences, order, num_forward_passes)`.
-            use_cache: with blocks, keep the keys and values of finished blocks; `False` computes them in every step
-                (slower, less memory, the same text).
+            return_dict: `False` returns the values that are not `None` as a tuple.
+            use_cache: with blocks, keep the keys and values of finished blocks; `False` is slower, the text the same.
             callback_on_step_end: called as `callback(pipe, step, timestep, tensors)` after every step; it may return
                 a dict with a new `sample` or `order`. `pipe._interrupt = True` makes it the last one, masks stay.
             callback_on_step_end_tensor_inputs: which of `sample`, `order`, `rates`, `revealed` it is given, `[B, S]` of
@@ -165,8 +166,8 @@ class LoMDMPipeline(DiffusionPipeline):
             passes = self._reveal(canvas, scheduler, generator, use_cache, callback_on_step_end, inputs)
             sequences, order = self._tensor(canvas.rows)[0], self._tensor(canvas.order, PADDING)[0]
         texts = self._decode(canvas) if output_type == "text" and self.tokenizer is not None else None
-        result = (texts, sequences, order, passes)
-        return LoMDMPipelineOutput(*result) if return_dict else result
+        output = LoMDMPipelineOutput(texts, sequences, order, passes)
+        return output if return_dict else output.to_tuple()
 
     @property
     def num_timesteps(self) -> int:
@@ -176,8 +177,7 @@ class LoMDMPipeline(DiffusionPipeline):
     def _callback_inputs(self, callback, names: list[str] | None) -> list[str]:
         """Tensors that the callback is given: a `PipelineCallback` names them itself."""
         known = self._callback_tensor_inputs
-        if isinstance(callback, (PipelineCallback, MultiPipelineCallbacks)):
-            names = callback.tensor_inputs
+        names = getattr(callback, "tensor_inputs", names)
         names = ["sample"] if names is None else list(names)
         unknown = [name for name in names if name not in known]
         _require(not unknown, f"callback_on_step_end_tensor_inputs must be among {known}, got {unknown}.")
@@ -204,14 +204,19 @@ class LoMDMPipeline(DiffusionPipeline):
 
     def _lay_out(self, prompt, max_length: int | None, max_new_tokens: int | None, repeats: int) -> Canvas:
         """The canvas of a call: every prompt `repeats` times."""
-        counts = {"num_return_sequences": repeats, "max_length": max_length, "max_new_tokens": max_new_tokens}
+        limits = {"max_length": max_length, "max_new_tokens": max_new_tokens}
+        counts = {"num_return_sequences": repeats, **{name: one for name, one in limits.items() if one is not None}}
         for name, value in counts.items():
-            _require(value is None or value >= 1, f"{name} must be at least 1, got {value}.")
-        both = f"max_length={max_length} and max_new_tokens={max_new_tokens} exclude each other: pass one of them."
-        _require(max_length is None or max_new_tokens is None, both)
+            whole = isinstance(value, Integral) and not isinstance(value, bool) and value >= 1
+            _require(whole, f"{name} must be a whole number of at least 1, got {value!r}. Pass for example 32.")
+        _require(None in limits.values(), f"{max_length=} and {max_new_tokens=} exclude each other: pass one of them.")
         prompts, mask = [[]] if prompt is None else self._encode(prompt), self.model.config.mask_token_id
-        rows = [self._lay_out_row(i, ids, max_length, max_new_tokens) for i, ids in enumerate(prompts)]
-        rows = [list(row) for row in rows for _ in range(repeats)]
+        lengths = [self._length(i, ids, max_length, max_new_tokens) for i, ids in enumerate(prompts)]
+        total, given = int(repeats) * sum(lengths), ", ".join(f"{name}={value}" for name, value in counts.items())
+        wrong = f"{len(prompts)} prompts with {given} make {total} tokens, more than {MAX_POSITIONS}. "
+        _require(total <= MAX_POSITIONS, wrong + "Lower them, or call more than once.")
+        pairs = [pair for pair in zip(prompts, lengths, strict=True) for _ in range(repeats)]
+        rows = [ids + [mask] * (length - len(ids)) for ids, length in pairs]
         starts = [max((i + 1 for i, token in enumerate(row) if token != mask), default=0) for row in rows]
         return Canvas(rows, [[GIVEN] * len(row) for row in rows], starts)
 
@@ -235,8 +240,8 @@ class LoMDMPipeline(DiffusionPipeline):
         plain = [bos is None or mask in row or row[:1] == [bos] for row in rows]
         return [row if as_it_is else [bos, *row] for row, as_it_is in zip(rows, plain, strict=True)]
 
-    def _lay_out_row(self, index: int, ids: list[int], max_length: int | None, max_new_tokens: int | None) -> list[int]:
-        """One prompt as a row of its canvas: masks behind a prefix, a template as it is."""
+    def _length(self, index: int, ids: list[int], max_length: int | None, max_new_tokens: int | None) -> int:
+        """Tokens of the row of a prompt, of which there are masks behind a prefix; a template stays as it is."""
         config = self.model.config
         mask, limit = config.mask_token_id, max_length or config.max_position_embeddings
         outside = next((i for i in ids if not 0 <= i < config.vocab_size), None)
@@ -251,7 +256,7 @@ class LoMDMPipeline(DiffusionPipeline):
         _require(len(ids) <= min(length, max_length or length), problem + remedy)
         problem = f"prompt {index} has {len(ids)} tokens: max_length={limit} leaves nothing to write."
         _require(length > len(ids) or mask in ids, problem)
-        return ids + [mask] * (length - len(ids))
+        return length
 
     def _decode(self, canvas: Canvas) -> list[str]:
         """Texts of the rows, each cut before the first EOS behind all that is given."""
@@ -268,7 +273,7 @@ class LoMDMPipeline(DiffusionPipeline):
         """Fills in the canvas, window after window; returns the number of forward passes."""
         windows, steps, passes, context = self._windows(canvas.rows), len(scheduler.timesteps), 0, None
         self._interrupt = False  # a callback may set it
-        self._num_timesteps, seeds = steps * len(windows), _row_seeds(generator)
+        self._num_timesteps, seeds = steps * len(windows), _row_seeds(generator, len(canvas.rows))
         if self.model.config.block_size is not None:
             before = [row[:first] for row, first in zip(canvas.rows, windows[0][0], strict=True)]
             context = self.model.open_context(*self._tensor(before, left=True), use_cache)
@@ -276,10 +281,9 @@ class LoMDMPipeline(DiffusionPipeline):
         with self.progress_bar(total=self._num_timesteps) as bar:
             for index, (firsts, width) in enumerate(windows):
                 window = self._open(canvas.rows, firsts, width)
-                if seeds is not None:  # of the window's own: steps that other rows need there move them on
-                    generator = [torch.Generator().manual_seed(seed + index) for seed in seeds]
+                draws = [torch.Generator().manual_seed(seed + index) for seed in seeds]  # whatever other rows need
                 read = self.model if context is None else context.read
-                passes += self._reveal_window(window, read, scheduler, generator, callback, inputs, index * steps, bar)
+                passes += self._reveal_window(window, read, scheduler, draws, callback, inputs, index * steps, bar)
                 self._close(canvas, window, firsts)
                 ends = (len(row) <= first + width for row, first in zip(canvas.rows, firsts, strict=True))
                 if self._interrupt or all(ends):
@@ -321,9 +325,8 @@ class LoMDMPipeline(DiffusionPipeline):
         rows = zip(canvas.rows, canvas.order, canvas.starts, strict=True)
         for (row, order, start), (first, tokens, steps) in zip(rows, filled, strict=True):
             end = min(len(row), first + len(tokens))
-            for i in range(first, end):
-                row[i] = tokens[i - first]
-                order[i] = max(order[i], steps[i - first])  # what an earlier window revealed is given here
+            row[first:end] = tokens[: end - first]
+            order[first:end] = map(max, order[first:end], steps)  # what an earlier window revealed is given here
             if self._end(row[:end], start) < end:
                 del row[end:], order[end:]
 
@@ -511,11 +514,14 @@ def well_formed(text: str) -> str:
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
-def _row_seeds(generator) -> list[int] | None:
-    """A seed for each row from a list of generators; `None` without a list."""
-    if not isinstance(generator, (list, tuple)):
-        return None
-    return [torch.randint(2**62, (), generator=one, device=one.device).item() for one in generator]
+def _row_seeds(generator, num_rows: int) -> list[int]:
+    """A seed for each row: the next one of its own generator, or of one for all (`None` = the global one)."""
+    each = generator if isinstance(generator, (list, tuple)) else [generator] * num_rows
+    _require(len(each) == num_rows, f"generator has {len(each)} entries for {num_rows} results. Pass one for each.")
+    known = all(one is None or isinstance(one, torch.Generator) for one in each)
+    wrong = f"generator must be a torch.Generator, a list of them or None, got {generator!r}. "
+    _require(known, wrong + "Pass torch.Generator().manual_seed(0).")
+    return [torch.randint(2**62, (), generator=one, device=one and one.device).item() for one in each]
 
 
 def _require(condition: bool, message: str) -> None:

@@ -7,9 +7,8 @@ Every draw hangs on two numbers only: a 64-bit seed of its row, drawn once per c
 first real token. So a row alone, padded, in a batch, on the plain or on the fast path gets the same tokens.
 """
 
-import math
 from dataclasses import dataclass
-from numbers import Integral
+from numbers import Integral, Real
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -26,6 +25,34 @@ GRIDS = ("adaptive", "uniform")
 NEWTON_STEPS = 20
 # float64 entries of one slice of a token draw (128 MB): all positions of a text at once do not fit for large V.
 SLICE_SIZE = 2**24
+# Certainties that differ by no more than this are a tie, which goes to the left. Rounding, which hangs on the batch
+# and on the processor, moves them by up to 3e-6 in float32, and positions that know nothing yet are all alike.
+TIE = 2**-10
+# Every setting: its type, its values or their range, and what to pass instead of others.
+SETTINGS = {
+    "mask_token_id": (Integral, (0, 2**31 - 1), "tokenizer.mask_token_id"),
+    "sampler": (str, SAMPLERS, "sampler='sequential'"),
+    "grid": (str, GRIDS, "grid='adaptive'"),
+    "block_size": (Integral, (1, 2**31 - 1), "None for one window"),
+    "temperature": (Real, (0.0, 1e30), "1.0 for the model's own law"),
+    "top_p": (Real, (1e-30, 1.0), "None to keep all tokens"),
+    "top_k": (Integral, (1, 2**31 - 1), "None to keep all tokens"),
+    "num_inference_steps": (Integral, (1, 10**5), "the number of reveal steps, for example 256"),
+}
+OPTIONAL = ("block_size", "top_p", "top_k")
+
+
+def check_setting(name: str, value: object) -> str | int | float | None:
+    """`value` of the setting `name` as a plain string, number or `None`; `ValueError` if it cannot be one."""
+    kind, allowed, remedy = SETTINGS[name]
+    if value is None and name in OPTIONAL:
+        return None
+    rule = f"one of {', '.join(allowed)}" if kind is str else "a whole number" if kind is Integral else "a number"
+    known = isinstance(value, kind) and not isinstance(value, bool)
+    if not known or not (value in allowed if kind is str else allowed[0] <= value <= allowed[1]):
+        rule += "" if kind is str else f" from {allowed[0]} to {allowed[1]}"
+        raise ValueError(f"{name} must be {rule}, got {value!r}. Pass {remedy}.")
+    return value if kind is str else int(value) if kind is Integral else float(value)
 
 
 @dataclass
@@ -76,16 +103,15 @@ class LoMDMScheduler(SchedulerMixin, ConfigMixin):
         top_p: float | None = None,
         top_k: int | None = None,
     ):
-        _require(mask_token_id >= 0, "mask_token_id", mask_token_id, "at least 0", "tokenizer.mask_token_id")
-        _require(sampler in SAMPLERS, "sampler", sampler, f"one of {', '.join(SAMPLERS)}", "sampler='sequential'")
-        _require(grid in GRIDS, "grid", grid, f"one of {', '.join(GRIDS)}", "grid='adaptive'")
-        _require(block_size is None or block_size >= 1, "block_size", block_size, "at least 1", "None for one window")
-        finite = temperature >= 0 and math.isfinite(temperature)
-        _require(finite, "temperature", temperature, "finite and at least 0", "1.0 for the model's own law")
-        _require(top_p is None or 0 < top_p <= 1, "top_p", top_p, "above 0 and at most 1", "None to keep all tokens")
-        _require(top_k is None or top_k >= 1, "top_k", top_k, "at least 1", "None to keep all tokens")
         self.num_inference_steps: int | None = None
         self.timesteps: Tensor | None = None
+
+    def register_to_config(self, **kwargs) -> None:
+        """Changes settings; the constructor does it too. Each is checked (`check_setting`)."""
+        # `from_config` would drop what diffusers lists here, also where it was passed by position or set since
+        kwargs.pop("_use_default_values", None)
+        checked = {name: check_setting(name, value) for name, value in kwargs.items() if name in SETTINGS}
+        super().register_to_config(**kwargs | checked)
 
     @property
     def position_draw_needs_logits(self) -> bool:
@@ -100,13 +126,9 @@ class LoMDMScheduler(SchedulerMixin, ConfigMixin):
     def set_timesteps(self, num_inference_steps: int, device: str | torch.device | None = None) -> None:
         """Set `timesteps` to the float32 `[K]` times `1, 1 - 1/K, ..., 1/K`; the time after the last one is 0.
 
-        Raises:
-            ValueError: if `num_inference_steps` is not a whole number of at least 1.
+        `K` is a whole number from 1 to 100,000: in float32 more steps cannot be told apart by their times.
         """
-        whole, remedy = isinstance(num_inference_steps, Integral), "the number of reveal steps, for example 256"
-        _require(whole, "num_inference_steps", num_inference_steps, "a whole number (int)", remedy)
-        _require(num_inference_steps >= 1, "num_inference_steps", num_inference_steps, "at least 1", remedy)
-        self.num_inference_steps = num_inference_steps
+        self.num_inference_steps = num_inference_steps = check_setting("num_inference_steps", num_inference_steps)
         left = torch.arange(num_inference_steps, 0, -1, dtype=torch.float64)
         self.timesteps = (left / num_inference_steps).to(torch.float32).to(device)
 
@@ -121,22 +143,24 @@ class LoMDMScheduler(SchedulerMixin, ConfigMixin):
             attention_mask: `[B, L]`, 1 = real; it matters for the windows of blocks only.
         Returns:
             `[B, L]` in the dtype of `rates`.
+        Raises:
+            ValueError: for wrong shapes and dtypes; on the CPU, where looking costs no synchronisation, also for times
+                outside `[0, 1]` and real positions whose rates are not positive and finite.
         """
-        w = rates.to(_float64_device(rates.device)).to(torch.float64)
+        w = _float64_rates(rates, attention_mask)
         log_u = self._local_time(_times(timesteps, w), 1, *self._blocks(w, attention_mask)).log()
-        return _alpha(log_u, w).to(rates.device).to(rates.dtype)
+        return _reveal_probability(torch.zeros_like(log_u), log_u, w).to(rates.device).to(rates.dtype)
 
     def velocity(self, timesteps: float | Tensor, rates: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """The paper's velocity `A_i = -alpha_i' / (1 - alpha_i) = w_i / (t - a_i)` in the window `[a_i, b_i]`, else 0.
 
-        Per unit of global time; infinite at `t = a_i`. Arguments and result as in `alpha`.
+        Per unit of global time; infinite at `t = a_i`. Arguments, result and errors as in `alpha`.
         """
-        w = rates.to(_float64_device(rates.device)).to(torch.float64)
+        w = _float64_rates(rates, attention_mask)
         block, num_blocks = self._blocks(w, attention_mask)
         since_start = _times(timesteps, w) - (num_blocks - 1 - block) / num_blocks
         inside = (since_start >= 0) & (since_start * num_blocks <= 1)
-        zero = torch.zeros_like(w)
-        return torch.where(inside, w / since_start, zero).to(rates.device).to(rates.dtype)
+        return torch.where(inside, w / since_start, 0.0).to(rates.device).to(rates.dtype)
 
     def add_noise(
         self,
@@ -147,7 +171,7 @@ class LoMDMScheduler(SchedulerMixin, ConfigMixin):
         *,
         attention_mask: Tensor | None = None,
     ) -> Tensor:
-        """Mask each real position of a text by itself with probability `1 - alpha_i(t)`.
+        """Mask each real position of a text by itself with probability `1 - alpha_i(t)`; errors as in `alpha`.
 
         Args:
             original_samples: `[B, L]` token ids.
@@ -162,7 +186,7 @@ class LoMDMScheduler(SchedulerMixin, ConfigMixin):
         home, device = original_samples.device, _float64_device(original_samples.device)
         seeds = _draw_seeds(len(original_samples), generator, device)
         positions = self.positions(original_samples, attention_mask).to(device)
-        alpha = self.alpha(timesteps, rates.to(device).to(torch.float64), attention_mask)
+        alpha = self.alpha(timesteps, _float64_rates(rates.to(device), attention_mask), attention_mask)
         masked = (_uniforms(seeds[:, None], positions) < 1 - alpha).to(home)
         if attention_mask is not None:
             masked &= attention_mask.bool()
@@ -214,12 +238,14 @@ class LoMDMScheduler(SchedulerMixin, ConfigMixin):
             masked &= attention_mask.bool().to(device)
         block, num_blocks = self._blocks(positions, attention_mask)
         uniforms = _uniforms(seeds[:, None], positions)
-        v = self._masked_rates(rates, masked) if self.position_draw_needs_rates else None
+        v = _float64_rates(rates.detach().to(device), masked) if self.position_draw_needs_rates else None
         if self.config.sampler == "ancestral":
             return (masked & (uniforms < self._ancestral(v, masked, block, num_blocks, steps_left))).to(home)
         keys = self._keys(v, uniforms, positions, masked, logits)
         count = (masked.sum(1, keepdim=True) + steps_left - 1) // steps_left
-        return (_ranks(keys, masked, block) < count).to(home)
+        if self.position_draw_needs_logits:
+            keys = _level(keys, masked, block, count)
+        return (_order(keys, masked, block).argsort(dim=1) < count).to(home)
 
     def revealed_columns(self, revealed: Tensor, timestep: float | Tensor) -> Tensor:
         """Columns of the revealed positions, for gathering with fixed shapes: `[B, W]` int64.
@@ -264,11 +290,9 @@ class LoMDMScheduler(SchedulerMixin, ConfigMixin):
         device = _float64_device(logits.device)
         seeds = _draw_seeds(batch_size, generator, device)
         uniforms = _uniforms(seeds[rows.to(device)], positions.to(device)).expand(logits.shape[:-1])
-        tokens = [
-            self._draw(slice_, u)
-            for slice_, u in zip(_slices(logits), uniforms.reshape(-1).split(_slice_rows(logits)), strict=True)
-        ]
-        return torch.cat(tokens).reshape(logits.shape[:-1]).to(logits.device)
+        parts = zip(_slices(logits), uniforms.reshape(-1).split(_slice_rows(logits)), strict=True)
+        tokens = torch.cat([self._draw(*part) for part in parts])
+        return tokens.reshape(logits.shape[:-1]).to(logits.device)
 
     def step(
         self,
@@ -300,41 +324,33 @@ class LoMDMScheduler(SchedulerMixin, ConfigMixin):
         positions = self.positions(sample, attention_mask).gather(1, columns)
         tokens = self.draw_tokens(logits, rows, positions, len(sample), generator).to(sample.dtype)
         prev_sample = sample.scatter(1, columns, torch.where(here, tokens, sample.gather(1, columns)))
-        if not return_dict:
-            return prev_sample, revealed
-        return LoMDMSchedulerOutput(prev_sample=prev_sample, revealed=revealed)
+        return LoMDMSchedulerOutput(prev_sample, revealed) if return_dict else (prev_sample, revealed)
 
     # ------------------------------------------------------------------------------------------------------- parts
 
     def _check_shapes(
         self, sample: Tensor, rates: Tensor | None, attention_mask: Tensor | None, logits: Tensor | None = None
     ) -> None:
-        if sample.ndim != 2 or sample.is_floating_point():
-            raise ValueError(f"sample must be token ids [B, L], got {sample.dtype} of shape {tuple(sample.shape)}.")
-        if rates is None and self.position_draw_needs_rates:
-            raise ValueError(
-                f"rates is None, but sampler={self.config.sampler!r} draws by them. Pass the model's rates."
-            )
-        if logits is None and self.position_draw_needs_logits:
-            raise ValueError(f"logits is None, but sampler={self.config.sampler!r} ranks by them. Pass the logits.")
+        ids = isinstance(sample, Tensor) and sample.ndim == 2 and sample.dtype in (torch.int64, torch.int32)
+        _require(ids, f"sample must be token ids [B, L], got {_describe(sample)}. Pass int64.")
+        needed = (rates, self.position_draw_needs_rates), (logits, self.position_draw_needs_logits)
+        for name, (value, is_needed) in zip(("rates", "logits"), needed, strict=True):
+            wrong = f"{name} is None, but sampler={self.config.sampler!r} draws by them. "
+            _require(value is not None or not is_needed, f"{wrong}Pass the model's {name}.")
         for name, value in (("rates", rates), ("attention_mask", attention_mask)):
-            if value is not None and value.shape != sample.shape:
-                raise ValueError(
-                    f"{name} must have the shape {tuple(sample.shape)} of sample, got {tuple(value.shape)}."
-                )
-        if logits is not None and (logits.ndim != 3 or logits.shape[:2] != sample.shape):
-            expected = f"[{sample.shape[0]}, {sample.shape[1]}, V]"
-            raise ValueError(
-                f"logits must have the shape {expected}, got {tuple(logits.shape)}. Pass one row per text."
-            )
+            fits = value is None or (isinstance(value, Tensor) and value.shape == sample.shape)
+            shape = f"{name} must have the shape {tuple(sample.shape)} of sample"
+            _require(fits, f"{shape}, got {_describe(value)}. Pass one value per position.")
+        fits = logits is None or (logits.ndim == 3 and logits.shape[:2] == sample.shape)
+        shape = f"logits must have the shape [{sample.shape[0]}, {sample.shape[1]}, V]"
+        _require(fits, f"{shape}, got {_describe(logits)}. Pass one row per text.")
 
     def _steps_left(self, timestep: float | Tensor, device: torch.device) -> int | Tensor:
         """`K` minus the index of `timestep`: an integer, or a 0-dim tensor if reading it would synchronise."""
         total = self.num_inference_steps
-        if total is None:
-            raise ValueError("timesteps is None. Call set_timesteps(num_inference_steps) before the first step.")
-        if isinstance(timestep, Tensor) and timestep.numel() != 1:
-            raise ValueError(f"timestep must be one number, got shape {tuple(timestep.shape)}. Pass timesteps[i].")
+        _require(total is not None, "timesteps is None. Call set_timesteps(num_inference_steps) first.")
+        number = timestep.numel() == 1 if isinstance(timestep, Tensor) else isinstance(timestep, Real)
+        _require(number, f"timestep must be one number, got {_describe(timestep)}. Pass timesteps[i].")
         if isinstance(timestep, Tensor) and timestep.device.type not in ("cpu", "mps"):
             return (timestep.reshape(()) * total).round().clamp(1, total).to(device, torch.int64)
         steps_left = float(timestep) * total
@@ -360,15 +376,6 @@ class LoMDMScheduler(SchedulerMixin, ConfigMixin):
         """Local time `[B, L]` at `time / unit`: a grid point in whole steps ends a window at exactly 0."""
         start = (num_blocks - 1 - block) * unit
         return ((num_blocks * time - start).to(torch.float64) / unit).clamp(0, 1)
-
-    def _masked_rates(self, rates: Tensor, masked: Tensor) -> Tensor:
-        """Reverse rates in float64, 1 where nothing is masked, checked on the CPU."""
-        rates = rates.detach().to(masked.device).to(torch.float64)
-        rates = torch.where(masked, rates, torch.ones_like(rates))
-        if rates.device.type == "cpu" and not ((rates > 0) & rates.isfinite()).all():
-            worst = rates[~((rates > 0) & rates.isfinite())][0].item()
-            raise ValueError(f"rates must be positive and finite at masked positions, got {worst}. Check the weights.")
-        return rates
 
     def _ancestral(
         self, rates: Tensor, masked: Tensor, block: Tensor, num_blocks: int | Tensor, steps_left: int | Tensor
@@ -438,23 +445,19 @@ class LoMDMScheduler(SchedulerMixin, ConfigMixin):
         if self.config.temperature == 0:
             return logits.argmax(-1)
         logits = (logits - best) / self.config.temperature
-        if self.config.top_k is None and self.config.top_p is None:
-            return _inverse_cdf(logits.exp(), uniforms)
-        # stable: ties, frequent in bfloat16, must not depend on the batch
-        logits, tokens = logits.sort(dim=-1, descending=True, stable=True)
-        weights = logits[:, : self.config.top_k].exp()
-        if self.config.top_p is not None:
-            total = weights.cumsum(-1)
-            weights = weights.masked_fill(total - weights >= self.config.top_p * total[:, -1:], 0.0)
-        return tokens.gather(1, _inverse_cdf(weights, uniforms)[:, None])[:, 0]
+        weights = logits.exp()
+        if self.config.top_k is not None or self.config.top_p is not None:
+            # stable: ties, frequent in bfloat16, must not depend on the batch
+            best, tokens = (part[:, : self.config.top_k] for part in weights.sort(dim=-1, descending=True, stable=True))
+            if self.config.top_p is not None:
+                total = best.cumsum(-1)
+                best = best.masked_fill(total - best >= self.config.top_p * total[:, -1:], 0.0)
+            # by id again: two tokens that rounding puts the other way round are not taken for each other
+            weights = torch.zeros_like(weights).scatter(1, tokens, best)
+        return _inverse_cdf(weights, uniforms)
 
 
 # ---------------------------------------------------------------------------- formulas restated from process_lomdm.py
-
-
-def _alpha(log_u: Tensor, rates: Tensor) -> Tensor:
-    """`1 - u^w`, the probability that a position is not masked at local time `u`."""
-    return -torch.expm1(rates * log_u)
 
 
 def _reveal_probability(log_u_from: Tensor, log_u_to: Tensor, rates: Tensor) -> Tensor:
@@ -484,15 +487,18 @@ def _adaptive_log_ratio(rates: Tensor, among: Tensor, fraction: Tensor) -> Tenso
 
 def _draw_seeds(batch_size: int, generator: Generator | list[Generator] | None, device: torch.device) -> Tensor:
     """One 64-bit seed per row `[B]`, drawn on the generator's own device."""
+    each = generator if isinstance(generator, (list, tuple)) else [] if generator is None else [generator]
+    known = all(isinstance(one, Generator) for one in each)
+    wrong = f"generator must be a torch.Generator, a list with one per row, or None, got {type(generator).__name__}. "
+    _require(known, wrong + "Pass torch.Generator().manual_seed(0).")
+    span = (-(2**63), 2**63 - 1)
     if isinstance(generator, (list, tuple)):
-        if len(generator) != batch_size:
-            raise ValueError(
-                f"generator has {len(generator)} entries for a batch of {batch_size}. Pass one, or one per row."
-            )
-        seeds = torch.cat([_draw_seeds(1, one, one.device) for one in generator])
+        wrong = f"generator has {len(generator)} entries for a batch of {batch_size}. "
+        _require(len(generator) == batch_size, wrong + "Pass one, or one per row.")
+        seeds = torch.cat([torch.randint(*span, (1,), generator=one, device=one.device) for one in generator])
     else:
         source = device if generator is None else generator.device
-        seeds = torch.randint(-(2**63), 2**63 - 1, (batch_size,), generator=generator, device=source)
+        seeds = torch.randint(*span, (batch_size,), generator=generator, device=source)
     return seeds.to(device, non_blocking=device.type not in ("cpu", "mps"))  # as `send` in process_lomdm.py
 
 
@@ -518,12 +524,32 @@ def _uniforms(seeds: Tensor, positions: Tensor) -> Tensor:
 # --------------------------------------------------------------------------------------------------- pure functions
 
 
-def _ranks(keys: Tensor, masked: Tensor, block: Tensor) -> Tensor:
-    """Order of reveal `[B, L]`, 0 first: masked positions first, then by block, by descending key, by column."""
+def _order(keys: Tensor, masked: Tensor, block: Tensor) -> Tensor:
+    """Columns `[B, L]` in order of reveal: masked positions first, then by block, by descending key, by column."""
     order = keys.argsort(dim=1, descending=True, stable=True)
     group = torch.where(masked, block, masked.shape[1])
-    order = order.gather(1, group.gather(1, order).argsort(dim=1, stable=True))
-    return order.argsort(dim=1)
+    return order.gather(1, group.gather(1, order).argsort(dim=1, stable=True))
+
+
+def _level(keys: Tensor, masked: Tensor, block: Tensor, count: Tensor) -> Tensor:
+    """`keys` `[B, L]`, but equal where they are within `TIE` of the last one of the `count` `[B, 1]` to be revealed."""
+    last = keys.gather(1, _order(keys, masked, block).gather(1, (count - 1).clamp(min=0)))
+    return torch.where((keys - last).abs() <= TIE, last, keys)
+
+
+def _float64_rates(rates: Tensor, where: Tensor | None) -> Tensor:
+    """Rates `[B, L]` in float64, 1 outside of `where` `[B, L]` (`None` = everywhere), checked on the CPU."""
+    floating = isinstance(rates, Tensor) and rates.ndim == 2 and rates.is_floating_point()
+    _require(floating, f"rates must be a floating tensor [B, L], got {_describe(rates)}. Pass rates.float().")
+    fits, wrong = where is None or where.shape == rates.shape, "attention_mask must have the shape of rates"
+    _require(fits, f"{wrong}, {tuple(rates.shape)}, got {_describe(where)}. Pass 1 for real tokens.")
+    rates = rates.to(_float64_device(rates.device)).to(torch.float64)
+    if where is not None:
+        rates = torch.where(where.to(rates.device).bool(), rates, torch.ones_like(rates))
+    if rates.device.type == "cpu" and not (fine := (rates > 0) & rates.isfinite()).all():
+        worst = rates[~fine][0].item()
+        raise ValueError(f"rates must be positive and finite where they count, got {worst}. Check the weights.")
+    return rates
 
 
 def _inverse_cdf(weights: Tensor, uniforms: Tensor) -> Tensor:
@@ -548,12 +574,11 @@ def _slices(logits: Tensor) -> tuple[Tensor, ...]:
 
 def _times(timesteps: float | Tensor, rates: Tensor) -> Tensor:
     """Times `[1, 1]` or `[B, 1]` in float64 on the device of `rates` `[B, L]`."""
-    times = timesteps if isinstance(timesteps, Tensor) else torch.tensor(timesteps, dtype=torch.float64)
+    times = torch.tensor(timesteps, dtype=torch.float64) if isinstance(timesteps, Real) else timesteps
+    fits = isinstance(times, Tensor) and times.is_floating_point() and times.ndim <= 2
+    wrong = f"timesteps must be one floating number, or one for each of {len(rates)} rows, got {_describe(timesteps)}. "
+    _require(fits and times.numel() in (1, len(rates)), wrong + "0 is data, 1 is all masked.")
     times = times.to(rates.device).to(torch.float64)
-    if times.numel() not in (1, len(rates)) or times.ndim > 2:
-        raise ValueError(
-            f"timesteps must be one number or one per row, got {tuple(times.shape)} for {len(rates)} rows."
-        )
     if times.device.type == "cpu" and not ((times >= 0) & (times <= 1)).all():
         raise ValueError(f"timesteps must lie in [0, 1], got {times.flatten().tolist()}. 0 is data, 1 is all masked.")
     return times.reshape(-1, 1)
@@ -564,6 +589,10 @@ def _float64_device(device: torch.device) -> torch.device:
     return torch.device("cpu") if device.type == "mps" else device
 
 
-def _require(condition: bool, name: str, value: object, rule: str, remedy: str) -> None:
+def _describe(value: object) -> str:
+    return f"{value.dtype} of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
+
+
+def _require(condition: bool, message: str) -> None:
     if not condition:
-        raise ValueError(f"{name} must be {rule}, got {value!r}. Pass {remedy}.")
+        raise ValueError(message)

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from ..schedulers.scheduling_lomdm import check_setting
 from .html import COLOURS, _black_or_white, _escape, _page, _text, _token
 from .terminal import token_texts
 
@@ -145,11 +146,9 @@ def stream(
 def _check(pipe: Any, num_inference_steps: int, seed: int) -> None:
     if pipe.tokenizer is None:
         raise ValueError("pipe has no tokenizer (None), so there is no text to show. Load a folder that has one.")
-    if num_inference_steps < 1:
-        wrong = f"num_inference_steps must be at least 1, got {num_inference_steps}."
-        raise ValueError(f"{wrong} Pass the number of reveal steps, for example 64.")
-    if not 0 <= seed < 2**63:
-        raise ValueError(f"seed must be at least 0 and below 2**63, got {seed}. Pass for example 0.")
+    check_setting("num_inference_steps", num_inference_steps)
+    if not isinstance(seed, int) or not 0 <= seed < 2**63:
+        raise ValueError(f"seed must be a whole number from 0 to 2**63 - 1, got {seed!r}. Pass for example 0.")
 
 
 def _states(pipe: Any, prompt: str | None, follower: _Follower, options: dict[str, Any]) -> Iterator[LiveState]:
