@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import oracles
+from hf_lomdm.evaluation import nelbo
 from hf_lomdm.modeling import process_lomdm as process
 
 EXACT = {"rtol": 1e-10, "atol": 1e-12}  # float64 sums of a few dozen terms
@@ -126,6 +127,15 @@ def test_draws_depend_on_the_seed_and_the_unpadded_position_alone():
     assert torch.equal(padded[1:, 2:], alone)
 
 
+@pytest.mark.parametrize("generator", [0, [0], "1", [None]])
+def test_what_is_no_generator_is_refused(make_model, generator):
+    model, ids = make_model(), torch.tensor([[3, 4, 5]])
+    calls = (lambda: process.row_seeds(generator, 1, "cpu"), lambda: model(ids, labels=ids, generator=generator))
+    for call in (*calls, lambda: nelbo(model, ids, generator=generator)):
+        with pytest.raises(ValueError, match="generator must be a torch.Generator.*Pass torch.Generator"):
+            call()
+
+
 def test_row_seeds_follow_each_text_and_reject_a_list_of_the_wrong_length():
     one_by_one = [process.row_seeds(torch.Generator().manual_seed(s), 1, "cpu") for s in (1, 2)]
     together = process.row_seeds([torch.Generator().manual_seed(s) for s in (1, 2)], 2, "cpu")
@@ -142,6 +152,14 @@ def test_masks_have_the_enumerated_law(u):
     drawn = bits(process.draw_masks(exponentials(DRAWS, 4), log_u, rates, maskable))
     law = oracles.time_law(table(), torch.tensor([u], dtype=torch.float64))[0].detach()
     assert abs(oracles.chi_square_z(torch.bincount(drawn, minlength=16).double(), law)) < Z
+
+
+@pytest.mark.parametrize("rates", [torch.ones(2, 4).long(), -torch.ones(2, 4), torch.zeros(2, 4)])
+def test_rates_that_are_none_are_refused_by_every_draw(rates):
+    maskable, quantiles = torch.ones(2, 4, dtype=torch.bool), torch.full((2, 1), 0.5)
+    for draw in (process.draw_order_view, process.draw_time_view):
+        with pytest.raises(ValueError, match=f"rates must be positive floating numbers, got .* of {rates.dtype}"):
+            draw(rates, maskable, quantiles, exponentials(2, 4))
 
 
 def test_orders_have_the_plackett_luce_law_and_given_positions_come_last():

@@ -28,6 +28,7 @@ from .process_lomdm import (
     block_quantiles,
     block_sum,
     centre,
+    check_generator,
     draw_order_view,
     draw_time_view,
     lay_blocks,
@@ -524,6 +525,7 @@ def stack_views(values: Tensor | None, num_views: int) -> Tensor | None:
 
 def stratified_quantiles(batch: int, generator, device) -> Tensor:
     """Default quantiles `[B]`: one shared offset, evenly spread; independent ones with a generator per text."""
+    check_generator(generator)
     if isinstance(generator, (list, tuple)):
         quantiles = torch.cat([stratified_quantiles(1, one, one.device) for one in generator])
         return send(quantiles, device)

@@ -236,6 +236,7 @@ def rows_at_a_time(values: Tensor, vocab_size: int, cpu_logits: int) -> int:
 
 def row_seeds(generator, batch_size: int, device) -> Tensor:
     """One 64-bit seed per text `[B]`, from no generator (the global one), one, or a list with one per text."""
+    check_generator(generator)
     if isinstance(generator, (list, tuple)):
         if len(generator) != batch_size:
             raise ValueError(
@@ -246,6 +247,27 @@ def row_seeds(generator, batch_size: int, device) -> Tensor:
         source = device if generator is None else generator.device
         seeds = torch.randint(-(2**63), 2**63 - 1, (batch_size,), generator=generator, device=source, dtype=torch.int64)
     return send(seeds, device)
+
+
+def check_generator(generator) -> None:
+    """Raises `ValueError` for what is neither a generator, nor a list of them, nor `None`."""
+    each = generator if isinstance(generator, (list, tuple)) else [] if generator is None else [generator]
+    if not all(isinstance(one, torch.Generator) for one in each):
+        raise ValueError(
+            f"generator must be a torch.Generator, a list with one per text, or None, got {type(generator).__name__}. "
+            "Pass torch.Generator().manual_seed(0)."
+        )
+
+
+def check_rates(rates: Tensor) -> None:
+    """Raises `ValueError` for rates `w` that are no floating numbers or, on the CPU, not positive.
+
+    Elsewhere the host would wait for them. NaN passes: it shows in the loss.
+    """
+    seen = rates.device.type == "cpu" and not torch.compiler.is_compiling()
+    if not rates.is_floating_point() or (seen and bool((rates <= 0).any())):
+        least = rates.min().item() if seen and rates.numel() else "no floating numbers"
+        raise ValueError(f"rates must be positive floating numbers, got {least} of {rates.dtype}. Check the weights.")
 
 
 def send(values: Tensor, device) -> Tensor:
@@ -288,6 +310,7 @@ def position_exponentials(seeds: Tensor, position: Tensor) -> Tensor:
 
 def draw_masks(exponentials: Tensor, log_u: Tensor, rates: Tensor, maskable: Tensor) -> Tensor:
     """Which positions are masked at local time `u`: each independently with probability `u^w`. `[B, L]` bool."""
+    check_rates(rates)
     return maskable & (exponentials.to(rates) > -log_mask_probability(log_u, rates))
 
 
@@ -311,6 +334,7 @@ def draw_order(exponentials: Tensor, rates: Tensor, maskable: Tensor, blocks: Bl
     Returns:
         `[B, L]` int64, 0 = revealed first; positions that are not maskable come after all others.
     """
+    check_rates(rates)
     log_time = (exponentials.to(rates) / rates.detach()).masked_fill(~maskable, torch.inf)
     order = log_time.argsort(dim=-1, stable=True)
     if blocks is not None:  # sort by block, keep the order within
@@ -381,6 +405,7 @@ def draw_time_view(
     Args:
         rates: `[B, L]`, `w`. maskable: `[B, L]` bool. quantiles: `[B, N]` in `(0, 1)`. exponentials: `[B, L]`.
     """
+    check_rates(rates)
     reconstruction = None
     if time_range is not None:
         u = time_range[0] + (time_range[1] - time_range[0]) * quantiles
