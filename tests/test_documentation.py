@@ -92,6 +92,18 @@ def test_every_option_in_a_command_of_the_pages_is_one_of_its_script(script, sub
             assert used <= known, f"{' '.join(words)}: unknown {sorted(used - known)}"
 
 
+def test_tokenizers_are_loaded_without_asking_whether_to_run_code():
+    """For a folder whose config.json names code, transformers asks before it reads a tokenizer that has none."""
+    folders = ("src", "training_scripts", "benchmarks", "space")
+    files = [*PAGES, *ROOT.glob("space/*.md"), *(path for name in folders for path in (ROOT / name).rglob("*.py"))]
+    calls = [
+        (path.name, call)
+        for path in files
+        for call in re.findall(r"AutoTokenizer\.from_pretrained\([^()]*\)", path.read_text(encoding="utf-8"))
+    ]
+    assert len(calls) > 5 and not [one for one in calls if "trust_remote_code=False" not in one[1]]
+
+
 def test_every_configuration_and_checkpoint_in_a_command_exists():
     named = {word for words in ALL_COMMANDS for word in words if re.match(r"(training_scripts|checkpoints)/", word)}
     assert named and not [name for name in sorted(named) if not (ROOT / name).exists()]

@@ -379,7 +379,7 @@ def checkpoints_by_step(records: dict[str, dict[str, Any]]) -> dict[int, dict[st
 def load(options: argparse.Namespace) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
     """The model on this process's device, in eval mode, and its tokenizer, which Sudoku has no use for."""
     with loading("--model", options.model):
-        kind = AutoConfig.from_pretrained(options.model).model_type
+        kind = AutoConfig.from_pretrained(options.model, trust_remote_code=False).model_type
         model_class = MODEL_CLASSES.get(kind, AutoModelForCausalLM)
         model = model_class.from_pretrained(options.model, dtype=getattr(torch, options.dtype)).eval()
         if take_average(model, Path(options.model)) and process_state().is_main_process:

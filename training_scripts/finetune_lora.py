@@ -26,6 +26,7 @@ from transformers import HfArgumentParser, set_seed
 
 from hf_lomdm import LoMDMForMaskedDiffusion, LoMDMPipeline
 from hf_lomdm.cli.errors import FROM_OUTSIDE, loading, user_errors
+from hf_lomdm.pipelines.hub_folder_lomdm import check_target
 from hf_lomdm.training.checkpointing import CheckpointError
 from hf_lomdm.training.data import TextCollator, data_fingerprint
 from hf_lomdm.training.finetuning import (
@@ -61,6 +62,7 @@ def prepare(arguments: list[str] | None) -> tuple[FinetuningArguments, LoMDMTrai
         (FinetuningArguments, LoraTrainingArguments), allow_abbrev=False
     ).parse_args_into_dataclasses(arguments)
     check(args)
+    check_target(Path(args.output_dir) / "merged", "lomdm")
     set_seed(args.seed)
     with loading("--model", options.model):
         base, tokenizer = load_base(options), load_tokenizer(options.model)

@@ -133,7 +133,10 @@ def load_texts(options: argparse.Namespace, model: LoMDMForMaskedDiffusion) -> T
     Raises:
         ValueError: fewer than two of them.
     """
-    tokenizer, length = AutoTokenizer.from_pretrained(options.model), model.config.max_position_embeddings
+    tokenizer, length = (
+        AutoTokenizer.from_pretrained(options.model, trust_remote_code=False),
+        model.config.max_position_embeddings,
+    )
     *ends, separator = special_tokens(model, tokenizer)
     documents = load_file(options.file, "text", "paragraph")
     packed = pack_documents(documents, tokenizer, length, ends, separator, options.max_rows)

@@ -27,7 +27,7 @@ from transformers import (
 import oracles
 from conftest import build_model
 from hf_lomdm import LoMDMForMaskedDiffusion, LoMDMPipeline, LoMDMScheduler
-from hf_lomdm.adapters import OrderAdapter
+from hf_lomdm.adapters import OrderAdapter, order_adapter
 from hf_lomdm.adapters.order_adapter import fingerprint
 from hf_lomdm.evaluation import exact_log_likelihood, nelbo
 from hf_lomdm.evaluation.corpus import evaluate_corpus
@@ -327,6 +327,25 @@ def test_a_base_that_moved_or_changed_is_found_or_refused(tmp_path):
     refused("vocab_size=9", OrderAdapter.from_pretrained, folder, base=wider, verify_base=False)
 
 
+def test_heads_are_judged_before_the_base_is_loaded_and_before_memory_is_asked_for(tmp_path, monkeypatch):
+    folder = tmp_path / "adapter"
+    OrderAdapter.attach(make_base(), mask_token_id=7).save_pretrained(folder)
+    monkeypatch.setattr(order_adapter, "load_base", lambda *_, **__: pytest.fail("the base was loaded"))
+    content = json.loads((folder / "config.json").read_text())
+    for field, value, message in (
+        ("intermediate_size", 2**24, "does not fit its config.json"),
+        ("num_labels", 10**9, "num_labels must be"),
+        ("prefix_token_id", "4", "prefix_token_id must be"),
+        ("base_name", ["x"], "base_name must be"),
+    ):
+        (folder / "config.json").write_text(json.dumps({**content, field: value}))
+        for loader in (OrderAdapter, LoMDMPipeline):
+            refused(message, loader.from_pretrained, folder)
+    (folder / "config.json").write_text(json.dumps(content))
+    (folder / "model.safetensors").write_bytes(b"cut")
+    refused("is cut off, or no safetensors file", OrderAdapter.from_pretrained, folder)
+
+
 def test_the_base_is_fetched_at_the_commit_of_the_adapter_and_one_that_is_passed_as_it_is(tmp_path, monkeypatch):
     folder, asked = save_adapter(tmp_path), []
     config = json.loads((folder / "config.json").read_text())
@@ -351,7 +370,7 @@ def test_checkpoints_of_heads_that_do_not_fit_are_refused(tmp_path):
     save_file({name: weight for name, weight in weights.items() if name != "phi.out.weight"}, path)
     refused("phi.out.weight has the shape None", OrderAdapter.from_pretrained, folder)
     path.write_bytes(path.read_bytes()[:100])
-    refused("damaged", OrderAdapter.from_pretrained, folder)
+    refused("is cut off, or no safetensors file", OrderAdapter.from_pretrained, folder)
 
 
 def test_a_checkpoint_without_a_prediction_head_is_refused(tmp_path):

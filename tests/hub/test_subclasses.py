@@ -15,6 +15,7 @@ from hf_lomdm import LoMDMConfig, LoMDMForMaskedDiffusion, LoMDMModel, LoMDMPipe
 from hf_lomdm.hub import export_to_hub_folder
 from hf_lomdm.pipelines.hub_folder_lomdm import check_target
 from tiny_tokenizer import build_tokenizer
+from training.tiny_training import make_trainer
 
 SOURCE = """
 from hf_lomdm import LoMDMConfig, LoMDMForMaskedDiffusion, LoMDMPipeline, LoMDMScheduler
@@ -177,6 +178,22 @@ def test_a_folder_of_another_model_is_left_as_it_is(make_model, tmp_path, kind):
         with pytest.raises(ValueError, match="holds .*Pass another folder") as error:
             write(folder)
         assert "\n" not in str(error.value) and content(folder) == before
+
+
+def test_training_does_not_begin_where_its_model_could_not_be_saved(tmp_path, monkeypatch):
+    bert(tmp_path / "run")
+    (tmp_path / "tuned").mkdir()
+    bert(tmp_path / "tuned" / "merged")
+    before = content(tmp_path)
+    trainer = make_trainer(tmp_path / "run", max_steps=1)
+    with pytest.raises(ValueError, match="holds a model of the kind 'bert', not 'lomdm'"):
+        trainer.train()
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "training_scripts")
+    script = importlib.import_module("finetune_lora")
+    words = ["--model", "absent", "--train_file", "absent", "--output_dir", str(tmp_path / "tuned"), "--use_cpu"]
+    with pytest.raises((ValueError, SystemExit), match="holds a model of the kind 'bert', not 'lomdm'"):
+        script.main(words)
+    assert content(tmp_path) == before
 
 
 def test_a_folder_of_the_same_kind_and_one_without_a_model_may_be_written(make_model, tmp_path):

@@ -6,15 +6,15 @@ import os
 from collections.abc import Iterable
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils import cached_file
 
-# Not relative: `LoMDMPipeline.save_pretrained` copies this file, which needs the package wherever it is
+# By their full names: a copy of this file needs the package wherever it is
 from hf_lomdm.modeling.backbone_lomdm import check_inputs, position_ids
+from hf_lomdm.modeling.checkpoint_lomdm import weight_shapes
 from hf_lomdm.modeling.configuration_lomdm import NAME, OPTIONAL_TOKEN, TOKEN, LoMDMConfig
 from hf_lomdm.modeling.modeling_lomdm import LoMDMForMaskedDiffusion, LoMDMOrderHead
 
@@ -241,6 +241,7 @@ class OrderAdapter(LoMDMForMaskedDiffusion):
                 raise ValueError(f"{name_or_path} is no saved adapter. For fresh heads call OrderAdapter.attach(base).")
             return cls.attach(load_base(name_or_path, revision, **kwargs), str(name_or_path), **settings)
         config = config or cls.config_class.from_pretrained(name_or_path, **fetch, **settings)
+        heads = read_heads(config, cached_file(name_or_path, WEIGHTS, **fetch))
         if not isinstance(base, PreTrainedModel):
             base = load_base(base or config.base_name, config.base_revision if base is None else None, **kwargs)
         adapter = cls(config, base)
@@ -250,7 +251,7 @@ class OrderAdapter(LoMDMForMaskedDiffusion):
                 f"({config.base_name}, revision {config.base_revision}). Pass base= and the right one, or "
                 "verify_base=False to take it as it is."
             )
-        load_heads(adapter, cached_file(name_or_path, WEIGHTS, **fetch))
+        adapter.load_state_dict(heads)
         return adapter.eval()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -315,6 +316,7 @@ def load_base(name_or_path: str | os.PathLike, revision: str | None = None, **kw
     Raises:
         ValueError: there is none, or its prediction head is missing.
     """
+    kwargs.setdefault("trust_remote_code", False)  # else transformers would ask at a terminal
     try:
         base, info = AutoModelForMaskedLM.from_pretrained(
             name_or_path, revision=revision, output_loading_info=True, **kwargs
@@ -397,7 +399,7 @@ def special_tokens(base: PreTrainedModel, name: str, revision: str | None) -> di
     if base.config.model_type == "lomdm":
         return {key: getattr(base.config, key) for key in OWN_TOKENS}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ValueError(f"base {name!r} has no tokenizer. Pass mask_token_id and the like. {error}") from error
     if len(tokenizer) <= len(set(tokenizer.all_special_ids)):  # transformers makes one up where there are no files
@@ -424,25 +426,23 @@ def longest_text(base: PreTrainedModel) -> int:
 # ------------------------------------------------------------------------------------------------------ the heads
 
 
-def load_heads(adapter: OrderAdapter, path: str) -> None:
-    """Loads the weights of the heads from a safetensors file.
+def read_heads(config: OrderAdapterConfig, path: str) -> dict[str, Tensor]:
+    """The weights of the heads from a safetensors file; its header is judged before memory is asked for.
 
     Raises:
         ValueError: a file that cannot be read, or weights that are missing, unexpected or of another shape.
     """
-    try:
-        found = load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"{path} is damaged: {error}. Save or download the adapter again.") from error
-    expected = {name: tuple(weight.shape) for name, weight in adapter.state_dict().items()}
-    shapes = {name: tuple(weight.shape) for name, weight in found.items()}
+    shapes = weight_shapes([path])
+    with torch.device("meta"):
+        heads = nn.ModuleDict({"phi": LoMDMOrderHead(config, reads_given=True), "psi": LoMDMOrderHead(config)})
+    expected = {name: list(weight.shape) for name, weight in heads.state_dict().items()}
     wrong = sorted(name for name in expected.keys() | shapes.keys() if expected.get(name) != shapes.get(name))
     if wrong:
         raise ValueError(
             f"{path} does not fit its config.json: {wrong[0]} has the shape {shapes.get(wrong[0])}, expected "
             f"{expected.get(wrong[0])}. Save the adapter again."
         )
-    adapter.load_state_dict(found)
+    return load_file(path)
 
 
 def _leave_base_out(adapter: nn.Module, state_dict: dict, prefix: str, local_metadata: dict) -> None:

@@ -43,9 +43,9 @@ def load_judge(
             raise ValueError(f"name_or_path {path!r} needs the package gguf to be read: pip install gguf.")
         options, path = {"gguf_file": Path(path).name}, str(Path(path).parent)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, **options)
-        judge = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, **options)
-    except OSError as error:
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False, **options)
+        judge = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, trust_remote_code=False, **options)
+    except (OSError, ValueError) as error:  # code of its own, for one
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise ValueError(f"judge {path!r} cannot be loaded: {reason}") from error
     judge.config.name_or_path = Path(name_or_path).name  # what records call it, without folders of this machine

@@ -99,7 +99,7 @@ def copy_trunk(model: PreTrainedModel, init_from: str) -> None:
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, init_from: str) -> None:
     """Raises `ValueError` if `init_from` has a tokenizer and it has other tokens than that of the run."""
     try:
-        theirs = AutoTokenizer.from_pretrained(init_from).get_vocab()
+        theirs = AutoTokenizer.from_pretrained(init_from, trust_remote_code=False).get_vocab()
     except (OSError, ValueError):
         return  # written without a tokenizer: the ids are all there is to compare
     differ = sorted(theirs.items() ^ tokenizer.get_vocab().items(), key=lambda item: item[1])
@@ -133,7 +133,7 @@ def _start(arguments: ModelArguments, max_length: int, token_ids: dict[str, int 
 
 def _load_config(init_from: str, model_type: str) -> PreTrainedConfig:
     try:
-        config = AutoConfig.from_pretrained(init_from)
+        config = AutoConfig.from_pretrained(init_from, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ValueError(f"init_from={init_from!r} has no config.json that can be read: {error}") from error
     if config.model_type != model_type:

@@ -34,7 +34,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
         ValueError: there is no tokenizer at `name`.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ValueError(
             f"tokenizer {name!r} could not be loaded. Give a Hub name or a folder with tokenizer.json. {error}"
@@ -223,7 +223,7 @@ def _add_special_tokens(model: Tokenizer) -> None:
 
 def _reuse(kind: str, texts: Iterable[str], digest: "hashlib._Hash", folder: Path) -> PreTrainedTokenizerFast:
     """The tokenizer that an earlier run left in `folder`; it must be of the same kind, and made from the same text."""
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     found, text = (tokenizer.init_kwargs.get(name) for name in ("trained_as", "trained_on"))
     if kind != "byte":  # which no text decides
         collections.deque(texts, maxlen=0)

@@ -19,6 +19,7 @@ from ..evaluation.summary import summarise_texts
 from ..modeling.modeling_lomdm import LoMDMOutput
 from ..modeling.process_lomdm import send
 from ..pipelines import LoMDMPipeline
+from ..pipelines.hub_folder_lomdm import check_target
 from ..schedulers.scheduling_lomdm import LoMDMScheduler
 from . import checkpointing, resuming
 from .arguments import LoMDMTrainingArguments
@@ -327,9 +328,11 @@ class LoMDMTrainer(Trainer):
                 process that trains in `output_dir`.
             ValueError: there is no step to take.
             FloatingPointError: a loss or gradient that is not finite.
+            ValueError: `output_dir` holds a model of another kind, which the final save would replace.
             OSError: a checkpoint could not be written; the ones before it are kept.
             SystemExit: Ctrl-C, SIGTERM or SIGHUP, with the status of the shells, 128 and the number of the signal.
         """
+        check_target(self.args.output_dir, self.model.config.model_type)  # now, not when the training is done
         if self.args.should_save:
             checkpointing.lock(self.args.output_dir)
             checkpointing.clean(self.args.output_dir)
