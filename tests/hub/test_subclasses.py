@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoConfig, Trainer, TrainingArguments
+from transformers import AutoConfig, AutoModel, Trainer, TrainingArguments
 
 from conftest import TINY
 from hf_lomdm import LoMDMConfig, LoMDMForMaskedDiffusion, LoMDMModel, LoMDMPipeline, LoMDMScheduler
@@ -63,6 +63,18 @@ def test_a_subclass_is_saved_without_code_and_loads_by_itself(mine, tmp_path):
     assert torch.equal(again.extra.weight, model.extra.weight)
     with pytest.raises(ValueError, match="extra"):  # the parent does not take it for its own
         LoMDMForMaskedDiffusion.from_pretrained(tmp_path / "model")
+
+
+def test_what_has_not_named_the_class_does_not_load_the_parent_of_a_subclass(make_model, tmp_path):
+    class Quiet(LoMDMForMaskedDiffusion):
+        """With the weights of its parent."""
+
+    Quiet(LoMDMConfig(**TINY)).save_pretrained(tmp_path)
+    for loader in (AutoModel, LoMDMPipeline):
+        with pytest.raises(ValueError, match="was saved by Quiet, not LoMDMForMaskedDiffusion. Load it by Quiet"):
+            loader.from_pretrained(tmp_path)
+    assert type(LoMDMForMaskedDiffusion.from_pretrained(tmp_path)) is LoMDMForMaskedDiffusion
+    assert type(Quiet.from_pretrained(tmp_path)) is Quiet
 
 
 def test_the_trainer_saves_checkpoints_of_a_subclass_and_ends(mine, tmp_path):

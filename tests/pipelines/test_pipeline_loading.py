@@ -1,6 +1,5 @@
 """The options of diffusers' loader in `LoMDMPipeline.from_pretrained`: each is honoured or refused by name."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -139,9 +138,13 @@ def test_components_that_are_passed_to_remote_code_are_taken(folder, tmp_path):
     assert found == [True] * 4 and dtype == "torch.bfloat16"
 
 
-def test_a_folder_whose_index_is_no_json_is_refused_in_one_line(folder):
-    for text in ("[" * 100_000, "{", json.dumps([1])):
-        (folder / "model_index.json").write_text(text)
-        with pytest.raises(ValueError, match="model_index.json") as error:
-            LoMDMPipeline.from_pretrained(folder)
-        assert "\n" not in str(error.value)
+@pytest.mark.parametrize(
+    "name",
+    ["model_index.json", "config.json", "scheduler/scheduler_config.json", "tokenizer.json", "tokenizer_config.json"],
+)
+@pytest.mark.parametrize("text", ["[" * 100_000, "{", "[1]", "3", ""], ids=range(5))
+def test_a_file_that_is_no_mapping_is_refused_in_one_line(folder, name, text):
+    (folder / name).write_text(text)
+    with pytest.raises((ValueError, OSError)) as error:
+        LoMDMPipeline.from_pretrained(folder)
+    assert "\n" not in str(error.value) and str(folder) in str(error.value)

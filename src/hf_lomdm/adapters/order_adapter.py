@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils import cached_file
 
@@ -304,7 +304,7 @@ def is_adapter(name_or_path: str | os.PathLike, fetch: dict) -> bool:
         ValueError: there is none.
     """
     try:
-        found, _ = PreTrainedConfig.get_config_dict(name_or_path, **fetch)
+        found, _ = LoMDMConfig.get_config_dict(name_or_path, **fetch)
     except OSError as error:
         raise ValueError(f"{str(name_or_path)!r} is neither an adapter nor a masked language model. {error}") from error
     return found.get("model_type") == OrderAdapterConfig.model_type

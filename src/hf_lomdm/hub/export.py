@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 from huggingface_hub import HfApi
-from transformers import PreTrainedConfig
 
+from ..modeling.configuration_lomdm import LoMDMConfig
 from ..modeling.modeling_lomdm import LoMDMForMaskedDiffusion
 from ..pipelines import LoMDMPipeline
 from ..schedulers.scheduling_lomdm import LoMDMScheduler
@@ -103,7 +103,7 @@ def _load(folder: Path, output: Path, dtype: torch.dtype | None) -> LoMDMPipelin
             f"output {output} is the checkpoint itself: its training weights would be replaced by their average "
             f"({AVERAGE}), and training could not resume from it. Pass another folder."
         )
-    kind = PreTrainedConfig.get_config_dict(folder)[0].get("model_type") or "lomdm"
+    kind = LoMDMConfig.get_config_dict(folder)[0].get("model_type") or "lomdm"
     if not kind.startswith("lomdm"):
         raise ValueError(f"{folder} holds a {kind}, which needs no code of ours: it loads and uploads as it is.")
     pipe = LoMDMPipeline.from_pretrained(folder)

@@ -88,7 +88,7 @@ class Checkpoint:
 
 
 def check_checkpoint(
-    model_class: type[PreTrainedModel], name_or_path: str | os.PathLike, *args, complete: bool = True, **options
+    model_class: type[PreTrainedModel], name_or_path: str | os.PathLike, /, *args, complete: bool = True, **options
 ) -> None:
     """Refuses weights that are not those of the configuration, or that are not safe to read.
 
@@ -102,8 +102,12 @@ def check_checkpoint(
     for name in ("trust_remote_code", "dtype", "torch_dtype"):
         options.pop(name, None)  # which say nothing of files and shapes
     checkpoint, config = Checkpoint(name_or_path, options), options.pop("config", None)
+    chosen = not isinstance(config, PreTrainedConfig) and not options.get("_from_auto")  # AutoModel passes it read
     if not isinstance(config, PreTrainedConfig):
         config = model_class.config_class.from_pretrained(config or checkpoint.name, **options)
+    name, author = model_class.__name__, (config.architectures or [None])[0]
+    if not chosen and author not in (None, name):
+        raise ValueError(f"{checkpoint.name} was saved by {author}, not {name}. Load it by {author}.from_pretrained.")
     files = checkpoint.weight_files()
     shapes = weight_shapes(files)
     layers = {found[1] for found in map(LAYER.match, shapes) if found}

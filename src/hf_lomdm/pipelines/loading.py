@@ -2,14 +2,17 @@
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import PipelineQuantizationConfig
 from huggingface_hub import snapshot_download
-from transformers import AutoTokenizer, PreTrainedConfig
+from transformers import AutoTokenizer
 
+from ..modeling.configuration_lomdm import LoMDMConfig
 from ..modeling.modeling_lomdm import LoMDMForMaskedDiffusion
 from ..schedulers.scheduling_lomdm import LoMDMScheduler
 from .hub_folder_lomdm import file_and_name
@@ -55,16 +58,15 @@ def load_pipeline(pipeline_class: type, name_or_path: str | os.PathLike, **kwarg
     options = _model_options(given, kwargs)
     folder = _fetch(name_or_path, download)
     _check_classes(folder / "model_index.json", pipeline_class, given)
-    model = given["model"] if "model" in given else _load_model(folder, options)
-    scheduler = given.get("scheduler")
-    if scheduler is None and (folder / "scheduler").is_dir():
-        scheduler = LoMDMScheduler.from_pretrained(folder / "scheduler")
-    elif scheduler is None:
-        scheduler = LoMDMScheduler(mask_token_id=model.config.mask_token_id, block_size=model.config.block_size)
-    tokenizer = given.get("tokenizer")
+    parts = {"tokenizer": None, **given}
+    if "model" not in given:
+        parts["model"] = _load_model(folder, options)
+    if "scheduler" not in given:
+        parts["scheduler"] = _load_scheduler(folder / "scheduler", parts["model"].config)
     if "tokenizer" not in given and (folder / "tokenizer_config.json").exists():
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)  # else it would ask at a terminal
-    pipe = pipeline_class(model=model, scheduler=scheduler, tokenizer=tokenizer)
+        with _readable(f"the tokenizer of {folder}"):
+            parts["tokenizer"] = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    pipe = pipeline_class(**parts)
     pipe.register_to_config(_name_or_path=str(name_or_path))
     return pipe
 
@@ -115,10 +117,8 @@ def _check_classes(path: Path, pipeline_class: type, given: dict[str, Any]) -> N
     """Refuses the folder of another pipeline, whose code would not run here but whose author expects it to."""
     if not path.is_file():
         return
-    try:
+    with _readable(path):
         index = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} cannot be read: {error}. Export or download the model again.") from error
     for name, known in CLASSES.items():
         found = index.get(name) if isinstance(index, dict) else index
         if found not in known and name not in given and found != file_and_name(pipeline_class):
@@ -129,15 +129,31 @@ def _check_classes(path: Path, pipeline_class: type, given: dict[str, Any]) -> N
 
 
 def _load_model(folder: Path, options: dict[str, Any]) -> LoMDMForMaskedDiffusion:
-    model_class = LoMDMForMaskedDiffusion
-    if PreTrainedConfig.get_config_dict(folder)[0].get("model_type") == "lomdm_order_adapter":
+    if LoMDMConfig.get_config_dict(folder)[0].get("model_type") == "lomdm_order_adapter":
         from ..adapters import OrderAdapter  # which few need, and which needs the evaluation
 
-        model_class = OrderAdapter
+        return OrderAdapter.from_pretrained(folder, **options)
     try:
-        return model_class.from_pretrained(folder, **options)
+        return LoMDMForMaskedDiffusion.from_pretrained(folder, _from_auto=True, **options)
     except TypeError as error:  # an option that neither the pipeline nor the model knows
         raise ValueError(f"{error}. Leave it out.") from error
+
+
+def _load_scheduler(folder: Path, config: LoMDMConfig) -> LoMDMScheduler:
+    if not folder.is_dir():
+        return LoMDMScheduler(mask_token_id=config.mask_token_id, block_size=config.block_size)
+    with _readable(folder):
+        return LoMDMScheduler.from_pretrained(folder)
+
+
+@contextmanager
+def _readable(what: str | Path) -> Iterator[None]:
+    """Turns whatever a broken file raises into a `ValueError` of one line: tokenizers raises bare `Exception`."""
+    try:
+        yield
+    except Exception as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ValueError(f"{what} cannot be read: {reason}. Export or download it again.") from error
 
 
 def _fetch(name_or_path: str | os.PathLike, download: dict[str, Any]) -> Path:
