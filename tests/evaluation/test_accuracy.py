@@ -116,7 +116,18 @@ def test_input_that_cannot_work_is_an_error_with_a_remedy(smallest):
         (lambda: exact_gap(smallest, ROWS, positions=5), "2 or more texts with 5 tokens to count, got 0"),
         (lambda: pilot(smallest, ROWS, num_samples=2), "num_samples of 4 or more"),
         (lambda: pilot(smallest, ROWS[:1]), "2 or more texts, got 16 and 1"),
+        (lambda: pilot(smallest, ROWS, num_texts=-1), "2 or more texts, got 16 and -1"),
+        (lambda: exact_gap(smallest, ROWS, positions=1, num_texts=0), "2 or more texts with 1 tokens to count, got 0"),
+        (lambda: compare_bounds(smallest, ROWS[:1]), "compare_bounds needs 2 or more texts, got 1"),
+        (lambda: compare_bounds(smallest, [{"input_ids": [1]}] * 3, **QUIET), "no Monte-Carlo error to compare with"),
         (lambda: compare_bounds(build_causal(), ROWS), "GPTNeoXForCausalLM has an exact likelihood"),
     ]:
         with pytest.raises(ValueError, match=message):
             call()
+
+
+def test_an_interval_of_few_texts_some_without_error_is_finite(smallest):
+    given = {"input_ids": [0, 1], "labels": [-100, -100]}  # all resamples of it alone have no error
+    found = compare_bounds(smallest, [ROWS[0], given], **QUIET)
+    low, high = found["time_over_order_interval"]
+    assert 0 < low <= found["time_over_order"] <= high < math.inf

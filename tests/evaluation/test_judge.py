@@ -125,6 +125,8 @@ def test_texts_without_anything_to_count_are_an_error():
         judge_texts(["ab"], build_judge(), build_judge_tokenizer(bos=False), progress=False)
     with pytest.raises(ValueError, match="context must be at least 2, got 1"):
         judge_texts(["abc"], build_judge(), build_judge_tokenizer(), context=1, progress=False)
+    with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
+        judge_texts(["abc"], build_judge(), build_judge_tokenizer(), batch_size=0, progress=False)
 
 
 def test_a_judge_with_nan_is_an_error():

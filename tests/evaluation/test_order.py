@@ -271,6 +271,7 @@ def test_frequency_deciles_split_the_positions_evenly():
         ([[3, 4]], {"num_samples": 0}, "num_samples must be at least 1, got 0"),
         ([[3, 4]], {"num_generated": -1}, "num_generated must be at least 0, got -1"),
         ([[3, 10]], {}, "mask token"),
+        ([{"input_ids": [3, 4], "labels": [-100, -100]}], {}, "1 rows hold no token to count"),
     ],
 )
 def test_unusable_input_is_refused(make_model, rows, options, message):

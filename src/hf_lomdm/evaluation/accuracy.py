@@ -86,8 +86,12 @@ def compare_bounds(
         `time_over_order`: how many samples of the time bound carry as much as one of the order bound, the ratio of the
         variances per text and sample; its 95 % interval, by the bootstrap over texts; the values and, for all rows,
         `samples_needed` for a perplexity to +- `target`, bound by bound.
+    Raises:
+        ValueError: fewer than two texts, a model whose value is exact, or texts of which the order bound is exact.
     """
     texts = _diffusion_rows(model, rows)
+    if min(num_texts, len(texts)) < 2:
+        raise ValueError(f"compare_bounds needs 2 or more texts, got {min(num_texts, len(texts))}. Pass more rows.")
     chosen = _choose_rows(texts, num_texts, seed)
     options = {"num_samples": num_samples, "seed": seed, "progress": progress}
     records = {
@@ -95,8 +99,11 @@ def compare_bounds(
         for bound in ("order", "time")
     }
     order, time = (sample_variances(record) for record in records.values())
+    if not order.any():
+        raise ValueError("the order bound of these rows has no Monte-Carlo error to compare with. Pass longer rows.")
     draws = torch.randint(len(chosen), (BOOTSTRAPS, len(chosen)), generator=torch.Generator().manual_seed(seed))
     ratios = time[draws].mean(-1) / order[draws].mean(-1)
+    ratios = ratios[ratios.isfinite()]  # else a resample of texts without error alone
     tokens = sum(int((text.labels != -100).sum()) for text in texts)
     result: dict[str, Any] = {
         "time_over_order": float(time.mean() / order.mean()),

@@ -209,7 +209,7 @@ def summarise(per_text: dict[str, list], characters: int | None = None, num_byte
     table = torch.tensor(columns, dtype=torch.float64).T
     means = summarise_texts(table)
     value, monte_carlo = means["nelbo"], means.get("nelbo_monte_carlo_error")
-    error = means["nelbo_standard_error"] if len(table) > 1 else None
+    error = means.get("nelbo_standard_error")
     if error is not None and monte_carlo is not None:
         error = max(error, monte_carlo)  # it is a part of it, and the spread of a few texts is a poor estimate
     total_error = monte_carlo if error is None else error

@@ -86,6 +86,8 @@ def judge_texts(
     """
     if context < 2:
         raise ValueError(f"context must be at least 2, got {context}. For example: {CONTEXT}.")
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}. For example: 8.")
     bos = judge_tokenizer.bos_token_id if with_bos else None
     first = [] if bos is None else [bos]
     texts = [well_formed(text) for text in texts]
@@ -118,7 +120,7 @@ def _perplexity(counted: list[int], nats: list[float]) -> dict[str, float | None
     """The corpus value and its error over texts, from the counted tokens and the nats of each text."""
     table = [[tokens, nll, 0.0, 0.0] for tokens, nll in zip(counted, nats, strict=True)]
     means = summarise_texts(torch.tensor(table, dtype=torch.float64))
-    error = means["nelbo_standard_error"] if len(counted) > 1 else None
+    error = means.get("nelbo_standard_error")
     return {
         "value": means["perplexity"],
         "standard_error": None if error is None else means["perplexity"] * error,

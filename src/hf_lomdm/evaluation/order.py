@@ -410,6 +410,8 @@ def _check(model: nn.Module, rows: list[dict], num_samples: int, num_generated: 
         raise ValueError(f"model is a {kind}, which has no rates: its order is fixed. Pass a LoMDMForMaskedDiffusion.")
     if not rows or any(len(row["input_ids"]) == 0 for row in rows):
         raise ValueError(f"rows must be texts with at least one token each, got {len(rows)} rows. Check the file.")
+    if all("labels" in row and (np.asarray(row["labels"]) == -100).all() for row in rows):
+        raise ValueError(f"rows: {len(rows)} rows hold no token to count. Check the labels.")
     for name, value, least in (("num_samples", num_samples, 1), ("num_generated", num_generated, 0)):
         if value < least:
             raise ValueError(f"{name} must be at least {least}, got {value}. For example: 8.")
