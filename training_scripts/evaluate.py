@@ -350,7 +350,10 @@ def compare(options: argparse.Namespace) -> None:
     if options.plot and Path(options.plot).exists():
         raise ValueError(f"--plot {options.plot} is there already. Pass another name, or delete it.")
     records = read_records(options.compare)
-    print(visible(comparison_table(records)))
+    try:
+        print(visible(comparison_table(records)))
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"--compare: a record is not one of this script, or not whole: {error!r}.") from error
     if options.plot:
         by_step = checkpoints_by_step(records)
         if by_step:

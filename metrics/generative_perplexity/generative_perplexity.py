@@ -49,7 +49,11 @@ class GenerativePerplexity(evaluate.Metric):
         device=None,
     ):
         if isinstance(model, str):
+            if tokenizer is not None:
+                raise ValueError("tokenizer is for a judge that is passed as a model. Leave it out.")
             model, tokenizer = load_judge(model, device)
+        elif device is not None:
+            raise ValueError(f"device={device!r} is for a judge that is named. Move the model: model.to(device).")
         if tokenizer is None:
             raise ValueError("tokenizer is None, but the judge was passed as a model. Pass its tokenizer too.")
         options = {"batch_size": batch_size, "context": max_length, "with_bos": add_start_token, "progress": False}

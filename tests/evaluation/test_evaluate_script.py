@@ -249,6 +249,9 @@ def test_errors_are_one_line_and_say_what_to_do(script, run, folder, tmp_path):
         script.main(["likelihood", "--model", str(tmp_path / "none"), "--file", str(folder / "text.txt")])
     with pytest.raises(SystemExit, match="error: .*is no record"):
         script.main(["--compare", str(tmp_path / "none.json")])
+    (tmp_path / "part.json").write_text('{"task": "likelihood"}')
+    with pytest.raises(SystemExit, match="error: --compare: a record is not one of this script, or not whole"):
+        script.main(["--compare", str(tmp_path / "part.json")])
     with pytest.raises(SystemExit, match="2"):  # argparse says the rest
         script.main([])
 

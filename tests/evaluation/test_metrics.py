@@ -73,6 +73,16 @@ def test_nelbo_perplexity_adds_batches_and_cuts_long_texts_into_windows(load):
     assert result["tokens"] == 58 and len(result["perplexities"]) == 2
     with pytest.raises(ValueError, match=r"predictions \[1\] have no tokens"):
         metric.compute(predictions=["ab", ""], model=pipe)
+    with pytest.raises(ValueError, match="predictions is empty"):
+        metric.compute(predictions=[], model=pipe)
+    with pytest.raises(ValueError, match="device='cpu' is for a model that is named"):
+        metric.compute(predictions=["ab"], model=pipe, device="cpu")
+    one = metric.compute(predictions=["ab"], model=pipe)
+    assert one["standard_error"] is None and one["perplexity"] > 1
+    assert metric.compute(predictions=["<mask>"], model=pipe)["tokens"] == len("<mask>")  # spelled out: text
+    pipe.tokenizer = None
+    with pytest.raises(ValueError, match="model has no tokenizer"):
+        metric.compute(predictions=["ab"], model=pipe)
 
 
 def test_generative_perplexity_is_that_of_judge_texts(load, tmp_path):
@@ -91,5 +101,11 @@ def test_generative_perplexity_is_that_of_judge_texts(load, tmp_path):
     result = load("generative_perplexity").compute(predictions=texts, **options)
     same = judge_texts(texts, judge, tokenizer, with_bos=False, context=2, progress=False)
     assert result["perplexity"] == pytest.approx(same["value"], rel=1e-5)
+    one = load("generative_perplexity").compute(predictions=["ab", "abcd"], **options)
+    assert one["tokens"] == 1 and one["standard_error"] is None  # a text whose only token is read is no second one
+    with pytest.raises(ValueError, match="tokenizer is for a judge that is passed as a model"):
+        load("generative_perplexity").compute(predictions=texts, tokenizer=tokenizer, **options)
+    with pytest.raises(ValueError, match="device='cpu' is for a judge that is named"):
+        load("generative_perplexity").compute(predictions=texts, model=judge, tokenizer=tokenizer, device="cpu")
     with pytest.raises(ValueError, match="Pass its tokenizer too"):
         load("generative_perplexity").compute(predictions=texts, model=judge)

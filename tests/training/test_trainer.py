@@ -377,6 +377,7 @@ def test_a_single_text_has_no_standard_error_but_that_of_its_draws():
     assert metrics["nelbo"] == 2.0 and "nelbo_standard_error" not in metrics
     with pytest.raises(ValueError, match="2 texts hold no token to count"):  # a perplexity of 1 it is not
         summarise_texts(torch.zeros(2, 4))
+    assert summarise_texts(torch.tensor([[4.0, 6.0, 2.0, 0.5], [0.0] * 4])) == metrics  # nor does a text of no token
     assert metrics["nelbo_monte_carlo_error"] == 0.125
 
 

@@ -78,9 +78,9 @@ def difference(record: dict[str, Any], first: dict[str, Any]) -> Difference:
     if (record["rows"], record["groups"]) == (first["rows"], first["groups"]):
         ours, theirs = (_nelbo(one) for one in (record, first))
         tokens = torch.tensor(record["per_text"]["tokens"], dtype=torch.float64)
-        value = (ours - theirs).sum() / tokens.sum()
-        spread = (ours - theirs - value * tokens).square().sum() * len(tokens) / max(len(tokens) - 1, 1)
-        error = float(spread.sqrt() / tokens.sum()) if len(tokens) > 1 else None
+        value, counted = (ours - theirs).sum() / tokens.sum(), int((tokens > 0).sum())
+        spread = (ours - theirs - value * tokens).square().sum() * counted / max(counted - 1, 1)
+        error = float(spread.sqrt() / tokens.sum()) if counted > 1 else None
         return Difference(float(value), error, True)
     errors = [one["standard_error"] for one in (record, first)]
     return Difference(record["value"] - first["value"], None if None in errors else math.hypot(*errors), False)
