@@ -13,7 +13,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils import cached_file
 
 # By their full names: a copy of this file needs the package wherever it is
-from hf_lomdm.modeling.backbone_lomdm import check_inputs, position_ids
+from hf_lomdm.modeling.backbone_lomdm import check_inputs, check_unread, one_text, position_ids
 from hf_lomdm.modeling.checkpoint_lomdm import weight_shapes
 from hf_lomdm.modeling.configuration_lomdm import NAME, OPTIONAL_TOKEN, TOKEN, LoMDMConfig
 from hf_lomdm.modeling.modeling_lomdm import LoMDMForMaskedDiffusion, LoMDMOrderHead
@@ -112,22 +112,37 @@ class FrozenBase(nn.Module):
     @torch.no_grad()
     def forward(
         self,
-        input_ids: Tensor,
+        input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         past_key_values=None,
         deterministic: bool = True,
+        inputs_embeds: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool = True,
+        **unread,
     ) -> BaseModelOutput:
         """Hidden states `[B, L, D]` of texts `[B, L]`, which the base sees with their prefix and suffix.
 
-        `deterministic` is always so, and `past_key_values` must be `None`: the arguments are those of `LoMDMModel`.
+        The arguments are those of `LoMDMModel`: it is always `deterministic`, and `past_key_values` and
+        `inputs_embeds` must be `None`.
         """
-        check_inputs(input_ids, attention_mask, self.config)
-        if past_key_values is not None:
-            raise ValueError("past_key_values needs blocks, which an order adapter does not have. Leave it out.")
+        check_unread(self.config, unread)
+        if past_key_values is not None or inputs_embeds is not None:
+            raise ValueError("an order adapter reads whole texts by their ids: no past_key_values, no inputs_embeds.")
+        check_inputs(one_text(input_ids, None)[1], attention_mask, self.config)
+        keep = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         framed, real, place = self.frame(input_ids, attention_mask)
-        hidden = self.base.base_model(input_ids=framed, attention_mask=real).last_hidden_state
-        hidden = hidden.gather(1, place[..., None].expand(len(input_ids), -1, hidden.shape[-1]))
-        return BaseModelOutput(last_hidden_state=hidden)
+        out = self.read(input_ids=framed, attention_mask=real, output_hidden_states=bool(keep))
+        place = place[..., None].expand(len(input_ids), -1, -1)
+        last, *states = (
+            one.gather(1, place.expand(-1, -1, one.shape[-1]))
+            for one in (out.last_hidden_state, *(out.hidden_states or ()))
+        )
+        return BaseModelOutput(last_hidden_state=last, hidden_states=tuple(states) if keep else None)
+
+    def read(self, **arguments) -> BaseModelOutput:
+        """What the base without its prediction head says, whatever its own configuration says of its outputs."""
+        return self.base.base_model(**arguments, return_dict=True)
 
     def frame(self, input_ids: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor]:
         """What the base sees of texts `[B, L]`: `[B, F + L + S]` padded on the right, its mask, and where each is.
@@ -162,7 +177,7 @@ class FrozenBase(nn.Module):
             head, backbone = copy.copy(self.base), copy.copy(self.base.base_model)
             backbone.forward = lambda *_, inputs_embeds=None, **__: BaseModelOutput(last_hidden_state=inputs_embeds)
             head._modules = {**head._modules, head.base_model_prefix: backbone}
-            logits = type(head).forward(head, inputs_embeds=states).logits
+            logits = type(head).forward(head, inputs_embeds=states, return_dict=True).logits
         return logits.reshape(*hidden.shape[:-1], -1)
 
 
@@ -360,8 +375,8 @@ def check_split(frozen: FrozenBase) -> None:
     device = frozen.base.get_input_embeddings().weight.device
     ids = torch.arange(min(3, frozen.config.max_position_embeddings), device=device)[None] % frozen.config.vocab_size
     with torch.no_grad():
-        whole = frozen.base(input_ids=ids).logits
-    split = frozen.logits(frozen.base.base_model(input_ids=ids).last_hidden_state)
+        whole = frozen.base(input_ids=ids, return_dict=True).logits
+    split = frozen.logits(frozen.read(input_ids=ids).last_hidden_state)
     finite = whole.isfinite()  # a LoMDM has its mask token at -inf
     if not torch.allclose(split[finite].float(), whole[finite].float(), rtol=0.05, atol=0.05):  # bfloat16
         raise ValueError(

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..modeling.backbone_lomdm import check_inputs, position_ids
+from ..modeling.backbone_lomdm import check_inputs, check_labels, position_ids
 from ..modeling.configuration_lomdm import BOUNDS
-from ..modeling.modeling_lomdm import as_bool, check_labels, stack_views
 from ..modeling.process_lomdm import (
     Blocks,
     block_sum,
@@ -20,6 +19,7 @@ from ..modeling.process_lomdm import (
     position_exponentials,
     row_seeds,
     spread_blocks,
+    stack_views,
     wide,
 )
 
@@ -201,7 +201,7 @@ def _check_density(density: Tensor | None, bound: str, num_orders: int | None) -
 def clean_texts(model, input_ids, attention_mask, labels) -> tuple[Tensor, Tensor]:
     """Checks the input; which positions are maskable `[B, L]` bool, and the clean texts `[B, L]`."""
     check_inputs(input_ids, attention_mask, model.config)
-    real = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else as_bool(attention_mask)
+    real = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
     if labels is None:
         labels = input_ids.masked_fill(~real, -100)
         if (labels == model.config.mask_token_id).any():
@@ -213,6 +213,8 @@ def clean_texts(model, input_ids, attention_mask, labels) -> tuple[Tensor, Tenso
 
 @contextlib.contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
+    if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
+        raise ValueError("model has virtual tokens of peft, which forward alone sees. Evaluate the loss of forward.")
     # module by module: a user may have frozen parts of a training model in eval mode
     modes = {module: module.training for module in model.modules()}
     try:

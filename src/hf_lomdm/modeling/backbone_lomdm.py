@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
+from itertools import pairwise, repeat
 from typing import NamedTuple
 
 import torch
@@ -12,6 +12,7 @@ from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+from transformers.utils import can_return_tuple
 
 from .checkpoint_lomdm import check_checkpoint, code_map
 from .configuration_lomdm import LoMDMConfig
@@ -20,7 +21,16 @@ from .process_lomdm import wide
 # Attention implementations that take a mask of any shape; flash attention takes padding alone.
 BLOCK_ATTENTION = ("eager", "sdpa", "flex_attention")
 QUERY_CHUNK = 256  # queries that attend together with blocks: shorter skips more keys, longer makes fewer calls
+GIVEN = -100  # the label of a given position
 CPU_POSITIONS = 2048  # that a CPU takes through the layers together: the states of more leave its caches
+# Standard arguments of transformers that these models do not read, and what to do instead.
+UNREAD = {
+    "position_ids": "Positions are counted from the first 1 of attention_mask.",
+    "token_type_ids": "There are no token types: call the tokenizer with return_token_type_ids=False.",
+    "output_attentions": "Attention weights are not kept: leave it and config.output_attentions at False.",
+    "use_cache": "With blocks, pass past_key_values=DynamicCache().",
+}
+UNKNOWN = "Leave it out. Of the task types of peft None, CAUSAL_LM and FEATURE_EXTRACTION fit."
 
 
 class QueryChunk(NamedTuple):
@@ -70,7 +80,7 @@ def attention_inputs(
     config: LoMDMConfig, hidden: Tensor, attention_mask: Tensor | None, num_copies: int = 1, past_length: int = 0
 ) -> tuple:
     """The attention mask in the form of the attention implementation (`None` = no mask; with blocks a list of
-    `QueryChunk`, or the mask of FlexAttention), and the rotary tables.
+    `QueryChunk`, or one mask for FlexAttention and the compiler), and the rotary tables.
 
     Args:
         hidden: `[B, C * L, D]`, one copy of each text after the other (`LoMDMModel.forward`).
@@ -172,16 +182,20 @@ def block_mask(config: LoMDMConfig, hidden: Tensor, attention_mask: Tensor | Non
             config=config, inputs_embeds=hidden, attention_mask=real, and_mask_function=allowed
         )
     # broadcast by hand: for a function of ours transformers would use vmap, which costs milliseconds per mask
-    row, every = torch.arange(len(block), device=hidden.device), torch.arange(len(copy), device=hidden.device)
-    row, chunks, zero = row[:, None, None, None], [], hidden.new_zeros((), dtype=query_dtype(hidden))
-    for queries, keys in chunk_positions(config, width // num_copies, num_copies, past, padded):
-        query, (key,) = every[queries, None], take_slices(every, [keys], 0)
-        mask = allowed(row, 0, query, key)  # [B or 1, 1, Q, K]
+    row, every = torch.arange(block.shape[0], device=hidden.device), torch.arange(copy.shape[0], device=hidden.device)
+    row, zero = row[:, None, None, None], hidden.new_zeros((), dtype=query_dtype(hidden))
+
+    def added(query, key):  # [B or 1, 1, Q, K]
+        mask = allowed(row, 0, query, key)
         if padded:  # it sees itself, for its block may lie elsewhere and a softmax over nothing is NaN
             mask = (mask & real[:, None, None, key]) | (key == query + past)
         # to be added, as wide as queries are: else SDPA would make it anew in each layer
-        chunks.append(QueryChunk(queries, keys, zero.where(mask, torch.finfo(zero.dtype).min)))
-    return chunks
+        return zero.where(mask, torch.finfo(zero.dtype).min)
+
+    if torch.compiler.is_compiling() and num_copies == 1:  # chunks would need a graph for each length
+        return added(every[: total - past, None], every)
+    parts = chunk_positions(config, width // num_copies, num_copies, past, padded)
+    return [QueryChunk(at, keys, added(every[at, None], take_slices(every, [keys], 0)[0])) for at, keys in parts]
 
 
 def eager_attention(
@@ -286,9 +300,9 @@ class LoMDMLayer(GradientCheckpointingLayer):
         first_output: int = 0,
     ) -> Tensor:
         branch = self.attention(self.attention_norm(hidden), attention_mask, rotary, past_key_values, first_output)
-        hidden = hidden[:, first_output:] + nn.functional.dropout(branch, dropout, training=dropout > 0)
+        hidden = hidden[:, first_output:] + (nn.functional.dropout(branch, dropout) if dropout else branch)
         branch = self.mlp(self.mlp_norm(hidden))
-        return hidden + nn.functional.dropout(branch, dropout, training=dropout > 0)
+        return hidden + (nn.functional.dropout(branch, dropout) if dropout else branch)
 
 
 class LoMDMPreTrainedModel(PreTrainedModel):
@@ -380,14 +394,18 @@ class LoMDMModel(LoMDMPreTrainedModel):
     def set_input_embeddings(self, value: nn.Embedding) -> None:
         self.embed_tokens = value
 
+    @can_return_tuple
     def forward(
         self,
-        input_ids: Tensor,
+        input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         views: Tensor | None = None,
         past_key_values: Cache | None = None,
         deterministic: bool = False,
         views_only: bool = False,
+        inputs_embeds: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        **unread,
     ) -> BaseModelOutput:
         """Hidden states of partly masked or clean texts.
 
@@ -397,75 +415,112 @@ class LoMDMModel(LoMDMPreTrainedModel):
             input_ids: `[B, L]` int64.
             attention_mask: `[B, L]`, 1 = real, 0 = padding on either side; `None` = nothing padded. With a cache of
                 `P` positions `[B, P + L]`; longer if positions in front of these have left it again.
-            views: `[K * B, L]`, only with blocks: partly masked views of the clean texts `input_ids`, view after view.
-                A block of a view sees itself and the clean blocks before it.
+            views: `[K * B, L]`, only with blocks: partly masked views of the clean texts `input_ids`, view after view
+                (with `inputs_embeds` their embeddings). A block of a view sees itself and the clean blocks before it.
             past_key_values: only with blocks: a cache of whole blocks, to which whole blocks of texts are added (a last
                 one may be short); `crop` it to forget a block that is still partly masked.
             deterministic: no dropout, in training mode too (the clean pass of the forward rates).
             views_only: no output of the clean text; it is then left out where nothing but the output hangs on it.
+            inputs_embeds: `[B, L, D]`, embeddings instead of `input_ids`.
+            output_hidden_states: also what each layer reads; default of the configuration.
+            unread: the other standard arguments of transformers, all `None` or `False`.
         Returns:
             `last_hidden_state` `[B, L, D]`; with views `[B, (1 + K) L, D]`, the clean text and then its views, or
-            `[B, K L, D]`, the views alone.
+            `[B, K L, D]`, the views alone. `hidden_states`: `num_hidden_layers + 1` of `[B, L, D]`, or `None`.
         """
-        past_length = 0 if past_key_values is None else past_key_values.get_seq_length()
-        check_inputs(input_ids, attention_mask, self.config, None if past_key_values is None else past_length)
+        check_unread(self.config, unread)
         if self.config.block_size is None and (views is not None or past_key_values is not None):
-            raise ValueError("views and past_key_values need blocks: with block_size=None every reveal changes all.")
-        num_copies, first_output = 1, input_ids.shape[1] if views_only else 0
-        if views is not None:
-            num_copies += len(views) // len(input_ids)
-            input_ids = torch.cat((input_ids, *views.chunk(num_copies - 1)), dim=1)  # [B, (1 + K) L]
-        dropout = self.config.dropout if self.training and not deterministic else 0.0
-        rows, parts = len(input_ids) if past_key_values is not None else rows_at_once(input_ids), []
-        for start in range(0, len(input_ids), rows):
-            hidden = self.embed_tokens(input_ids[start : start + rows])
-            real = None if attention_mask is None else attention_mask[start : start + rows]
-            mask, rotary = attention_inputs(self.config, hidden, real, num_copies, past_length)
-            for layer in self.layers[:-1]:
-                hidden = layer(hidden, mask, rotary, dropout, past_key_values=past_key_values)
-            hidden = self.layers[-1](
-                hidden, mask, rotary, dropout, past_key_values=past_key_values, first_output=first_output
+            raise ValueError(
+                "views and past_key_values need blocks: with block_size=None every reveal changes all. Leave them out "
+                "(by peft, tune prompts instead of prefixes)."
             )
-            parts.append(self.norm(hidden))
-        return BaseModelOutput(last_hidden_state=parts[0] if len(parts) == 1 else torch.cat(parts))
+        name, text = one_text(input_ids, inputs_embeds)
+        past_length = 0 if past_key_values is None else past_key_values.get_seq_length()
+        check_inputs(text, attention_mask, self.config, None if past_key_values is None else past_length, name)
+        num_copies, first_output = 1, text.shape[1] if views_only else 0
+        if views is not None:
+            num_copies += len(views) // len(text)
+            text = torch.cat((text, *views.chunk(num_copies - 1)), dim=1)  # [B, (1 + K) L]
+        keep = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+
+        def read(text: Tensor, attention_mask: Tensor | None) -> list[Tensor]:
+            hidden, states = self.embed_tokens(text) if text.dim() == 2 else text, []
+            mask, rotary = attention_inputs(self.config, hidden, attention_mask, num_copies, past_length)
+            dropout = self.config.dropout if self.training and not deterministic else 0.0
+            for layer in self.layers:
+                states += [hidden] if keep else []
+                first = first_output if layer is self.layers[-1] else 0
+                hidden = layer(hidden, mask, rotary, dropout, past_key_values=past_key_values, first_output=first)
+            return [*states, self.norm(hidden)]
+
+        if past_key_values is None and reads_few_rows(text):
+            rows = max(1, CPU_POSITIONS // text.shape[1])
+            masks = repeat(None) if attention_mask is None else attention_mask.split(rows)
+            states = [torch.cat(parts) for parts in zip(*map(read, text.split(rows), masks), strict=True)]
+        else:
+            states = read(text, attention_mask)
+        return BaseModelOutput(last_hidden_state=states[-1], hidden_states=tuple(states) if keep else None)
 
 
-def rows_at_once(input_ids: Tensor) -> int:
-    """Rows of `[B, L]` that go through the layers together: on a CPU without gradients a few, else all."""
-    if input_ids.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling():
-        return len(input_ids)
-    return max(1, CPU_POSITIONS // input_ids.shape[1])
+def reads_few_rows(text: Tensor) -> bool:
+    """Whether a few rows at a time go through the layers: on a CPU without gradients, where it is not compiled."""
+    return text.device.type == "cpu" and not (torch.is_grad_enabled() or torch.compiler.is_compiling())
+
+
+def check_unread(config: LoMDMConfig, arguments: dict) -> None:
+    """Raises `ValueError` for standard arguments of transformers that are not read, and for unknown ones."""
+    if config.output_attentions:
+        arguments = {**arguments, "output_attentions": True}
+    for name, value in arguments.items():
+        if name not in UNREAD or not (value is None or value is False):
+            raise ValueError(f"{name} is not read by these models. {UNREAD.get(name, UNKNOWN)}")
+
+
+def one_text(input_ids: Tensor | None, inputs_embeds: Tensor | None) -> tuple[str, Tensor]:
+    """Token ids `[B, L]` or embeddings `[B, L, D]`, whichever is given, and its name; else `ValueError`."""
+    if (input_ids is None) == (inputs_embeds is None):
+        both = "neither" if input_ids is None else "both"
+        raise ValueError(f"exactly one of input_ids and inputs_embeds must be given, got {both}.")
+    return ("input_ids", input_ids) if inputs_embeds is None else ("inputs_embeds", inputs_embeds)
 
 
 def check_inputs(
-    input_ids: Tensor, attention_mask: Tensor | None, config: LoMDMConfig, past_length: int | None = None
+    text: Tensor,
+    attention_mask: Tensor | None,
+    config: LoMDMConfig,
+    past_length: int | None = None,
+    name: str = "input_ids",
 ) -> None:
     """Raises `ValueError` for shapes that do not agree and, where it costs no synchronisation, for unknown ids.
 
-    `past_length`: positions in the cache, which may have left it all; `None` = there is no cache.
+    Args:
+        text: `[B, L]`, token ids, or `[B, L, D]`, their embeddings, for `name="inputs_embeds"`.
     """
-    if input_ids.dim() != 2 or 0 in input_ids.shape:
-        raise ValueError(f"input_ids must have the shape [batch, length], not empty, got {list(input_ids.shape)}.")
-    if input_ids.dtype not in (torch.int64, torch.int32):
-        raise ValueError(f"input_ids must be token ids of dtype int64, got {input_ids.dtype}.")
-    if config.block_size is None and input_ids.shape[1] > config.max_position_embeddings:
+    width = [] if name == "input_ids" else [config.hidden_size]
+    if text.dim() != 2 + len(width) or 0 in text.shape or list(text.shape[2:]) != width:
+        shape = ", ".join(["batch", "length", *map(str, width)])
+        raise ValueError(f"{name} must have the shape [{shape}], not empty, got {list(text.shape)}.")
+    if not width and text.dtype not in (torch.int64, torch.int32):
+        raise ValueError(f"input_ids must be token ids of dtype int64, got {text.dtype}.")
+    if config.block_size is None and text.shape[1] > config.max_position_embeddings:
         raise ValueError(
-            f"input_ids has length {input_ids.shape[1]}, more than max_position_embeddings="
+            f"{name} has length {text.shape[1]}, more than max_position_embeddings="
             f"{config.max_position_embeddings}. Cut or split the texts."
         )
-    expected = [len(input_ids), (past_length or 0) + input_ids.shape[1]]
+    expected = [text.shape[0], (past_length or 0) + text.shape[1]]  # `len` would be one batch size for torch.export
     given = expected if attention_mask is None else list(attention_mask.shape)
     has_cache = past_length is not None
     if has_cache and len(given) == 2 and given[1] > expected[1]:  # the first positions have left it again
         given[1] = expected[1]
     if given != expected:
         raise ValueError(
-            f"attention_mask must have the shape of input_ids (with a cache: of all positions), {expected}, got "
+            f"attention_mask must have the shape of {name} (with a cache: of all positions), {expected}, got "
             f"{list(attention_mask.shape)}. Pass 1 for real tokens and 0 for padding."
         )
     if past_length:
-        check_cache(attention_mask, config.block_size, past_length, input_ids.shape[1])
-    check_ids("input_ids", input_ids, config.vocab_size)
+        check_cache(attention_mask, config.block_size, past_length, text.shape[1])
+    if not width:
+        check_ids("input_ids", text, config.vocab_size)
 
 
 def check_cache(attention_mask: Tensor | None, block_size: int, past_length: int, new_length: int) -> None:
@@ -481,6 +536,39 @@ def check_cache(attention_mask: Tensor | None, block_size: int, past_length: int
         raise ValueError(
             f"past_key_values must hold whole blocks of block_size={block_size}, got texts of {lengths} positions. "
             "Add whole blocks, or crop it to the last whole one."
+        )
+
+
+def check_labels(
+    text: Tensor, labels: Tensor, quantiles: Tensor | None, config: LoMDMConfig, name: str = "input_ids"
+) -> None:
+    """Raises `ValueError` for labels or quantiles that do not fit the text; values are read on the CPU only."""
+    if labels.shape != text.shape[:2]:
+        raise ValueError(
+            f"labels must have the shape of {name}, {list(text.shape[:2])}, got {list(labels.shape)}. "
+            "Pass the clean token ids, -100 at given positions (prompt tuning by peft does so with CAUSAL_LM)."
+        )
+    if quantiles is not None and quantiles.shape != text.shape[:1]:
+        raise ValueError(f"quantiles must have the shape [batch={len(text)}], got {list(quantiles.shape)}.")
+    if torch.compiler.is_compiling() or labels.device.type != "cpu":
+        return
+    if quantiles is not None and not ((quantiles > 0) & (quantiles < 1)).all():
+        raise ValueError(f"quantiles must be in (0, 1), got {quantiles.tolist()}.")
+    given = labels == GIVEN
+    if name == "inputs_embeds":
+        clean = labels[~given]
+    elif (wrong := ~given & (labels != text)).any():
+        raise ValueError(
+            f"labels differ from input_ids at {int(wrong.sum())} positions. With labels, input_ids are clean texts, "
+            "which the model masks by itself: no DataCollatorForLanguageModeling(mlm=True) and the like."
+        )
+    else:
+        clean = torch.where(given, text, labels)
+    check_ids("labels", clean, config.vocab_size)
+    if (clean == config.mask_token_id).any():
+        raise ValueError(
+            f"labels or given positions contain the mask token ({config.mask_token_id}). "
+            "Pass clean texts: the model masks them."
         )
 
 

@@ -126,7 +126,7 @@ def check_checkpoint(
     except TypeError:  # a subclass with arguments of its own; transformers compares when it has built it
         return
     expected = {_bare(name): list(value.shape) for name, value in model.state_dict().items()}
-    tied = map(_bare, model._tied_weights_keys) if config.tie_word_embeddings else ()
+    tied = map(_bare, model._tied_weights_keys or ()) if config.tie_word_embeddings else ()
     check_shapes(checkpoint.name, {_bare(name): shape for name, shape in shapes.items()}, expected, set(tied), complete)
 
 

@@ -10,11 +10,14 @@ from transformers.cache_utils import Cache, DynamicCache
 from transformers.utils import ModelOutput, can_return_tuple
 
 from .backbone_lomdm import (
+    GIVEN,
     LoMDMLayer,
     LoMDMModel,
     LoMDMPreTrainedModel,
     attention_inputs,
-    check_ids,
+    check_labels,
+    check_unread,
+    one_text,
     position_ids,
 )
 from .checkpoint_lomdm import check_checkpoint  # noqa: F401  diffusers copies what this file imports, no deeper
@@ -28,7 +31,6 @@ from .process_lomdm import (
     block_quantiles,
     block_sum,
     centre,
-    check_generator,
     draw_order_view,
     draw_time_view,
     lay_blocks,
@@ -40,7 +42,9 @@ from .process_lomdm import (
     rloo_score,
     row_seeds,
     rows_at_a_time,
-    send,
+    stack_copies,
+    stack_views,
+    stratified_quantiles,
     time_bound,
     wide,
 )
@@ -56,7 +60,7 @@ class LoMDMOutput(ModelOutput):
     Without labels:
         logits: `[B, L, V]`, unnormalised token law in the model's dtype, the mask token at `-inf`; or `None`.
         rates: `[B, L]` float32, reverse rates `v_i(z) > 0`.
-        last_hidden_state: `[B, L, D]`.
+        last_hidden_state: `[B, L, D]`. hidden_states: as in `LoMDMModel`.
     With labels (everything but the loss is detached, and summed over the blocks of a text):
         loss: scalar, nats per maskable token; its value is the bound, its gradient that of section 2 (RLOO).
         rates: `[B, L]`, the reverse rates of the first view, with an order head; else `None`.
@@ -70,6 +74,7 @@ class LoMDMOutput(ModelOutput):
     logits: Tensor | None = None
     rates: Tensor | None = None
     last_hidden_state: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
     nelbo: Tensor | None = None
     main: Tensor | None = None
     velocity: Tensor | None = None
@@ -141,11 +146,6 @@ class LoMDMTokenRates(nn.Module):
         self.rho = nn.Parameter(rho, requires_grad=self.rho.requires_grad)
 
 
-def as_bool(attention_mask: Tensor | None) -> Tensor | None:
-    """The padding mask as bool, `None` where nothing is padded."""
-    return None if attention_mask is None else attention_mask.to(torch.bool)
-
-
 class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
     """A masked diffusion language model: backbone, LM head, and what its `rate_type` needs for the order of reveal.
 
@@ -203,10 +203,23 @@ class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
         """Whether reverse rates come from the logits of all positions. If not, positions can be chosen before those."""
         return self.config.rate_type in ("token", "score")
 
+    generation_config = None  # peft asks for it too
+
+    @classmethod
+    def can_generate(cls) -> bool:
+        """`False`: `LoMDMPipeline` writes texts."""
+        return False
+
+    def generate(self, *args, **kwargs):
+        """Raises `ValueError`: the model has no order from left to right."""
+        raise ValueError("generate() is not for masked diffusion. Call LoMDMPipeline(model, scheduler, tokenizer).")
+
+    prepare_inputs_for_generation = generate  # peft asks for it where task_type="CAUSAL_LM"
+
     @can_return_tuple
     def forward(
         self,
-        input_ids: Tensor,
+        input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
         quantiles: Tensor | None = None,
@@ -215,6 +228,9 @@ class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
         output_logits: bool = True,
         past_key_values: Cache | None = None,
         logits_to_keep: int | None = None,
+        inputs_embeds: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        **unread,
     ) -> LoMDMOutput:
         """Token law and rates of partly masked texts, or with `labels` the loss of clean texts.
 
@@ -231,33 +247,47 @@ class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
                 keys and values of `input_ids` (whole blocks, the last may be short) are added; `crop` it to take them
                 out again. `attention_mask` is then that of all positions, `[B, P + L]`.
             logits_to_keep: outputs of the last positions alone, without labels only; default all.
-            return_dict: `False` returns the values that are not `None` as a tuple.
+            inputs_embeds: `[B, L, D]` instead of `input_ids`; with labels, what given positions are read as (peft's
+                prompt tuning).
+            output_hidden_states: without labels only; default of the configuration.
+            unread: the other standard arguments of transformers, all `None` or `False`.
+            return_dict: `False` returns the values that are not `None` as a tuple; default of the configuration.
         With blocks and without labels, a block sees itself and what `input_ids` holds before it: the model's own law
         is that of blocks with nothing masked before them.
 
         Raises:
             ValueError: shapes that do not agree, ids outside the vocabulary, a bound that does not exist.
         """
-        check_read(self, labels, past_key_values, logits_to_keep)
+        check_unread(self.config, unread)
+        check_read(self, labels, past_key_values, logits_to_keep, output_hidden_states)
         if labels is None:
-            return self._denoise(input_ids, attention_mask, output_logits, past_key_values, logits_to_keep)
-        check_labels(input_ids, labels, quantiles, self.config)
-        maskable = labels != -100 if attention_mask is None else (labels != -100) & attention_mask.bool()
-        clean = torch.where(maskable, labels, input_ids).to(torch.int64)
-        return self._loss(clean, attention_mask, maskable, quantiles, generator, bound or self.config.bound)
+            text = {"input_ids": input_ids, "inputs_embeds": inputs_embeds, "past_key_values": past_key_values}
+            return self._denoise(text, attention_mask, output_logits, logits_to_keep, output_hidden_states)
+        name, text = one_text(input_ids, inputs_embeds)
+        check_labels(text, labels, quantiles, self.config, name)
+        maskable = labels != GIVEN if attention_mask is None else (labels != GIVEN) & attention_mask.bool()
+        clean = torch.where(maskable, labels, GIVEN if input_ids is None else input_ids).to(torch.int64)
+        bound = bound or self.config.bound
+        return self._loss(clean, attention_mask, maskable, quantiles, generator, bound, inputs_embeds)
 
-    def forward_rates(self, x: Tensor, attention_mask: Tensor | None = None, given: Tensor | None = None) -> Tensor:
+    def forward_rates(
+        self,
+        x: Tensor,
+        attention_mask: Tensor | None = None,
+        given: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+    ) -> Tensor:
         """Forward rates `w_i(x)` `[B, L]`, float32 or wider, of clean texts; differentiable in `phi` or `omega`.
 
         `given`: `[B, L]` bool, the positions that are never masked (`phi` may put what follows from them first);
-        `None` = none.
+        `None` = none. `inputs_embeds`: `[B, L, D]`, what positions of the id -100 are read as.
         """
         if self.omega is not None:
-            return self.omega().exp()[x]
+            return self.omega().exp()[x.clamp(min=0)]
         if self.phi is None:
             return torch.ones(x.shape, device=x.device, dtype=wide(self.lm_head.weight[:0]).dtype)
         with torch.no_grad():
-            features = self.model(x, attention_mask, deterministic=True).last_hidden_state
+            features = self._read(x, attention_mask, inputs_embeds, deterministic=True)
         torch.clear_autocast_cache()  # torch 2.9 and 2.10 would lend the views its weights, cast without gradients
         return self._head_rates(self.phi, features, attention_mask, given=given)
 
@@ -275,15 +305,32 @@ class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
         """With blocks: whole blocks `[B, P]`, padded on the left, that stand before the ones to be written."""
         return BlockContext(self, tokens, attention_mask, DynamicCache() if use_cache else None)
 
-    def _denoise(self, input_ids, attention_mask, output_logits, past_key_values, logits_to_keep) -> LoMDMOutput:
-        hidden = self.model(input_ids, attention_mask, past_key_values=past_key_values).last_hidden_state
-        rates = self._reverse_rates(hidden, attention_mask, past_key_values=past_key_values)
+    def _denoise(self, text, attention_mask, output_logits, logits_to_keep, output_hidden_states) -> LoMDMOutput:
+        out = self.model(
+            **text, attention_mask=attention_mask, output_hidden_states=output_hidden_states, return_dict=True
+        )
+        rates = self._reverse_rates(out.last_hidden_state, attention_mask, past_key_values=text["past_key_values"])
         kept = slice(None if logits_to_keep is None else -logits_to_keep, None)
-        hidden, rates = hidden[:, kept], rates[:, kept]
+        hidden, rates = out.last_hidden_state[:, kept], rates[:, kept]
         logits = self.token_logits(hidden) if output_logits or self.rates_need_logits else None
         if self.rates_need_logits:
             rates = self.rates_of_logits(logits)
-        return LoMDMOutput(logits=logits if output_logits else None, rates=rates, last_hidden_state=hidden)
+        logits = logits if output_logits else None
+        return LoMDMOutput(logits=logits, rates=rates, last_hidden_state=hidden, hidden_states=out.hidden_states)
+
+    def _read(self, ids, attention_mask, inputs_embeds=None, **options) -> Tensor:
+        """Hidden states of the trunk; positions of the id -100 are read as `inputs_embeds` `[B, L, D]`."""
+        if inputs_embeds is not None:
+            options = {**options, "inputs_embeds": self._embed(ids, inputs_embeds)}
+            options |= {"views": self._embed(options["views"], inputs_embeds)} if "views" in options else {}
+            ids = None
+        options |= {"output_hidden_states": False, "return_dict": True}
+        return self.model(ids, attention_mask, **options).last_hidden_state
+
+    def _embed(self, ids: Tensor, inputs_embeds: Tensor) -> Tensor:
+        embeds = self.get_input_embeddings()(ids.clamp(min=0))
+        given = stack_views(inputs_embeds, len(ids) // len(inputs_embeds)).to(embeds.dtype)
+        return torch.where((ids == GIVEN)[..., None], given, embeds)
 
     def rates_of_logits(self, logits: Tensor) -> Tensor:
         """Reverse rates `[...]`, float32 or wider, of the token law `[..., V]` of `token_logits`."""
@@ -294,7 +341,7 @@ class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
     def _reverse_rates(self, hidden, attention_mask, num_copies: int = 1, past_key_values=None) -> Tensor:
         """Reverse rates `[C * B, L]` of hidden states `[B, C * L, D]`, 1 where they do not come from an order head."""
         if self.psi is None:
-            return torch.cat(torch.ones_like(wide(hidden[..., 0])).chunk(num_copies, dim=1))
+            return stack_copies(torch.ones_like(wide(hidden[..., 0])), num_copies)
         return self._head_rates(self.psi, hidden, attention_mask, num_copies, past_key_values)
 
     def _head_rates(
@@ -305,7 +352,7 @@ class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
         if head.layer.gradient_checkpointing and torch.is_grad_enabled():
             features.requires_grad_()  # reentrant checkpointing drops the gradients of a layer whose input has none
         scores = head(features, attention_mask, num_copies, past_key_values, given)
-        scores = torch.cat(scores.chunk(num_copies, dim=1))
+        scores = stack_copies(scores, num_copies)
         real = None if attention_mask is None else attention_mask[:, -scores.shape[1] :].bool().repeat(num_copies, 1)
         blocks = self._blocks(scores, attention_mask)
         # the mean score is a flat direction of NormSig, along which training drifts until the sigmoids saturate
@@ -317,9 +364,9 @@ class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
             return None
         length = values.shape[1] if attention_mask is None else attention_mask.shape[1]
         position = position_ids(attention_mask, length, values.device)[:, -values.shape[1] :]
-        return lay_blocks(position.repeat(len(values) // len(position), 1), self.config.block_size)
+        return lay_blocks(position.repeat(values.shape[0] // position.shape[0], 1), self.config.block_size)
 
-    def _loss(self, clean, attention_mask, maskable, quantiles, generator, bound) -> LoMDMOutput:
+    def _loss(self, clean, attention_mask, maskable, quantiles, generator, bound, inputs_embeds=None) -> LoMDMOutput:
         batch = clean.shape[0]
         # 1. The same quantile but independent draws for each view                seeds             [views * B]
         if quantiles is None:
@@ -327,9 +374,11 @@ class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
         seeds = torch.cat([row_seeds(generator, batch, clean.device) for _ in range(self.num_views)])
         quantiles = self.block_quantiles(quantiles, seeds[:batch], attention_mask, clean.shape[1])
         # 2. Rates of the forward process, from clean text                        w                 [B, L]
-        rates = self.forward_rates(clean, attention_mask, given=~maskable)
+        rates = self.forward_rates(clean, attention_mask, given=~maskable, inputs_embeds=inputs_embeds)
         # 3. One pass over all views, the bound term by term                      terms, log_q      [views * B, N]
-        terms, log_q, reverse = self.estimate_bound(clean, rates, maskable, quantiles, seeds, attention_mask, bound)
+        terms, log_q, reverse = self.estimate_bound(
+            clean, rates, maskable, quantiles, seeds, attention_mask, bound, inputs_embeds
+        )
         # 4. The bound, the mean over views                                       nelbo             [B]
         by_view = (self.num_views, batch, -1)
         main, velocity, ratio = (values.view(by_view).mean(0) for values in terms)
@@ -366,13 +415,14 @@ class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
         seeds: Tensor,
         attention_mask: Tensor | None = None,
         bound: str | None = None,
+        inputs_embeds: Tensor | None = None,
     ) -> tuple[BoundTerms, Tensor, Tensor]:
         """One-draw estimates of a bound for given forward rates; the building block of the loss and of evaluation.
 
         Args:
             clean: `[B, L]`, clean texts. rates: `[B, L]`, `w` from `forward_rates`. maskable: `[B, L]` bool.
             quantiles: `[B, N]` in `(0, 1)`, from `block_quantiles`. seeds: `[K * B]` int64 of the draws of `K` views of
-                each text, view after view (`row_seeds`).
+                each text, view after view (`row_seeds`). inputs_embeds: as in `forward_rates`.
         Returns:
             `BoundTerms` `[K * B, N]` in nats per view and block, `log q(z|x)` `[K * B, N]` of the drawn views, and the
             reverse rates `[K * B, L]` (of masked positions alone if they need logits, else 1).
@@ -383,7 +433,8 @@ class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
         view = self._draw_view(w, stack_views(maskable, num_views), quantiles, seeds, attention_mask, bound, blocks)
         # before the pass over the views: on a GPU the host waits here, once, and nowhere behind it
         targets, at = stack_views(clean, num_views), view.masked.nonzero(as_tuple=True)
-        hidden, v = self.read_views(targets.masked_fill(view.masked, self.config.mask_token_id), clean, attention_mask)
+        noisy = targets.masked_fill(view.masked, self.config.mask_token_id)
+        hidden, v = self.read_views(noisy, clean, attention_mask, inputs_embeds)
         # 2. The projection and the loss at masked positions only                 nll               [K * B, L]
         losses, token_rates = self._token_losses(hidden[at], targets[at])
         nll = torch.zeros_like(w).index_put(at, losses.to(w.dtype))
@@ -415,22 +466,28 @@ class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
         few = logits.split(rows_at_a_time(logits, logits.shape[-1], CACHE_LOGITS))
         return losses, torch.cat([checkpoint(self.rates_of_logits, rows, **again) for rows in few])
 
-    def read_views(self, noisy: Tensor, clean: Tensor, attention_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def read_views(
+        self,
+        noisy: Tensor,
+        clean: Tensor,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
         """Hidden states `[K * B, L, D]` and reverse rates `[K * B, L]` of partly masked views `[K * B, L]` of texts.
 
         With blocks, each block of a view sees the blocks before it as they are in `clean` `[B, L]`, which all views of
-        a text share. Rates that need logits are left at 1.
+        a text share. Rates that need logits are left at 1. `inputs_embeds`: as in `forward_rates`.
         """
         num_views = len(noisy) // len(clean)
         if self.config.block_size is None:
             attention_mask = stack_views(attention_mask, num_views)
-            hidden = self.model(noisy, attention_mask).last_hidden_state
+            hidden = self._read(noisy, attention_mask, inputs_embeds)
             return hidden, self._reverse_rates(hidden, attention_mask)
         # psi attends to the clean text, else nothing hangs on its outputs
         num_copies = num_views + (self.psi is not None)
-        packed = self.model(clean, attention_mask, views=noisy, views_only=self.psi is None).last_hidden_state
+        packed = self._read(clean, attention_mask, inputs_embeds, views=noisy, views_only=self.psi is None)
         rates = self._reverse_rates(packed, attention_mask, num_copies)
-        hidden = torch.cat(packed.chunk(num_copies, dim=1))  # [C * B, L, D], the clean copy first if it is there
+        hidden = stack_copies(packed, num_copies)  # [C * B, L, D], the clean copy first if it is there
         return hidden[-len(noisy) :], rates[-len(noisy) :]
 
     def _draw_view(self, rates, maskable, quantiles, seeds, attention_mask, bound, blocks) -> View:
@@ -473,7 +530,7 @@ class BlockContext:
         width = input_ids.shape[1]
         if self.cache is None:
             tokens, mask = torch.cat((self.tokens, input_ids), dim=1), self._join(input_ids, attention_mask)
-            return self.model(tokens, mask, output_logits=output_logits, logits_to_keep=width)
+            return self.model(tokens, mask, output_logits=output_logits, logits_to_keep=width, return_dict=True)
         reach = -(-self.model.config.max_position_embeddings // self.model.config.block_size)
         size = reach * self.model.config.block_size
         while self.tokens.shape[1] > size:  # a long prompt, as much at a time as a block may see
@@ -484,7 +541,8 @@ class BlockContext:
             self._drop(size - self.model.config.block_size)
         # only now: once positions have left the cache, the mask alone tells where the rest stands in the text
         tokens, mask = torch.cat((self.tokens, input_ids), dim=1), self._join(input_ids, attention_mask)
-        out = self.model(tokens, mask, output_logits=output_logits, past_key_values=self.cache, logits_to_keep=width)
+        options = {"output_logits": output_logits, "logits_to_keep": width, "return_dict": True}
+        out = self.model(tokens, mask, past_key_values=self.cache, **options)
         self._cut(slice(None, -width))  # the block may change, what stands before it is there to stay
         self.tokens = self.tokens[:, :0]
         self._drop(size - self.model.config.block_size)
@@ -518,30 +576,21 @@ class BlockContext:
         return torch.cat((before, torch.ones_like(input_ids) if attention_mask is None else attention_mask), dim=1)
 
 
-def stack_views(values: Tensor | None, num_views: int) -> Tensor | None:
-    """`[B, ...] -> [num_views * B, ...]`, view after view."""
-    return None if values is None else values.repeat(num_views, *[1] * (values.dim() - 1))
-
-
-def stratified_quantiles(batch: int, generator, device) -> Tensor:
-    """Default quantiles `[B]`: one shared offset, evenly spread; independent ones with a generator per text."""
-    check_generator(generator)
-    if isinstance(generator, (list, tuple)):
-        quantiles = torch.cat([stratified_quantiles(1, one, one.device) for one in generator])
-        return send(quantiles, device)
-    source = device if generator is None else generator.device
-    offset = send(torch.rand(1, generator=generator, device=source), device)
-    quantiles = (offset + torch.arange(batch, device=device) / batch) % 1
-    return quantiles.clamp(2**-25, 1 - 2**-24)  # inside (0, 1): log and floor are taken
-
-
-def check_read(model: nn.Module, labels: Tensor | None, past_key_values, logits_to_keep: int | None) -> None:
+def check_read(model: nn.Module, labels, past_key_values, logits_to_keep: int | None, hidden_states) -> None:
     """Raises `ValueError` for a cache that cannot serve and for arguments of a pass without labels beside labels."""
     if labels is not None and (past_key_values is not None or logits_to_keep is not None):
-        raise ValueError("labels exclude past_key_values and logits_to_keep: a loss reads whole texts. Leave them out.")
+        raise ValueError(
+            "labels exclude past_key_values and logits_to_keep: a loss reads whole texts. Leave them out (by peft, "
+            "tune prompts instead of prefixes)."
+        )
+    if labels is not None and (model.config.output_hidden_states if hidden_states is None else hidden_states):
+        raise ValueError(
+            "labels exclude output_hidden_states, for a loss reads views that it draws. Leave it (in the configuration "
+            "too) at False."
+        )
     if logits_to_keep is not None and logits_to_keep < 1:
         raise ValueError(f"logits_to_keep must be None (all) or at least 1, got {logits_to_keep}.")
-    if past_key_values is None:
+    if past_key_values is None or model.config.block_size is None:  # the trunk refuses it then
         return
     layers = model.config.num_hidden_layers + (model.psi is not None)
     grows = isinstance(past_key_values, DynamicCache) and len(past_key_values.layers) in (0, layers)
@@ -552,25 +601,3 @@ def check_read(model: nn.Module, labels: Tensor | None, past_key_values, logits_
         )
     if model.training and model.model.layers[0].gradient_checkpointing:
         raise ValueError("past_key_values is dropped by gradient checkpointing in training. Call model.eval() first.")
-
-
-def check_labels(input_ids: Tensor, labels: Tensor, quantiles: Tensor | None, config: LoMDMConfig) -> None:
-    """Raises `ValueError` for labels or quantiles that do not fit the input; values are read on the CPU only."""
-    if labels.shape != input_ids.shape:
-        raise ValueError(
-            f"labels must have the shape of input_ids, {list(input_ids.shape)}, got {list(labels.shape)}. "
-            "Pass the clean token ids, -100 at given positions."
-        )
-    if quantiles is not None and quantiles.shape != input_ids.shape[:1]:
-        raise ValueError(f"quantiles must have the shape [batch={len(input_ids)}], got {list(quantiles.shape)}.")
-    if torch.compiler.is_compiling() or labels.device.type != "cpu":
-        return
-    if quantiles is not None and not ((quantiles > 0) & (quantiles < 1)).all():
-        raise ValueError(f"quantiles must be in (0, 1), got {quantiles.tolist()}.")
-    clean = torch.where(labels == -100, input_ids, labels)
-    check_ids("labels", clean, config.vocab_size)
-    if (clean == config.mask_token_id).any():
-        raise ValueError(
-            f"labels or given positions contain the mask token ({config.mask_token_id}). "
-            "Pass clean texts: the model masks them."
-        )

@@ -234,6 +234,29 @@ def rows_at_a_time(values: Tensor, vocab_size: int, cpu_logits: int) -> int:
 # ---------------------------------------------------------------------------------------------------------- draws
 
 
+def stack_views(values: Tensor | None, num_views: int) -> Tensor | None:
+    """`[B, ...] -> [num_views * B, ...]`, view after view."""
+    return None if values is None else values.repeat(num_views, *[1] * (values.dim() - 1))
+
+
+def stack_copies(values: Tensor, num_copies: int) -> Tensor:
+    """`[B, C * L, ...] -> [C * B, L, ...]`, copy after copy."""
+    # chunks, a single one too, are of a known length for the compiler
+    return values if num_copies == 1 else torch.cat(values.chunk(num_copies, dim=1))
+
+
+def stratified_quantiles(batch: int, generator, device) -> Tensor:
+    """Default quantiles `[B]`: one shared offset, evenly spread; independent ones with a generator per text."""
+    check_generator(generator)
+    if isinstance(generator, (list, tuple)):
+        quantiles = torch.cat([stratified_quantiles(1, one, one.device) for one in generator])
+        return send(quantiles, device)
+    source = device if generator is None else generator.device
+    offset = send(torch.rand(1, generator=generator, device=source), device)
+    quantiles = (offset + torch.arange(batch, device=device) / batch) % 1
+    return quantiles.clamp(2**-25, 1 - 2**-24)  # inside (0, 1): log and floor are taken
+
+
 def row_seeds(generator, batch_size: int, device) -> Tensor:
     """One 64-bit seed per text `[B]`, from no generator (the global one), one, or a list with one per text."""
     check_generator(generator)

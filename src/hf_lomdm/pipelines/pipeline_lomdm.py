@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from inspect import Parameter
 from numbers import Integral
 from pathlib import Path
@@ -155,7 +156,7 @@ class LoMDMPipeline(DiffusionPipeline):
         """
         inputs = self._callback_inputs(callback_on_step_end, callback_on_step_end_tensor_inputs)
         _require(output_type in ("text", "seq"), f"output_type must be 'text' or 'seq', got {output_type!r}.")
-        self._check_mask_tokens()
+        self._check_model()
         settings = {"sampler": sampler, "temperature": temperature, "top_p": top_p, "top_k": top_k}
         changes = {name: value for name, value in settings.items() if value is not None}
         # a scheduler of this call's own: the pipeline's is left as it is, also when the call fails
@@ -183,12 +184,14 @@ class LoMDMPipeline(DiffusionPipeline):
         _require(not unknown, f"callback_on_step_end_tensor_inputs must be among {known}, got {unknown}.")
         return [] if callback is None else names
 
-    def _check_mask_tokens(self) -> None:
+    def _check_model(self) -> None:
         expected = self.model.config.mask_token_id
         for name, part in (("scheduler", self.scheduler.config), ("tokenizer", self.tokenizer)):
             token = getattr(part, "mask_token_id", None)
             wrong = f"{name}.mask_token_id is {token}, the model's mask_token_id {expected}."
             _require(token in (None, expected), f"{wrong} Use the {name} of this model.")
+        virtual = getattr(getattr(self.model, "active_peft_config", None), "is_prompt_learning", False)
+        _require(not virtual, "model has virtual tokens of peft, which no canvas holds. Train with LoRA instead.")
 
     @contextmanager
     def _model_in_use(self) -> Iterator[None]:
@@ -282,7 +285,7 @@ class LoMDMPipeline(DiffusionPipeline):
             for index, (firsts, width) in enumerate(windows):
                 window = self._open(canvas.rows, firsts, width)
                 draws = [torch.Generator().manual_seed(seed + index) for seed in seeds]  # whatever other rows need
-                read = self.model if context is None else context.read
+                read = partial(self.model, return_dict=True) if context is None else context.read
                 passes += self._reveal_window(window, read, scheduler, draws, callback, inputs, index * steps, bar)
                 self._close(canvas, window, firsts)
                 ends = (len(row) <= first + width for row, first in zip(canvas.rows, firsts, strict=True))
