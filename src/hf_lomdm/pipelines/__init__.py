@@ -3,7 +3,7 @@
 from .loading import load_pipeline
 from .pipeline_lomdm import LoMDMPipeline, LoMDMPipelineOutput
 
-# The pipeline file also travels to the Hub, where it may import no sibling: the package tells it.
+# The pipeline file also travels to the Hub, where this loader does not: the package tells it.
 LoMDMPipeline.loader = staticmethod(load_pipeline)
 
 __all__ = ["LoMDMPipeline", "LoMDMPipelineOutput"]
