@@ -11,7 +11,8 @@ On a laptop, in a minute:
         --output_dir outputs/pairs --max_steps 50
 
 A line of the jsonl holds `prompt` and `completion`, or `messages` (`role` and `content`, the last by the assistant),
-which go through the chat template of the tokenizer; one without a template gets a plain one, saved with it. Answers are
+which go through the chat template of the tokenizer; one without a template gets a plain one, saved with it. Special
+tokens that texts spell out are text. Answers are
 filled up with EOS to `--completion_length` tokens, which is the `max_new_tokens` to sample with. The same command
 started again continues from the newest complete checkpoint.
 

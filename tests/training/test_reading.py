@@ -9,9 +9,12 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
+from hf_lomdm import LoMDMPipeline, LoMDMScheduler
+from hf_lomdm.evaluation.rows import pack_documents
 from hf_lomdm.training import reading
 from hf_lomdm.training.arguments import DataArguments
 from hf_lomdm.training.text import documents, load_files, load_text
+from hf_lomdm.training.tokenizers import train_tokenizer
 
 
 @pytest.fixture(autouse=True)
@@ -225,6 +228,16 @@ def test_a_byte_order_mark_is_no_text(tmp_path, name, content):
 def test_lone_surrogates_are_replaced_and_pairs_are_joined(tmp_path):
     path = write(tmp_path / "a.jsonl", r'{"text": "ok \ud83d done"}' + "\n" + r'{"text": "\uD83D\uDE00 \udE00"}')
     assert texts(path) == ["ok \ufffd done", "\U0001f600 \ufffd"]
+
+
+def test_lone_surrogates_are_replaced_in_prompts_and_in_texts_that_are_passed_on(make_model):
+    tokenizer = train_tokenizer("byte", [])
+    model = make_model(vocab_size=261, mask_token_id=tokenizer.mask_token_id)
+    pipe = LoMDMPipeline(model, LoMDMScheduler(mask_token_id=tokenizer.mask_token_id), tokenizer)
+    texts = [pipe(prompt, max_new_tokens=1, num_inference_steps=1).texts[0] for prompt in ("caf\udce9", "\ud83d\ude00")]
+    assert texts[0].startswith("caf\ufffd") and texts[1].startswith("\U0001f600")
+    rows = pack_documents(["ok \ud83d"], tokenizer, 16)
+    assert tokenizer.decode(rows.rows[0]["input_ids"]) == "ok \ufffd" and (rows.characters, rows.num_bytes) == (4, 6)
 
 
 @pytest.mark.parametrize(

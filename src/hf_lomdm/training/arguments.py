@@ -130,7 +130,10 @@ class DataArguments:
         default=None, metadata={"help": "Split to validate on; without one the last tenth of the train text."}
     )
     train_file: str | None = field(
-        default=None, metadata={"help": "Text to train on: a .txt, .jsonl, .csv or .parquet file, or a folder of them."}
+        default=None,
+        metadata={
+            "help": "Text to train on: a .txt, .jsonl, .csv (.gz, .zst, .bz2 too) or .parquet file, or a folder."
+        },
     )
     validation_file: str | None = field(default=None, metadata={"help": "Text to validate on, like `train_file`."})
     sample_by: str = field(
