@@ -5,6 +5,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+from tiny_training import make_trainer
 
 from hf_lomdm.training.arguments import (
     MODES,
@@ -12,8 +13,10 @@ from hf_lomdm.training.arguments import (
     RANGES,
     REFUSED,
     LoMDMTrainingArguments,
+    ModelArguments,
     parse_arguments,
 )
+from hf_lomdm.training.models import causal_config, diffusion_config
 
 CONFIGS = Path(__file__).parents[2] / "training_scripts" / "configs"
 TEXT = ("--train_file", "a.txt", "--train_tokenizer", "char", "--use_cpu")
@@ -83,6 +86,29 @@ def test_a_setting_without_effect_in_its_mode_is_refused(words, message):
 )
 def test_a_setting_with_effect_is_taken(words):
     parse_arguments([*TEXT, *words])
+
+
+@pytest.mark.parametrize("make_config", [diffusion_config, causal_config])
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"hidden_size": 15}, "hidden_size must be a multiple of"),
+        ({"num_hidden_layers": -1}, "num_hidden_layers"),
+        ({"dropout": 1.5}, "dropout"),
+        ({"max_position_embeddings": 8}, "max_position_embeddings=8 is less than max_length=16"),
+    ],
+)
+def test_sizes_of_both_objectives_are_checked(make_config, settings, message):
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, **settings}
+    ids = {"vocab_size": 9, "mask_token_id": 8, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    with pytest.raises(ValueError, match=message):
+        make_config(ModelArguments(**sizes), 16, ids)
+
+
+def test_a_schedule_that_does_not_take_its_arguments_is_an_error_that_names_them(tmp_path):
+    schedule = {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min": 1}}
+    with pytest.raises(ValueError, match="lr_scheduler_kwargs={'min': 1} does not fit .*'cosine_with_min_lr'"):
+        make_trainer(tmp_path, **schedule).train()
 
 
 def test_modes_name_settings_that_there_are():

@@ -68,6 +68,21 @@ def finetune(base: Path, tmp_path: Path, *words: str, records=None) -> Path:
     return tmp_path / "out"
 
 
+def test_a_run_goes_on_with_its_own_data_and_settings_alone(base, tmp_path):
+    settings = "--max_steps 1 --save_strategy steps --save_steps 1 --per_device_train_batch_size 16".split()
+    out = finetune(base, tmp_path, *settings)
+    settings[1] = "2"
+    for words, records, named in (
+        (("--lora_alpha", "8"), None, "adapter default.lora_alpha=32, not 8"),
+        (("--learning_rate", "1e-2"), None, "learning_rate=0.001, not 0.01"),
+        ((), copies(65), "other data or another tokenizer"),
+    ):
+        with pytest.raises(ValueError, match=f"checkpoint-1 was trained with {named}"):
+            finetune(base, tmp_path, *settings, *words, records=records)
+    finetune(base, tmp_path, *settings)
+    assert (out / "checkpoint-2").is_dir()
+
+
 def test_the_bound_of_answers_falls_and_the_merged_folder_is_the_adapter_on_its_base(base, tmp_path, capsys):
     settings = "--max_steps 120 --per_device_train_batch_size 16 --learning_rate 1e-2 --lora_rank 8".split()
     out = finetune(base, tmp_path, *settings, "--head_learning_rate", "1e-2")

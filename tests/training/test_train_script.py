@@ -106,6 +106,25 @@ def test_the_same_command_again_continues_and_a_finished_run_is_left_as_it_is(tr
         train("tiny", seed=7)
 
 
+@pytest.mark.parametrize("config, system", [("text8", None), ("text8", "ar"), ("sudoku", None)])
+def test_other_data_in_the_same_folder_are_refused(train, tmp_path, config, system):
+    settings = {} if config == "sudoku" else {"validation_file": SOURCES[config]["validation_file"]}
+    folder, _ = train(config, system, **settings)
+    source = Path(SOURCES[config]["train_file"])
+    moved, other = tmp_path / f"moved{source.suffix}", tmp_path / f"other{source.suffix}"
+    moved.write_text(source.read_text())
+    lines = source.read_text().split("\n")
+    other.write_text("\n".join([lines[0], *lines[2:]]) if config == "sudoku" else source.read_text()[1:])
+    with pytest.raises(SystemExit, match="^error: .*checkpoint-2 was trained with other data or another tokenizer"):
+        train(config, system, **settings, train_file=other, max_steps=3)
+    train(config, system, **settings, train_file=moved, max_steps=3)
+    record = json.loads((folder / "training_record.json").read_text())
+    assert record["steps"] == 3 and record["data_fingerprint"] in (folder / "README.md").read_text()
+    if system is None and config == "text8":
+        with pytest.raises(SystemExit, match="^error: .*checkpoint-3 was trained with hidden_size=16, not 32"):
+            train(config, hidden_size=32, max_steps=4)
+
+
 @pytest.mark.parametrize("system", sorted(path.stem for path in (CONFIGS / "systems").glob("*.yaml")))
 def test_every_system_trains_two_steps_and_leaves_a_folder_that_loads(train, system):
     folder, printed = train("tiny", system)

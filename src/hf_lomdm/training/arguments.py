@@ -54,6 +54,13 @@ REFUSED = {
     "include_for_metrics": "evaluation measures the bound and keeps no predictions",
 }
 
+# Arguments of `transformers.Trainer` that would have no effect.
+UNUSED = {
+    "compute_loss_func": "the loss is the bound of the model.",
+    "compute_metrics": "evaluation measures the bound and keeps no predictions.",
+    "preprocess_logits_for_metrics": "evaluation measures the bound and keeps no logits.",
+}
+
 
 @dataclass(frozen=True)
 class Mode:

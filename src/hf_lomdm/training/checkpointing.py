@@ -11,8 +11,12 @@ import logging
 import os
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
+
+from safetensors import SafetensorError
 
 logger = logging.getLogger(__name__)
 
@@ -169,6 +173,15 @@ def lock(output_dir: str | Path) -> None:
     except OSError as error:
         logger.warning("%s cannot be locked (%s): start no second run there.", output_dir, error)
     _LOCKS[os.getpid(), path] = file  # closing any file of that name would release the lock
+
+
+@contextmanager
+def explained_write(folder: str | Path) -> Iterator[None]:
+    """Turns what safetensors raises on a full disk into the `OSError` that it is."""
+    try:
+        yield
+    except SafetensorError as error:
+        raise OSError(f"{folder} could not be written: {error}. Make room on the disk, then start again.") from error
 
 
 def _checkpoint_folders(output_dir: str | Path) -> list[Path]:

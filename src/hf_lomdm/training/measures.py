@@ -6,6 +6,13 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import register_fsdp_forward_method
 from torch.nn.utils import get_total_norm
 
+MASKED = (
+    "labels differ from input_ids where they are not -100: the collator masks, as "
+    "DataCollatorForLanguageModeling does. The model masks by itself, so pass a data_collator that "
+    "leaves input_ids as they are and sets labels to them, -100 at padding and at given positions, "
+    "such as hf_lomdm.training.data.TextCollator."
+)
+
 
 def maskable(batch: dict[str, Tensor]) -> Tensor:
     """Which positions of a batch are neither given nor padding: `[B, L]` bool."""

@@ -244,7 +244,9 @@ class TrainingRecord:
 
     def save(self, folder: Path) -> None:
         """Writes `training_record.json` into `folder`."""
-        (folder / RECORD_FILE).write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
+        partial = folder / f"{RECORD_FILE}.partial"  # whole at any moment
+        partial.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
+        partial.replace(folder / RECORD_FILE)
 
 
 def describe_diffusion(config: PretrainedConfig) -> Description:

@@ -33,7 +33,11 @@ def diffusion_config(arguments: ModelArguments, max_length: int, token_ids: dict
     settings = asdict(arguments)
     del settings["objective"], settings["init_from"]
     settings["max_position_embeddings"] = arguments.max_position_embeddings or max_length
-    return LoMDMConfig(**(settings | _start(arguments, max_length, token_ids, "lomdm")), **token_ids)
+    settings |= _start(arguments, max_length, token_ids, "lomdm")
+    config = LoMDMConfig(**settings, **token_ids)
+    if config.block_size is None:  # with blocks texts may be longer than the context of a block
+        _check_positions(config, max_length)
+    return config
 
 
 def causal_config(arguments: ModelArguments, max_length: int, token_ids: dict[str, int | None]) -> GPTNeoXConfig:
@@ -59,6 +63,9 @@ def causal_config(arguments: ModelArguments, max_length: int, token_ids: dict[st
         "attn_implementation": arguments.attn_implementation,
     }
     settings |= _start(arguments, max_length, token_ids, "gpt_neox")
+    sizes = {name: settings[name] for name in (*SIZES, "max_position_embeddings")}
+    # the same trunk, so what checks the sizes of the family checks these
+    _check_positions(LoMDMConfig(**sizes, **token_ids, dropout=arguments.dropout), max_length)
     return GPTNeoXConfig(
         vocab_size=token_ids["vocab_size"],
         bos_token_id=token_ids["mask_token_id"],
@@ -129,6 +136,14 @@ def _start(arguments: ModelArguments, max_length: int, token_ids: dict[str, int 
             f"Lower it, or pass --max_position_embeddings {max_length} to train on longer texts than the model knows."
         )
     return {**taken, "max_position_embeddings": positions}
+
+
+def _check_positions(config: LoMDMConfig, max_length: int) -> None:
+    if config.max_position_embeddings < max_length:
+        raise ValueError(
+            f"max_position_embeddings={config.max_position_embeddings} is less than "
+            f"max_length={max_length}, the tokens of a row. Leave it out, or lower max_length."
+        )
 
 
 def _load_config(init_from: str, model_type: str) -> PreTrainedConfig:

@@ -22,10 +22,10 @@ from ..pipelines import LoMDMPipeline
 from ..pipelines.hub_folder_lomdm import check_target
 from ..schedulers.scheduling_lomdm import LoMDMScheduler
 from . import checkpointing, resuming
-from .arguments import LoMDMTrainingArguments
+from .arguments import UNUSED, LoMDMTrainingArguments
 from .ema import AVERAGE, EMA
 from .interruption import Interruption
-from .measures import freeze, gather_weights_for_evaluation, gradient_norm, head_weights, is_clean, maskable
+from .measures import MASKED, freeze, gather_weights_for_evaluation, gradient_norm, head_weights, is_clean, maskable
 from .model_card import (
     PICTURE_FILE,
     Description,
@@ -45,18 +45,6 @@ logger = logging.getLogger(__name__)
 STATE_FILE = "trainer_state.json"
 CARD_FILE = "README.md"
 EVALUATION_SEED = 20260202
-MASKED = (
-    "labels differ from input_ids where they are not -100: the collator masks, as "
-    "DataCollatorForLanguageModeling does. The model masks by itself, so pass a data_collator that "
-    "leaves input_ids as they are and sets labels to them, -100 at padding and at given positions, "
-    "such as hf_lomdm.training.data.TextCollator."
-)
-# Arguments of `transformers.Trainer` that would have no effect.
-UNUSED = {
-    "compute_loss_func": "the loss is the bound of the model.",
-    "compute_metrics": "evaluation measures the bound and keeps no predictions.",
-    "preprocess_logits_for_metrics": "evaluation measures the bound and keeps no logits.",
-}
 SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
@@ -237,6 +225,16 @@ class LoMDMTrainer(Trainer):
         matrices = trunk_matrices(self.accelerator.unwrap_model(model, keep_torch_compile=False))
         return with_muon(optimizer, matrices, rate, self.args.weight_decay)
 
+    def create_scheduler(self, num_training_steps, optimizer=None):
+        """As in `transformers.Trainer`; raises `ValueError` for arguments that the schedule does not take."""
+        try:
+            return super().create_scheduler(num_training_steps, optimizer)
+        except TypeError as error:
+            given, kind = self.args.lr_scheduler_kwargs, self.args.lr_scheduler_type.value
+            raise ValueError(
+                f"lr_scheduler_kwargs={given} does not fit lr_scheduler_type={kind!r}: {error}."
+            ) from error
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the terms of the bound, the rates and the gradient of phi to the Trainer's training logs."""
         if "train_loss" in logs and not self.num_steps_trained:
@@ -411,7 +409,9 @@ class LoMDMTrainer(Trainer):
         The folder is what `write_model` makes. Sharded weights (FSDP, DeepSpeed) and adapters of PEFT
         are written as the Trainer writes them, without code; `hf_lomdm.hub.export_to_hub_folder` adds it to the first.
         """
-        with nullcontext() if self._staging else self.averaged_weights():
+        if self._staging:
+            return super().save_model(output_dir, _internal_call)
+        with self.averaged_weights(), checkpointing.explained_write(output_dir or self.args.output_dir):
             super().save_model(output_dir, _internal_call)
 
     @property
