@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -17,17 +18,22 @@ from hf_lomdm.training.interruption import SIGNALS, Interruption
 
 # Dropout on, a worker: the random state matters, and workers receive what the terminal sends to the whole group.
 RUN = {"dropout": 0.1, "max_steps": 4, "save_strategy": "steps", "save_steps": 4, "dataloader_num_workers": 1}
+RUN |= {"per_device_train_batch_size": 4, "dataloader_prefetch_factor": 1}
 
 
 class Send(TrainerCallback):
-    """Sends a signal to the process group of this process, as a terminal does, when step `step` begins."""
+    """Sends a signal to the process group of this process, as a terminal does, behind step `step`.
+
+    The rows of the next step are still to be fetched by the worker, which receives it too.
+    """
 
     def __init__(self, number: int, step: int):
         self.number, self.step = number, step
 
-    def on_step_begin(self, args, state, control, **kwargs):
-        if state.global_step == self.step:
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if state.global_step == self.step and "loss" in logs:
             os.killpg(0, self.number)
+            time.sleep(0.5)  # a worker that dies of it has died then
 
 
 def train_until(output_dir: Path, number: int, **settings) -> None:

@@ -108,6 +108,12 @@ class LoMDMTrainer(Trainer):
         """As in `transformers.Trainer`, but there is a batch in it."""
         loader = super().get_train_dataloader()
         self._check_steps(len(loader) if has_length(loader) else 1)
+        self._interruption.shield(loader)
+        return loader
+
+    def get_eval_dataloader(self, eval_dataset=None):
+        loader = super().get_eval_dataloader(eval_dataset)
+        self._interruption.shield(loader)
         return loader
 
     def _check_steps(self, count: int) -> None:
