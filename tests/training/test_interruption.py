@@ -19,6 +19,7 @@ from hf_lomdm.training.interruption import SIGNALS, Interruption
 # Dropout on, a worker: the random state matters, and workers receive what the terminal sends to the whole group.
 RUN = {"dropout": 0.1, "max_steps": 4, "save_strategy": "steps", "save_steps": 4, "dataloader_num_workers": 1}
 RUN |= {"per_device_train_batch_size": 4, "dataloader_prefetch_factor": 1}
+RUN |= {"dataloader_multiprocessing_context": "fork"}  # the default of tests starts them slowly
 
 
 class Send(TrainerCallback):
