@@ -347,6 +347,8 @@ def run_sudoku(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def compare(options: argparse.Namespace) -> None:
+    if options.plot and not Path(options.plot).suffix:
+        raise ValueError(f"--plot {options.plot} must end in the format, for example {options.plot}.png.")
     if options.plot and Path(options.plot).exists():
         raise ValueError(f"--plot {options.plot} is there already. Pass another name, or delete it.")
     records = read_records(options.compare)
