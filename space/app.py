@@ -15,14 +15,28 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
 import gradio as gr
 import torch
-from safetensors import SafetensorError
+from starlette.middleware import Middleware
+from starlette.responses import PlainTextResponse
+from starlette.routing import get_route_path
 
 from hf_lomdm import LoMDMPipeline
+from hf_lomdm.cli.errors import loading, user_errors
+from hf_lomdm.cli.option_types import whole
 from hf_lomdm.visualization.live import live_html, order_frame, stream
 
 SAMPLERS = ("sequential", "ancestral", "random", "left_to_right", "confidence", "margin", "entropy")
 WRITERS, WAITING = 4, 32  # texts written at a time, and users who may wait for their turn
 LONGEST, MOST_STEPS, PROMPT_CHARACTERS = 1024, 1024, 4000
+LARGEST_SEED, HOTTEST = 2**53, 2.0  # numbers of a browser are exact up to that seed
+# A request of the page is a few settings and a prompt, of which JSON takes 12 bytes per character.
+BODY_BYTES = 2**16
+# What the page asks of gradio, by how the paths begin. Uploads, files and all else are closed.
+API = ("app_id", "heartbeat/", "info", "queue/data", "startup-events")
+FILES = ("assets/", "config", "favicon.ico", "manifest.json", "pwa_icon", "robots.txt", "static/", "theme.css")
+OPEN = {
+    "GET": (*(f"/{name}" for name in FILES), *(f"/gradio_api/{name}" for name in API)),
+    "POST": tuple(f"/gradio_api/{name}" for name in ("cancel", "queue/join", "reset")),
+}
 FONT = ("system-ui", "sans-serif")
 INTRODUCTION = """# LoMDM writes
 A masked diffusion language model with a learned order: it starts from blanks and reveals the positions with a high
@@ -34,7 +48,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     model = os.environ.get("MODEL")
     parser.add_argument("--model", default=model, help="folder or Hub id; default: the environment variable MODEL")
-    parser.add_argument("--port", type=int, help="default: the first free one from 7860")
+    parser.add_argument("--port", type=whole(1, 2**16 - 1), help="default: the first free one from 7860")
     options = parser.parse_args(arguments)
     if not options.model:
         parser.error("no model: pass --model FOLDER_OR_HUB_ID or set the environment variable MODEL")
@@ -43,25 +57,73 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def load(model: str) -> LoMDMPipeline:
     """The pipeline, on a GPU if there is one. The package's own classes load it: no code of the repository runs."""
-    try:
+    with loading("--model", model):
         pipe = LoMDMPipeline.from_pretrained(model, dtype=None if torch.cuda.is_available() else torch.float32)
-    except (OSError, ValueError, SafetensorError) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise SystemExit(f"--model {model} is not a folder or Hub id that can be loaded: {reason}") from error
     if pipe.tokenizer is None:
-        raise SystemExit(f"--model {model} has no tokenizer (tokenizer_config.json), so there is no text to show.")
+        raise ValueError(f"--model {model} has no tokenizer (tokenizer_config.json), so there is no text to show.")
     pipe.model.eval()  # once: users share the model, and no call may change its mode
     return pipe.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
+class Gate:
+    """In front of gradio: lets through what the page asks for, in small requests.
+
+    The limits of the page's fields hold in the browser alone, and gradio reads whatever it is sent.
+    """
+
+    def __init__(self, app: Any):
+        self.app = app
+
+    async def __call__(self, scope: dict, receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan":
+            return await self.app(scope, receive, send)
+        method, path = scope.get("method"), get_route_path(scope)
+        if not (method in ("GET", "HEAD") and path == "/" or path.startswith(OPEN.get(method, ()))):
+            return await PlainTextResponse("closed", 404)(scope, receive, send)
+        body, more = b"", True
+        while more and len(body) <= BODY_BYTES:
+            message = await receive()
+            body, more = body + message.get("body", b""), message.get("more_body", False)
+        if len(body) > BODY_BYTES:
+            return await PlainTextResponse("too large", 413, {"connection": "close"})(scope, receive, send)
+        messages = [{"type": "http.request", "body": body, "more_body": False}]
+
+        async def replay() -> dict:
+            return messages.pop() if messages else await receive()
+
+        await self.app(scope, replay, send)
+
+
+def check(settings: dict[str, Any], longest: int) -> None:
+    """Raises `ValueError` for settings that the page would not send, before any work on them."""
+    prompt = settings["prompt"]
+    if not isinstance(prompt, str) or len(prompt) > PROMPT_CHARACTERS:
+        raise ValueError(f"prompt must be a text of at most {PROMPT_CHARACTERS} characters.")
+    if settings["sampler"] not in SAMPLERS:
+        raise ValueError(f"sampler must be one of {', '.join(SAMPLERS)}.")
+    ranges = {
+        "steps": (1, MOST_STEPS),
+        "length": (1, longest),
+        "temperature": (0, HOTTEST),
+        "seed": (0, LARGEST_SEED),
+    }
+    for name, (least, most) in ranges.items():
+        value, kind = settings[name], "number" if name == "temperature" else "whole number"
+        fits = type(value) in (int, float) and least <= value <= most  # NaN is in no range
+        if not fits or kind == "whole number" and value != int(value):
+            raise ValueError(f"{name} must be a {kind} from {least} to {most}.")
+
+
 def writer(pipe: LoMDMPipeline, title: str) -> Any:
     """The function behind the button: settings in; live text, finished text, page of the order out, step by step."""
+    longest = longest_text(pipe)
 
-    def write(
-        prompt: str, steps: int, length: int, sampler: str, temperature: float, seed: int | None
-    ) -> Iterator[tuple[str, str, str]]:
+    def write(prompt, steps, length, sampler, temperature, seed) -> Iterator[tuple[str, str, str]]:
+        settings = {"steps": steps, "length": length, "temperature": temperature, "seed": seed or 0}
         try:
-            for state in stream(pipe, prompt or None, steps, length, sampler, temperature, seed or 0):
+            check({"prompt": prompt or "", "sampler": sampler, **settings}, longest)
+            numbers = (int(steps), int(length), sampler, temperature, int(seed or 0))
+            for state in stream(pipe, prompt or None, *numbers):
                 finished = state.text is not None
                 yield live_html(state), state.text or "", order_frame(state, title) if finished else ""
         except ValueError as error:  # what the user typed; anything else is a bug and stays one
@@ -70,9 +132,13 @@ def writer(pipe: LoMDMPipeline, title: str) -> Any:
     return write
 
 
+def longest_text(pipe: LoMDMPipeline) -> int:
+    return min(LONGEST, pipe.model.config.max_position_embeddings)
+
+
 def build(pipe: LoMDMPipeline, name: str) -> gr.Blocks:
     """The page."""
-    longest = min(LONGEST, pipe.model.config.max_position_embeddings)
+    longest = longest_text(pipe)
     mask = pipe.tokenizer.mask_token
     with gr.Blocks(title=f"LoMDM: {name}", analytics_enabled=False) as page:
         gr.Markdown(INTRODUCTION.format(mask=mask) + f" Model: `{name}`.")
@@ -84,8 +150,8 @@ def build(pipe: LoMDMPipeline, name: str) -> gr.Blocks:
                     1, longest, value=min(64, longest), step=1, label="Length in tokens, with the prompt"
                 )
                 sampler = gr.Dropdown(SAMPLERS, value=pipe.scheduler.config.sampler, label="Sampler")
-                temperature = gr.Slider(0, 2, value=1, step=0.05, label="Temperature")
-                seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=2**53)
+                temperature = gr.Slider(0, HOTTEST, value=1, step=0.05, label="Temperature")
+                seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=LARGEST_SEED)
                 with gr.Row():
                     write, stop = gr.Button("Write", variant="primary"), gr.Button("Stop")
                 gr.Examples([["The city of"], [f"The {mask}{mask} of London"]], inputs=prompt)
@@ -102,12 +168,14 @@ def build(pipe: LoMDMPipeline, name: str) -> gr.Blocks:
             [live, text, order],
             concurrency_limit=WRITERS,
             show_progress="hidden",
+            preprocess=False,  # what is sent is checked by `check` alone
             api_name="write",
         )
         stop.click(None, cancels=[running], queue=False)
     return page.queue(max_size=WAITING, api_open=False)
 
 
+@user_errors()
 def main(arguments: list[str] | None = None) -> None:
     options = parse_arguments(arguments)
     name = Path(options.model).name if Path(options.model).is_dir() else options.model
@@ -118,6 +186,7 @@ def main(arguments: list[str] | None = None) -> None:
         ssr_mode=False,
         theme=gr.themes.Default(font=FONT, font_mono=("ui-monospace", "monospace")),
         footer_links=[],
+        app_kwargs={"middleware": [Middleware(Gate)]},
     )
 
 

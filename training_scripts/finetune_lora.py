@@ -118,7 +118,10 @@ def load_base(options: FinetuningArguments) -> LoMDMForMaskedDiffusion:
 
 def load_rows(options: FinetuningArguments, tokenizer, config) -> tuple[dict[str, list], int]:
     """Rows of both splits, and the tokens of an answer; prints what there is."""
-    bos, eos = config.bos_token_id, config.eos_token_id
+    bos, eos, longest = config.bos_token_id, config.eos_token_id, config.max_position_embeddings
+    if (options.completion_length or 0) > longest:
+        wrong = f"completion_length is {options.completion_length}, the model reads {longest} tokens"
+        raise ValueError(f"{wrong}. Leave it out for the longest answer of train_file.")
     train = read_examples(options.train_file, tokenizer, bos, eos)
     if options.validation_file:
         validation = read_examples(options.validation_file, tokenizer, bos, eos)
@@ -127,7 +130,7 @@ def load_rows(options: FinetuningArguments, tokenizer, config) -> tuple[dict[str
     length = options.completion_length or max(len(one.answer) for one in train)
     rows = {}
     for split, examples in (("train", train), ("validation", validation)):
-        rows[split], left_out = make_rows(examples, length, config.max_position_embeddings, eos)
+        rows[split], left_out = make_rows(examples, length, longest, eos)
         note = f"; {left_out} that do not fit are left out" if left_out else ""
         print(f"{split}: {len(rows[split])} examples, answers of {length} tokens{note}", flush=True)
     return rows, length

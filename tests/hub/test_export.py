@@ -1,6 +1,8 @@
 """From a checkpoint to a Hub folder, by the function and by the script; and the sampling script on that folder."""
 
 import importlib.util
+import io
+import json
 import re
 import sys
 from pathlib import Path
@@ -157,6 +159,62 @@ def test_sample_script_writes_texts_their_order_and_a_picture(checkpoint, tmp_pa
     assert "\x1b[38;5;" in capsys.readouterr().out
 
 
+def hostile_model(checkpoint: Path) -> list[str]:
+    """The words that make the sampling script write the characters of `a` to `g`, now codes."""
+    path, codes = checkpoint / "tokenizer.json", "\x1b\x07\x9b\u202e\u2588\x7f\r"
+    content = json.loads(path.read_text())
+    vocabulary = content["model"]["vocab"]
+    for letter, code in zip("abcdefg", codes, strict=True):
+        vocabulary[code] = vocabulary.pop(letter)
+    path.write_text(json.dumps(content))
+    return ["--model", str(checkpoint), "--num_inference_steps", "8", "--max_length", "32"]
+
+
+@pytest.mark.parametrize("option", [[], ["--show_order"]])
+def test_sample_script_prints_no_codes_that_the_model_writes(checkpoint, capsys, option):
+    load_script("sample").main([*hostile_model(checkpoint), *option])
+    printed = capsys.readouterr().out
+    assert "␛" in printed and not set(printed) & set("\x1b\x07\x9b\u202e\x7f\r")
+
+
+def test_sample_script_writes_its_files_where_the_output_cannot_encode_the_text(checkpoint, tmp_path, monkeypatch):
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, "ascii"))
+    load_script("sample").main([*hostile_model(checkpoint), "--html", str(tmp_path / "order.html")])
+    assert "\u2588" in (tmp_path / "order.html").read_text(encoding="utf-8")
+    assert b"?" in written.getvalue()
+
+
+def test_sample_script_prints_the_texts_though_a_file_cannot_be_written(checkpoint, capsys):
+    arguments = [*hostile_model(checkpoint), "--html", "/dev/full"]
+    with pytest.raises(SystemExit, match="^error: .*No space left on device"):
+        load_script("sample").main(arguments)
+    assert "--- text 1, seed 0" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["--sampler topk", "--temperature -1", "--temperature nan", "--top_p 2", "--seed -1"]
+    + ["--num_inference_steps 0", "--max_length -3", "--num_return_sequences 1000000000", "--png ."],
+)
+def test_sample_script_refuses_options_out_of_range_before_it_loads_a_model(words, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        load_script("sample").main(["--model", "not/there", *words.split()])
+    assert f"error: argument {words.split()[0]}: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["nothing", "a file", "cut off"])
+def test_export_script_says_in_one_line_what_it_cannot_export(checkpoint, tmp_path, kind):
+    model = {"cut off": checkpoint}.get(kind, tmp_path / kind)
+    if kind == "cut off":
+        (model / "model.safetensors").write_bytes(b"cut")
+    if kind == "a file":
+        model.write_text("x")
+    with pytest.raises(SystemExit, match=f"^error: .*{re.escape(str(model))}") as error:
+        load_script("export_to_hub").main(["--model", str(model), "--output", str(tmp_path / "hub")])
+    assert "\n" not in error.value.code and not (tmp_path / "hub").exists()
+
+
 def test_sample_script_computes_in_float32_on_the_cpu_unless_told_otherwise(make_model, checkpoint, tmp_path):
     export_to_hub_folder(checkpoint, tmp_path / "hub", dtype=torch.bfloat16)
     script = load_script("sample")
@@ -168,21 +226,28 @@ def test_sample_script_computes_in_float32_on_the_cpu_unless_told_otherwise(make
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("absent", "is not an existing folder or a Hub repository that can be loaded: "),
-        ("empty", "is not a folder with a model that can be loaded: .*no file named model.safetensors"),
-        ("foreign", "is not a folder with a model that can be loaded: mask_token_id must be"),
-        ("cut", "is not a folder with a model that can be loaded: Error while deserializing header"),
+        ("absent", "there is no such folder, and as a repository of the Hub: "),
+        ("empty", ".*no file named model.safetensors"),
+        ("file", "it is a file, not the folder of a model"),
+        ("foreign", "mask_token_id must be"),
+        ("cut", "Error while deserializing header"),
+        ("tokenizer", "KeyError: "),
     ],
 )
 def test_sample_script_says_in_one_line_what_it_cannot_load(checkpoint, tmp_path, kind, message):
-    folder = {"cut": checkpoint}.get(kind, tmp_path / kind)
+    folder = {"cut": checkpoint, "tokenizer": checkpoint}.get(kind, tmp_path / kind)
     if kind in ("empty", "foreign"):
         folder.mkdir()
     if kind == "foreign":
         (folder / "config.json").write_text('{"model_type": "bert", "vocab_size": 10}')
     if kind == "cut":
         (folder / "model.safetensors").write_bytes(b"cut")
-    with pytest.raises(SystemExit, match=f"^--model {re.escape(str(folder))} {message}") as error:
+    if kind == "tokenizer":
+        (folder / "tokenizer.json").write_text("{}")
+    if kind == "file":
+        folder.write_text("x")
+    wrong = f"^error: --model {re.escape(str(folder))} cannot be loaded: "
+    with pytest.raises(SystemExit, match=wrong + message) as error:
         load_script("sample").main(["--model", str(folder)])
     assert "\n" not in str(error.value)
 

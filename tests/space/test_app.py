@@ -1,5 +1,6 @@
 """The Space: its command line, its metadata, and how it writes in a real browser."""
 
+import asyncio
 import importlib.util
 import os
 import re
@@ -15,8 +16,9 @@ from urllib.request import urlopen
 import pytest
 import torch
 
-from hf_lomdm import LoMDMPipeline
+from hf_lomdm import LoMDMPipeline, LoMDMScheduler
 from hf_lomdm.visualization import token_texts
+from tiny_tokenizer import build_tokenizer
 
 ROOT = Path(__file__).parents[2]
 APP, MODEL = ROOT / "space" / "app.py", ROOT / "checkpoints" / "lomdm-enwiki"
@@ -197,8 +199,8 @@ def test_page_offers_every_sampler_of_the_scheduler_and_no_more_tokens_than_the_
 @pytest.mark.parametrize("model", ["nowhere/at-all", str(ROOT / "tests")])
 def test_models_that_cannot_be_loaded_end_the_app_with_a_reason(app, model, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(SystemExit, match=f"--model {model} is not a folder or Hub id that can be loaded: "):
-        app.load(model)
+    with pytest.raises(SystemExit, match=f"^error: --model {model} cannot be loaded: "):
+        app.main(["--model", model])
 
 
 def test_model_comes_from_the_option_or_else_from_the_environment(app, monkeypatch):
@@ -208,6 +210,79 @@ def test_model_comes_from_the_option_or_else_from_the_environment(app, monkeypat
     monkeypatch.delenv("MODEL")
     with pytest.raises(SystemExit):
         app.parse_arguments([])
+
+
+NAN, SETTINGS = float("nan"), ("x", 4, 12, "sequential", 1, 0)  # as the page sends them
+HOSTILE = {
+    "prompt": ["a" * 4001, 5, {"a": 1}, ["x"], True],
+    "steps": [NAN, float("inf"), "4", -1, 0, 4.5, 10**30, None, [4], True, 1025],
+    "length": [NAN, 0, 33, 10**9, "1"],
+    "sampler": ["topk", ["sequential"], None],
+    "temperature": [NAN, -1, 1e308, "1", None],
+    "seed": [NAN, -1, 2**64, "a", 0.5],
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_settings_that_the_page_would_not_send_are_refused_before_any_work(app, make_model, monkeypatch, name):
+    pipe = LoMDMPipeline(make_model(), LoMDMScheduler(mask_token_id=10), build_tokenizer())
+    monkeypatch.setattr(app, "stream", None)
+    write, place = app.writer(pipe, "Order"), list(HOSTILE).index(name)
+    for value in HOSTILE[name]:
+        with pytest.raises(app.gr.Error, match=f"^'?{name} must be "):
+            next(write(*SETTINGS[:place], value, *SETTINGS[place + 1 :]))
+
+
+@pytest.fixture
+def client(app, make_model, monkeypatch):
+    """The app as `main` starts it, without a socket."""
+    from starlette.testclient import TestClient
+
+    pipe = LoMDMPipeline(make_model(), LoMDMScheduler(mask_token_id=10), build_tokenizer())
+    launched = {}
+    monkeypatch.setattr(app, "load", lambda model: pipe)
+    monkeypatch.setattr(app.gr.Blocks, "launch", lambda self, **options: launched.update(options, page=self))
+    app.main(["--model", "tiny"])
+    served = app.gr.routes.App.create_app(launched["page"], app_kwargs=launched["app_kwargs"])
+    with TestClient(served) as client:
+        yield client
+
+
+def join(client, *data) -> dict:
+    """The body of a request that presses the button."""
+    functions = client.get("/config").json()["dependencies"]
+    number = next(one["id"] for one in functions if one["api_name"] == "write")
+    return {"data": data, "fn_index": number, "session_hash": "session"}
+
+
+def test_requests_beyond_what_the_page_sends_are_refused_unread(app, client):
+    longest = join(client, "\U0001f600" * 4000, *SETTINGS[1:])
+    assert client.post("/gradio_api/queue/join", json=longest).status_code == 200
+    assert client.post("/gradio_api/queue/join", content=b"a" * (app.BODY_BYTES + 1)).status_code == 413
+    taken, messages = 0, []
+
+    async def receive():
+        nonlocal taken
+        taken += 10_000
+        return {"type": "http.request", "body": b"a" * 10_000, "more_body": True}
+
+    async def send(message):
+        messages.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": "/gradio_api/queue/join", "headers": []}
+    asyncio.run(app.Gate(None)(scope, receive, send))
+    assert messages[0]["status"] == 413 and taken <= app.BODY_BYTES + 10_000
+
+
+def test_uploads_files_of_the_server_and_all_that_the_page_does_not_need_are_closed(client):
+    upload = {"files": ("a.txt", b"abc")}
+    assert client.post("/gradio_api/upload", files=upload).status_code == 404
+    for path in ("file=/etc/passwd", "file=app.py", "deep_link?session_hash=x", "monitoring", "upload_progress"):
+        assert client.get(f"/gradio_api/{path}").text == "closed"
+    for path in ("run/write", "api/write", "call/write", "component_server", "vibe-edit/", "run/predict"):
+        assert client.post(f"/gradio_api/{path}", json={"data": SETTINGS}).text == "closed"
+    assert client.get("/robots.txt").status_code == client.get("/config").status_code == 200
+    assert client.put("/").text == client.get("/monitoring").text == "closed"
 
 
 def test_header_of_the_space_names_the_app_and_the_tested_gradio(app):

@@ -274,13 +274,15 @@ def test_examples_that_cannot_be_used_and_options_out_of_range_are_errors(base, 
         read_examples(tmp_path / "nowhere.jsonl", build_tokenizer(), 1, 2)
     with pytest.raises(ValueError, match="holds no example"):
         read_examples(write(tmp_path / "x.jsonl", [""]), build_tokenizer(), 1, 2)
-    with pytest.raises(ValueError, match="none of the 2 examples fits"):
+    with pytest.raises(SystemExit, match="^error: .*none of the 2 examples fits"):
         finetune(base, tmp_path, "--completion_length", "1", records=copies(3))
-    with pytest.raises(ValueError, match="leaves none to validate on"):
+    with pytest.raises(SystemExit, match="^error: completion_length is 33, the model reads 32"):
+        finetune(base, tmp_path, "--completion_length", "33", records=copies(3))
+    with pytest.raises(SystemExit, match="^error: .*leaves none to validate on"):
         finetune(base, tmp_path, records=copies(1))
     with pytest.raises(ValueError, match="lora_rank must be at least 1, got 0"):
         add_lora(make_model(), 0, 1)
-    with pytest.raises(ValueError, match="push_to_hub would upload checkpoints"):
+    with pytest.raises(SystemExit, match="^error: .*push_to_hub would upload checkpoints"):
         finetune(base, tmp_path, "--push_to_hub", "true")
 
 
@@ -300,3 +302,25 @@ def test_an_adapter_of_another_model_is_refused(make_model, tmp_path):
     add_lora(make_model(), 2, 4).save_pretrained(tmp_path)
     with pytest.raises(RuntimeError, match="size mismatch"):
         merge_adapter(make_model(hidden_size=32), tmp_path)
+
+
+def test_nothing_is_written_outside_of_the_output_folder(base, tmp_path, monkeypatch):
+    pytest.importorskip("tensorboard")
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    finetune(base, tmp_path, "--max_steps", "1", "--report_to", "tensorboard", records=copies(4))
+    assert list(Path().iterdir()) == [] and list((tmp_path / "out").rglob("events.out.tfevents.*"))
+
+
+@pytest.mark.parametrize("kind", ["nothing", "a file", "no model"])
+def test_a_model_that_cannot_be_loaded_is_one_line(tmp_path, monkeypatch, kind):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    model = tmp_path / "model"
+    if kind == "a file":
+        model.write_text("x")
+    if kind == "no model":
+        model.mkdir()
+        (model / "config.json").write_text("[1]")
+    with pytest.raises(SystemExit, match=f"^error: --model {model} cannot be loaded: .") as error:
+        finetune(model, tmp_path, records=copies(4))
+    assert "\n" not in error.value.code

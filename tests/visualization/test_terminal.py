@@ -8,7 +8,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from hf_lomdm import LoMDMPipeline, LoMDMScheduler
-from hf_lomdm.visualization import order_text, token_texts
+from hf_lomdm.visualization import order_text, token_texts, visible
 from tiny_tokenizer import build_tokenizer
 
 ESCAPE = re.compile("\x1b\\[[0-9;]*m")
@@ -71,3 +71,13 @@ def test_token_texts_join_to_the_decoded_text_also_within_characters():
 def test_control_characters_of_the_text_do_not_reach_the_terminal():
     text = order_text(["a\x1b[2J", "\x9b2J\r\x7f", "b\n\tc"], [0, 1, 2], color=False)
     assert "a␛[2J�2J␍␡b\n\tc" in text and not set(text) & {"\x1b", "\x9b", "\r", "\x7f"}
+
+
+def test_visible_text_holds_nothing_that_steers_a_terminal_or_turns_a_line():
+    hostile = [*map(chr, range(32)), "\x7f", *map(chr, range(0x80, 0xA0)), "\ud83d", "\udce9"]
+    hostile += list("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+    for character in hostile:
+        shown = visible(f"a{character}b")
+        assert (character in "\n\t") == (character in shown) and len(shown) == 3
+    plain = "naïve 語 é 😀\n\t«»"
+    assert visible(plain) == plain and visible("\x1b]0;title\x07") == "␛]0;title␇"

@@ -37,7 +37,7 @@ from .model_card import (
     model_card,
 )
 from .optimizer import trunk_matrices, with_muon
-from .training_log import TrainingLog
+from .training_log import TrainingLog, keep_logs_in
 from .uploading import explained_upload
 
 logger = logging.getLogger(__name__)
@@ -97,6 +97,7 @@ class LoMDMTrainer(Trainer):
         self._step_is_clean: Tensor | bool = True  # whether no position of the step was masked before it came here
         self._training_log = TrainingLog()
         self.add_callback(_StepCallback(self))
+        keep_logs_in(self.args.output_dir, self.callback_handler.callbacks)
 
     def create_accelerator_and_postprocess(self) -> None:
         """Under FSDP, autocast alone chooses the precision: its own policy would cast quantiles and rates to bf16."""

@@ -1,7 +1,13 @@
 """What training logs beside the loss, averaged over the steps between two logs."""
 
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
 import torch
 from torch import Tensor
+from transformers import TrainerCallback
+from transformers.integrations import TensorBoardCallback
 
 _NAMES = (
     "tokens",
@@ -72,3 +78,13 @@ def masked_std(values: Tensor, mask: Tensor) -> Tensor:
     count = mask.sum(-1, keepdim=True).clamp(min=1)
     centred = (values - (values * mask).sum(-1, keepdim=True) / count) * mask
     return (centred.square().sum(-1) / count[:, 0]).sqrt()
+
+
+def keep_logs_in(output_dir: str | Path, callbacks: Iterable[TrainerCallback]) -> None:
+    """Sends TensorBoard's files to `output_dir`, from an evaluation before training too.
+
+    What is logged then would make transformers write them to `runs` of the working directory.
+    """
+    for callback in callbacks:
+        if isinstance(callback, TensorBoardCallback) and callback.logging_dir is None:
+            callback.logging_dir = str(Path(output_dir, "runs", time.strftime("%b%d_%H-%M-%S")))
