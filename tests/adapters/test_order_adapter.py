@@ -499,3 +499,16 @@ def test_the_script_measures_what_the_order_is_worth_on_the_draws_of_the_base(tm
         rows, _ = load_data(DataArguments(**files, tokenizer=str(tmp_path / "base")), tmp_path)
         own = evaluate_corpus(LoMDMForMaskedDiffusion.from_pretrained(tmp_path / "base"), rows["validation"])
         assert random["value"] == pytest.approx(own["value"], rel=1e-6) and random["rows"] == own["rows"]
+
+
+@pytest.mark.parametrize(("words", "wrong"), [("--c1 -1", "c1"), ("--max_length 0", "max_length"), ("--x 1", "--x")])
+def test_the_script_says_in_one_line_what_it_cannot_use(tmp_path, monkeypatch, words, wrong):
+    build_model(rate_type="uniform").save_pretrained(tmp_path / "base")
+    build_tokenizer().save_pretrained(tmp_path / "base")
+    (tmp_path / "text.txt").write_text("abc\n\n" * 20)
+    given = ["--base", tmp_path / "base", "--train_file", tmp_path / "text.txt"]
+    given += ["--output_dir", tmp_path / "out", "--use_cpu", "True"]
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *map(str, given), *words.split()])
+    with pytest.raises(SystemExit, match=f"^error: .*{wrong}") as error:
+        runpy.run_path(str(SCRIPT), run_name="__main__")
+    assert "\n" not in error.value.code

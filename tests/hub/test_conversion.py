@@ -216,10 +216,10 @@ def test_the_weights_themselves_are_converted_if_asked_for_or_if_there_is_nothin
     assert_golden(run_script(both, tmp_path / "raw", "--no_ema", "--max_length", 24), "mdlm_tiny")
     alone = write_lightning(tmp_path / "alone.ckpt", weights, None)
     assert_golden(run_script(alone, tmp_path / "alone", "--max_length", 24), "mdlm_tiny")
-    with pytest.raises(ValueError, match="ema=True, but .* has no moving average"):
+    with pytest.raises(SystemExit, match="ema=True, but .* has no moving average"):
         run_script(alone, tmp_path / "none", "--ema", "--max_length", 24)
     public = write_hub_folder(tmp_path / "public", *load_golden()[:2])
-    with pytest.raises(ValueError, match="ema=False is for Lightning files"):
+    with pytest.raises(SystemExit, match="ema=False is for Lightning files"):
         run_script(public, tmp_path / "none", "--no_ema")
 
 
@@ -288,7 +288,7 @@ def test_a_truncated_file_is_refused_and_nothing_is_written(tmp_path, file):
         checkpoint = write_hub_folder(tmp_path / "public", original, weights, file)
         path = checkpoint / file
     os.truncate(path, path.stat().st_size // 2)
-    with pytest.raises(ValueError, match=f"{file} is truncated"):
+    with pytest.raises(SystemExit, match=f"{file} is truncated"):
         run_script(checkpoint, tmp_path / "out", "--max_length", 24)
     assert not (tmp_path / "out").exists()
 
@@ -344,7 +344,7 @@ def test_a_tokenizer_with_a_mask_inside_the_vocabulary_keeps_it(tmp_path):
     weights["backbone.output_layer.linear.weight"][7] = 0.0  # as it stays through the original's training
     weights["backbone.output_layer.linear.bias"][7] = 0.0
     public = write_hub_folder(tmp_path / "public", original, weights)
-    with pytest.raises(ValueError, match="mask_token_id is 40, but the one row .* is 7"):
+    with pytest.raises(SystemExit, match="mask_token_id is 40, but the one row .* is 7"):
         run_script(public, tmp_path / "out")
     tokenizer = plain_tokenizer(41)
     tokenizer.mask_token = "g"  # id 7
@@ -374,7 +374,7 @@ def test_a_tokenizer_with_a_mask_inside_the_vocabulary_keeps_it(tmp_path):
 def test_sizes_that_contradict_each_other_or_are_nowhere_are_errors(tmp_path, settings, words, message):
     original, weights, _ = load_golden()
     public = write_hub_folder(tmp_path / "public", {**original, **settings}, weights)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(SystemExit, match=message):
         run_script(public, tmp_path / "out", *words)
     assert not (tmp_path / "out").exists()
 
@@ -382,28 +382,54 @@ def test_sizes_that_contradict_each_other_or_are_nowhere_are_errors(tmp_path, se
 def test_weights_of_another_network_are_errors(tmp_path):
     _, weights, _ = load_golden("bd3lm_tiny")
     path = write_lightning(tmp_path / "last.ckpt", weights, None)
-    with pytest.raises(ValueError, match="those of a BD3-LM, whose block_size is not in the file"):
+    with pytest.raises(SystemExit, match="those of a BD3-LM, whose block_size is not in the file"):
         run_script(path, tmp_path / "out", "--max_length", 24)
     other = {**weights, "backbone.rotary_emb.inv_freq": weights["backbone.rotary_emb.inv_freq"] ** 2}
     path = write_lightning(tmp_path / "last.ckpt", other, None)
-    with pytest.raises(ValueError, match="inv_freq is not of base 10000"):
+    with pytest.raises(SystemExit, match="inv_freq is not of base 10000"):
         run_script(path, tmp_path / "out", "--max_length", 24, "--block_size", 4)
 
 
 def test_paths_without_a_checkpoint_and_outputs_that_exist_are_errors(tmp_path):
     public = write_hub_folder(tmp_path / "public", *load_golden()[:2])
-    with pytest.raises(ValueError, match="output .* exists already"):
+    with pytest.raises(SystemExit, match="output .* exists already"):
         run_script(public, public)
-    with pytest.raises(ValueError, match="checkpoint .*nowhere does not exist"):
+    with pytest.raises(SystemExit, match="checkpoint .*nowhere does not exist"):
         run_script(tmp_path / "nowhere", tmp_path / "out")
     (public / "config.json").write_text("[1, 2]")
-    with pytest.raises(ValueError, match="must hold a mapping, got list"):
+    with pytest.raises(SystemExit, match="must hold a mapping, got list"):
         run_script(public, tmp_path / "out")
     (public / "config.json").unlink()
-    with pytest.raises(ValueError, match="must hold config.json and one of"):
+    with pytest.raises(SystemExit, match="must hold config.json and one of"):
         run_script(public, tmp_path / "out")
     torch.save({"weights": torch.ones(1)}, tmp_path / "other.ckpt")
-    with pytest.raises(ValueError, match="is no Lightning file: it has no state_dict"):
+    with pytest.raises(SystemExit, match="is no Lightning file: it has no state_dict"):
         run_script(tmp_path / "other.ckpt", tmp_path / "out")
-    with pytest.raises(ValueError, match="--tokenizer .* could not be loaded"):
+    with pytest.raises(SystemExit, match="error: --tokenizer .* cannot be loaded: there is no such folder"):
         run_script(public, tmp_path / "out", "--tokenizer", tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("kind", ["nothing", "empty folder", "text", "other weights", "bad tokenizer"])
+def test_the_script_says_in_one_line_what_it_cannot_convert(tmp_path, kind, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    path, words = tmp_path / "checkpoint", []
+    if kind == "empty folder":
+        path.mkdir()
+    if kind == "text":
+        path.write_text("x")
+    if kind in ("other weights", "bad tokenizer"):
+        torch.save({"state_dict": {"a": torch.zeros(3)}}, path)
+    if kind == "bad tokenizer":
+        (tmp_path / "tokenizer").mkdir()
+        (tmp_path / "tokenizer" / "tokenizer_config.json").write_text("[]")
+        words = ["--tokenizer", str(tmp_path / "tokenizer")]
+    with pytest.raises(SystemExit, match="^error: .") as error:
+        run_script(path, tmp_path / "out", *words)
+    assert "\n" not in error.value.code and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("words", ["--block_size 0", "--max_length -1", "--mask_token_id x", "--ema --no_ema"])
+def test_the_script_refuses_options_out_of_range(tmp_path, words, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        run_script(tmp_path, tmp_path / "out", *words.split())
+    assert "error: argument --" in capsys.readouterr().err

@@ -324,3 +324,26 @@ def test_a_push_that_breaks_off_is_completed_by_the_same_command_and_loads_over_
 def test_bf16_configs_need_no_word_about_the_cpu_where_there_is_nothing_else(tmp_path):
     *_, args = parse_arguments(["--config", str(CONFIGS / "tiny.yaml"), "--output_dir", str(tmp_path)])
     assert args.bf16 and args.use_cpu == (not torch.accelerator.is_available())
+
+
+def test_samples_are_printed_without_the_codes_that_the_model_writes(train, tmp_path):
+    (tmp_path / "codes.txt").write_text("\x1b\x07\x9b\u202e\x7f\n\n" * 200, encoding="utf-8")
+    words = {"train_file": tmp_path / "codes.txt", "dataset_name": "", "train_tokenizer": "char"}
+    _, printed = train("tiny", **words)
+    samples = printed.split("--- sample\n", 1)[1]
+    assert "␛" in samples and not set(printed) & set("\x1b\x07\x9b\u202e\x7f")
+
+
+def test_a_full_disk_ends_training_in_one_line_and_a_bug_with_its_traceback(train, monkeypatch):
+    def fail(error):
+        def save_state(_):
+            raise error
+
+        monkeypatch.setattr("transformers.Trainer.save_state", save_state)
+
+    fail(OSError(28, "No space left on device"))
+    with pytest.raises(SystemExit, match="^error: .*No space left on device$"):
+        train("tiny", max_steps=1)
+    fail(ValueError("a bug"))
+    with pytest.raises(ValueError, match="a bug"):
+        train("tiny", max_steps=1)

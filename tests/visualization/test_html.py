@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from hf_lomdm.visualization import write_order_html
+from hf_lomdm.visualization import order_picture, write_order_html
 from hf_lomdm.visualization.html import COLOURS, _black_or_white
 
 ROOT = Path(__file__).parents[2]
@@ -186,3 +186,23 @@ def test_page_is_readable_without_a_script(browser, tmp_path):
     page = browser.new_context(java_script_enabled=False).new_page()
     page.goto(write(tmp_path).as_uri())
     assert page.locator(".text").all_inner_texts() == ["Ab cd↵\nef", "xy"]
+
+
+@pytest.mark.parametrize("name", ["order.html", "order.png"])
+def test_outputs_are_whole_links_stay_and_devices_too(tmp_path, name):
+    def write(path):
+        if name == "order.html":
+            write_order_html(path, [["a", "b"]], [[0, 1]])
+        else:
+            pytest.importorskip("matplotlib")
+            order_picture(["a", "b"], [0, 1], path)
+
+    (tmp_path / "real").mkdir()
+    (tmp_path / name).symlink_to(tmp_path / "real" / name)
+    write(tmp_path / name)
+    write(tmp_path / name)
+    assert (tmp_path / name).is_symlink() and len(list((tmp_path / "real").iterdir())) == 1
+    write("/dev/null")
+    assert Path("/dev/null").is_char_device()
+    write(tmp_path / "plain")  # no ending: the name stays
+    assert (tmp_path / "plain").stat().st_size > 1000
