@@ -1,10 +1,10 @@
-"""What the message of a stopped training says of the step that stopped it."""
+"""The loss of a step: what counts in it, and what the message of a stopped training says of it."""
 
 import re
 
 import pytest
 import torch
-from tiny_training import make_trainer
+from tiny_training import collate, make_trainer
 from transformers import TrainerCallback
 
 
@@ -26,3 +26,19 @@ def test_the_message_has_the_loss_of_that_step_alone(tmp_path, accumulation):
         make_trainer(tmp_path, callbacks=[BreakGradient()], **settings).train()
     said = float(re.search(r"stopped at step 3: loss (\S+), gradient norm (?:inf|nan)", str(stopped.value))[1])
     assert said == pytest.approx(losses[2], rel=1e-3)  # four digits
+
+
+def test_padding_counts_nowhere_whatever_its_labels(tmp_path):
+    def collate_labels(texts: list[dict]) -> dict[str, torch.Tensor]:
+        batch = collate(texts)
+        return {**batch, "labels": batch["input_ids"]}  # a token at padding, too, which the mask alone tells
+
+    histories = []
+    for collator in (collate, collate_labels):
+        trainer = make_trainer(tmp_path, unequal=True, gradient_accumulation_steps=2, per_device_train_batch_size=4)
+        trainer.data_collator = collator
+        trainer.train()
+        names = ("loss", "main", "velocity", "score", "forward_spread", "phi_grad_norm")
+        histories.append([[entry[name] for name in names] for entry in trainer.state.log_history if "loss" in entry])
+        histories[-1].append(trainer.evaluate()["eval_tokens"])
+    assert histories[0] == histories[1] and len(histories[0]) == 5

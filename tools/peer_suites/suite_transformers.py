@@ -66,6 +66,7 @@ class ModelTester:
 
 class Suite(common.ModelTesterMixin):
     all_model_classes = (LoMDMModel, LoMDMForMaskedDiffusion)
+    has_attentions = False  # weights of attention are not kept
     system: dict = {}
 
     def setUp(self):
