@@ -21,7 +21,7 @@ from hf_lomdm.evaluation.corpus import evaluate_corpus
 from hf_lomdm.evaluation.likelihood import exact_log_likelihood, nelbo
 from hf_lomdm.evaluation.order import evaluate_order
 from hf_lomdm.modeling import process_lomdm
-from hf_lomdm.schedulers.scheduling_lomdm import SAMPLERS
+from hf_lomdm.modeling.scheduling_lomdm import SAMPLERS
 from pretend_device import waits
 
 FAMILY = [{"rate_type": rate_type} for rate_type in ("learned", "uniform", "token", "score")]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 PROCESS = "modeling/process_lomdm.py"
 MODEL = "modeling/modeling_lomdm.py"
-SCHEDULER = "schedulers/scheduling_lomdm.py"
+SCHEDULER = "modeling/scheduling_lomdm.py"
 PIPELINE = "pipelines/pipeline_lomdm.py"
 LIKELIHOOD = "evaluation/likelihood.py"
 CORPUS = "evaluation/corpus.py"

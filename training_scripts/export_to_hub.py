@@ -14,7 +14,7 @@ import torch
 from hf_lomdm.cli.errors import user_errors
 from hf_lomdm.cli.option_types import nonempty
 from hf_lomdm.hub import export_to_hub_folder
-from hf_lomdm.schedulers.scheduling_lomdm import SAMPLERS
+from hf_lomdm.modeling.scheduling_lomdm import SAMPLERS
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:

@@ -14,7 +14,7 @@ import torch
 from hf_lomdm import LoMDMPipeline
 from hf_lomdm.cli.errors import loading, user_errors
 from hf_lomdm.cli.option_types import SEED, between, new_file, nonempty, whole
-from hf_lomdm.schedulers.scheduling_lomdm import SAMPLERS
+from hf_lomdm.modeling.scheduling_lomdm import SAMPLERS
 from hf_lomdm.training.ema import take_average
 from hf_lomdm.visualization import order_picture, order_text, token_texts, visible, write_order_html
 

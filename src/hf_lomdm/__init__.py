@@ -11,7 +11,7 @@ from .modeling import LoMDMConfig, LoMDMForMaskedDiffusion, LoMDMModel
 __version__ = "0.1.0"
 
 _NEED_DIFFUSERS = {
-    "LoMDMScheduler": "schedulers.scheduling_lomdm",
+    "LoMDMScheduler": "modeling.scheduling_lomdm",
     "LoMDMPipeline": "pipelines.pipeline_lomdm",
     "OrderAdapter": "adapters.order_adapter",
 }

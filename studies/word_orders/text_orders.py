@@ -33,7 +33,7 @@ from hf_lomdm.cli.errors import loading, user_errors
 from hf_lomdm.cli.option_types import nonempty, whole
 from hf_lomdm.evaluation.records import environment, write_record
 from hf_lomdm.evaluation.rows import load_file, pack_documents, special_tokens
-from hf_lomdm.schedulers.scheduling_lomdm import TIE
+from hf_lomdm.modeling.scheduling_lomdm import TIE
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
 

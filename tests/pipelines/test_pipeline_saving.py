@@ -20,7 +20,7 @@ LAYOUT = {
     *("README.md", "config.json", "model.safetensors", "model_index.json", *PIPELINE_CODE, *CODE),
     *("tokenizer.json", "tokenizer_config.json"),
     *("model/config.json", "model/model.safetensors.index.json", *(f"model/{name}" for name in CODE)),
-    *("scheduler/scheduler_config.json", "scheduler/scheduling_lomdm.py"),
+    *("scheduler/scheduler_config.json", "scheduler/scheduling_lomdm.py", "scheduler/process_lomdm.py"),
 }
 
 

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 import oracles
-from hf_lomdm.schedulers import scheduling_lomdm as scheduling
-from hf_lomdm.schedulers.scheduling_lomdm import LoMDMScheduler
+from hf_lomdm.modeling import process_lomdm as process
+from hf_lomdm.modeling import scheduling_lomdm as scheduling
+from hf_lomdm.modeling.scheduling_lomdm import LoMDMScheduler
 
 # z of a chi-square statistic or of a mean: 4 is passed by a right sampler in all but about 1 of 16,000 seeds
 BOUND = 4.0
@@ -203,7 +204,7 @@ def test_hash_is_uniform_in_all_its_bits_for_near_and_random_seeds():
     near = torch.arange(-500, 500)
     random = torch.randint(-(2**62), 2**62, (1000,), generator=torch.Generator().manual_seed(0))
     for seeds in (near, random, near * 2**40):
-        u = scheduling._uniforms(seeds[:, None], torch.arange(200)[None])
+        u = process.position_uniforms(seeds[:, None], torch.arange(200)[None])
         assert u.dtype == torch.float64 and 0 < u.min() and u.max() < 1
         for bits in (0, 12, 24, 40):  # float32 uniforms would be constant from bit 24 on
             assert uniformity((u * 2.0**bits) % 1) < BOUND, bits
@@ -211,13 +212,13 @@ def test_hash_is_uniform_in_all_its_bits_for_near_and_random_seeds():
 
 def test_hash_stays_in_the_open_interval_at_its_ends(monkeypatch):
     for bits in (0, -1):
-        monkeypatch.setattr(scheduling, "_mix", lambda values, bits=bits: torch.full_like(values, bits))
-        u = scheduling._uniforms(torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64))
+        monkeypatch.setattr(process, "_mix", lambda values, bits=bits: torch.full_like(values, bits))
+        u = process.position_uniforms(torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64))
         assert 0 < u.item() < 1
 
 
 def test_hash_of_neighbours_rows_and_near_seeds_is_uncorrelated():
-    u = scheduling._uniforms(torch.arange(2000)[:, None], torch.arange(200)[None]) - 0.5
+    u = process.position_uniforms(torch.arange(2000)[:, None], torch.arange(200)[None]) - 0.5
     pairs = {"positions": (u[:, 1:], u[:, :-1]), "rows": (u[1:], u[:-1]), "far": (u[:, 64:], u[:, :-64])}
     pairs["diagonal"] = (u[1:, 1:], u[:-1, :-1])
     pairs["antidiagonal"] = (u[1:, :-1], u[:-1, 1:])
@@ -260,7 +261,7 @@ def test_a_token_of_probability_1e_9_is_drawn_as_often_as_it_should(rare, monkey
     strata = (torch.arange(2_000, dtype=torch.float64) + 0.5) / 2_000 * 1e-6
     uniforms = strata if rare < 4_999 else 1 - 1e-6 + strata
     uniforms = uniforms + start if rare == 1 else uniforms
-    monkeypatch.setattr(scheduling, "_uniforms", lambda seeds, positions: uniforms)
+    monkeypatch.setattr(scheduling, "position_uniforms", lambda seeds, positions: uniforms)
     places = torch.zeros(2_000, dtype=torch.int64)
     scheduler = LoMDMScheduler(6_000)
     drawn = scheduler.draw_tokens(logits.expand(2_000, -1), places, places, 1)

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from hf_lomdm.modeling import process_lomdm as process
-from hf_lomdm.schedulers import scheduling_lomdm as scheduling
-from hf_lomdm.schedulers.scheduling_lomdm import SAMPLERS, LoMDMScheduler
+from hf_lomdm.modeling import scheduling_lomdm as scheduling
+from hf_lomdm.modeling.scheduling_lomdm import SAMPLERS, LoMDMScheduler
 
 MASK, VOCAB = 10, 11
 # every sampler, both grids, with and without blocks
@@ -397,31 +397,6 @@ def test_add_noise_of_a_padded_text_equals_alone():
         alone = LoMDMScheduler(MASK).add_noise(text, rates, 0.5, *generators(seed))
         noisy = LoMDMScheduler(MASK).add_noise(padded, wide, 0.5, *generators(seed), attention_mask=mask)
         assert torch.equal(noisy[:, 2:8], alone)
-
-
-# ---------------------------------------------------------------------------------------------- parity with the process
-
-
-@pytest.mark.parametrize("block_size", [None, 4])
-def test_restated_formulas_equal_those_of_the_process(block_size):
-    _, rates = random_output(1, 10)
-    scheduler, rates = LoMDMScheduler(MASK, block_size=block_size), rates.double()
-    index = torch.arange(10)[None] // (block_size or 10)
-    blocks = process.Blocks(index, block_size or 10, int(index.max()) + 1)
-    for t in (0.11, 0.5, 0.93):
-        time = torch.tensor([[t]], dtype=torch.float64)
-        log_u = process.spread_blocks(process.log_local_time(time, blocks), blocks)
-        mine = scheduler._local_time(time, 1, *scheduler._blocks(rates, None))
-        torch.testing.assert_close(mine.log(), log_u, rtol=1e-12, atol=0)
-        torch.testing.assert_close(scheduler.alpha(t, rates).log(), process.log_alpha(log_u, rates))
-        inside = (log_u < 0) & log_u.isfinite()
-        expected = process.velocity(log_u, rates, blocks.count)
-        torch.testing.assert_close(scheduler.velocity(t, rates)[inside], expected[inside])
-        earlier = process.spread_blocks(process.log_local_time(time * 0.9, blocks), blocks)
-        torch.testing.assert_close(
-            scheduling._reveal_probability(log_u, earlier, rates)[inside],
-            process.reveal_probability(log_u, earlier, rates)[inside],
-        )
 
 
 def test_draws_equal_those_of_the_process_from_the_same_generator():

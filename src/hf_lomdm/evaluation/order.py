@@ -25,8 +25,8 @@ from ..modeling.process_lomdm import (
     spread_blocks,
     wide,
 )
+from ..modeling.scheduling_lomdm import LoMDMScheduler
 from ..pipelines.pipeline_lomdm import LoMDMPipeline
-from ..schedulers.scheduling_lomdm import LoMDMScheduler
 from ..training.data import TextCollator
 from ..training.training_log import masked_std
 from .likelihood import CHUNK_ELEMENTS, clean_texts, evaluating

@@ -10,8 +10,8 @@ from huggingface_hub import HfApi
 
 from ..modeling.configuration_lomdm import LoMDMConfig
 from ..modeling.modeling_lomdm import LoMDMForMaskedDiffusion
+from ..modeling.scheduling_lomdm import LoMDMScheduler
 from ..pipelines import LoMDMPipeline
-from ..schedulers.scheduling_lomdm import LoMDMScheduler
 from ..training import model_card as cards
 from ..training.ema import AVERAGE, take_average
 from ..training.uploading import explained_upload

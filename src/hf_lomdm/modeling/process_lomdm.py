@@ -14,6 +14,8 @@ from torch.autograd.function import once_differentiable
 
 # The stream of a cut time bound spends this share of its draws on the reconstruction term (`draw_time_view`).
 RECONSTRUCTION_SHARE = 0.125
+# Newton steps for the adaptive grid. They approach the root from one side, so stopping early reveals a little late.
+NEWTON_STEPS = 20
 CACHE_LOGITS = 2**20  # logits that a CPU widens at a time: 4 MB in float32 stay in the cache
 DEVICE_LOGITS = 2**27  # that other devices project to and widen: 512 MB in float32, fewer would leave most of one idle
 
@@ -97,20 +99,19 @@ def spread_blocks(values: Tensor, blocks: Blocks | None = None) -> Tensor:
 # ------------------------------------------------------------------------------------------- time and the schedule
 
 
-def log_local_time(time: Tensor, blocks: Blocks | None = None) -> Tensor:
-    """Log of the local time `u = clip((t - a) / (b - a), 0, 1)` of each block at time `t`.
+def local_time(time: float | Tensor, block: int | Tensor = 0, num_blocks: int | Tensor = 1, unit: int = 1) -> Tensor:
+    """Local time `u = clip((t - a) / (b - a), 0, 1)` of each position at time `t`, float64.
 
     Block `b` of `N` has the window `[a, b] = [1 - (b + 1) / N, 1 - b / N]`: the leftmost is masked last.
 
     Args:
-        time: `[B, 1]`, times in `[0, 1]`.
+        time: `t * unit`, a number or `[B, 1]`. In whole steps of a grid of `unit` steps, windows end at exactly 0.
+        block: `[B, L]`, block of each position. num_blocks: of each text, `[B, 1]`, or a number for all.
     Returns:
-        `[B, N]` in `[-inf, 0]`.
+        `[B, L]` in `[0, 1]`.
     """
-    if blocks is None:
-        return time.log()
-    index = torch.arange(blocks.count, device=time.device)
-    return (time * blocks.count - (blocks.count - 1 - index)).clamp(0, 1).log()
+    start = (num_blocks - 1 - block) * unit
+    return ((num_blocks * time - start).to(torch.float64) / unit).clamp(0, 1)
 
 
 def log_mask_probability(log_u: Tensor, rates: Tensor) -> Tensor:
@@ -118,14 +119,19 @@ def log_mask_probability(log_u: Tensor, rates: Tensor) -> Tensor:
     return rates * log_u
 
 
-def log_alpha(log_u: Tensor, rates: Tensor) -> Tensor:
-    """`log alpha = log(1 - u^w)`, log-probability that a position is still revealed at local time `u`: `[B, L]`."""
-    return torch.log(-torch.expm1(rates * log_u))
+def alpha(log_u: Tensor, rates: Tensor) -> Tensor:
+    """`alpha = 1 - u^w`, the probability that a position is not masked at local time `u`: `[B, L]`."""
+    return -torch.expm1(rates * log_u)
 
 
-def velocity(log_u: Tensor, rates: Tensor, num_blocks: int = 1) -> Tensor:
-    """The paper's velocity `A = -alpha' / (1 - alpha) = w / (t - a)`, per unit of global time: `[B, L]`."""
-    return num_blocks * rates * torch.exp(-log_u)
+def velocity(time: float | Tensor, rates: Tensor, block: int | Tensor = 0, num_blocks: int | Tensor = 1) -> Tensor:
+    """The paper's velocity `A = -alpha' / (1 - alpha) = w / (t - a)` in the window `[a, b]`, else 0: `[B, L]`.
+
+    Per unit of global time; infinite at `t = a`. Arguments as in `local_time`.
+    """
+    since_start = time - (num_blocks - 1 - block) / num_blocks
+    inside = (since_start >= 0) & (since_start * num_blocks <= 1)
+    return torch.where(inside, rates / since_start, 0.0)
 
 
 def reveal_probability(log_u_from: Tensor, log_u_to: Tensor, rates: Tensor) -> Tensor:
@@ -140,6 +146,26 @@ def reveal_probability(log_u_from: Tensor, log_u_to: Tensor, rates: Tensor) -> T
         `[B, L]` in `[0, 1]`; exactly 1 where the window ends.
     """
     return -torch.expm1(rates * (log_u_to - log_u_from))
+
+
+def adaptive_log_ratio(rates: Tensor, among: Tensor, fraction: Tensor) -> Tensor:
+    """`log rho` `[B, 1]` with `sum_i (1 - rho^{v_i}) = fraction * n` over the `n` positions `among` `[B, L]`.
+
+    Newton from the `rho` that would do if all rates were the largest one. The sum is concave in `-log rho`, so every
+    step stays on that side of the root (docs/method.md, "sampler").
+
+    Args:
+        fraction: `[B, 1]` in `[0, 1)`; 0 gives 0.
+    """
+    goal = fraction * among.sum(1, keepdim=True)
+    rates = rates * among  # a rate of 0 adds nothing to the sum
+    tiny = torch.finfo(rates.dtype).tiny
+    x = -torch.log1p(-fraction) / rates.amax(1, keepdim=True).clamp(min=tiny)
+    for _ in range(NEWTON_STEPS):
+        reached = -torch.expm1(-rates * x).sum(1, keepdim=True)
+        slope = (rates * torch.exp(-rates * x)).sum(1, keepdim=True)
+        x = x + ((goal - reached) / slope.clamp(min=tiny)).clamp(min=0)
+    return -x
 
 
 # ---------------------------------------------------------------------------------------------------------- rates
@@ -313,22 +339,33 @@ def _mix(values: Tensor) -> Tensor:
     return values ^ _shift(values, 31)
 
 
-def position_exponentials(seeds: Tensor, position: Tensor) -> Tensor:
-    """`Exp(1)` variables that depend on the seed of the text and the unpadded position alone.
+def position_uniforms(seeds: Tensor, position: Tensor) -> Tensor:
+    """float64 uniforms in the open interval (0, 1), one for each pair of a seed and a position (they broadcast).
 
-    So a text alone, padded left or right, or in a larger batch sees the same draws. The uniforms behind them have 52
-    bits: float32 noise would cut the tail that small rates live in.
+    They depend on the seed of the text and the position counted from its first real token alone: a text alone, padded
+    or in a larger batch sees the same draws. They have 52 bits: float32 noise would cut the tail that small rates
+    live in.
+    """
+    bits = _mix(_mix(seeds) + (position + 1) * (0x9E3779B97F4A7C15 - 2**64))
+    # with one bit more, the largest sum with 0.5 would round to 1 and its logarithm to 0
+    return (_shift(bits, 12).to(torch.float64) + 0.5) * 2.0**-52
+
+
+def position_exponentials(seeds: Tensor, position: Tensor) -> Tensor:
+    """`Exp(1)` variables from `position_uniforms`.
 
     Args:
         seeds: `[B]` int64. position: `[B, L]` or `[1, L]` int64, counted from the first real token.
     Returns:
         `[B, L]` float64 (computed on the CPU for devices without it), positive and finite.
     """
-    device = torch.device("cpu") if seeds.device.type == "mps" else seeds.device
-    seeds, position = seeds.to(device), position.to(device)
-    bits = _mix(_mix(seeds)[:, None] + (position + 1) * (0x9E3779B97F4A7C15 - 2**64))  # [B, L]
-    # 52 bits: with one more, the largest sum with 0.5 would round to 1 and its logarithm to 0
-    return -torch.log((_shift(bits, 12).to(torch.float64) + 0.5) * 2.0**-52)
+    device = float64_device(seeds.device)
+    return -torch.log(position_uniforms(seeds.to(device)[:, None], position.to(device)))
+
+
+def float64_device(device: torch.device) -> torch.device:
+    """`device`, or the CPU for one without float64: MPS."""
+    return torch.device("cpu") if device.type == "mps" else device
 
 
 def draw_masks(exponentials: Tensor, log_u: Tensor, rates: Tensor, maskable: Tensor) -> Tensor:

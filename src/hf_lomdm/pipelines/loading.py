@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 
 from ..modeling.configuration_lomdm import LoMDMConfig
 from ..modeling.modeling_lomdm import LoMDMForMaskedDiffusion
-from ..schedulers.scheduling_lomdm import LoMDMScheduler
+from ..modeling.scheduling_lomdm import LoMDMScheduler
 from .hub_folder_lomdm import file_and_name
 
 COMPONENTS = ("model", "scheduler", "tokenizer")

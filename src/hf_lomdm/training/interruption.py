@@ -11,9 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-SIGNALS = [
-    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
-]
+SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
 class Interruption:
@@ -36,11 +34,7 @@ class Interruption:
         self._training.fill_(True)
         if threading.current_thread() is threading.main_thread():
             known = {number: signal.getsignal(number) for number in SIGNALS}
-            self._before = {
-                number: handler
-                for number, handler in known.items()
-                if handler is not signal.SIG_IGN
-            }
+            self._before = {number: handler for number, handler in known.items() if handler is not signal.SIG_IGN}
             for number in self._before:
                 signal.signal(number, self._note)
         return self

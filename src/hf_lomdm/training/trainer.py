@@ -18,9 +18,9 @@ from ..evaluation.draws import step_generators, step_quantiles
 from ..evaluation.summary import summarise_texts
 from ..modeling.modeling_lomdm import LoMDMOutput
 from ..modeling.process_lomdm import send
+from ..modeling.scheduling_lomdm import LoMDMScheduler
 from ..pipelines import LoMDMPipeline
 from ..pipelines.hub_folder_lomdm import check_target
-from ..schedulers.scheduling_lomdm import LoMDMScheduler
 from . import checkpointing, resuming
 from .arguments import UNUSED, LoMDMTrainingArguments
 from .ema import AVERAGE, EMA

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ..schedulers.scheduling_lomdm import check_setting
+from ..modeling.scheduling_lomdm import check_setting
 from .html import COLOURS, _black_or_white, _escape, _page, _text, _token
 from .terminal import token_texts
 

@@ -1,9 +1,8 @@
 """Scheduler of LoMDM and its family: which positions are revealed in a step, then which token each of them gets.
 
-This file travels to the Hub, so it imports nothing but torch and diffusers and restates a few formulas of
-`process_lomdm.py` (docs/method.md, "sampler"); tests hold each to the original.
+This file travels to the Hub. Its formulas are those of `process_lomdm.py` (docs/method.md, "sampler").
 
-Every draw hangs on two numbers only: a 64-bit seed of its row, drawn once per call, and its position counted from the
+Every draw depends on two numbers only: a 64-bit seed of its row, drawn once per call, and its position counted from the
 first real token. So a row alone, padded, in a batch, on the plain or on the fast path gets the same tokens.
 """
 
@@ -16,13 +15,22 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils import BaseOutput
 from torch import Generator, Tensor
 
+from .process_lomdm import (
+    adaptive_log_ratio,
+    alpha,
+    float64_device,
+    local_time,
+    position_uniforms,
+    reveal_probability,
+    row_seeds,
+    velocity,
+)
+
 RATE_SAMPLERS = ("sequential", "ancestral")
 LOGIT_SAMPLERS = ("confidence", "margin", "entropy")
 SAMPLERS = (*RATE_SAMPLERS, "random", "left_to_right", *LOGIT_SAMPLERS)
 GRIDS = ("adaptive", "uniform")
 
-# Newton steps for the adaptive grid. They approach the root from one side, so stopping early reveals a little late.
-NEWTON_STEPS = 20
 # float64 entries of one slice of a token draw (128 MB): all positions of a text at once do not fit for large V.
 SLICE_SIZE = 2**24
 # Certainties that differ by no more than this are a tie, which goes to the left. Rounding, which hangs on the batch
@@ -148,8 +156,8 @@ class LoMDMScheduler(SchedulerMixin, ConfigMixin):
                 outside `[0, 1]` and real positions whose rates are not positive and finite.
         """
         w = _float64_rates(rates, attention_mask)
-        log_u = self._local_time(_times(timesteps, w), 1, *self._blocks(w, attention_mask)).log()
-        return _reveal_probability(torch.zeros_like(log_u), log_u, w).to(rates.device).to(rates.dtype)
+        log_u = local_time(_times(timesteps, w), *self._blocks(w, attention_mask)).log()
+        return alpha(log_u, w).to(rates.device).to(rates.dtype)
 
     def velocity(self, timesteps: float | Tensor, rates: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """The paper's velocity `A_i = -alpha_i' / (1 - alpha_i) = w_i / (t - a_i)` in the window `[a_i, b_i]`, else 0.
@@ -157,10 +165,8 @@ class LoMDMScheduler(SchedulerMixin, ConfigMixin):
         Per unit of global time; infinite at `t = a_i`. Arguments, result and errors as in `alpha`.
         """
         w = _float64_rates(rates, attention_mask)
-        block, num_blocks = self._blocks(w, attention_mask)
-        since_start = _times(timesteps, w) - (num_blocks - 1 - block) / num_blocks
-        inside = (since_start >= 0) & (since_start * num_blocks <= 1)
-        return torch.where(inside, w / since_start, 0.0).to(rates.device).to(rates.dtype)
+        found = velocity(_times(timesteps, w), w, *self._blocks(w, attention_mask))
+        return found.to(rates.device).to(rates.dtype)
 
     def add_noise(
         self,
@@ -183,11 +189,11 @@ class LoMDMScheduler(SchedulerMixin, ConfigMixin):
             `[B, L]`, a copy with masks.
         """
         self._check_shapes(original_samples, rates, attention_mask)
-        home, device = original_samples.device, _float64_device(original_samples.device)
-        seeds = _draw_seeds(len(original_samples), generator, device)
+        home, device = original_samples.device, float64_device(original_samples.device)
+        seeds = row_seeds(generator, len(original_samples), device)
         positions = self.positions(original_samples, attention_mask).to(device)
         alpha = self.alpha(timesteps, _float64_rates(rates.to(device), attention_mask), attention_mask)
-        masked = (_uniforms(seeds[:, None], positions) < 1 - alpha).to(home)
+        masked = (position_uniforms(seeds[:, None], positions) < 1 - alpha).to(home)
         if attention_mask is not None:
             masked &= attention_mask.bool()
         return original_samples.masked_fill(masked, self.config.mask_token_id)
@@ -229,15 +235,15 @@ class LoMDMScheduler(SchedulerMixin, ConfigMixin):
                 synchronisation, rates that are not positive or logits that are not a law at masked positions.
         """
         self._check_shapes(sample, rates, attention_mask, logits)
-        home, device = sample.device, _float64_device(sample.device)
+        home, device = sample.device, float64_device(sample.device)
         steps_left = self._steps_left(timestep, device)
-        seeds = _draw_seeds(len(sample), generator, device)
+        seeds = row_seeds(generator, len(sample), device)
         positions = self.positions(sample, attention_mask).to(device)
         masked = (sample == self.config.mask_token_id).to(device)
         if attention_mask is not None:
             masked &= attention_mask.bool().to(device)
         block, num_blocks = self._blocks(positions, attention_mask)
-        uniforms = _uniforms(seeds[:, None], positions)
+        uniforms = position_uniforms(seeds[:, None], positions)
         v = _float64_rates(rates.detach().to(device), masked) if self.position_draw_needs_rates else None
         if self.config.sampler == "ancestral":
             return (masked & (uniforms < self._ancestral(v, masked, block, num_blocks, steps_left))).to(home)
@@ -287,9 +293,9 @@ class LoMDMScheduler(SchedulerMixin, ConfigMixin):
         Raises:
             ValueError: on the CPU, if logits hold NaN or +inf or leave no token.
         """
-        device = _float64_device(logits.device)
-        seeds = _draw_seeds(batch_size, generator, device)
-        uniforms = _uniforms(seeds[rows.to(device)], positions.to(device)).expand(logits.shape[:-1])
+        device = float64_device(logits.device)
+        seeds = row_seeds(generator, batch_size, device)
+        uniforms = position_uniforms(seeds[rows.to(device)], positions.to(device)).expand(logits.shape[:-1])
         parts = zip(_slices(logits), uniforms.reshape(-1).split(_slice_rows(logits)), strict=True)
         tokens = torch.cat([self._draw(*part) for part in parts])
         return tokens.reshape(logits.shape[:-1]).to(logits.device)
@@ -371,12 +377,6 @@ class LoMDMScheduler(SchedulerMixin, ConfigMixin):
         count = (attention_mask.bool().sum(1, keepdim=True) + size - 1) // size
         return self.positions(positions, attention_mask) // size, count
 
-    @staticmethod
-    def _local_time(time: int | Tensor, unit: int, block: Tensor, num_blocks: int | Tensor) -> Tensor:
-        """Local time `[B, L]` at `time / unit`: a grid point in whole steps ends a window at exactly 0."""
-        start = (num_blocks - 1 - block) * unit
-        return ((num_blocks * time - start).to(torch.float64) / unit).clamp(0, 1)
-
     def _ancestral(
         self, rates: Tensor, masked: Tensor, block: Tensor, num_blocks: int | Tensor, steps_left: int | Tensor
     ) -> Tensor:
@@ -384,9 +384,9 @@ class LoMDMScheduler(SchedulerMixin, ConfigMixin):
         if self.config.grid == "adaptive":
             return self._adaptive(rates, masked, block, steps_left)
         total = self.num_inference_steps
-        u_from = self._local_time(steps_left, total, block, num_blocks)
-        u_to = self._local_time(steps_left - 1, total, block, num_blocks)
-        return torch.where(u_to > 0, _reveal_probability(u_from.log(), u_to.log(), rates), torch.ones_like(rates))
+        u_from = local_time(steps_left, block, num_blocks, total)
+        u_to = local_time(steps_left - 1, block, num_blocks, total)
+        return torch.where(u_to > 0, reveal_probability(u_from.log(), u_to.log(), rates), torch.ones_like(rates))
 
     def _adaptive(self, rates: Tensor, masked: Tensor, block: Tensor, steps_left: int | Tensor) -> Tensor:
         """Reveal probabilities `[B, L]` that sum to `remaining / steps left`, leftmost blocks first.
@@ -401,7 +401,7 @@ class LoMDMScheduler(SchedulerMixin, ConfigMixin):
         fraction = ((share - before) / counts.gather(1, block).clamp(min=1)).clamp(0, 1)
         partial = masked & (fraction > 0) & (fraction < 1)
         goal = torch.where(partial, fraction, torch.zeros_like(fraction)).amax(1, keepdim=True)
-        within = _reveal_probability(torch.zeros_like(goal), _adaptive_log_ratio(rates, partial, goal), rates)
+        within = reveal_probability(torch.zeros_like(goal), adaptive_log_ratio(rates, partial, goal), rates)
         return torch.where(partial, within, fraction)
 
     def _keys(
@@ -431,7 +431,7 @@ class LoMDMScheduler(SchedulerMixin, ConfigMixin):
 
     def _without_mask_token(self, logits: Tensor) -> Tensor:
         """A float64 copy of `[M, V]` logits in which the mask token has probability 0."""
-        logits = logits.detach().to(_float64_device(logits.device)).to(torch.float64, copy=True)
+        logits = logits.detach().to(float64_device(logits.device)).to(torch.float64, copy=True)
         if self.config.mask_token_id < logits.shape[1]:
             logits[:, self.config.mask_token_id] = -torch.inf
         return logits
@@ -457,70 +457,6 @@ class LoMDMScheduler(SchedulerMixin, ConfigMixin):
         return _inverse_cdf(weights, uniforms)
 
 
-# ---------------------------------------------------------------------------- formulas restated from process_lomdm.py
-
-
-def _reveal_probability(log_u_from: Tensor, log_u_to: Tensor, rates: Tensor) -> Tensor:
-    """`1 - (u_to / u_from)^v`, exact for rates that stay frozen over the step."""
-    return -torch.expm1(rates * (log_u_to - log_u_from))
-
-
-def _adaptive_log_ratio(rates: Tensor, among: Tensor, fraction: Tensor) -> Tensor:
-    """`log rho` `[B, 1]` with `sum_i (1 - rho^{v_i}) = fraction * n` over the `n` positions `among` `[B, L]`.
-
-    Newton from the `rho` that would do if all rates were the largest one. The sum is concave in `-log rho`, so every
-    step stays on that side of the root.
-
-    Args:
-        fraction: `[B, 1]` in `[0, 1)`; 0 gives 0.
-    """
-    goal = fraction * among.sum(1, keepdim=True)
-    rates = rates * among  # a rate of 0 adds nothing to the sum
-    tiny = torch.finfo(rates.dtype).tiny
-    x = -torch.log1p(-fraction) / rates.amax(1, keepdim=True).clamp(min=tiny)
-    for _ in range(NEWTON_STEPS):
-        reached = -torch.expm1(-rates * x).sum(1, keepdim=True)
-        slope = (rates * torch.exp(-rates * x)).sum(1, keepdim=True)
-        x = x + ((goal - reached) / slope.clamp(min=tiny)).clamp(min=0)
-    return -x
-
-
-def _draw_seeds(batch_size: int, generator: Generator | list[Generator] | None, device: torch.device) -> Tensor:
-    """One 64-bit seed per row `[B]`, drawn on the generator's own device."""
-    each = generator if isinstance(generator, (list, tuple)) else [] if generator is None else [generator]
-    known = all(isinstance(one, Generator) for one in each)
-    wrong = f"generator must be a torch.Generator, a list with one per row, or None, got {type(generator).__name__}. "
-    _require(known, wrong + "Pass torch.Generator().manual_seed(0).")
-    span = (-(2**63), 2**63 - 1)
-    if isinstance(generator, (list, tuple)):
-        wrong = f"generator has {len(generator)} entries for a batch of {batch_size}. "
-        _require(len(generator) == batch_size, wrong + "Pass one, or one per row.")
-        seeds = torch.cat([torch.randint(*span, (1,), generator=one, device=one.device) for one in generator])
-    else:
-        source = device if generator is None else generator.device
-        seeds = torch.randint(*span, (batch_size,), generator=generator, device=source)
-    return seeds.to(device, non_blocking=device.type not in ("cpu", "mps"))  # as `send` in process_lomdm.py
-
-
-def _shift(values: Tensor, bits: int) -> Tensor:
-    # >> on int64 copies the sign bit; a hash needs zeros there
-    return (values >> bits) & ((1 << (64 - bits)) - 1)
-
-
-def _mix(values: Tensor) -> Tensor:
-    # the finaliser of splitmix64 in wrapping int64 arithmetic (constants are the unsigned ones minus 2^64)
-    values = (values ^ _shift(values, 30)) * (0xBF58476D1CE4E5B9 - 2**64)
-    values = (values ^ _shift(values, 27)) * (0x94D049BB133111EB - 2**64)
-    return values ^ _shift(values, 31)
-
-
-def _uniforms(seeds: Tensor, positions: Tensor) -> Tensor:
-    """float64 uniforms in the open interval (0, 1), one for each pair of a seed and a position (they broadcast)."""
-    bits = _mix(_mix(seeds) + (positions + 1) * (0x9E3779B97F4A7C15 - 2**64))
-    # 52 bits: with 53 the half added below would be rounded, up to 1.0 at the top
-    return (_shift(bits, 12).to(torch.float64) + 0.5) * 2.0**-52
-
-
 # --------------------------------------------------------------------------------------------------- pure functions
 
 
@@ -543,7 +479,7 @@ def _float64_rates(rates: Tensor, where: Tensor | None) -> Tensor:
     _require(floating, f"rates must be a floating tensor [B, L], got {_describe(rates)}. Pass rates.float().")
     fits, wrong = where is None or where.shape == rates.shape, "attention_mask must have the shape of rates"
     _require(fits, f"{wrong}, {tuple(rates.shape)}, got {_describe(where)}. Pass 1 for real tokens.")
-    rates = rates.to(_float64_device(rates.device)).to(torch.float64)
+    rates = rates.to(float64_device(rates.device)).to(torch.float64)
     if where is not None:
         rates = torch.where(where.to(rates.device).bool(), rates, torch.ones_like(rates))
     if rates.device.type == "cpu" and not (fine := (rates > 0) & rates.isfinite()).all():
@@ -582,11 +518,6 @@ def _times(timesteps: float | Tensor, rates: Tensor) -> Tensor:
     if times.device.type == "cpu" and not ((times >= 0) & (times <= 1)).all():
         raise ValueError(f"timesteps must lie in [0, 1], got {times.flatten().tolist()}. 0 is data, 1 is all masked.")
     return times.reshape(-1, 1)
-
-
-def _float64_device(device: torch.device) -> torch.device:
-    # MPS has no float64, and float32 noise would cut the tail of the token law
-    return torch.device("cpu") if device.type == "mps" else device
 
 
 def _describe(value: object) -> str:
