@@ -106,7 +106,7 @@ def test_the_pipeline_is_as_before_afterwards(fails):
     before = (pipe.scheduler, pipe.model.config.c2, dict(pipe._progress_bar_config))
     options = {**OPTIONS, "max_length": 99 if not fails else 0}
     if fails:
-        with pytest.raises(ValueError, match="max_length must be at least 1"):
+        with pytest.raises(ValueError, match="max_length must be a whole number of at least 1"):
             write_texts(pipe, **options, grid="uniform", learned_order=False)
     else:
         setting = write_texts(pipe, **options, grid="uniform", learned_order=False).setting
@@ -143,13 +143,28 @@ def test_the_family_is_judged_too(block_size, rate_type):
 
 def test_what_cannot_be_written_is_an_error():
     pipe = build_pipeline()
-    with pytest.raises(ValueError, match="num_samples must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="num_samples must be a whole number of at least 1, got 0"):
         write_texts(pipe, **{**OPTIONS, "num_samples": 0})
     with pytest.raises(ValueError, match="grid='uniform' is for sampler='ancestral', got 'sequential'"):
         write_texts(pipe, **OPTIONS, grid="uniform")
     bare = LoMDMPipeline(build_model(), LoMDMScheduler(mask_token_id=10))
     with pytest.raises(ValueError, match="pipe.tokenizer is None"):
         write_texts(bare, **OPTIONS)
+
+
+@pytest.mark.parametrize("value", [0, -1, 2.5, "8"])
+@pytest.mark.parametrize("name", ["max_length", "num_samples", "batch_size"])
+def test_counts_of_an_autoregressive_model_are_whole_numbers(name, value):
+    options = {"num_samples": 2, "max_length": 8, name: value}
+    with pytest.raises(ValueError, match=f"{name} must be a whole number of at least 1, got {value!r}"):
+        write_causal_texts(build_causal(), build_tokenizer(), **options)
+
+
+def test_texts_that_no_memory_holds_are_refused_before():
+    with pytest.raises(ValueError, match="max_length=1000000000 and batch_size=16 make more than 2097152 tokens"):
+        write_causal_texts(build_causal(), build_tokenizer(), num_samples=2, max_length=10**9)
+    with pytest.raises(ValueError, match="max_length=1000000000 make .* tokens, more than 2097152"):
+        write_texts(build_pipeline(), **{**OPTIONS, "max_length": 10**9})
 
 
 def test_autoregressive_texts_follow_the_law_that_causal_nll_measures():

@@ -41,6 +41,7 @@ def sample_with_all_logits(model, scheduler, sample, attention_mask, steps, gene
     return sample, order
 
 
+@pytest.mark.rounding
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_pipeline_equals_the_plain_path_token_for_token(make_model, sampler, dtype):
@@ -65,6 +66,7 @@ def test_given_tokens_stay_all_masks_are_filled_and_the_order_says_so(make_model
     assert not (out.sequences == MASK).any()
 
 
+@pytest.mark.rounding
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_a_result_does_not_depend_on_its_batch_nor_on_padding(make_model, sampler):
     pipe = make_pipe(make_model().double(), sampler=sampler)  # float64: batching moves logits by 1e-15 only
@@ -92,10 +94,10 @@ def test_one_generator_gives_each_row_what_the_row_alone_gets(make_model, block_
 @pytest.mark.parametrize("sampler", ["confidence", "margin", "entropy"])
 def test_positions_that_are_all_alike_are_revealed_the_same_way_in_every_batch(make_model, sampler):
     """Where nothing is known all positions have one law, and float32 rounds it otherwise in another batch."""
-    pipe = make_pipe(make_model(hidden_size=64, max_position_embeddings=64), sampler=sampler)
-    for length in (5, 8, 24, 33, 56):
+    pipe = make_pipe(make_model(hidden_size=64), sampler=sampler)
+    for length in (8, 13, 24):
         alone = pipe([[MASK] * length], 1 + length // 4, generator=generators(3))
-        for others in ([[MASK] * (length + 8)], [[MASK] * length] * 2, [[3, MASK]] * 6, [[MASK] * 60] * 40):
+        for others in ([[MASK] * (length + 8)], [[MASK] * length] * 2, [[3, MASK]] * 6):
             seeds = range(3, 4 + len(others))
             batch = pipe([[MASK] * length, *others], 1 + length // 4, generator=generators(*seeds))
             assert torch.equal(alone.order[0], batch.order[0, :length]), length

@@ -1,13 +1,14 @@
 """The quality of written text: a system writes, a judge reads, one record says both.
 
 Every text has its own generator, seeded by a hash of seed and index, so that batches and interruptions change no text
-(beyond ties that rounding breaks).
+(beyond what rounding moves).
 """
 
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import DynamicCache, PreTrainedTokenizerBase
 
+from ..pipelines.pipeline_lomdm import MAX_POSITIONS
 from .draws import step_generators
 from .judge import entropy, judge_texts, load_judge
 from .parts import PartsFile, beside
@@ -198,12 +200,17 @@ def write_causal_texts(
     Args:
         max_length: tokens of a row; default `config.max_position_embeddings`.
     Raises:
-        ValueError: counts below 1, a model without a start token, a parts file of another model or setting.
+        ValueError: counts below 1, more tokens than memory holds, a model without a start token, a parts file of
+            another model or setting.
     """
-    _check_counts(num_samples=num_samples, batch_size=batch_size, max_length=max_length or 1)
+    _check_counts(num_samples=num_samples, batch_size=batch_size, max_length=1 if max_length is None else max_length)
     if model.config.bos_token_id is None:
         raise ValueError("model.config.bos_token_id is None. Set it to the token that texts begin with.")
     length = max_length or model.config.max_position_embeddings
+    if min(batch_size, num_samples) * length > MAX_POSITIONS:
+        raise ValueError(
+            f"max_length={length} and batch_size={batch_size} make more than {MAX_POSITIONS} tokens. Lower one of them."
+        )
     special, end = set(tokenizer.all_special_ids), model.config.eos_token_id
 
     def write(indices: Sequence[int]) -> list[Written]:
@@ -315,5 +322,5 @@ def _learned(model: nn.Module) -> bool:
 
 def _check_counts(**counts: int) -> None:
     for name, value in counts.items():
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}.")
+        if not isinstance(value, Integral) or value < 1:
+            raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}. Pass for example 32.")
