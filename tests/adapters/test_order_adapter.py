@@ -1,5 +1,6 @@
 """Order heads on a frozen base: the contract of LoMDM models, the base as it was, and what the order is worth."""
 
+import hashlib
 import json
 import re
 import runpy
@@ -216,6 +217,73 @@ def test_a_saved_adapter_holds_the_heads_alone_and_comes_back_with_its_base(tmp_
         assert torch.equal(one, two)
     again.save_pretrained(tmp_path / "again")
     assert (tmp_path / "again" / "config.json").read_text() == (tmp_path / "adapter" / "config.json").read_text()
+
+
+PRECISIONS = (torch.float32, torch.float16, torch.bfloat16)
+
+
+@pytest.mark.parametrize("trained", PRECISIONS)
+def test_an_adapter_knows_its_base_in_every_precision(tmp_path, kind, trained):
+    make_base(kind).save_pretrained(tmp_path / "base")
+    special = {} if kind == "lomdm" else SPECIAL
+    OrderAdapter.from_pretrained(tmp_path / "base", dtype=trained, **special).save_pretrained(tmp_path / "adapter")
+    for dtype in PRECISIONS:
+        loaded = OrderAdapter.from_pretrained(tmp_path / "adapter", dtype=dtype)
+        assert loaded.model.base.dtype == dtype and loaded(input_ids=NOISY).rates.dtype == torch.float32
+        OrderAdapter.from_pretrained(tmp_path / "adapter", base=make_base(kind).to(dtype))
+    changed = make_base(kind).to(trained)
+    next(changed.parameters()).data[3] += 0.01
+    refused("does not have the weights", OrderAdapter.from_pretrained, tmp_path / "adapter", base=changed)
+
+
+def test_a_folder_of_the_version_before_with_a_hash_of_bfloat16_loads(tmp_path):
+    adapter = attach(make_base())
+    adapter.config.base_fingerprint, adapter.config.base_fingerprint_float16 = "1ee5cbe0d6a5b8f1", None
+    adapter.save_pretrained(tmp_path)
+    refused("does not have the weights", OrderAdapter.from_pretrained, tmp_path, base=make_base())
+    digest = hashlib.blake2b(digest_size=16)
+    for name, weight in sorted(make_base().named_parameters()):
+        digest.update(f"{name} {list(weight.shape)}".encode())
+        digest.update(weight.detach().reshape(-1).to(torch.bfloat16).view(torch.int16).numpy())
+    adapter.config.base_fingerprint = digest.hexdigest()
+    adapter.save_pretrained(tmp_path)
+    for dtype in (torch.float32, torch.bfloat16):
+        OrderAdapter.from_pretrained(tmp_path, base=make_base().to(dtype))
+    make_base().save_pretrained(tmp_path / "base")
+    for dtype in (*PRECISIONS, "float16", "auto"):  # the base is known by its stored weights
+        OrderAdapter.from_pretrained(tmp_path, base=tmp_path / "base", dtype=dtype)
+
+
+def test_loading_takes_what_loading_by_transformers_takes(tmp_path):
+    make_base().save_pretrained(tmp_path / "base")
+    fresh, info = OrderAdapter.from_pretrained(tmp_path / "base", output_loading_info=True, **SPECIAL)
+    assert info["missing_keys"] == set(fresh.state_dict()) and not info["unexpected_keys"]
+    fresh.config.gradient_checkpointing = True
+    fresh.save_pretrained(tmp_path / "adapter")
+    assert sorted(path.name for path in (tmp_path / "adapter").iterdir()) == ["config.json", "model.safetensors"]
+    for auto in (OrderAdapter, AutoModel):
+        options = {"attn_implementation": "eager", "output_loading_info": True}
+        adapter, info = auto.from_pretrained(pretrained_model_name_or_path=tmp_path / "adapter", **options)
+        assert not any(info.values())
+        assert adapter.config._attn_implementation == adapter.model.base.config._attn_implementation == "eager"
+        assert adapter.phi.layer.gradient_checkpointing and adapter.psi.layer.gradient_checkpointing
+        adapter.train()(input_ids=TEXTS, labels=TEXTS).loss.backward()
+        assert adapter.phi.out.weight.grad is not None
+
+
+def test_the_settings_of_its_outputs_change_nothing_but_those(kind, adapter):
+    expected = adapter(input_ids=NOISY)
+    configs = [adapter.config, adapter.model.base.config]
+    for config in configs[:1] if kind == "modernbert" else configs:  # which itself fails with tuples
+        config.return_dict, config.output_hidden_states = False, True
+    found = adapter(input_ids=NOISY, return_dict=True)
+    assert torch.equal(found.logits, expected.logits) and torch.equal(found.rates, expected.rates)
+    assert all(states.shape == expected.last_hidden_state.shape for states in found.hidden_states)
+    torch.testing.assert_close(found.hidden_states[-1], found.last_hidden_state)
+    assert isinstance(adapter(input_ids=NOISY), tuple)
+    with pytest.raises(ValueError, match="inputs_embeds is not read by an order adapter"):
+        adapter(inputs_embeds=torch.zeros(1, 3, 16), output_hidden_states=False)
+    OrderAdapter(adapter.config, adapter.model.base)  # its check reads the base
 
 
 def test_a_half_precision_base_carries_float32_heads(tmp_path):

@@ -8,6 +8,7 @@ from torch.utils.data import DataLoader
 from transformers import TorchAoConfig, Trainer, TrainingArguments
 
 from hf_lomdm import LoMDMForMaskedDiffusion, LoMDMPipeline, LoMDMScheduler
+from hf_lomdm.training.finetuning import add_lora
 
 TEXT = torch.tensor([3, 4, 5, 6, 7, 8, 9, 3, 5, 7])  # one text, again and again: it must become likely
 
@@ -118,6 +119,56 @@ def test_int8_weights_of_torchao_keep_the_law_and_the_rates_and_are_saved_and_lo
         again = LoMDMForMaskedDiffusion.from_pretrained(tmp_path / "int8")(ids)
     torch.testing.assert_close(again.logits, found.logits)
     torch.testing.assert_close(again.rates, found.rates)
+
+
+@pytest.mark.parametrize("rate_type", ["learned", "token"])
+def test_heads_are_left_alone_by_quantizers_and_trained_beside_lora(tmp_path, make_model, rate_type):
+    quantization = pytest.importorskip("torchao.quantization")
+    make_model(hidden_size=64, rate_type=rate_type).save_pretrained(tmp_path)
+    settings = TorchAoConfig(quantization.Int8WeightOnlyConfig(version=2))
+    model = LoMDMForMaskedDiffusion.from_pretrained(tmp_path, quantization_config=settings)
+    tuned = add_lora(model, rank=4, alpha=8).train()
+    assert type(model.model.layers[0].mlp.up_proj.weight.data) is not torch.Tensor  # it is quantised
+    trained = {name: weight for name, weight in tuned.named_parameters() if weight.requires_grad}
+    assert any("omega" in name or "psi.modules_to_save" in name for name in trained)
+    before = {name: weight.detach().clone() for name, weight in trained.items()}
+    optimizer = torch.optim.SGD(trained.values(), lr=0.1)
+    for _ in range(2):  # the first step leaves A of LoRA, for B is zero
+        tuned(input_ids=TEXT.repeat(4, 1), labels=TEXT.repeat(4, 1)).loss.backward()
+        optimizer.step()
+    given = [name for name in trained if "given" in name]  # nothing is given here
+    assert all(torch.equal(weight, before[name]) == (name in given) for name, weight in trained.items())
+
+
+def test_quantised_heads_are_refused_where_they_are_to_be_trained(make_model):
+    quantization = pytest.importorskip("torchao.quantization")
+    model = make_model(hidden_size=64)
+    quantization.quantize_(model, quantization.Int8WeightOnlyConfig(version=2))
+    with pytest.raises(ValueError, match="phi is quantised and is to be trained. Quantise the backbone alone"):
+        add_lora(model, rank=4, alpha=8)
+
+
+def test_heads_stay_in_float32_where_a_model_is_loaded_in_float16(tmp_path, make_model):
+    make_model().save_pretrained(tmp_path)
+    model = LoMDMForMaskedDiffusion.from_pretrained(tmp_path, dtype=torch.float16)
+    assert model.lm_head.weight.dtype == torch.float16 and model.psi.out.weight.dtype == torch.float32
+    out, expected = model(TEXT[None]), make_model()(TEXT[None])
+    torch.testing.assert_close(out.rates, expected.rates, rtol=0, atol=0.02)  # features of 11 bits
+    model.train()(TEXT[None], labels=TEXT[None]).loss.backward()
+
+
+def test_a_pipeline_with_adapters_added_is_not_saved_without_them(tmp_path, make_model):
+    pipe = LoMDMPipeline(make_model(), LoMDMScheduler(mask_token_id=10))
+    pipe.model.add_adapter(peft.LoraConfig(target_modules=["qkv_proj"]))
+    with pytest.raises(ValueError, match="Merge PEFT adapters .* or save them alone"):
+        pipe.save_pretrained(tmp_path / "pipe")
+    assert not list(tmp_path.iterdir())
+    make_model().save_pretrained(tmp_path / "base")
+    torch.nn.init.normal_(pipe.model.model.layers[0].attention.qkv_proj.lora_B["default"].weight)
+    pipe.model.save_pretrained(tmp_path / "adapter")
+    again = LoMDMForMaskedDiffusion.from_pretrained(tmp_path / "base")
+    again.load_adapter(str(tmp_path / "adapter"))
+    assert torch.equal(again(TEXT[None]).logits, pipe.model(TEXT[None]).logits)
 
 
 def test_a_compiled_forward_of_a_pipeline_is_one_graph_and_writes_the_same(make_model):

@@ -226,6 +226,29 @@ def test_embeddings_are_resizable_and_tie(make_model, tied, rate_type):
     assert (model.lm_head.weight is model.model.embed_tokens.weight) == tied
 
 
+@pytest.mark.parametrize("rate_type", ["learned", "token", "score"])
+def test_a_larger_vocabulary_leaves_what_was_learned_and_can_be_trained(make_model, tmp_path, rate_type):
+    model = make_model(rate_type=rate_type)
+    model.resize_token_embeddings(13, mean_resizing=False)
+    out = model.train()(input_ids=IDS.clamp(max=9), labels=IDS.clamp(max=9))
+    out.loss.backward()
+    assert torch.isfinite(out.loss) and model.config.mask_token_id == 10
+    model.save_pretrained(tmp_path)
+    logits = LoMDMForMaskedDiffusion.from_pretrained(tmp_path)(input_ids=IDS).logits
+    assert logits.shape[-1] == 13 and (logits[..., 10] == -torch.inf).all() and logits[..., 11:].isfinite().all()
+
+
+@pytest.mark.parametrize("part", ["whole", "trunk"])
+def test_no_special_token_is_cut_off(make_model, part):
+    model = make_model(mask_token_id=5, eos_token_id=8)
+    part = model if part == "whole" else model.model
+    for size, name in ((5, "mask_token_id=5"), (1, "mask_token_id=5"), (8, "eos_token_id=8")):
+        with pytest.raises(ValueError, match=f"new_num_tokens must be above {name}, got {size}. To make"):
+            part.resize_token_embeddings(size)
+    assert model.lm_head.out_features == 11 and model.model.embed_tokens.num_embeddings == 11
+    assert part.resize_token_embeddings(9).num_embeddings == 9
+
+
 def test_token_rates_follow_the_vocabulary(make_model):
     model = oracles.vivid(make_model(rate_type="token"))
     before = model.omega().exp().detach()

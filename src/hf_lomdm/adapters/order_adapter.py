@@ -13,7 +13,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils import cached_file
 
 # By their full names: a copy of this file needs the package wherever it is
-from hf_lomdm.modeling.backbone_lomdm import check_inputs, check_unread, one_text, position_ids
+from hf_lomdm.modeling.backbone_lomdm import BLOCK_ATTENTION, check_inputs, check_unread, one_text, position_ids
 from hf_lomdm.modeling.checkpoint_lomdm import weight_shapes
 from hf_lomdm.modeling.configuration_lomdm import NAME, OPTIONAL_TOKEN, TOKEN, LoMDMConfig
 from hf_lomdm.modeling.modeling_lomdm import LoMDMForMaskedDiffusion, LoMDMOrderHead
@@ -45,7 +45,7 @@ class OrderAdapterConfig(LoMDMConfig):
 
     Args:
         base_name: Hub name or folder of the frozen base. base_revision: its commit, where it is known.
-        base_fingerprint: `fingerprint` of the base's weights.
+        base_fingerprint, base_fingerprint_float16: `fingerprint` of the base's weights, by bfloat16 and by float16.
         prefix_token_id, suffix_token_id: what the base saw in front of and behind every text (BERT: [CLS] and [SEP]).
             The adapter puts them there by itself: texts have neither, and `max_position_embeddings` counts neither.
         suppressed_token_ids: ids besides the mask token that are never revealed: their probability is zero.
@@ -70,6 +70,7 @@ class OrderAdapterConfig(LoMDMConfig):
         base_name: str | None = None,
         base_revision: str | None = None,
         base_fingerprint: str | None = None,
+        base_fingerprint_float16: str | None = None,
         prefix_token_id: int | None = None,
         suffix_token_id: int | None = None,
         suppressed_token_ids: Iterable[int] = (),
@@ -81,7 +82,8 @@ class OrderAdapterConfig(LoMDMConfig):
                 "an order adapter has rate_type='learned' and block_size=None, got "
                 f"{self.rate_type!r} and {self.block_size}. Leave both out."
             )
-        self.base_name, self.base_revision, self.base_fingerprint = base_name, base_revision, base_fingerprint
+        self.base_name, self.base_revision = base_name, base_revision
+        self.base_fingerprint, self.base_fingerprint_float16 = base_fingerprint, base_fingerprint_float16
         self.prefix_token_id, self.suffix_token_id = prefix_token_id, suffix_token_id
         listed = isinstance(suppressed_token_ids, Iterable)
         suppressed = list(suppressed_token_ids) if listed else [suppressed_token_ids]
@@ -127,22 +129,19 @@ class FrozenBase(nn.Module):
         `inputs_embeds` must be `None`.
         """
         check_unread(self.config, unread)
-        if past_key_values is not None or inputs_embeds is not None:
-            raise ValueError("an order adapter reads whole texts by their ids: no past_key_values, no inputs_embeds.")
+        if past_key_values is not None:
+            raise ValueError("past_key_values needs blocks, which an order adapter does not have. Leave it out.")
+        if inputs_embeds is not None:
+            raise ValueError("inputs_embeds is not read by an order adapter, whose base sees more. Pass input_ids.")
         check_inputs(one_text(input_ids, None)[1], attention_mask, self.config)
         keep = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         framed, real, place = self.frame(input_ids, attention_mask)
-        out = self.read(input_ids=framed, attention_mask=real, output_hidden_states=bool(keep))
-        place = place[..., None].expand(len(input_ids), -1, -1)
-        last, *states = (
-            one.gather(1, place.expand(-1, -1, one.shape[-1]))
-            for one in (out.last_hidden_state, *(out.hidden_states or ()))
-        )
+        out = self.base.base_model(input_ids=framed, attention_mask=real, output_hidden_states=bool(keep))
+        # by number, for the configuration of the base may say that it gives tuples
+        last, states = out[0], out[1] if keep else ()
+        place = place[..., None].expand(len(input_ids), -1, last.shape[-1])
+        last, *states = (one.gather(1, place) for one in (last, *states))
         return BaseModelOutput(last_hidden_state=last, hidden_states=tuple(states) if keep else None)
-
-    def read(self, **arguments) -> BaseModelOutput:
-        """What the base without its prediction head says, whatever its own configuration says of its outputs."""
-        return self.base.base_model(**arguments, return_dict=True)
 
     def frame(self, input_ids: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor]:
         """What the base sees of texts `[B, L]`: `[B, F + L + S]` padded on the right, its mask, and where each is.
@@ -177,7 +176,7 @@ class FrozenBase(nn.Module):
             head, backbone = copy.copy(self.base), copy.copy(self.base.base_model)
             backbone.forward = lambda *_, inputs_embeds=None, **__: BaseModelOutput(last_hidden_state=inputs_embeds)
             head._modules = {**head._modules, head.base_model_prefix: backbone}
-            logits = type(head).forward(head, inputs_embeds=states, return_dict=True).logits
+            logits = type(head).forward(head, inputs_embeds=states)[0]
         return logits.reshape(*hidden.shape[:-1], -1)
 
 
@@ -198,8 +197,10 @@ class OrderAdapter(LoMDMForMaskedDiffusion):
 
     config_class = OrderAdapterConfig
     _tied_weights_keys: dict[str, str] = {}
+    _auto_class = None  # a folder of heads carries no code
 
     def __init__(self, config: OrderAdapterConfig, base: PreTrainedModel):
+        checkpointing = config.__dict__.pop("gradient_checkpointing", False)  # post_init would look for the base
         super(LoMDMForMaskedDiffusion, self).__init__(config)  # neither its backbone nor its LM head are made
         check_base(base, config)
         self.phi = LoMDMOrderHead(config, reads_given=True)
@@ -208,6 +209,8 @@ class OrderAdapter(LoMDMForMaskedDiffusion):
         self.post_init()
         self.model = FrozenBase(base, config)  # after post_init, which would draw its weights anew
         check_split(self.model)
+        if checkpointing:
+            self.gradient_checkpointing_enable()
         self.register_state_dict_post_hook(_leave_base_out)
         self.register_load_state_dict_post_hook(_miss_no_base)
 
@@ -228,46 +231,59 @@ class OrderAdapter(LoMDMForMaskedDiffusion):
     @classmethod
     def from_pretrained(
         cls,
-        name_or_path: str | os.PathLike,
+        pretrained_model_name_or_path: str | os.PathLike,
         *,
         base: str | os.PathLike | PreTrainedModel | None = None,
         revision: str | None = None,
         verify_base: bool = True,
         config: OrderAdapterConfig | None = None,
+        output_loading_info: bool = False,
         **kwargs,
-    ) -> "OrderAdapter":
+    ) -> "OrderAdapter | tuple[OrderAdapter, dict]":
         """A saved adapter with its base, or fresh heads on a base, in eval mode.
 
         Args:
-            name_or_path: Hub name or folder, of an adapter or of a base.
+            pretrained_model_name_or_path: Hub name or folder, of an adapter or of a base.
             base: for a saved adapter, where its base is now, or the base itself; default what its configuration says.
-            revision: of `name_or_path`.
+            revision: of `pretrained_model_name_or_path`.
             verify_base: for a saved adapter, refuse a base with other weights than it was trained on.
             config: of a saved adapter, where it is read already (`AutoModel` does so).
+            output_loading_info: return `(adapter, info)` as in transformers; of the weights of the heads.
             kwargs: `SETTINGS` of the configuration (`c1`, `c2`, `bound`, `max_position_embeddings`, ...; see `attach`).
                 All else goes to the base's `from_pretrained` (`dtype`, `attn_implementation`, `token`, ...).
         Raises:
             ValueError: a base or a checkpoint that does not fit or cannot be read, with the remedy.
         """
+        name = pretrained_model_name_or_path
         settings = {key: kwargs.pop(key) for key in SETTINGS if key in kwargs}
+        attention = kwargs.pop("attn_implementation", None if config is None else config._attn_implementation)
+        kwargs |= {} if attention is None else {"attn_implementation": attention}
+        # flash attention is not for float32, as heads are
+        settings["attn_implementation"] = attention if attention in BLOCK_ATTENTION else None
+        dtype = precision(kwargs)
         fetch = {"revision": revision, **{key: kwargs[key] for key in FETCH if key in kwargs}}
-        if config is None and not is_adapter(name_or_path, fetch):
+        if config is None and not is_adapter(name, fetch):
             if base is not None:
-                raise ValueError(f"{name_or_path} is no saved adapter. For fresh heads call OrderAdapter.attach(base).")
-            return cls.attach(load_base(name_or_path, revision, **kwargs), str(name_or_path), **settings)
-        config = config or cls.config_class.from_pretrained(name_or_path, **fetch, **settings)
-        heads = read_heads(config, cached_file(name_or_path, WEIGHTS, **fetch))
+                raise ValueError(f"{name} is no saved adapter. For fresh heads call OrderAdapter.attach(base).")
+            adapter = cls.attach(load_base(name, revision, **kwargs), str(name), **settings)
+            adapter.model.base.to(dtype)
+            return (adapter, loading_info(adapter.state_dict())) if output_loading_info else adapter
+        if config is None:
+            config = cls.config_class.from_pretrained(name, **fetch, **settings)
+        config._attn_implementation = settings["attn_implementation"]
+        heads = read_heads(config, cached_file(name, WEIGHTS, **fetch))
         if not isinstance(base, PreTrainedModel):
             base = load_base(base or config.base_name, config.base_revision if base is None else None, **kwargs)
         adapter = cls(config, base)
-        if verify_base and fingerprint(base) != config.base_fingerprint:
+        if verify_base and not is_base(base, config):
             raise ValueError(
-                f"base {base.name_or_path!r} does not have the weights that the adapter {name_or_path} was trained on "
+                f"base {base.name_or_path!r} does not have the weights that the adapter {name} was trained on "
                 f"({config.base_name}, revision {config.base_revision}). Pass base= and the right one, or "
                 "verify_base=False to take it as it is."
             )
+        adapter.model.base.to(dtype)
         adapter.load_state_dict(heads)
-        return adapter.eval()
+        return (adapter.eval(), loading_info()) if output_loading_info else adapter.eval()
 
     def get_input_embeddings(self) -> nn.Module:
         return self.model.base.get_input_embeddings()
@@ -304,10 +320,6 @@ class OrderAdapter(LoMDMForMaskedDiffusion):
     def _suppressed(self, ids: Tensor) -> Tensor:
         return torch.isin(ids, torch.tensor(self.config.suppressed_token_ids, dtype=ids.dtype, device=ids.device))
 
-    def _head_rates(self, head: LoMDMOrderHead, features: Tensor, *args, **kwargs) -> Tensor:
-        # the base may be in half precision, the heads need not be
-        return super()._head_rates(head, features.to(head.out.weight.dtype), *args, **kwargs)
-
 
 # ------------------------------------------------------------------------------------------------------- the base
 
@@ -323,6 +335,14 @@ def is_adapter(name_or_path: str | os.PathLike, fetch: dict) -> bool:
     except OSError as error:
         raise ValueError(f"{str(name_or_path)!r} is neither an adapter nor a masked language model. {error}") from error
     return found.get("model_type") == OrderAdapterConfig.model_type
+
+
+def precision(options: dict) -> torch.dtype | None:
+    """Takes the precision of the base out of the options of loading: it is known by its weights as they are stored."""
+    if options.get("quantization_config") is not None:  # which is made in the precision that is asked for
+        return None
+    dtype = options.pop("dtype", options.pop("torch_dtype", None))
+    return None if dtype == "auto" else getattr(torch, dtype) if isinstance(dtype, str) else dtype
 
 
 def load_base(name_or_path: str | os.PathLike, revision: str | None = None, **kwargs) -> PreTrainedModel:
@@ -375,8 +395,8 @@ def check_split(frozen: FrozenBase) -> None:
     device = frozen.base.get_input_embeddings().weight.device
     ids = torch.arange(min(3, frozen.config.max_position_embeddings), device=device)[None] % frozen.config.vocab_size
     with torch.no_grad():
-        whole = frozen.base(input_ids=ids, return_dict=True).logits
-    split = frozen.logits(frozen.read(input_ids=ids).last_hidden_state)
+        whole = frozen.base(input_ids=ids)[0]
+    split = frozen.logits(frozen.base.base_model(input_ids=ids)[0])
     finite = whole.isfinite()  # a LoMDM has its mask token at -inf
     if not torch.allclose(split[finite].float(), whole[finite].float(), rtol=0.05, atol=0.05):  # bfloat16
         raise ValueError(
@@ -385,13 +405,22 @@ def check_split(frozen: FrozenBase) -> None:
         )
 
 
-def fingerprint(base: PreTrainedModel) -> str:
-    """A hash of names, shapes and values of the weights, the same in float32 and bfloat16."""
+def fingerprint(base: PreTrainedModel, dtype: torch.dtype = torch.bfloat16) -> str:
+    """A hash of names, shapes and values of the weights in bfloat16 or float16: the same where they are in float32."""
     digest = hashlib.blake2b(digest_size=16)
     for name, weight in sorted(base.named_parameters()):
         digest.update(f"{name} {list(weight.shape)}".encode())
-        digest.update(weight.detach().reshape(-1).to("cpu", torch.bfloat16).view(torch.int16).numpy())
+        digest.update(weight.detach().reshape(-1).to("cpu", dtype).view(torch.int16).numpy())
     return digest.hexdigest()
+
+
+def is_base(base: PreTrainedModel, config: OrderAdapterConfig) -> bool:
+    """Whether the weights are those that the adapter was trained on, in float32 or in either half precision.
+
+    What was rounded to one of these is not known in the other, which then tells nothing.
+    """
+    known = (config.base_fingerprint, config.base_fingerprint_float16)
+    return known[0] == fingerprint(base) or known[1] == fingerprint(base, torch.float16)
 
 
 def fresh_config(base: PreTrainedModel, name: str, settings: dict) -> OrderAdapterConfig:
@@ -406,6 +435,7 @@ def fresh_config(base: PreTrainedModel, name: str, settings: dict) -> OrderAdapt
     sizes = {key: getattr(base.config, key) for key in shared}
     sizes["max_position_embeddings"] = longest_text(base) - ends
     identity = {"base_name": name, "base_revision": commit, "base_fingerprint": fingerprint(base)}
+    identity["base_fingerprint_float16"] = fingerprint(base, torch.float16)
     return OrderAdapterConfig(**{**identity, **sizes, **merged})
 
 
@@ -439,6 +469,12 @@ def longest_text(base: PreTrainedModel) -> int:
 
 
 # ------------------------------------------------------------------------------------------------------ the heads
+
+
+def loading_info(missing: Iterable[str] = ()) -> dict:
+    """What `output_loading_info` of transformers tells; all else than fresh heads is an error."""
+    names = ("unexpected_keys", "mismatched_keys", "error_msgs")
+    return {"missing_keys": set(missing), **{name: set() for name in names}}
 
 
 def read_heads(config: OrderAdapterConfig, path: str) -> dict[str, Tensor]:

@@ -363,6 +363,17 @@ class LoMDMPreTrainedModel(PreTrainedModel):
             )
         return model
 
+    def resize_token_embeddings(self, new_num_tokens: int | None = None, *args, **kwargs) -> nn.Embedding:
+        """As in transformers; a special token that would go is a `ValueError`."""
+        for name in ("mask_token_id", "pad_token_id", "bos_token_id", "eos_token_id"):
+            token = getattr(self.config, name)
+            if new_num_tokens is not None and token is not None and new_num_tokens <= token:
+                raise ValueError(
+                    f"new_num_tokens must be above {name}={token}, got {new_num_tokens}. To make the vocabulary "
+                    "smaller, train a tokenizer and a model anew."
+                )
+        return super().resize_token_embeddings(new_num_tokens, *args, **kwargs)
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         # Of custom code transformers passes leaf modules only: layers say on the leaf what is special (`init_std`).

@@ -154,6 +154,8 @@ class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
     """
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
+    # The precision of the process; what quantizers of transformers leave alone, for it is trained beside adapters
+    _keep_in_fp32_modules = ["phi", "psi", "omega"]
     _auto_class = "AutoModel"  # what `save_pretrained` and `push_to_hub` write takes the code along
 
     def __init__(self, config: LoMDMConfig):
@@ -181,9 +183,9 @@ class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
     def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
         self.lm_head = new_embeddings
 
-    def resize_token_embeddings(self, *args, **kwargs) -> nn.Embedding:
-        """As in transformers; token rates follow the vocabulary."""
-        embeddings = super().resize_token_embeddings(*args, **kwargs)
+    def resize_token_embeddings(self, new_num_tokens: int | None = None, *args, **kwargs) -> nn.Embedding:
+        """As in transformers; token rates follow the vocabulary. A special token that would go is a `ValueError`."""
+        embeddings = super().resize_token_embeddings(new_num_tokens, *args, **kwargs)
         if self.omega is not None:
             self.omega.resize(self.config.vocab_size)
         return embeddings
@@ -267,7 +269,6 @@ class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
         check_labels(text, labels, quantiles, self.config, name)
         maskable = labels != GIVEN if attention_mask is None else (labels != GIVEN) & attention_mask.bool()
         clean = torch.where(maskable, labels, GIVEN if input_ids is None else input_ids).to(torch.int64)
-        bound = bound or self.config.bound
         return self._loss(clean, attention_mask, maskable, quantiles, generator, bound, inputs_embeds)
 
     def forward_rates(
@@ -315,15 +316,14 @@ class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
         logits = self.token_logits(hidden) if output_logits or self.rates_need_logits else None
         if self.rates_need_logits:
             rates = self.rates_of_logits(logits)
-        logits = logits if output_logits else None
-        return LoMDMOutput(logits=logits, rates=rates, last_hidden_state=hidden, hidden_states=out.hidden_states)
+        given = {"logits": logits if output_logits else None, "hidden_states": out.hidden_states}
+        return LoMDMOutput(rates=rates, last_hidden_state=hidden, **given)
 
     def _read(self, ids, attention_mask, inputs_embeds=None, **options) -> Tensor:
         """Hidden states of the trunk; positions of the id -100 are read as `inputs_embeds` `[B, L, D]`."""
         if inputs_embeds is not None:
-            options = {**options, "inputs_embeds": self._embed(ids, inputs_embeds)}
             options |= {"views": self._embed(options["views"], inputs_embeds)} if "views" in options else {}
-            ids = None
+            ids, options["inputs_embeds"] = None, self._embed(ids, inputs_embeds)
         options |= {"output_hidden_states": False, "return_dict": True}
         return self.model(ids, attention_mask, **options).last_hidden_state
 
@@ -349,6 +349,7 @@ class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
     ) -> Tensor:
         """Rates `[C * B, L]` from an order head and features `[B, C * L, D]`, which it does not train."""
         features = features.detach()  # heads never reach the backbone
+        features = features.to(head.norm.weight.dtype)  # theirs may be another one
         if head.layer.gradient_checkpointing and torch.is_grad_enabled():
             features.requires_grad_()  # reentrant checkpointing drops the gradients of a layer whose input has none
         scores = head(features, attention_mask, num_copies, past_key_values, given)

@@ -471,15 +471,13 @@ class LoMDMPipeline(DiffusionPipeline):
     def _saveable_model(self) -> PreTrainedModel:
         """The model, if all of it can be written as one folder."""
         model = getattr(self.model, "_orig_mod", self.model)  # torch.compile wraps
+        remedy = "Merge PEFT adapters (get_peft_model, merge_and_unload), or save them alone (model.save_pretrained)."
         wrong = f"model is a {type(model).__name__}, which cannot be saved as one folder. "
-        _require(isinstance(model, PreTrainedModel), wrong + "For PEFT adapters pass model.merge_and_unload().")
-        attached = (
-            f"model carries the adapters {list(getattr(model, 'peft_config', ()))}, and a Hub folder holds whole "
+        _require(isinstance(model, PreTrainedModel), wrong + remedy)
+        wrong = (
+            f"model carries the adapters {list(getattr(model, 'peft_config', ()))}, a Hub folder holds whole weights. "
         )
-        remedy = (
-            "weights. Save them alone by pipe.model.save_pretrained, or train by peft.get_peft_model and merge them."
-        )
-        _require(not getattr(model, "_hf_peft_config_loaded", False), attached + remedy)
+        _require(not getattr(model, "_hf_peft_config_loaded", False), wrong + remedy)
         return model
 
     def _write(self, folder: Path, model: PreTrainedModel, max_shard_size: int | str | None) -> None:

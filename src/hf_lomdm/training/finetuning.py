@@ -237,13 +237,23 @@ def add_lora(model: LoMDMForMaskedDiffusion, rank: int, alpha: int, dropout: flo
     """A `peft.PeftModel`: low-rank updates of the backbone's linear layers, order heads or token rates in full.
 
     Raises:
-        ValueError: a rank below 1.
+        ValueError: a rank below 1, or quantised order heads.
     """
     import peft  # of no other part of the package
 
     if rank < 1:
         raise ValueError(f"lora_rank must be at least 1, got {rank}. The default is 16.")
     full = [name for name in RATE_MODULES if getattr(model, name) is not None]
+    for name in full:
+        kinds = {
+            type(weight.data) if weight.is_floating_point() else weight.dtype
+            for weight in getattr(model, name).parameters()
+        }
+        if kinds - {torch.Tensor}:
+            raise ValueError(
+                f"{name} is quantised and is to be trained. Quantise the backbone alone, as "
+                f"from_pretrained(quantization_config=...) does, which leaves {RATE_MODULES} out."
+            )
     config = peft.LoraConfig(
         r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=LORA_TARGETS, modules_to_save=full or None
     )
