@@ -72,15 +72,15 @@ MUTATIONS = (
     Mutation(
         "do not tell phi in training what is given",
         MODEL,
-        "rates = self.forward_rates(clean, attention_mask, given=~maskable)",
-        "rates = self.forward_rates(clean, attention_mask)",
+        "rates = self.forward_rates(clean, attention_mask, given=~maskable, inputs",
+        "rates = self.forward_rates(clean, attention_mask, inputs",
         FAMILY,
     ),
     Mutation(
         "tell phi the opposite in training",
         MODEL,
-        "rates = self.forward_rates(clean, attention_mask, given=~maskable)",
-        "rates = self.forward_rates(clean, attention_mask, given=maskable)",
+        "rates = self.forward_rates(clean, attention_mask, given=~maskable, inputs",
+        "rates = self.forward_rates(clean, attention_mask, given=maskable, inputs",
         FAMILY,
     ),
     Mutation(
@@ -290,8 +290,8 @@ MUTATIONS = (
     Mutation(
         "reverse the windows of the blocks",
         PROCESS,
-        "time * blocks.count - (blocks.count - 1 - index)",
-        "time * blocks.count - index",
+        "start = (num_blocks - 1 - block) * unit",
+        "start = block * unit",
         BLOCKS,
     ),
     Mutation(
@@ -362,15 +362,15 @@ MUTATIONS = (
     Mutation(
         "leave the clean text out of the last layer",
         BACKBONE,
-        "hidden = hidden[:, first_output:] + nn",
-        "hidden = hidden[:, : hidden.shape[1] - first_output] + nn",
+        "hidden = hidden[:, first_output:] + (nn",
+        "hidden = hidden[:, : hidden.shape[1] - first_output] + (nn",
         ATTENTION,
     ),
     Mutation(
         "read a few rows with the padding of the first",
         BACKBONE,
-        "attention_mask[start : start + rows]",
-        "attention_mask[: len(hidden)]",
+        "else attention_mask.split(rows)",
+        "else repeat(attention_mask[:rows])",
         ("tests/modeling/test_modeling.py",),
     ),
     Mutation("see beyond the context", BACKBONE, "(distance < reach) & ", "", ATTENTION),

@@ -29,10 +29,10 @@ MORE = (
         ("tests/modeling/test_process_edges.py",),
     ),
     ("rank by the ratio of the two best", SCHEDULER, "best[:, 0] - best[:, 1]", "best[:, 0] / best[:, 1]", EDGES),
-    ("keep a token behind top_p", SCHEDULER, "total - weights >= self", "total - weights > self", EDGES),
-    ("drop the token that crosses top_p", SCHEDULER, "total - weights >= self", "total > self", EDGES),
-    ("end a window before its end", SCHEDULER, "since_start * num_blocks <= 1", "since_start * num_blocks < 1", EDGES),
-    ("begin a window behind its beginning", SCHEDULER, "since_start >= 0", "since_start > 0", EDGES),
+    ("keep a token behind top_p", SCHEDULER, "total - best >= self", "total - best > self", EDGES),
+    ("drop the token that crosses top_p", SCHEDULER, "total - best >= self", "total > self", EDGES),
+    ("end a window before its end", PROCESS, "since_start * num_blocks <= 1", "since_start * num_blocks < 1", EDGES),
+    ("begin a window behind its beginning", PROCESS, "since_start >= 0", "since_start > 0", EDGES),
     ("draw the same in every window", PIPELINE, "manual_seed(seed + index)", "manual_seed(seed)", WINDOWS),
     (
         "go on with what the model said before a callback wrote",
@@ -44,8 +44,8 @@ MORE = (
     (
         "never reset the loss of a step",
         TRAINER,
-        "            self._step_loss = 0.0\n        return loss",
-        "        return loss",
+        "            self._step_loss, self._step_is_clean = 0.0, True\n        return loss",
+        "            self._step_is_clean = True\n        return loss",
         ("tests/training/test_step_loss.py",),
     ),
     (
