@@ -12,12 +12,12 @@ PIPELINE = "pipelines/pipeline_lomdm.py"
 LIKELIHOOD = "evaluation/likelihood.py"
 CORPUS = "evaluation/corpus.py"
 CHECKPOINTING = "training/checkpointing.py"
-DETOKENIZERS = "training/detokenizers.py"
+DETOKENIZERS = "data/detokenizers.py"
 TRAINER = "training/trainer.py"
 EDGES = ("tests/schedulers/test_scheduler_edges.py",)
 WINDOWS = ("tests/pipelines/test_windows.py",)
 ROTATION = ("tests/training/test_rotation.py",)
-WORDS = ("tests/training/test_detokenizers.py",)
+WORDS = ("tests/data/test_detokenizers.py",)
 SHARES = ("tests/evaluation/test_loss_by_share.py",)
 
 MORE = (

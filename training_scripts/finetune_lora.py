@@ -27,6 +27,7 @@ from transformers import HfArgumentParser, set_seed
 
 from hf_lomdm import LoMDMForMaskedDiffusion, LoMDMPipeline
 from hf_lomdm.cli.errors import FROM_OUTSIDE, loading, user_errors
+from hf_lomdm.data.tokenizers import load_tokenizer
 from hf_lomdm.pipelines.hub_folder_lomdm import check_target
 from hf_lomdm.training.checkpointing import CheckpointError
 from hf_lomdm.training.data import TextCollator, data_fingerprint
@@ -41,7 +42,6 @@ from hf_lomdm.training.finetuning import (
     split_examples,
 )
 from hf_lomdm.training.model_card import TrainingRecord, describe_diffusion, model_card, say_value
-from hf_lomdm.training.tokenizers import load_tokenizer
 from hf_lomdm.training.trainer import LoMDMTrainer, make_pipeline
 from hf_lomdm.visualization import visible
 

@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, GPTNeoXConfig, GPTNeoXForCausalLM
 
 from conftest import build_model
+from hf_lomdm.data.tokenizers import train_tokenizer
 from hf_lomdm.evaluation import generation
-from hf_lomdm.training.tokenizers import train_tokenizer
 from hf_lomdm.visualization import plots
 from tiny_tokenizer import build_tokenizer
 

@@ -9,8 +9,8 @@ from tiny_judge import build_pipeline
 
 from conftest import build_model
 from hf_lomdm import LoMDMPipeline, LoMDMScheduler
+from hf_lomdm.data.tokenizers import train_tokenizer
 from hf_lomdm.evaluation import exact_log_likelihood, nelbo
-from hf_lomdm.training.tokenizers import train_tokenizer
 from oracles import vivid
 from tiny_tokenizer import build_word_tokenizer
 

@@ -12,6 +12,7 @@ from tiny_judge import build_pipeline
 
 from conftest import build_model
 from hf_lomdm import LoMDMPipeline, LoMDMScheduler
+from hf_lomdm.data.arguments import DataArguments
 from hf_lomdm.evaluation.sudoku import (
     EMPTY,
     MASK,
@@ -29,7 +30,7 @@ from hf_lomdm.evaluation.sudoku import (
     template,
     training_rows,
 )
-from hf_lomdm.training.arguments import DataArguments, LoMDMTrainingArguments
+from hf_lomdm.training.arguments import LoMDMTrainingArguments
 from hf_lomdm.training.data import TextCollator
 from hf_lomdm.training.sudoku import MOST_CLUES, SudokuRows, disguise, load_sudoku, sudoku_tokenizer
 from hf_lomdm.training.trainer import LoMDMTrainer

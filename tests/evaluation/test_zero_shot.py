@@ -6,13 +6,13 @@ from pathlib import Path
 import datasets
 import pytest
 
+from hf_lomdm.data.detokenizers import DETOKENIZERS
+from hf_lomdm.data.text import load_files
+from hf_lomdm.data.tokenizers import train_tokenizer
 from hf_lomdm.evaluation import corpus, zero_shot
 from hf_lomdm.evaluation.corpus import evaluate_corpus
 from hf_lomdm.evaluation.parts import delete_parts
 from hf_lomdm.evaluation.zero_shot import SETS, evaluate_zero_shot, load_documents
-from hf_lomdm.training.detokenizers import DETOKENIZERS
-from hf_lomdm.training.text import load_files
-from hf_lomdm.training.tokenizers import train_tokenizer
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 FILES = {

@@ -14,8 +14,12 @@ import pytest
 import torch
 from transformers import AutoTokenizer, TrainingArguments
 
-from hf_lomdm.training import data, text
-from hf_lomdm.training.arguments import DataArguments
+from hf_lomdm.data import text
+from hf_lomdm.data.arguments import DataArguments
+from hf_lomdm.data.reading import check_utf8
+from hf_lomdm.data.text import documents, hold_out_end, load_files, load_text, split_document
+from hf_lomdm.data.tokenizers import load_tokenizer, special_token_ids, train_tokenizer
+from hf_lomdm.training import data
 from hf_lomdm.training.data import (
     RowCounts,
     TextCollator,
@@ -26,9 +30,6 @@ from hf_lomdm.training.data import (
     token_batches,
     tokenize,
 )
-from hf_lomdm.training.reading import check_utf8
-from hf_lomdm.training.text import documents, hold_out_end, load_files, load_text, split_document
-from hf_lomdm.training.tokenizers import load_tokenizer, special_token_ids, train_tokenizer
 from tiny_tokenizer import build_word_tokenizer
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"

@@ -12,6 +12,7 @@ from transformers import AutoModel
 
 from conftest import build_model
 from hf_lomdm import LoMDMForMaskedDiffusion, LoMDMPipeline, LoMDMScheduler
+from hf_lomdm.data.tokenizers import train_tokenizer
 from hf_lomdm.hub import export_to_hub_folder
 from hf_lomdm.training.data import TextCollator
 from hf_lomdm.training.finetuning import (
@@ -22,7 +23,6 @@ from hf_lomdm.training.finetuning import (
     merge_adapter,
     read_examples,
 )
-from hf_lomdm.training.tokenizers import train_tokenizer
 from tiny_tokenizer import build_tokenizer, build_word_tokenizer
 
 ROOT = Path(__file__).parents[2]

@@ -10,8 +10,8 @@ import torch
 from huggingface_hub import HfApi, ModelCard, RepoUrl
 
 from hf_lomdm.adapters.order_adapter import OrderAdapterConfig
+from hf_lomdm.data.arguments import DataArguments
 from hf_lomdm.hub import export_to_hub_folder
-from hf_lomdm.training.arguments import DataArguments
 from hf_lomdm.training.model_card import (
     MARKER,
     PICTURE_FILE,

@@ -10,8 +10,8 @@ from tests.pipelines import test_pipelines_common as common
 from tests.schedulers import test_schedulers as schedulers
 
 from hf_lomdm import LoMDMForMaskedDiffusion, LoMDMPipeline, LoMDMScheduler
+from hf_lomdm.data.tokenizers import train_tokenizer
 from hf_lomdm.modeling.scheduling_lomdm import SAMPLERS
-from hf_lomdm.training import train_tokenizer
 
 MASK, VOCABULARY = 3, 9
 

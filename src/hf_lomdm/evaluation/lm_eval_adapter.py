@@ -28,9 +28,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from ..data.tokenizers import encode_texts
 from ..pipelines import LoMDMPipeline
 from ..pipelines.pipeline_lomdm import well_formed
-from ..training.tokenizers import encode_texts
 from .corpus import Text, collate
 from .likelihood import check_options, nelbo
 

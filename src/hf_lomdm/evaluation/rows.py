@@ -12,10 +12,10 @@ import numpy as np
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from ..data.text import documents, load_files
+from ..data.tokenizers import check_known
 from ..pipelines.pipeline_lomdm import well_formed
 from ..training.data import RowCounts, token_batches
-from ..training.text import documents, load_files
-from ..training.tokenizers import check_known
 from .corpus import is_diffusion, roll
 
 
@@ -85,7 +85,7 @@ def special_tokens(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> Spec
 
 
 def load_file(path: str | Path, column: str, sample_by: str, detokenizer: str | None = None) -> list[str]:
-    """The documents of a file (see `hf_lomdm.training.text.load_files`), detokenised, without those that are blank."""
+    """The documents of a file (see `hf_lomdm.data.text.load_files`), detokenised, without those that are blank."""
     found = list(documents(load_files(path, sample_by, (column,)), detokenizer))
     if not found:
         raise ValueError(f"{path} holds no document that is not blank. Check the file and the column {column!r}.")

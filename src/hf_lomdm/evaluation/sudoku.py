@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..training.reading import read_csv
+from ..data.reading import read_csv
 from .draws import step_generators
 from .generation import changed_pipeline
 from .parts import PartsFile, values_digest

@@ -14,9 +14,9 @@ from datasets import Dataset
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from ..training.detokenizers import get_detokenizer
-from ..training.reading import file_kind, list_files
-from ..training.text import documents, load_files, load_hub
+from ..data.detokenizers import get_detokenizer
+from ..data.reading import file_kind, list_files
+from ..data.text import documents, load_files, load_hub
 from .corpus import evaluate_corpus
 from .rows import pack_documents, special_tokens
 
@@ -28,7 +28,7 @@ class ZeroShotSet:
     Attributes:
         dataset, config, revision, split: where it is on the Hub, as Parquet files.
         column: the column that holds the text; a local file may also call it `text`.
-        detokenizers: names of `hf_lomdm.training.detokenizers`, in the order in which they apply.
+        detokenizers: names of `hf_lomdm.data.detokenizers`, in the order in which they apply.
         line_ends: the documents on the Hub end in a line feed, which the lines of a local .txt file get back.
     """
 

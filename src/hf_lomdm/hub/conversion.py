@@ -391,7 +391,7 @@ def fit_tokenizer(tokenizer: PreTrainedTokenizerBase, config: LoMDMConfig) -> No
     Raises:
         ValueError: if the tokenizer is not the checkpoint's: another vocabulary size or another id of the mask.
     """
-    from ..training.tokenizers import complete_special_tokens, special_token_ids
+    from ..data.tokenizers import complete_special_tokens, special_token_ids
 
     complete_special_tokens(tokenizer)
     ids = special_token_ids(tokenizer)

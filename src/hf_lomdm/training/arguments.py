@@ -17,14 +17,12 @@ import torch
 from transformers import HfArgumentParser, TrainingArguments
 from transformers.integrations import is_tensorboard_available
 
-# What one document of a .txt file can be.
-SAMPLE_BY = ("line", "paragraph", "document")
-# What the rows are: text, or puzzles with their clues given.
-TASKS = ("text", "sudoku")
+from ..data.arguments import DataArguments
+
 # What is trained: a masked diffusion model of the family, or the autoregressive baseline.
 OBJECTIVES = ("diffusion", "ar")
 # What the numbers of `LoMDMTrainingArguments` may be: a type, and `low <= number < high`. Those of
-# the model are checked by its configuration, those of the data by `hf_lomdm.training.data`.
+# the model are checked by its configuration, those of the data by `hf_lomdm.data`.
 RANGES: dict[str, tuple[type, float, float]] = {
     **dict.fromkeys(("learning_rate", "head_learning_rate", "muon_learning_rate"), (float, 0, math.inf)),
     **dict.fromkeys(("weight_decay", "max_grad_norm", "adam_epsilon"), (float, 0, math.inf)),
@@ -112,59 +110,6 @@ MODES = (
         ("warmup_steps", "lr_scheduler_kwargs"),
     ),
 )
-
-
-@dataclass
-class DataArguments:
-    """Which text is read, how it is cut into rows and by which tokenizer. Checked by `hf_lomdm.training.data`."""
-
-    task: str = field(
-        default="text",
-        metadata={
-            "help": "text, or sudoku: csv files with the columns puzzle and solution, clues given; of the settings "
-            "of the text train_file, validation_file and the largest numbers of rows count.",
-            "choices": list(TASKS),
-        },
-    )
-    dataset_name: str | None = field(
-        default=None,
-        metadata={"help": "Hub name or folder of a data set; `pydoc_topics` is the reference inside every CPython."},
-    )
-    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of the data set."})
-    dataset_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the data set."})
-    train_split: str = field(default="train", metadata={"help": "Split to train on, for example `train[:-1000]`."})
-    validation_split: str | None = field(
-        default=None, metadata={"help": "Split to validate on; without one the last tenth of the train text."}
-    )
-    train_file: str | None = field(
-        default=None,
-        metadata={
-            "help": "Text to train on: a .txt, .jsonl, .csv (.gz, .zst, .bz2 too) or .parquet file, or a folder."
-        },
-    )
-    validation_file: str | None = field(default=None, metadata={"help": "Text to validate on, like `train_file`."})
-    sample_by: str = field(
-        default="paragraph",
-        metadata={
-            "help": "What one document is in a .txt file.",
-            "choices": list(SAMPLE_BY),
-        },
-    )
-    text_column: str = field(default="text", metadata={"help": "Column that holds the text."})
-    detokenizer: str | None = field(
-        default=None, metadata={"help": "Undo the tokenisation of a corpus: lm1b, ptb, wikitext or lambada."}
-    )
-    tokenizer: str | None = field(default=None, metadata={"help": "Hub name or folder of a tokenizer."})
-    train_tokenizer: str | None = field(
-        default=None, metadata={"help": "Make a tokenizer from the train text instead: bpe:4096, char or byte."}
-    )
-    max_length: int = field(default=1024, metadata={"help": "Tokens per row."})
-    packing: bool = field(
-        default=True, metadata={"help": "Cut the concatenated documents into full rows; else one document per row."}
-    )
-    insert_special_tokens: bool = field(default=True, metadata={"help": "BOS in front of each row and EOS behind it."})
-    max_train_rows: int | None = field(default=None, metadata={"help": "Use the first rows only."})
-    max_validation_rows: int | None = field(default=None, metadata={"help": "Use the first rows only."})
 
 
 @dataclass

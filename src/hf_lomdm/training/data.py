@@ -19,11 +19,11 @@ from datasets import Dataset, DatasetDict
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from .arguments import DataArguments
-from .cache import cached
-from .detokenizers import get_detokenizer
-from .text import check_sample_by, documents, load_text, split_document
-from .tokenizers import check_known, encode_texts, load_tokenizer, special_token_ids, train_tokenizer
+from ..data.arguments import DataArguments
+from ..data.cache import cached
+from ..data.detokenizers import get_detokenizer
+from ..data.text import check_sample_by, documents, load_text, split_document
+from ..data.tokenizers import check_known, encode_texts, load_tokenizer, special_token_ids, train_tokenizer
 
 # Bounds what is tokenised at once.
 BATCH_CHARACTERS = 1 << 20

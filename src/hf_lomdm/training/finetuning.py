@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from ..data.reading import read_jsonl
+from ..data.tokenizers import check_known, encode_texts
 from ..modeling.modeling_lomdm import LoMDMForMaskedDiffusion
 from .arguments import LoMDMTrainingArguments
-from .reading import read_jsonl
-from .tokenizers import check_known, encode_texts
 
 # What a tokenizer without a chat template gets: `role: content`, a line each; EOS behind each answer.
 CHAT_TEMPLATE = (

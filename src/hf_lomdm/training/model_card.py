@@ -13,8 +13,8 @@ import torch
 from huggingface_hub import EvalResult, ModelCardData
 from transformers import PretrainedConfig, TrainingArguments
 
+from ..data.arguments import DataArguments
 from ..visualization import order_picture, token_texts
-from .arguments import DataArguments
 
 # A card without this line was written by hand and stays.
 MARKER = "<!-- Written by LoMDMTrainer, which replaces this file as long as this line is in it. -->"

@@ -9,8 +9,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerFast
 
+from ..data.arguments import DataArguments
 from ..evaluation.sudoku import CELLS, MASK, PAD, Puzzle, add_clues, load_puzzles, training_rows
-from .arguments import DataArguments
 from .data import check_limits
 
 VARIANTS = 64  # guises of each training puzzle

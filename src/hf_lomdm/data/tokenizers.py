@@ -84,8 +84,8 @@ def special_token_ids(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
     if missing or len(distinct) < 3:
         raise ValueError(
             "tokenizer must have mask, padding, BOS and EOS tokens, and mask, padding and unknown must differ, "
-            f"got {ids} and unk_token_id {tokenizer.unk_token_id}. Load it by hf_lomdm.training.load_tokenizer, "
-            "which adds what is missing."
+            f"got {ids} and unk_token_id {tokenizer.unk_token_id}. Load it by "
+            "hf_lomdm.data.tokenizers.load_tokenizer, which adds what is missing."
         )
     # Not len(tokenizer): a vocabulary may have gaps, and the embedding must reach its last id.
     return {"vocab_size": max(tokenizer.get_vocab().values()) + 1, **ids}

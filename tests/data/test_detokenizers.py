@@ -2,7 +2,7 @@
 
 import pytest
 
-from hf_lomdm.training.detokenizers import DETOKENIZERS, get_detokenizer
+from hf_lomdm.data.detokenizers import DETOKENIZERS, get_detokenizer
 
 
 @pytest.mark.parametrize(

@@ -10,11 +10,11 @@ import pyarrow.parquet
 import pytest
 
 from hf_lomdm import LoMDMPipeline, LoMDMScheduler
+from hf_lomdm.data import reading
+from hf_lomdm.data.arguments import DataArguments
+from hf_lomdm.data.text import documents, load_files, load_text
+from hf_lomdm.data.tokenizers import train_tokenizer
 from hf_lomdm.evaluation.rows import pack_documents
-from hf_lomdm.training import reading
-from hf_lomdm.training.arguments import DataArguments
-from hf_lomdm.training.text import documents, load_files, load_text
-from hf_lomdm.training.tokenizers import train_tokenizer
 
 
 @pytest.fixture(autouse=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer, BertTokenizer
 
-from hf_lomdm.training.tokenizers import (
+from hf_lomdm.data.tokenizers import (
     SPECIAL_TOKENS,
     encode_texts,
     load_tokenizer,

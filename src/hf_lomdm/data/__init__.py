@@ -1,0 +1,1 @@
+"""Data of training and evaluation: documents, tokenizers, rows, batches, draws and tasks."""
