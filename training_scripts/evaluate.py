@@ -37,6 +37,7 @@ from hf_lomdm.adapters import OrderAdapter
 from hf_lomdm.cli.errors import loading, user_errors
 from hf_lomdm.cli.option_types import SEED, nonempty, refuse_unused, whole
 from hf_lomdm.data.detokenizers import DETOKENIZERS
+from hf_lomdm.data.sudoku import CELLS, add_clues, load_puzzles
 from hf_lomdm.data.tokenizers import load_tokenizer
 from hf_lomdm.evaluation.accuracy import compare_bounds, exact_gap, pilot
 from hf_lomdm.evaluation.compare import comparison_table, measure_table, plot_comparison, read_records
@@ -46,7 +47,7 @@ from hf_lomdm.evaluation.likelihood import MAX_EXACT_POSITIONS
 from hf_lomdm.evaluation.parts import delete_parts
 from hf_lomdm.evaluation.records import check_output, holds_file, record_name, write_record
 from hf_lomdm.evaluation.rows import Rows, cut_documents, load_file, pack_documents, special_tokens
-from hf_lomdm.evaluation.sudoku import CELLS, add_clues, evaluate_sudoku, load_puzzles
+from hf_lomdm.evaluation.sudoku import evaluate_sudoku
 from hf_lomdm.evaluation.zero_shot import SETS, evaluate_zero_shot
 from hf_lomdm.training.ema import take_average
 from hf_lomdm.visualization import visible

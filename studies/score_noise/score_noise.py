@@ -28,8 +28,8 @@ from tqdm import tqdm
 from hf_lomdm import LoMDMForMaskedDiffusion
 from hf_lomdm.cli.errors import loading, user_errors
 from hf_lomdm.cli.option_types import nonempty, refuse_unused, whole
+from hf_lomdm.data.sudoku import CELLS, add_clues, load_puzzles, training_rows
 from hf_lomdm.evaluation.records import environment, write_record
-from hf_lomdm.evaluation.sudoku import CELLS, add_clues, load_puzzles, training_rows
 
 STUDIES = Path(__file__).resolve().parents[1]
 sys.path += [str(STUDIES.parent / "benchmarks"), str(STUDIES / "word_orders")]

@@ -28,9 +28,10 @@ from torch import Tensor
 from hf_lomdm import LoMDMForMaskedDiffusion, LoMDMPipeline
 from hf_lomdm.cli.errors import loading, user_errors
 from hf_lomdm.cli.option_types import nonempty, whole
+from hf_lomdm.data.sudoku import CELLS, Puzzle, add_clues, load_puzzles, training_rows
 from hf_lomdm.evaluation import nelbo
 from hf_lomdm.evaluation.records import write_record
-from hf_lomdm.evaluation.sudoku import CELLS, Puzzle, add_clues, evaluate_sudoku, load_puzzles, training_rows
+from hf_lomdm.evaluation.sudoku import evaluate_sudoku
 from hf_lomdm.modeling.modeling_lomdm import LoMDMOutput
 from hf_lomdm.modeling.process_lomdm import centre, learned_rates
 

@@ -14,9 +14,9 @@ from test_causal import build_causal, log_prob_token_by_token
 
 import oracles
 from conftest import build_model
+from hf_lomdm.data.draws import step_generators
 from hf_lomdm.evaluation import corpus, nelbo
 from hf_lomdm.evaluation.corpus import batches_by_length, evaluate_corpus, process_state, roll
-from hf_lomdm.evaluation.draws import step_generators
 
 # A mean this many standard errors off has probability 6e-5; seeds are fixed.
 Z = 4.0

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_sudoku import build_solver, make
+from test_sudoku import build_solver
 from tiny_judge import build_judge, build_judge_tokenizer
 
 import oracles
@@ -10,6 +10,7 @@ from hf_lomdm.evaluation.accuracy import compare_bounds, exact_gap, pilot
 from hf_lomdm.evaluation.judge import judge_texts
 from hf_lomdm.evaluation.parts import PartsFile
 from hf_lomdm.evaluation.sudoku import evaluate_sudoku
+from tiny_sudoku import make_random_puzzle
 
 ROWS = [{"input_ids": text} for text in ([0, 2, 1, 1], [2, 2, 0, 1], [1, 0, 0, 0], [2, 1, 0, 0], [0, 0, 2, 0])]
 WANTED = {"exact gap": 5, "pilot": 5, "bounds": 10, "judge": 5, "sudoku": 4}  # rows that each measures in all
@@ -23,7 +24,7 @@ def build(name: str, make_model):
         texts = ["abcdefgfedcba" * 2, "abc", "gfedcbabcd"]  # tokens are pairs of letters: three windows of 8, one, one
         return lambda parts, seed: judge_texts(texts[seed:], judge, tokenizer, parts_file=parts, **options)
     if name == "sudoku":
-        pipe, puzzles = build_solver(), [make(seed, 70) for seed in range(4)]
+        pipe, puzzles = build_solver(), [make_random_puzzle(seed, 70) for seed in range(4)]
         options = {"num_inference_steps": 4, "batch_size": 1, "progress": False}
         return lambda parts, seed: evaluate_sudoku(pipe, puzzles, seed=seed, parts_file=parts, **options)
     model = oracles.vivid(make_model(**oracles.SMALLEST))

@@ -18,8 +18,8 @@ from torch.distributed.tensor import DTensor
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from conftest import build_model
+from hf_lomdm.data.draws import step_generators
 from hf_lomdm.evaluation import nelbo
-from hf_lomdm.evaluation.draws import step_generators
 from hf_lomdm.training.ema import EMA
 from hf_lomdm.training.trainer import gather_weights_for_evaluation
 

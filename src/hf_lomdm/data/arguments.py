@@ -59,3 +59,11 @@ class DataArguments:
     insert_special_tokens: bool = field(default=True, metadata={"help": "BOS in front of each row and EOS behind it."})
     max_train_rows: int | None = field(default=None, metadata={"help": "Use the first rows only."})
     max_validation_rows: int | None = field(default=None, metadata={"help": "Use the first rows only."})
+
+
+def check_limits(arguments: DataArguments) -> None:
+    """Raise `ValueError` where a largest number of rows is below 1."""
+    for name in ("max_train_rows", "max_validation_rows"):
+        limit = getattr(arguments, name)
+        if limit is not None and limit < 1:
+            raise ValueError(f"{name} must be at least 1, got {limit}. Leave it out to use every row.")

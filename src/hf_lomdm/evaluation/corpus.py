@@ -19,8 +19,8 @@ from accelerate.utils import gather_object, parse_flag_from_env
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from ..data.draws import step_generators
 from .causal import causal_nll
-from .draws import step_generators
 from .likelihood import nelbo
 from .parts import PartsFile
 from .records import environment

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import DynamicCache, PreTrainedTokenizerBase
 
+from ..data.draws import step_generators
 from ..pipelines.pipeline_lomdm import MAX_POSITIONS
-from .draws import step_generators
 from .judge import entropy, judge_texts, load_judge
 from .parts import PartsFile, beside
 from .records import environment

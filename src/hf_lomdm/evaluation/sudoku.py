@@ -1,119 +1,22 @@
-"""Sudoku as infilling: clues are given, all other cells are revealed. Some orders are better, so orders can be judged.
+"""Sudoku: the share of puzzles solved, and whether the order of reveals follows what the clues force.
 
-No tokenizer: the id of a digit is the digit, 0 (an empty cell of a puzzle) is in no row, `MASK` is the mask token. A
-row holds the 81 cells, line by line.
+Some orders are better than others, so orders can be judged.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..data.reading import read_csv
-from .draws import step_generators
+from ..data.draws import step_generators
+from ..data.sudoku import CELLS, EMPTY, TOKEN_IDS, UNITS, Puzzle, solves, template
 from .generation import changed_pipeline
 from .parts import PartsFile, values_digest
 from .records import environment
-
-CELLS, EMPTY, MASK, PAD, VOCABULARY = 81, 0, 10, 11, 12
-TOKEN_IDS = {"vocab_size": VOCABULARY, "mask_token_id": MASK, "pad_token_id": PAD}
-
-_line, _column = torch.arange(CELLS) // 9, torch.arange(CELLS) % 9
-_box = _line // 3 * 3 + _column // 3
-UNITS = torch.cat([torch.arange(9)[:, None] == place for place in (_line, _column, _box)])  # [27, 81] bool
-
-
-class Puzzle(NamedTuple):
-    """Two tuples of 81 digits: the clues with 0 = empty, and the solution."""
-
-    clues: tuple[int, ...]
-    solution: tuple[int, ...]
-
-
-def encode(grid: str) -> tuple[int, ...]:
-    """The 81 digits of a grid such as `"53..7...."`; `.` or `0` is an empty cell, white space is left out.
-
-    Raises:
-        ValueError: another number of cells or another character.
-    """
-    cells = "".join(grid.split()).replace(".", "0")
-    if len(cells) != CELLS or not (cells.isascii() and cells.isdigit()):
-        raise ValueError(f"grid must hold {CELLS} digits or dots, got {len(cells)} characters: {grid[:90]!r}.")
-    return tuple(map(int, cells))
-
-
-def make_puzzle(clues: str, solution: str) -> Puzzle:
-    """A puzzle and its solution from text.
-
-    Raises:
-        ValueError: grids that cannot be read, a solution that is none, or one that contradicts the clues.
-    """
-    puzzle = Puzzle(encode(clues), encode(solution))
-    if not solves(torch.tensor([puzzle.solution]), torch.tensor([puzzle.clues])).item():
-        raise ValueError(f"solution {solution!r} does not solve {clues!r}. Check the order of the two.")
-    return puzzle
-
-
-def load_puzzles(path: str | Path, start: int = 0, count: int | None = None) -> list[Puzzle]:
-    """Puzzles of a csv file with the columns `puzzle` and `solution`, `count` of them from row `start` on.
-
-    Neighbours in a file are often variants of one puzzle: take training and test puzzles from blocks far apart.
-
-    Raises:
-        ValueError: missing columns, no puzzles, or a row that is none, with its number.
-    """
-    if start < 0 or (count is not None and count < 1):
-        raise ValueError(f"start must be at least 0 and the number of puzzles 1, got {start} and {count}.")
-    cells = read_csv(Path(path), ("puzzle",), ("solution",))
-    puzzles: list[Puzzle] = []
-    for number, (clues, solution) in enumerate(cells):
-        if number < start or (count is not None and len(puzzles) == count):
-            continue
-        try:
-            puzzles.append(make_puzzle(clues or "", solution or ""))
-        except ValueError as error:
-            raise ValueError(f"{path}, puzzle {number}: {error}") from error
-    if not puzzles:
-        raise ValueError(f"{path} has no puzzles from row {start} on. Lower start, or check the file.")
-    return puzzles
-
-
-def add_clues(puzzle: Puzzle, total: int, generator: torch.Generator | None = None) -> Puzzle:
-    """An easier puzzle: clues from the solution at random cells, until there are `total` of them."""
-    empty = torch.tensor([i for i, digit in enumerate(puzzle.clues) if digit == EMPTY])
-    extra = total - (CELLS - len(empty))
-    if not 0 <= extra <= len(empty):
-        raise ValueError(f"total must be in {CELLS - len(empty)} to {CELLS}, the clues there are and all, got {total}.")
-    chosen = set(empty[torch.randperm(len(empty), generator=generator)[:extra]].tolist())
-    clues = (puzzle.solution[i] if i in chosen else digit for i, digit in enumerate(puzzle.clues))
-    return Puzzle(tuple(clues), puzzle.solution)
-
-
-def training_rows(puzzles: Iterable[Puzzle]) -> list[dict[str, list[int]]]:
-    """Rows for `LoMDMTrainer`: the solution, with labels of -100 (given) at the clues."""
-    return [
-        {
-            "input_ids": list(puzzle.solution),
-            "labels": [-100 if clue else digit for clue, digit in zip(*puzzle, strict=True)],
-        }
-        for puzzle in puzzles
-    ]
-
-
-def template(puzzle: Puzzle) -> list[int]:
-    """The prompt of the pipeline: clues, and the mask token in all other cells."""
-    return [digit or MASK for digit in puzzle.clues]
-
-
-def solves(grids: Tensor, clues: Tensor) -> Tensor:
-    """Whether each unit of a grid holds every digit once and no clue was changed: `[B, 81]` twice to `[B]` bool."""
-    digits = grids[..., None] == torch.arange(1, 10)  # [B, 81, 9]
-    counts = torch.einsum("uc,bcd->bud", UNITS.float(), digits.float())
-    return (counts == 1).all(-1).all(-1) & ((clues == EMPTY) | (grids == clues)).all(-1)
 
 
 def forced_cells(grids: Tensor) -> Tensor:

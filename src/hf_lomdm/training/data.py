@@ -19,7 +19,7 @@ from datasets import Dataset, DatasetDict
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ..data.arguments import DataArguments
+from ..data.arguments import DataArguments, check_limits
 from ..data.cache import cached
 from ..data.detokenizers import get_detokenizer
 from ..data.text import check_sample_by, documents, load_text, split_document
@@ -71,14 +71,6 @@ def check_arguments(arguments: DataArguments) -> None:
     if arguments.max_length < shortest:
         raise ValueError(f"max_length must be at least {shortest}, got {arguments.max_length}. For example: 128.")
     check_limits(arguments)
-
-
-def check_limits(arguments: DataArguments) -> None:
-    """Raise `ValueError` where a largest number of rows is below 1."""
-    for name in ("max_train_rows", "max_validation_rows"):
-        limit = getattr(arguments, name)
-        if limit is not None and limit < 1:
-            raise ValueError(f"{name} must be at least 1, got {limit}. Leave it out to use every row.")
 
 
 def model_token_ids(tokenizer: PreTrainedTokenizerBase, arguments: DataArguments) -> dict[str, int | None]:

@@ -13,8 +13,8 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerContr
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import EvalLoopOutput, has_length
 
+from ..data.draws import step_generators, step_quantiles
 from ..evaluation import NelboEstimate, nelbo
-from ..evaluation.draws import step_generators, step_quantiles
 from ..evaluation.summary import summarise_texts
 from ..modeling.modeling_lomdm import LoMDMOutput
 from ..modeling.process_lomdm import send

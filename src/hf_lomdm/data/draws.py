@@ -1,4 +1,4 @@
-"""Draws of training and evaluation that hang on seed, step and text alone, never on batches or processes."""
+"""Draws of training and evaluation that depend on seed, step and text alone, never on batches or processes."""
 
 import hashlib
 from collections.abc import Iterable
