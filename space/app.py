@@ -22,9 +22,9 @@ from starlette.routing import get_route_path
 from hf_lomdm import LoMDMPipeline
 from hf_lomdm.cli.errors import loading, user_errors
 from hf_lomdm.cli.option_types import whole
+from hf_lomdm.modeling.scheduling_lomdm import SAMPLERS
 from hf_lomdm.visualization.live import live_html, order_frame, stream
 
-SAMPLERS = ("sequential", "ancestral", "random", "left_to_right", "confidence", "margin", "entropy")
 WRITERS, WAITING = 4, 32  # texts written at a time, and users who may wait for their turn
 LONGEST, MOST_STEPS, PROMPT_CHARACTERS = 1024, 1024, 4000
 LARGEST_SEED, HOTTEST = 2**53, 2.0  # numbers of a browser are exact up to that seed

@@ -54,6 +54,6 @@ def test_a_call_that_fails_takes_the_model_off_too(pipe, device):
 def test_tensors_are_made_where_the_model_will_run_not_where_it_rests(pipe):
     """The device "meta" stands for an accelerator: before the first pass the model still rests on the CPU."""
     cpu_offload_with_hook(pipe.model, torch.device("meta"))
-    window = pipe._open(pipe._lay_out(PROMPTS, 12, None, 1).rows, [0, 0, 0], 12)
+    window = pipe._open(pipe.make_canvas(PROMPTS, 12, None, 1).rows, [0, 0, 0], 12)
     assert pipe.model.device.type == "cpu"
     assert {tensor.device.type for tensor in (window.sample, window.order, window.attention_mask)} == {"meta"}

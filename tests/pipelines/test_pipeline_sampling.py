@@ -6,9 +6,9 @@ from diffusers.callbacks import PipelineCallback
 from scipy.stats import chisquare
 
 from hf_lomdm import LoMDMPipeline, LoMDMScheduler
+from hf_lomdm.modeling.scheduling_lomdm import SAMPLERS
 from tiny_tokenizer import build_tokenizer
 
-SAMPLERS = ("sequential", "ancestral", "random", "left_to_right", "confidence", "margin", "entropy")
 MASK, PAD, BOS, EOS = 10, 0, 1, 2
 PROMPTS = [[BOS, 3, 4, 5], [BOS, 6], [BOS, 7, MASK, MASK, 8, 9, MASK]]
 

@@ -162,7 +162,7 @@ class LoMDMPipeline(DiffusionPipeline):
         # a scheduler of this call's own: the pipeline's is left as it is, also when the call fails
         scheduler = type(self.scheduler).from_config(self.scheduler.config, **changes)
         scheduler.set_timesteps(num_inference_steps)  # times stay on the host: finding a step waits for nothing
-        canvas = self._lay_out(prompt, max_length, max_new_tokens, num_return_sequences)
+        canvas = self.make_canvas(prompt, max_length, max_new_tokens, num_return_sequences)
         with self._model_in_use():
             passes = self._reveal(canvas, scheduler, generator, use_cache, callback_on_step_end, inputs)
             sequences, order = self._tensor(canvas.rows)[0], self._tensor(canvas.order, PADDING)[0]
@@ -205,7 +205,7 @@ class LoMDMPipeline(DiffusionPipeline):
                 module.training = True
             self.maybe_free_model_hooks()
 
-    def _lay_out(self, prompt, max_length: int | None, max_new_tokens: int | None, repeats: int) -> Canvas:
+    def make_canvas(self, prompt, max_length: int | None, max_new_tokens: int | None, repeats: int) -> Canvas:
         """The canvas of a call: every prompt `repeats` times."""
         limits = {"max_length": max_length, "max_new_tokens": max_new_tokens}
         counts = {"num_return_sequences": repeats, **{name: one for name, one in limits.items() if one is not None}}
@@ -274,7 +274,7 @@ class LoMDMPipeline(DiffusionPipeline):
 
     def _reveal(self, canvas: Canvas, scheduler, generator, use_cache: bool, callback, inputs: list[str]) -> int:
         """Fills in the canvas, window after window; returns the number of forward passes."""
-        windows, steps, passes, context = self._windows(canvas.rows), len(scheduler.timesteps), 0, None
+        windows, steps, passes, context = self.windows(canvas.rows), len(scheduler.timesteps), 0, None
         self._interrupt = False  # a callback may set it
         self._num_timesteps, seeds = steps * len(windows), _row_seeds(generator, len(canvas.rows))
         if self.model.config.block_size is not None:
@@ -295,7 +295,7 @@ class LoMDMPipeline(DiffusionPipeline):
                     context.extend(window.sample, window.attention_mask)
         return passes
 
-    def _windows(self, rows: list[list[int]]) -> list[tuple[list[int], int]]:
+    def windows(self, rows: list[list[int]]) -> list[tuple[list[int], int]]:
         """First position in each row and width of all windows. Those of a row do not hang on the other rows."""
         config = self.model.config
         firsts, size, limit = [0] * len(rows), config.block_size, config.max_position_embeddings

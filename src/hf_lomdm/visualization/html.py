@@ -8,6 +8,7 @@ import hashlib
 import html
 import os
 from collections.abc import Sequence
+from importlib.resources import files
 
 from ..evaluation.records import write_file
 from .terminal import visible
@@ -18,101 +19,6 @@ COLOURS = (
     *("#00224e", "#002e6c", "#1a386f", "#2f436d", "#3f4d6b", "#4c576c", "#58616f", "#646c73", "#707678"),
     *("#7d8078", "#8b8b77", "#999674", "#a8a26f", "#b8ae68", "#c9bb5f", "#dcc954", "#fee838"),
 )
-
-STYLE = """
-:root { color-scheme: light dark; --ink: light-dark(#1a1a1a, #ececec); --paper: light-dark(#fff, #16181c);
-  --soft: light-dark(#5a5f66, #a7adb5); --line: light-dark(#c8ccd1, #454a52); --mask: light-dark(#e6e8eb, #2b2f36);
-  --accent: light-dark(#b3261e, #ff8a80); }
-body { margin: 0 auto; max-width: 60rem; padding: 1rem; background: var(--paper); color: var(--ink);
-  font: 1rem/1.5 system-ui, sans-serif; }
-h1 { font-size: 1.25rem; margin: 0 0 .75rem; }
-.bar { display: flex; flex-wrap: wrap; gap: .5rem; align-items: center; margin: .5rem 0; }
-.bar input[type=range] { flex: 1 1 12rem; }
-button, select { font: inherit; padding: .25rem .6rem; color: inherit; background: var(--paper);
-  border: 1px solid var(--soft); border-radius: .3rem; cursor: pointer; }
-:focus-visible { outline: 3px solid light-dark(#005fcc, #7db8ff); outline-offset: 2px; }
-#status { min-height: 1.5em; margin: .25rem 0; font-variant-numeric: tabular-nums; }
-.text { font: 1rem/1.9 ui-monospace, "DejaVu Sans Mono", monospace; white-space: pre-wrap; overflow-wrap: anywhere;
-  border: 1px solid var(--line); border-radius: .4rem; padding: .8rem; margin: .5rem 0; }
-.text[hidden] { display: none; }
-.t { border-radius: .2rem; padding: .1rem 0; box-shadow: inset 1px 0 var(--paper); }
-.t:empty::before { content: "\\25AB"; }
-.t.masked { background: var(--mask); color: transparent; user-select: none; }
-.t.now { outline: 2px solid var(--accent); }
-.given { text-decoration: underline dotted var(--soft); text-underline-offset: .3em; }
-.legend { color: var(--soft); font-size: .9rem; }
-.legend i { font-style: normal; display: inline-block; width: .8em; height: 1em; vertical-align: -.1em; }
-.legend .t { padding: 0 .4em; box-shadow: none; }
-kbd { border: 1px solid var(--line); border-radius: .2rem; padding: 0 .3em; font: .85em ui-monospace, monospace; }
-"""
-
-SCRIPT = """
-"use strict";
-const $ = id => document.getElementById(id);
-const texts = [...document.querySelectorAll(".text")];
-const motions = [$("first"), $("back"), $("play"), $("forward"), $("last")];
-let text, tokens, steps, step, timer = null;
-
-function show(next) {
-  step = Math.max(0, Math.min(steps, next));
-  let revealed = 0;
-  for (const token of tokens) {
-    const at = Number(token.dataset.step), masked = at >= step;
-    revealed += !masked;
-    token.classList.toggle("masked", masked);
-    token.classList.toggle("now", at === step - 1 && step < steps);
-    masked ? token.setAttribute("aria-hidden", "true") : token.removeAttribute("aria-hidden");
-  }
-  $("step").value = step;
-  const said = `step ${step} of ${steps}: ${revealed} of ${tokens.length} tokens revealed`;
-  $("step").setAttribute("aria-valuetext", said);
-  $("status").textContent = said;
-}
-
-function pause() {
-  clearInterval(timer);
-  timer = null;
-  $("play").textContent = "Play";
-  $("status").setAttribute("aria-live", "polite");
-}
-
-function play() {
-  if (timer !== null) return pause();
-  if (step === steps) show(0);
-  $("play").textContent = "Pause";
-  $("status").setAttribute("aria-live", "off");  // a screen reader would speak every step
-  timer = setInterval(() => { show(step + 1); if (step === steps) pause(); }, Number($("speed").value));
-}
-
-function choose(number) {
-  pause();
-  texts.forEach((one, index) => { one.hidden = index !== number; });
-  text = texts[number];
-  tokens = [...text.querySelectorAll("[data-step]")];
-  steps = Math.max(0, ...tokens.map(token => Number(token.dataset.step) + 1));
-  $("step").max = steps;
-  $("sample").value = number;
-  show(steps);
-}
-
-const moves = {
-  first: () => show(0), back: () => show(step - 1), forward: () => show(step + 1), last: () => show(steps),
-};
-for (const [id, move] of Object.entries(moves)) $(id).onclick = () => { pause(); move(); };
-$("play").onclick = play;
-$("step").oninput = () => { pause(); show(Number($("step").value)); };
-$("speed").onchange = () => { if (timer !== null) { pause(); play(); } };
-$("sample").onchange = () => choose(Number($("sample").value));
-$("theme").onchange = () => { document.documentElement.style.colorScheme = $("theme").value; };
-const keys = { ArrowLeft: "back", ArrowRight: "forward", Home: "first", End: "last", " ": "play" };
-document.addEventListener("keydown", event => {
-  const busy = event.target.closest("input, select") || (event.key === " " && event.target.closest("button"));
-  if (busy || event.ctrlKey || event.altKey || event.metaKey || !(event.key in keys)) return;
-  event.preventDefault();
-  $(keys[event.key]).click();
-});
-choose(0);
-"""
 
 
 def write_order_html(
@@ -134,36 +40,41 @@ def write_order_html(
     """
     if not tokens or len(tokens) != len(order):
         raise ValueError(f"tokens and order must hold the same texts, at least one, got {len(tokens)}, {len(order)}.")
-    for number, (one, steps) in enumerate(zip(tokens, order, strict=True)):
-        if len(one) != len(steps):
+    for number, lengths in enumerate(zip(map(len, tokens), map(len, order), strict=True)):
+        if lengths[0] != lengths[1]:
             raise ValueError(
-                f"tokens and order of text {number} must have the same length, got {len(one)} and {len(steps)}."
+                f"tokens and order of text {number} must have the same length, got {lengths[0]} and {lengths[1]}."
             )
-    texts = "\n".join(_text(number, *pair) for number, pair in enumerate(zip(tokens, order, strict=True)))
-    write_file(path, _page(_escape(title), texts, len(tokens)).encode())
+    write_file(path, order_page(tokens, order, title).encode())
+
+
+def read_resource(name: str) -> str:
+    """A style sheet or script of this folder, as it stands within its element."""
+    return "\n" + files(__package__).joinpath(name).read_text(encoding="utf-8")
 
 
 def _text(number: int, tokens: list[str], order: list[int]) -> str:
     """A text as spans; without the script all texts are there, finished and coloured."""
     last = max(order, default=0)
-    spans = (_token(token, step, last) for token, step in zip(tokens, order, strict=True) if step > -2)
+    spans = (token_span(token, step, last) for token, step in zip(tokens, order, strict=True) if step > -2)
     return f'<div class="text" dir="auto" role="group" aria-label="text {number + 1}">{"".join(spans)}</div>'
 
 
-def _token(token: str, step: int, last: int) -> str:
+def token_span(token: str, step: int, last: int) -> str:
+    """A token as a span, in the colour of its step of `last + 1`; -1 = given."""
     if step < 0:
-        return f'<span class="given" title="given">{_escape(token)}</span>'
+        return f'<span class="given" title="given">{escape(token)}</span>'
     colour = round(step / max(1, last) * (len(COLOURS) - 1))
     attributes = f'class="t c{colour}" data-step="{step}" title="step {step + 1} of {last + 1}"'
-    return f"<span {attributes}>{_escape(token)}</span>"
+    return f"<span {attributes}>{escape(token)}</span>"
 
 
-def _escape(text: str) -> str:
+def escape(text: str) -> str:
     """HTML of a text: what HTML or the eye would take for something else is escaped or shown as a sign."""
     return html.escape(visible(text)).replace("\n", "\u21b5\n")
 
 
-def _black_or_white(colour: str) -> str:
+def black_or_white(colour: str) -> str:
     """Whichever of the two stands out more on a background, by the WCAG's contrast ratio (never below 4.5)."""
     channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
@@ -175,14 +86,17 @@ def _hash(text: str) -> str:
     return "'sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() + "'"
 
 
-def _page(title: str, texts: str, count: int) -> str:
+def order_page(tokens: Sequence[list[str]], order: Sequence[list[int]], title: str) -> str:
+    """The page that `write_order_html` writes."""
+    title, script = escape(title), read_resource("order_page.js")
+    texts = "\n".join(_text(number, *text) for number, text in enumerate(zip(tokens, order, strict=True)))
     colours = "".join(
-        f".c{number}:not(.masked) {{ background: {colour}; color: {_black_or_white(colour)}; }}\n"
+        f".c{number}:not(.masked) {{ background: {colour}; color: {black_or_white(colour)}; }}\n"
         for number, colour in enumerate(COLOURS)
     )
-    style = STYLE + colours
-    policy = f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(SCRIPT)}"
-    samples = "".join(f'<option value="{number}">text {number + 1}</option>' for number in range(count))
+    style = read_resource("order_page.css") + colours
+    policy = f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}"
+    samples = "".join(f'<option value="{number}">text {number + 1}</option>' for number in range(len(tokens)))
     ramp = "".join(f'<i class="c{number}"></i>' for number in range(len(COLOURS)))
     return f"""<!DOCTYPE html>
 <html lang="en">
@@ -218,7 +132,7 @@ def _page(title: str, texts: str, count: int) -> str:
 <span class="t now">revealed in this step</span></p>
 <p class="legend">Keys: <kbd>&larr;</kbd> <kbd>&rarr;</kbd> one step, <kbd>Home</kbd> <kbd>End</kbd> first and last,
 <kbd>space</kbd> play or pause.</p>
-<script>{SCRIPT}</script>
+<script>{script}</script>
 </body>
 </html>
 """

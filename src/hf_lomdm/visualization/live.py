@@ -14,27 +14,14 @@ from typing import Any
 import torch
 
 from ..modeling.scheduling_lomdm import check_setting
-from .html import COLOURS, _black_or_white, _escape, _page, _text, _token
+from .html import COLOURS, black_or_white, escape, order_page, read_resource, token_span
 from .terminal import token_texts
 
 PATIENCE = 30.0  # seconds that a run waits for somebody to take its next state; then nobody is there any more
 BLANK = "\u2581\u2581"
 BAR_HEIGHT, STRIP_HEIGHT = 100, 12  # of the plot, in units of the SVG; a position is 10 wide
-STYLE = """
-.live .text { font: 1rem/1.9 ui-monospace, "DejaVu Sans Mono", monospace; white-space: pre-wrap;
-  overflow-wrap: anywhere; padding: .6rem 0; min-height: 3.8em; }
-.live .t { border-radius: .2rem; padding: .1rem 0; }
-.live .t:empty::before { content: "\\25AB"; }
-.live .now { outline: 2px solid #d93025; outline-offset: -1px; }
-.live .m { color: rgb(128 128 128 / .6); margin-right: .2rem; }
-.live .given { text-decoration: underline dotted; text-underline-offset: .3em; }
-.live svg { display: block; width: 100%; height: 7rem; border-bottom: 1px solid rgb(128 128 128 / .6); }
-.live .v { fill: rgb(128 128 128 / .75); }
-.live .v.now { stroke: #d93025; stroke-width: 2; outline: none; }
-.live p { margin: .3rem 0; font-size: .9rem; font-variant-numeric: tabular-nums; }
-.live i { display: inline-block; width: .8em; height: 1em; vertical-align: -.1em; }
-""" + "".join(
-    f".live .c{number} {{ background: {colour}; color: {_black_or_white(colour)}; fill: {colour}; }}\n"
+STYLE = read_resource("live_text.css") + "".join(
+    f".live .c{number} {{ background: {colour}; color: {black_or_white(colour)}; fill: {colour}; }}\n"
     for number, colour in enumerate(COLOURS)
 )
 
@@ -68,8 +55,8 @@ class _Follower:
 
     def __init__(self, pipe: Any, prompt: str | None, max_length: int | None, num_inference_steps: int):
         # laid out as the pipeline will do it, so that bad input is refused before a thread starts
-        self.row = pipe._lay_out(prompt, max_length, None, 1).rows[0]
-        self.windows = [(firsts[0], width) for firsts, width in pipe._windows([self.row])]
+        self.row = pipe.make_canvas(prompt, max_length, None, 1).rows[0]
+        self.windows = [(firsts[0], width) for firsts, width in pipe.windows([self.row])]
         self.tokenizer, self.mask, self.steps = pipe.tokenizer, pipe.model.config.mask_token_id, num_inference_steps
         self.order = [None if token == self.mask else -1 for token in self.row]
         self.highest, self.states, self.stop, self.place = 0.0, SimpleQueue(), Event(), Semaphore(1)
@@ -199,7 +186,7 @@ def _span(state: LiveState, position: int) -> str:
     step = state.order[position]
     if step is None:
         return f'<span class="m" aria-hidden="true">{BLANK}</span>'
-    span = _token(state.tokens[position], step, state.num_steps - 1)
+    span = token_span(state.tokens[position], step, state.num_steps - 1)
     now = step == state.step - 1 and state.text is None
     return span.replace('class="t ', 'class="t now ', 1) if now else span
 
@@ -240,8 +227,8 @@ def _colour(state: LiveState, step: int) -> int:
 
 def order_frame(state: LiveState, title: str = "Order of reveal") -> str:
     """The page of `write_order_html` for a finished text, in a frame that may run its script and reach nothing else."""
-    page = _page(_escape(title), _text(0, state.tokens, state.order), 1)
+    page = order_page([state.tokens], [state.order], title)
     return (
-        f'<iframe title="{_escape(title)}" sandbox="allow-scripts" srcdoc="{html.escape(page)}" '
+        f'<iframe title="{escape(title)}" sandbox="allow-scripts" srcdoc="{html.escape(page)}" '
         'style="width: 100%; height: 32rem; border: 0"></iframe>'
     )
