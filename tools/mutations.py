@@ -22,6 +22,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PROCESS = "modeling/process_lomdm.py"
 BACKBONE = "modeling/backbone_lomdm.py"
 MODEL = "modeling/modeling_lomdm.py"
+CONTEXT = "modeling/context_lomdm.py"
+TOKEN_LOSSES = "modeling/token_losses_lomdm.py"
 LIKELIHOOD = "evaluation/likelihood.py"
 ORDER = "evaluation/order.py"
 OPTIMIZER = "training/optimizer.py"
@@ -240,14 +242,14 @@ MUTATIONS = (
     ),
     Mutation(
         "leave the target out of the gradient of a token loss",
-        PROCESS,
+        TOKEN_LOSSES,
         "gradient.scatter_(-1, target, torch.expm1(-loss))",
         "gradient.scatter_(-1, target, torch.exp(-loss))",
         GRADIENTS,
     ),
     Mutation(
         "take the loss for log Z in the gradient of a token loss",
-        PROCESS,
+        TOKEN_LOSSES,
         "(rows - (loss + wide(rows.gather(-1, target)))).exp_()",
         "(rows - loss).exp_()",
         GRADIENTS,
@@ -411,7 +413,7 @@ MUTATIONS = (
     ),
     Mutation(
         "cache one block late",
-        MODEL,
+        CONTEXT,
         "self._cut(slice(None, -width))",
         "self._cut(slice(None, -tokens.shape[1]))",
         BLOCK_SAMPLING,

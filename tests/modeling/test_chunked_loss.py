@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from hf_lomdm.modeling import modeling_lomdm, process_lomdm
+from hf_lomdm.modeling import modeling_lomdm, token_losses_lomdm
 from hf_lomdm.modeling.process_lomdm import wide
 
 SYSTEMS = [
@@ -36,7 +36,7 @@ def test_chunks_change_neither_the_loss_nor_a_gradient(make_model, monkeypatch, 
     read = model.token_logits
     monkeypatch.setattr(model, "token_logits", lambda hidden: calls.append(len(hidden)) or read(hidden))
     monkeypatch.setattr(modeling_lomdm, "CHUNK_LOGITS", 5 * 11 + 10)  # 5 rows of the 11 logits
-    for room in (modeling_lomdm, process_lomdm):
+    for room in (modeling_lomdm, token_losses_lomdm):
         monkeypatch.setattr(room, "CACHE_LOGITS", 2 * 11)
     torch.manual_seed(0)  # the same dropout: making logits again draws nothing
     chunked, chunked_gradients = loss_and_gradients(model)
@@ -63,14 +63,14 @@ def test_nothing_wide_is_kept_of_the_logits(make_model, overrides):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("rows", [1, 3, 7, 50])
 def test_token_losses_are_the_cross_entropy_and_its_gradient(monkeypatch, rows, dtype):
-    monkeypatch.setattr(process_lomdm, "CACHE_LOGITS", rows * 11)
+    monkeypatch.setattr(token_losses_lomdm, "CACHE_LOGITS", rows * 11)
     torch.manual_seed(0)
     logits = (4 * torch.randn(7, 11, dtype=torch.float64)).to(dtype)
     logits[:, 10] = -torch.inf  # the mask token
     targets, by_loss = torch.randint(10, (7,)), torch.randn(7, dtype=torch.promote_types(dtype, torch.float32))
     by_loss[0] = 0
     results = []
-    for losses in (process_lomdm.TokenLosses.apply, plain_losses):
+    for losses in (token_losses_lomdm.TokenLosses.apply, plain_losses):
         leaf = logits.clone().requires_grad_()
         values = losses(leaf, targets)
         values.backward(by_loss)
@@ -92,7 +92,7 @@ def test_the_gradient_of_a_sure_target_is_what_is_left_to_learn():
     logits = torch.tensor(
         [[20.0, 6.0, 5.0]], requires_grad=True
     )  # a loss of 1.1e-6 beside logits with an ulp of 1.9e-6
-    process_lomdm.TokenLosses.apply(logits, torch.tensor([0])).backward()
+    token_losses_lomdm.TokenLosses.apply(logits, torch.tensor([0])).backward()
     expected = torch.tensor([[20.0, 6.0, 5.0]]).double().softmax(-1)[0, 0] - 1
     torch.testing.assert_close(logits.grad[0, 0].double(), expected, rtol=0.1, atol=0)
 
@@ -103,7 +103,7 @@ def test_token_losses_go_through_torch_func():
     def gradient(losses):
         return torch.func.vmap(torch.func.grad(lambda one, wanted: losses(one, wanted).square().sum()))(logits, targets)
 
-    torch.testing.assert_close(gradient(process_lomdm.TokenLosses.apply), gradient(plain_losses))
+    torch.testing.assert_close(gradient(token_losses_lomdm.TokenLosses.apply), gradient(plain_losses))
 
 
 @pytest.mark.parametrize("overrides", SYSTEMS, ids=lambda one: "-".join(map(str, one.values())))

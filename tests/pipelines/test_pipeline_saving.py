@@ -14,7 +14,8 @@ from hf_lomdm import LoMDMForMaskedDiffusion, LoMDMPipeline, LoMDMScheduler
 from hf_lomdm.pipelines import loading
 from tiny_tokenizer import build_tokenizer
 
-CODE = {f"{name}_lomdm.py" for name in ("backbone", "checkpoint", "configuration", "modeling", "process")}
+MODEL_FILES = ("backbone", "checkpoint", "configuration", "context", "modeling", "process", "token_losses")
+CODE = {f"{name}_lomdm.py" for name in MODEL_FILES}
 PIPELINE_CODE = {"pipeline_lomdm.py", "hub_folder_lomdm.py"}
 LAYOUT = {
     *("README.md", "config.json", "model.safetensors", "model_index.json", *PIPELINE_CODE, *CODE),

@@ -22,11 +22,10 @@ from .backbone_lomdm import (
 )
 from .checkpoint_lomdm import check_checkpoint  # noqa: F401  diffusers copies what this file imports, no deeper
 from .configuration_lomdm import BOUNDS, LoMDMConfig
+from .context_lomdm import BlockContext
 from .process_lomdm import (
-    CACHE_LOGITS,
     Blocks,
     BoundTerms,
-    TokenLosses,
     View,
     block_quantiles,
     block_sum,
@@ -41,13 +40,13 @@ from .process_lomdm import (
     position_exponentials,
     rloo_score,
     row_seeds,
-    rows_at_a_time,
     stack_copies,
     stack_views,
     stratified_quantiles,
     time_bound,
     wide,
 )
+from .token_losses_lomdm import CACHE_LOGITS, TokenLosses, rows_at_a_time
 
 RHO_AT_START = math.log(math.e - 1)  # softplus of it is 1
 CHUNK_LOGITS = 2**24  # logits that a loss projects to at a time on a CPU, and whose gradient it then holds
@@ -302,7 +301,7 @@ class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
 
     def open_context(
         self, tokens: Tensor, attention_mask: Tensor | None = None, use_cache: bool = True
-    ) -> "BlockContext":
+    ) -> BlockContext:
         """With blocks: whole blocks `[B, P]`, padded on the left, that stand before the ones to be written."""
         return BlockContext(self, tokens, attention_mask, DynamicCache() if use_cache else None)
 
@@ -504,77 +503,6 @@ class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
         # evaluation is neither cut nor clipped
         epsilon, time_range = (self.config.time_epsilon, self.config.time_range) if self.training else (None, None)
         return draw_time_view(rates, maskable, quantiles, exponentials, blocks, epsilon, time_range)
-
-
-@dataclass
-class BlockContext:
-    """The blocks before the ones that are being written, for a batch of texts: read once, kept as keys and values.
-
-    Those that are out of reach of the next block are dropped: a step costs the same however long the text is.
-
-    Args:
-        model: `LoMDMForMaskedDiffusion` with blocks.
-        tokens: `[B, P]`, those that no pass has put into the cache.
-        attention_mask: `[B, D + C + P]`, 1 = real, of all positions, padded on the left; `None` = all are real.
-        cache: keys and values of `C` positions; `None` = none are kept, every pass reads all tokens.
-        dropped: `D`, positions that have been in the cache.
-    """
-
-    model: LoMDMForMaskedDiffusion
-    tokens: Tensor
-    attention_mask: Tensor | None
-    cache: DynamicCache | None
-    dropped: int = 0
-
-    def read(self, input_ids: Tensor, attention_mask: Tensor | None = None, output_logits: bool = True) -> LoMDMOutput:
-        """The model's output for the next block of each text `[B, S]`, which may be partly masked."""
-        width = input_ids.shape[1]
-        if self.cache is None:
-            tokens, mask = torch.cat((self.tokens, input_ids), dim=1), self._join(input_ids, attention_mask)
-            return self.model(tokens, mask, output_logits=output_logits, logits_to_keep=width, return_dict=True)
-        reach = -(-self.model.config.max_position_embeddings // self.model.config.block_size)
-        size = reach * self.model.config.block_size
-        while self.tokens.shape[1] > size:  # a long prompt, as much at a time as a block may see
-            mask, behind = self._join(input_ids, attention_mask), self.tokens.shape[1] - size + width
-            options = {"attention_mask": None if mask is None else mask[:, :-behind], "logits_to_keep": 1}
-            self.model(self.tokens[:, :size], output_logits=False, past_key_values=self.cache, **options)
-            self.tokens = self.tokens[:, size:]
-            self._drop(size - self.model.config.block_size)
-        # only now: once positions have left the cache, the mask alone tells where the rest stands in the text
-        tokens, mask = torch.cat((self.tokens, input_ids), dim=1), self._join(input_ids, attention_mask)
-        options = {"output_logits": output_logits, "logits_to_keep": width, "return_dict": True}
-        out = self.model(tokens, mask, past_key_values=self.cache, **options)
-        self._cut(slice(None, -width))  # the block may change, what stands before it is there to stay
-        self.tokens = self.tokens[:, :0]
-        self._drop(size - self.model.config.block_size)
-        return out
-
-    def extend(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> None:
-        """Takes in a block `[B, S]` that is finished; the next pass reads it."""
-        self.attention_mask = self._join(input_ids, attention_mask)
-        self.tokens = torch.cat((self.tokens, input_ids), dim=1)
-
-    def _drop(self, keep: int) -> None:
-        """Leaves the last `keep` positions in the cache, as far as the next block sees."""
-        surplus = self.cache.get_seq_length() - keep
-        if surplus <= 0:
-            return
-        self.dropped += surplus
-        self._cut(slice(surplus, None))
-
-    def _cut(self, kept: slice) -> None:
-        """Keeps these positions of the cache; `DynamicCache.crop` does not mean the same in every transformers 5."""
-        for layer in self.cache.layers:
-            layer.keys, layer.values = layer.keys[:, :, kept], layer.values[:, :, kept]
-
-    def _join(self, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor | None:
-        if self.attention_mask is None and attention_mask is None and not self.dropped:
-            return None
-        before = self.attention_mask
-        if before is None:
-            cached = 0 if self.cache is None else self.cache.get_seq_length()
-            before = input_ids.new_ones(len(input_ids), self.dropped + cached + self.tokens.shape[1])
-        return torch.cat((before, torch.ones_like(input_ids) if attention_mask is None else attention_mask), dim=1)
 
 
 def check_read(model: nn.Module, labels, past_key_values, logits_to_keep: int | None, hidden_states) -> None:

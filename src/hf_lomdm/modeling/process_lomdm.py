@@ -9,15 +9,12 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
+from torch import Tensor
 
 # The stream of a cut time bound spends this share of its draws on the reconstruction term (`draw_time_view`).
 RECONSTRUCTION_SHARE = 0.125
 # Newton steps for the adaptive grid. They approach the root from one side, so stopping early reveals a little late.
 NEWTON_STEPS = 20
-CACHE_LOGITS = 2**20  # logits that a CPU widens at a time: 4 MB in float32 stay in the cache
-DEVICE_LOGITS = 2**27  # that other devices project to and widen: 512 MB in float32, fewer would leave most of one idle
 
 
 class Blocks(NamedTuple):
@@ -48,6 +45,11 @@ class BoundTerms(NamedTuple):
     main: Tensor
     velocity: Tensor
     rate_ratio: Tensor
+
+
+def wide(values: Tensor) -> Tensor:
+    """`values` in float32, or in float64 if that is what they are: the precision of the process."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 # --------------------------------------------------------------------------------------------------------- blocks
@@ -206,55 +208,6 @@ def log_rate_of_token_rates(logits: Tensor, log_omega: Tensor) -> Tensor:
 def log_rate_of_scores(logits: Tensor) -> Tensor:
     """Log reverse rate `[...]` of SEDD, `v = sum_y s_y`, `s_y = exp(logits_y) / (V - 1)`; `logits` `[..., V]`."""
     return logits.logsumexp(-1) - math.log(logits.shape[-1] - 1)
-
-
-# ---------------------------------------------------------------------------------------------------- token losses
-
-
-def wide(values: Tensor) -> Tensor:
-    """`values` in float32, or in float64 if that is what they are: the precision of the process."""
-    return values.to(torch.promote_types(values.dtype, torch.float32))
-
-
-class TokenLosses(torch.autograd.Function):
-    """`-log p` `[M]` of `targets` `[M]` under logits `[M, V]`, float32 or wider: the cross entropy of torch.
-
-    Differentiable once. Only the logits and the losses are kept. Logits are widened a few rows at a time, and again for
-    the gradient, `exp(logits - log Z) - onehot(target)` with `log Z` the loss plus the logit of the target.
-    """
-
-    generate_vmap_rule = True  # for torch.func
-
-    @staticmethod
-    def forward(logits: Tensor, targets: Tensor) -> Tensor:
-        """The losses."""
-        size = rows_at_a_time(logits, logits.shape[-1], CACHE_LOGITS)
-        parts = zip(logits.split(size), targets.split(size), strict=True)
-        return torch.cat([nn.functional.cross_entropy(wide(rows), wanted, reduction="none") for rows, wanted in parts])
-
-    @staticmethod
-    def setup_context(ctx, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-        """Keeps what the gradient needs."""
-        ctx.save_for_backward(*inputs, output)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, by_loss: Tensor) -> tuple[Tensor, None]:
-        """From the gradient by the losses `[M]` that by the logits `[M, V]`, in their precision."""
-        logits, targets, losses = ctx.saved_tensors
-        size = rows_at_a_time(logits, logits.shape[-1], CACHE_LOGITS)
-        by_logits = []
-        for parts in zip(*(one.split(size) for one in (logits, targets, losses, by_loss)), strict=True):
-            rows, target, loss, by_one = parts[0], *(one[:, None] for one in parts[1:])
-            gradient = (rows - (loss + wide(rows.gather(-1, target)))).exp_()  # as wide as the loss
-            gradient.scatter_(-1, target, torch.expm1(-loss))  # 1 - exp(-loss) would lose what a sure model has left
-            by_logits.append(gradient.mul_(by_one).to(logits.dtype))
-        return torch.cat(by_logits), None
-
-
-def rows_at_a_time(values: Tensor, vocab_size: int, cpu_logits: int) -> int:
-    """How many rows of `vocab_size` logits are worked on at once: `cpu_logits` on a CPU, `DEVICE_LOGITS` elsewhere."""
-    return max(1, (cpu_logits if values.device.type == "cpu" else DEVICE_LOGITS) // vocab_size)
 
 
 # ---------------------------------------------------------------------------------------------------------- draws
