@@ -371,8 +371,8 @@ MUTATIONS = (
     Mutation(
         "read a few rows with the padding of the first",
         BACKBONE,
-        "else attention_mask.split(rows)",
-        "else repeat(attention_mask[:rows])",
+        "attention_mask.split(rows)",
+        "[attention_mask[: len(part)] for part in text.split(rows)]",
         ("tests/modeling/test_modeling.py",),
     ),
     Mutation("see beyond the context", BACKBONE, "(distance < reach) & ", "", ATTENTION),

@@ -67,7 +67,9 @@ def causal_token_losses(
     if attention_mask is not None:
         position = (attention_mask.to(torch.int64).cumsum(-1) - 1).clamp(min=0)
         padding = {"attention_mask": attention_mask, "position_ids": position}
-    logits = model(input_ids=shift_right(clean, attention_mask, start_token_id), use_cache=False, **padding).logits
+    logits = model(
+        input_ids=shift_right(clean, attention_mask, start_token_id), use_cache=False, return_dict=True, **padding
+    ).logits
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if not start_in_text:
         logits[..., start_token_id] = -torch.inf  # in place: a copy of [B, L, V] would be the largest tensor

@@ -233,7 +233,7 @@ def _draw_causal(model, length: int, generators: Sequence[torch.Generator]) -> T
     rows, cache = torch.full((len(generators), 1), config.bos_token_id, device=device), DynamicCache()
     ended = torch.zeros(len(rows), dtype=torch.bool)
     for column in uniform.unbind(-1):
-        logits = model(rows[:, -1:], past_key_values=cache, use_cache=True).logits[:, -1].double()
+        logits = model(rows[:, -1:], past_key_values=cache, use_cache=True, return_dict=True).logits[:, -1].double()
         logits[:, config.bos_token_id] = -torch.inf
         edges = logits.softmax(-1).cumsum(-1).cpu()
         # the first edge above the draw; the sum may end below 1, so the draw is scaled to it

@@ -199,6 +199,8 @@ def _window_nats(judge, rows: list[list[int]], batch: list[tuple[int, int, int, 
         mask[row, : stop - start] = 1
         targets[row, counted - start - 1 : stop - start - 1] = torch.tensor(rows[index][counted:stop])
     device = next(judge.parameters()).device
-    logits: Tensor = judge(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False).logits[:, :-1]
+    logits: Tensor = judge(
+        input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False, return_dict=True
+    ).logits[:, :-1]
     losses = nn.functional.cross_entropy(logits.float().flatten(0, 1), targets.to(device).flatten(), reduction="none")
     return losses.view(targets.shape).double().sum(-1).tolist()

@@ -220,7 +220,8 @@ class LoMDMLM(TemplateLM):
         while (rows := (greedy & left.any(-1)).nonzero().flatten()).numel():
             first = left[rows].int().argmax(-1)
             padding = None if attention_mask is None else attention_mask[rows]
-            hidden = self.model(sample[rows], attention_mask=padding, output_logits=False).last_hidden_state
+            options = {"attention_mask": padding, "output_logits": False, "return_dict": True}
+            hidden = self.model(sample[rows], **options).last_hidden_state
             likeliest = self.model.token_logits(hidden[torch.arange(len(rows)), first]).argmax(-1)
             greedy[rows] = likeliest == input_ids[rows, first]
             sample[rows, first] = input_ids[rows, first]

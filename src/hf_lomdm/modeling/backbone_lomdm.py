@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator, Sequence
+from copy import deepcopy
 from itertools import pairwise, repeat
 from typing import NamedTuple
 
@@ -12,6 +13,7 @@ from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+from transformers.quantizers import AutoQuantizationConfig
 from transformers.utils import can_return_tuple
 
 from .checkpoint_lomdm import check_checkpoint, code_map
@@ -352,6 +354,8 @@ class LoMDMPreTrainedModel(PreTrainedModel):
         name = pretrained_model_name_or_path
         if name is not None and kwargs["use_safetensors"]:
             check_checkpoint(cls, name, *args, complete=not output_loading_info, **kwargs)
+        if kwargs.get("quantization_config") is not None:
+            kwargs["quantization_config"] = leave_heads(kwargs["quantization_config"])
         model, info = super().from_pretrained(name, *args, output_loading_info=True, **kwargs)
         if output_loading_info:
             return model, info
@@ -384,6 +388,20 @@ class LoMDMPreTrainedModel(PreTrainedModel):
         elif isinstance(module, nn.LayerNorm):
             nn.init.ones_(module.weight)
             nn.init.zeros_(module.bias)
+
+
+def leave_heads(quantization_config):
+    """The configuration of a quantizer that leaves out, unless it says what, LM head, order heads and token rates.
+
+    These are small, and trained in full beside adapters. It is saved with the model, which so is loaded as it was made.
+    """
+    if isinstance(quantization_config, dict):
+        quantization_config = AutoQuantizationConfig.from_dict(quantization_config)
+    quantization_config = deepcopy(quantization_config)
+    for name in ("modules_to_not_convert", "llm_int8_skip_modules", "skip_modules"):  # torchao and most, bitsandbytes
+        if getattr(quantization_config, name, ()) is None:
+            setattr(quantization_config, name, ["lm_head", "phi", "psi", "omega"])
+    return quantization_config
 
 
 class LoMDMModel(LoMDMPreTrainedModel):

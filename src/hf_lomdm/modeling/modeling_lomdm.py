@@ -153,8 +153,6 @@ class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
     """
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
-    # The precision of the process; what quantizers of transformers leave alone, for it is trained beside adapters
-    _keep_in_fp32_modules = ["phi", "psi", "omega"]
     _auto_class = "AutoModel"  # what `save_pretrained` and `push_to_hub` write takes the code along
 
     def __init__(self, config: LoMDMConfig):

@@ -156,7 +156,7 @@ class LoMDMTrainer(Trainer):
     def objective(self, model, inputs) -> LoMDMOutput:
         """The loss of a micro-batch in nats per maskable token, and its terms `[B]` in nats per text."""
         # All views of each text and all heads in one call: DDP and FSDP wrap `forward` alone
-        return model(**inputs)
+        return model(**inputs, return_dict=True)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """This micro-batch's share of the loss, times the number of processes (whose gradients are averaged)."""
