@@ -86,6 +86,15 @@ def test_an_augmented_puzzle_is_another_puzzle_with_as_many_clues_and_its_own_so
     assert (forced_cells(clues).sum(-1) == forced).all()
 
 
+def test_an_augmented_puzzle_turns_lines_into_columns_half_of_the_time():
+    solution = make_solution()
+    line = Puzzle(tuple(digit if cell < 9 else EMPTY for cell, digit in enumerate(solution)), tuple(solution))
+    grids = [torch.tensor(augment(line, torch.Generator().manual_seed(seed)).clues).view(9, 9) for seed in range(100)]
+    columns = sum(bool((grid > 0).all(0).any()) for grid in grids)
+    lines = sum(bool((grid > 0).all(1).any()) for grid in grids)
+    assert lines + columns == 100 and 30 < columns < 70  # four standard deviations
+
+
 def test_sudoku_rows_are_the_same_whenever_they_are_read_and_give_from_their_own_clues_to_the_most():
     puzzles = [make_random_puzzle(seed, 20) for seed in range(5)]
     rows = SudokuRows(puzzles, variants=200)

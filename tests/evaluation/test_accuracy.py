@@ -41,6 +41,14 @@ def test_what_the_texts_leave_open_is_the_spread_of_their_exact_values(smallest)
     assert found["perplexity_text_error"] == pytest.approx(expected, rel=0.1)
 
 
+def test_equal_texts_leave_nothing_open_however_noisy_their_values(smallest):
+    rows = [{"input_ids": TEXTS[0]}] * 200
+    found = pilot(smallest, rows, num_texts=200, num_samples=4, **QUIET)
+    width = 1.96 * found["perplexity"] / (4 * 200)
+    noise = width * math.sqrt(200 * found["variance_per_sample"] / 4)  # what the draws alone add to the spread
+    assert 0 <= found["perplexity_text_error"] < 0.6 * noise  # of 200 texts the variance is known to a tenth
+
+
 def test_the_pilot_draws_some_texts_for_all(smallest):
     few = pilot(smallest, ROWS * 4, num_texts=5, num_samples=4, seed=3, **QUIET)
     assert few["texts_measured"] == 5 and few["texts"] == 24

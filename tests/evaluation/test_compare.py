@@ -57,11 +57,23 @@ def test_a_pair_that_differs_by_a_constant_per_token_has_no_error(records):
     assert found.value == pytest.approx(0.5) and found.standard_error == pytest.approx(0, abs=1e-7)
 
 
+def test_the_paired_error_of_texts_of_one_length_is_that_of_a_mean():
+    def record(main: list[float]) -> dict:
+        table = {"main": main, "velocity": [0.5] * 4, "tokens": [10] * 4}
+        return {"rows": "r", "groups": None, "per_text": table}
+
+    gaps = torch.tensor([1.0, -2.0, 4.0, 3.0], dtype=torch.float64)
+    found = difference(record((20 + gaps).tolist()), record([20.0] * 4))
+    assert found.value == pytest.approx(1.5 / 10)
+    assert found.standard_error == pytest.approx(float(gaps.std()) / math.sqrt(4) / 10)
+
+
 def test_other_rows_are_not_paired(records):
     one, two = records.values()
     found = difference({**two, "rows": "others"}, one)
     assert not found.paired
     assert found.standard_error == pytest.approx(math.hypot(one["standard_error"], two["standard_error"]))
+    assert not difference({**two, "groups": "others"}, one).paired  # the same rows, joined to other texts
     assert difference({**two, "rows": "others", "standard_error": None}, one).standard_error is None
     alone = {**one, "per_text": {name: values[:1] for name, values in one["per_text"].items()}}
     assert difference(alone, alone).standard_error is None

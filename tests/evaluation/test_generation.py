@@ -52,6 +52,17 @@ def test_the_ids_of_a_text_are_the_text():
     assert all(item.tokens == 12 for item in items)  # an EOS inside the only window saves nothing
 
 
+def test_the_ids_of_a_text_that_begins_with_a_bos_that_is_eos_are_the_text():
+    pipe = build_pipeline()
+    config = pipe.model.config
+    config.bos_token_id = config.eos_token_id  # as in GPT-2: at the first position it ends nothing
+    with torch.no_grad():
+        pipe.model.lm_head.bias[config.eos_token_id] += 3  # at many first positions, and at others
+    items = write_texts(pipe, **{**OPTIONS, "num_samples": 40}).items
+    assert [pipe.tokenizer.decode(item.ids) for item in items] == [item.text for item in items]
+    assert len({len(item.text) for item in items}) > 3
+
+
 def test_texts_hang_on_seed_and_index_alone():
     pipe = build_pipeline()
     texts = [

@@ -115,6 +115,8 @@ def test_repetition_and_distinct_ngrams_by_hand():
     assert result["distinct_1"] == pytest.approx(8 / 13)
     assert result["distinct_2"] == pytest.approx(7 / 10)
     assert result["distinct_3"] == pytest.approx(6 / 8)
+    # a phrase is repeated within its text, not where another text has it, too
+    assert variety([[1, 2, 3, 4], [1, 2, 3, 4]])["repetition"] == 0
     assert variety([[1]]) == {"repetition": None, "distinct_1": 1.0, "distinct_2": None, "distinct_3": None}
 
 

@@ -172,6 +172,16 @@ def flatten(value, name=""):
     return {path: leaf for key, part in items for path, leaf in flatten(part, f"{name}/{key}").items()}
 
 
+def test_the_rounding_of_equal_rates_correlates_with_nothing(make_model):
+    model = oracles.vivid(make_model(c1=0.7, c2=0.65), seed=1).float()
+    torch.nn.init.zeros_(
+        model.psi.out.weight
+    )  # c1 + c2 (s - mean of s): equal to the last digits, in which they differ
+    record = measure(model, [[3, 4, 5, 6, 7, 8, 9], [9, 3, 9, 4, 5], [4, 6, 8, 5, 3, 7]], num_samples=8)
+    assert record["rates"]["v"]["maximum"] - record["rates"]["v"]["minimum"] < 1e-6
+    assert record["rate_confidence_correlation"]["n"] == 0
+
+
 def test_uniform_rates_have_tau_zero_no_spread_and_no_correlation(make_model):
     record = measure(make_model(rate_type="uniform"), [[3, 4, 5, 6, 7]] * 2, num_generated=2)
     assert record["value"] == 0 and record["standard_error"] == 0

@@ -7,6 +7,7 @@ from test_causal import build_causal
 
 from hf_lomdm.data.tokenizers import train_tokenizer
 from hf_lomdm.evaluation.rows import cut_documents, load_file, pack_documents, special_tokens
+from hf_lomdm.data import text
 from hf_lomdm.training import data
 from tiny_tokenizer import build_tokenizer, build_word_tokenizer
 
@@ -52,6 +53,11 @@ def test_rows_do_not_depend_on_how_much_is_tokenised_at_once(tokenizer, monkeypa
     assert ids_of(pack_documents(TEXTS, tokenizer, 6, (1, 2))) == reference
     limited = pack_documents(TEXTS, tokenizer, 6, (1, 2), max_rows=2)  # reads no further than it must
     assert ids_of(limited) == reference[:2] and limited.counts.documents == 3
+
+
+def test_a_separator_stands_behind_documents_not_behind_their_pieces(tokenizer, monkeypatch):
+    monkeypatch.setattr(text, "PIECE_CHARACTERS", 2)
+    assert ids_of(pack_documents(["abcde", "f"], tokenizer, 20, separator=2)) == [[3, 4, 5, 6, 7, 2, 8, 2]]
 
 
 def test_the_size_of_limited_text_is_that_of_the_rows_or_unknown():

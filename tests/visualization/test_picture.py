@@ -21,6 +21,11 @@ def test_placed_tokens_keep_the_text_and_never_overlap_or_leave_the_line():
     assert lines["b"] == lines["a"] + 1 and lines["end"] == lines["b"] + 1
 
 
+def test_a_token_that_a_line_has_no_room_for_begins_the_next_one():
+    assert place_tokens(["abc", "def"], columns=6) == [(0, 0, 0, "abc"), (1, 0, 3, "def")]
+    assert place_tokens(["abc", "defg"], columns=6) == [(0, 0, 0, "abc"), (1, 1, 0, "defg")]
+
+
 def test_picture_colours_follow_the_order(tmp_path):
     image = pytest.importorskip("matplotlib.image")
     path = tmp_path / "order.png"

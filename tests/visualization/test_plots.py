@@ -42,6 +42,19 @@ def test_lines_have_the_values_and_one_standard_error(record):
     assert sorted(bars[0].get_xdata()) == pytest.approx(sorted(one["value"] for one in classes.values()))
 
 
+def test_bands_are_one_error_wide_and_rates_are_densities(record):
+    means = record["forward"]["rank_by_position"]
+    corners = plots._position(record).axes[0].collections[0].get_paths()[0].vertices
+    for place, one in enumerate(means):
+        heights = corners[corners[:, 0] == place, 1]
+        error = one["standard_error"] or 0.0
+        assert (heights.min(), heights.max()) == pytest.approx((one["value"] - error, one["value"] + error))
+    assert any(one["standard_error"] for one in means)
+    for patch in plots._rates(record).axes[0].patches:
+        heights, edges, _ = patch.get_data()
+        assert (heights * (edges[1:] - edges[:-1])).sum() == pytest.approx(1)
+
+
 def test_curves_over_training_are_in_the_order_of_the_steps(record, tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr(plots, "_line", lambda axes, xs, *rest, **options: drawn.append(xs))
