@@ -7,6 +7,7 @@ from hf_lomdm.data.arguments import DataArguments
 from hf_lomdm.data.sudoku import (
     EMPTY,
     MOST_CLUES,
+    Puzzle,
     SudokuRows,
     add_clues,
     augment,

@@ -5,9 +5,9 @@ from itertools import chain
 import pytest
 from test_causal import build_causal
 
+from hf_lomdm.data import text
 from hf_lomdm.data.tokenizers import train_tokenizer
 from hf_lomdm.evaluation.rows import cut_documents, load_file, pack_documents, special_tokens
-from hf_lomdm.data import text
 from hf_lomdm.training import data
 from tiny_tokenizer import build_tokenizer, build_word_tokenizer
 

@@ -5,9 +5,9 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from hf_lomdm.data.tokenizers import special_token_ids
 from hf_lomdm.training import data
 from hf_lomdm.training.data import RowCounts, cut_documents, token_batches
-from hf_lomdm.data.tokenizers import special_token_ids
 
 SPECIAL = {"pad": 0, "bos": 1, "eos": 2, "mask": 3, "unk": 4}
 
