@@ -1,7 +1,8 @@
 """Imports every module and every public name of the installed hf_lomdm: `python tools/smoke_import.py`.
 
 Run it outside the repository, in an environment that holds the built wheel and none of the extras: it fails where a
-module is missing from the wheel, needs something that a plain installation lacks, or advertises a name it has not.
+module or a file that is none (styles, scripts, templates) is missing from the wheel, needs something that a plain
+installation lacks, or advertises a name it has not.
 """
 
 import argparse
@@ -24,6 +25,14 @@ def public_names(module_name: str) -> list[str]:
     return [f"{module_name}.{name}" for name in names]
 
 
+def use_package_data() -> None:
+    """Makes a page and a card, which are put together from files that are no modules."""
+    html = importlib.import_module("hf_lomdm.visualization.html")
+    cards = importlib.import_module("hf_lomdm.training.model_card")
+    html.order_page([["text"]], [[0]], "title")
+    cards.model_card("name", cards.describe_causal(), cards.TrainingRecord(0, {}))
+
+
 def main() -> None:
     """Import everything, print how much that was; exits with an error where the package is not the installed one."""
     argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
@@ -31,11 +40,12 @@ def main() -> None:
     installed = Path(sysconfig.get_paths()["purelib"]).resolve()
     if installed not in Path(package.__file__).resolve().parents:
         sys.exit(f"hf_lomdm was imported from {package.__file__}, not from {installed}: install the wheel first.")
-    found = [module.name for module in pkgutil.walk_packages(package.__path__, "hf_lomdm.")]
-    modules = ["hf_lomdm", *(name for name in found if name not in NEED_EXTRAS)]
+    names = [module.name for module in pkgutil.walk_packages(package.__path__, "hf_lomdm.")]
+    modules = ["hf_lomdm", *(name for name in names if name not in NEED_EXTRAS)]
     top, *others = [public_names(name) for name in modules]
     if not top:
         sys.exit("hf_lomdm.__all__ is empty: the package has no public names.")
+    use_package_data()
     print(f"imported {len(modules)} modules and {len(top) + sum(map(len, others))} public names of {package.__file__}")
 
 

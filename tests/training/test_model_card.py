@@ -144,7 +144,7 @@ def test_the_protocol_is_that_of_the_weights_and_of_the_measure(make_model):
     assert "exact, nothing is drawn" in text and "draws" not in text and "averaged" not in text
 
 
-@pytest.mark.parametrize("name", ["me/{order}", "{}", "{0[x]}", "a{b", "}"])
+@pytest.mark.parametrize("name", ["me/{order}", "{}", "{0[x]}", "a{b", "}", "{{ name }}{% if %}{#", "<b>&'"])
 def test_braces_in_a_name_are_text(name):
     sizes = {"vocab_size": 9, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "mask_token_id": 7}
     description = describe_diffusion(OrderAdapterConfig(base_name=name, **sizes))

@@ -598,7 +598,8 @@ def test_every_rate_type_has_a_card(make_model):
         card = model_card("name", description, record)
         assert f'{order} (`rate_type="{rate_type}"`), trained' in card
     blocks = describe_diffusion(make_model(rate_type="uniform", block_size=4).config)
-    assert '(`rate_type="uniform"`) within blocks of 4, block after block, trained' in blocks.summary
+    card = model_card("name", blocks, record)
+    assert '(`rate_type="uniform"`) within blocks of 4, block after block, trained' in card
 
 
 def test_special_tokens_of_the_model_are_not_taken_over_from_the_tokenizer(tmp_path, make_model):

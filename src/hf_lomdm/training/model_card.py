@@ -6,13 +6,15 @@ import math
 import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
+from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from huggingface_hub import EvalResult, ModelCardData
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import PretrainedConfig, TrainingArguments
 
+from ..adapters import OrderAdapterConfig
 from ..data.arguments import DataArguments
 from ..visualization import order_picture, token_texts
 
@@ -43,165 +45,31 @@ SETTINGS = (
 RECORD_FILE = "training_record.json"
 PICTURE_FILE = "order.png"
 PICTURE_TOKENS, PICTURE_SEED = 96, 0
-TEXT = """
-# {name}
-
-{summary}
-{use}{picture}
-## Evaluation
-
-{evaluation}
-
-## Training
-
-Text: {dataset}.{fingerprint} Settings:
-
-{settings}
-
-## Limitations
-
-{limitations}
-
-## Licence
-
-{licence} The code files of this folder are those of hf-lomdm, Apache-2.0.
-
-## Citation
-
-{citation}
-"""
-USE = """
-## Use
-
-As a model, without the package `hf_lomdm`; the rates say which masked position is written next:
-
-```python
-import torch
-from transformers import AutoModel
-
-model = AutoModel.from_pretrained("{name}", trust_remote_code=True).eval()
-masked = torch.full((1, 8), model.config.mask_token_id)
-with torch.no_grad():
-    output = model(input_ids=masked)
-print(output.logits.shape, output.rates)
-```
-
-As a pipeline, without the package too; give it a text to continue as the first argument:
-
-```python
-from diffusers import DiffusionPipeline
-
-pipe = DiffusionPipeline.from_pretrained("{name}", trust_remote_code=True)
-out = pipe(num_inference_steps=16, max_length=24)
-print(out.texts, out.order)
-```
-
-With the package, without remote code: the bound on `-log P` of a text, in nats:
-
-```python
-from hf_lomdm import LoMDMPipeline
-from hf_lomdm.evaluation import nelbo
-
-pipe = LoMDMPipeline.from_pretrained("{name}")
-out = pipe(num_inference_steps=16, max_length=24)
-estimate = nelbo(pipe.model, out.sequences, num_samples=4)
-print(estimate.nelbo, estimate.standard_error)
-```
-"""
-PICTURE = f"""
-## The order
-
-One text of at most {PICTURE_TOKENS} tokens, drawn from these weights one token at a time with seed {PICTURE_SEED};
-the colour of a token is the step of its reveal.
-
-![order of reveal]({PICTURE_FILE})
-"""
-PROTOCOL = """
-Protocol: {weights} on the validation text of the run, {tokens:,.0f} tokens; {protocol} Perplexity is the exponential of
-the nats per token, its standard error to first order.
-"""
-DRAWN = """
-{draws} draws per text on fixed seeds (those of `LoMDMTrainer.evaluate`); one standard error over texts and draws. A
-bound is an upper bound on the negative log-likelihood, its perplexity one on the perplexity.
-"""
-EXACT = "the log-likelihood is exact, nothing is drawn; one standard error over texts."
-FINGERPRINT = " Fingerprint of the rows and the tokenizer: `{}`."
-LIMITATIONS = """
-Measured is what the table above says, and nothing else: not the truth of what the model writes, not bias, not
-toxicity, not the memory of personal data in its text. It knows texts of at most {length} tokens of the kind that it was
-trained on. What it must not be used for was not recorded by those who trained it.
-"""
-CITATION = """
-```bibtex
-@inproceedings{hong2026unifying,
-  title = {Unifying Masked Diffusion Models with Various Generation Orders and Beyond},
-  author = {Hong and Lee and Ye},
-  booktitle = {ICML},
-  year = {2026},
-  note = {arXiv 2602.02112}
-}
-```
-"""
-DIFFUSION = """
-A masked diffusion language model that reveals its tokens in {order} (`rate_type="{rate_type}"`){blocks}, trained for
-{{steps}} optimizer steps on {objective}. It loads as a model
-(`AutoModel.from_pretrained`) and as a pipeline (`DiffusionPipeline.from_pretrained`), both with
-`trust_remote_code=True`.
-"""
-ADAPTER = """
-An order for `{base}`: the order heads of a LoMDM on that masked language model, which stays as it is and whose weights
-are not in this folder. Trained for {{steps}} optimizer steps on {objective}. It loads with the package `hf_lomdm`,
-which fetches the base, and not without it.
-"""
-USE_ADAPTER = """
-## Use
-
-With the package `hf_lomdm` and the base:
-
-```python
-from hf_lomdm import LoMDMPipeline
-
-pipe = LoMDMPipeline.from_pretrained("{name}")
-out = pipe(num_inference_steps=16)
-print(out.sequences, out.order)
-```
-"""
-CAUSAL = """
-An autoregressive Transformer (GPT-NeoX, sequential residual branches), trained for
-{steps} optimizer steps on the exact log-likelihood of whole texts. It loads by
-`AutoModelForCausalLM.from_pretrained`, without any code of its own.
-
-Every text begins with a start token, the tokenizer's mask token, which is in no text: its probability is zero
-(`suppress_tokens` of `generation_config.json`). `generate()` without a prompt starts from it and gives a whole text;
-a prompt stands behind it, and behind BOS where the texts begin with one:
-
-    text = tokenizer.mask_token + tokenizer.bos_token + prompt
-    ids = model.generate(tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids)
-"""
 
 
 @dataclass(frozen=True)
 class Description:
-    """What can be said of every model of a kind.
+    """What can be said of every model of a kind; the words are in `card_template.md`.
 
     Attributes:
-        summary: what it is and how it loads, with a place `{steps}` for the optimizer steps.
+        kind: which parts of the template are for it.
         tags: of its repository.
         measures: in words, what each metric of the evaluation is.
-        protocol: in words, how they are measured, with a place `{draws}` for the draws per text.
         length: tokens of the longest text.
-        use: code that loads it, with places `{name}`; empty where the summary has it.
-        citation: BibTeX or a sentence.
-        base_model: Hub name of the model that it needs.
+        rate_type, order, block_size, objective: of a diffusion model or order adapter; `order` and `objective` in
+            words.
+        base_name: the model that an order adapter needs. base_model: its name on the Hub, where it has one.
     """
 
-    summary: str
+    kind: Literal["diffusion", "order adapter", "causal"]
     tags: tuple[str, ...]
     measures: dict[str, str]
-    protocol: str
     length: int | None = None
-    use: str = ""
-    citation: str = "Nothing to cite is recorded."
+    rate_type: str | None = None
+    order: str | None = None
+    block_size: int | None = None
+    objective: str | None = None
+    base_name: str | None = None
     base_model: str | None = None
 
 
@@ -255,19 +123,18 @@ def describe_diffusion(config: PretrainedConfig) -> Description:
         "eval_nelbo": "order bound",
         "eval_without_order_nelbo": "order bound with c2 = 0 at evaluation",
     }
-    common = {"measures": measures, "protocol": DRAWN, "length": config.max_position_embeddings}
-    common["citation"] = CITATION.strip()
-    if hasattr(config, "base_name"):
-        summary = ADAPTER.format(base=config.base_name, objective=_objective(config))
-        base_model = config.base_name if config.base_revision else None  # else a folder: no name that the Hub knows
-        tags = ("lomdm", "masked-diffusion", "order-adapter")
-        return Description(summary, tags, use=USE_ADAPTER, base_model=base_model, **common)
-    blocks = f" within blocks of {config.block_size}, block after block" if config.block_size else ""
-    summary = DIFFUSION.format(
-        order=ORDERS[config.rate_type], rate_type=config.rate_type, blocks=blocks, objective=_objective(config)
-    )
-    tags = ("lomdm", "masked-diffusion", "diffusers", "custom_code")
-    return Description(summary, tags, use=USE, **common)
+    process = {
+        "length": config.max_position_embeddings,
+        "rate_type": config.rate_type,
+        "order": ORDERS[config.rate_type],
+        "block_size": config.block_size,
+        "objective": _objective(config),
+    }
+    if isinstance(config, OrderAdapterConfig):
+        process["base_name"] = config.base_name
+        process["base_model"] = config.base_name if config.base_revision else None  # else a folder, unknown to the Hub
+        return Description("order adapter", ("lomdm", "masked-diffusion", "order-adapter"), measures, **process)
+    return Description("diffusion", ("lomdm", "masked-diffusion", "diffusers", "custom_code"), measures, **process)
 
 
 def _objective(config: PretrainedConfig) -> str:
@@ -279,7 +146,7 @@ def _objective(config: PretrainedConfig) -> str:
 
 def describe_causal() -> Description:
     """Of an autoregressive model of `CausalTrainer`."""
-    return Description(CAUSAL, ("autoregressive",), {"eval_nelbo": "negative log-likelihood (exact)"}, EXACT)
+    return Description("causal", ("autoregressive",), {"eval_nelbo": "negative log-likelihood (exact)"})
 
 
 def describe_data(arguments: DataArguments) -> str:
@@ -325,24 +192,27 @@ def model_card(
     known = {key: value for key, value in metadata.items() if value is not None}
     base_model = record.base_model or description.base_model
     known = ({"base_model": base_model} if base_model else {}) | known
-    results = _results(record, description, data)
+    measured = _measured(record, description)
+    results = _results(measured, data)
     known |= {"eval_results": results, "model_name": name} if results else {}
-    header = ModelCardData(library_name="transformers", pipeline_tag="text-generation", tags=tags, **known).to_yaml()
-    license = known.get("license")
-    text = TEXT.format(
+    template = files(__package__).joinpath("card_template.md").read_text(encoding="utf-8")
+    card = ModelCard.from_template(
+        ModelCardData(library_name="transformers", pipeline_tag="text-generation", tags=tags, **known),
+        template_str=template + "\n",  # Jinja takes away one
+        marker=MARKER,
         name=name,
-        summary=description.summary.strip().replace("{steps}", f"{record.steps:,}"),
-        use=description.use.replace("{name}", name),
-        picture=PICTURE if picture else "",
-        evaluation=_evaluation(record, description),
-        dataset=data,
-        fingerprint=FINGERPRINT.format(record.data_fingerprint) if record.data_fingerprint else "",
+        model=description,
+        record=record,
+        measured=measured,
         settings="\n".join(f"- `{key}`: {value}" for key, value in record.settings.items() if key in SETTINGS),
-        limitations=LIMITATIONS.strip().format(length=description.length or "the trained length in"),
-        licence=f"Of the weights: {license}." if license else "Of the weights: not recorded.",
-        citation=description.citation,
+        dataset=data,
+        license=known.get("license"),
+        picture=picture,
+        picture_file=PICTURE_FILE,
+        picture_tokens=PICTURE_TOKENS,
+        picture_seed=PICTURE_SEED,
     )
-    return f"---\n{header}\n---\n{MARKER}\n{text}"
+    return str(card)
 
 
 def can_draw(pipe: Any) -> bool:
@@ -371,54 +241,34 @@ def is_written_by_hand(path: Path) -> bool:
 class _Measure:
     """A measure in words, and its values: nats per token and perplexity, each with its standard error.
 
-    The error is NaN where a single text leaves it unknown.
+    The error is `None` where a single text leaves it unknown.
     """
 
     label: str
     nats: float
-    error: float
+    error: float | None
     perplexity: float
-    perplexity_error: float
+    perplexity_error: float | None
 
 
 def _measured(record: TrainingRecord, description: Description) -> list[_Measure]:
-    found = []
+    measured = []
     for key, label in description.measures.items():
         if key in record.metrics:
             nats, error = record.metrics[key], record.metrics.get(f"{key}_standard_error", math.nan)
             perplexity = float(torch.tensor(nats, dtype=torch.float64).exp())  # inf where math.exp would raise
-            found.append(_Measure(label, nats, error, perplexity, perplexity * error))
-    return found
-
-
-def _evaluation(record: TrainingRecord, description: Description) -> str:
-    rows = [
-        f"| {one.label} | {one.nats:.4f} | {_error('{:.4f}', one.error) or 'unknown, from a single text'} "
-        f"| {one.perplexity:.2f}{_error(' +- {:.2f}', one.perplexity_error)} |"
-        for one in _measured(record, description)
-    ]
-    if not rows:
-        return "These weights were not evaluated."
-    head = ["| on the validation text | nats per token | standard error | perplexity |", "|---|---|---|---|"]
-    draws = record.settings.get("eval_num_samples", "the recorded number of")
-    protocol = PROTOCOL.rstrip().format(
-        weights="the averaged weights" if record.settings.get("ema_decay") else "the weights",
-        tokens=record.metrics["eval_tokens"],
-        protocol=description.protocol.strip().replace("{draws}", str(draws)),
-    )
-    return "\n".join([*head, *rows, protocol])
+            errors = [None if math.isnan(value) else value for value in (error, perplexity * error)]
+            measured.append(_Measure(label, nats, errors[0], perplexity, errors[1]))
+    return measured
 
 
 def say_value(metrics: dict[str, float], key: str) -> str:
     """A metric with its standard error, in nats per token; a single text has no error."""
-    return f"{metrics[key]:.4f}{_error(' +- {:.4f}', metrics.get(f'{key}_standard_error', math.nan))} nats per token"
+    error = metrics.get(f"{key}_standard_error", math.nan)
+    return f"{metrics[key]:.4f}{'' if math.isnan(error) else f' +- {error:.4f}'} nats per token"
 
 
-def _error(template: str, error: float) -> str:
-    return "" if math.isnan(error) else template.format(error)
-
-
-def _results(record: TrainingRecord, description: Description, data: str) -> list[EvalResult]:
+def _results(measured: list[_Measure], data: str) -> list[EvalResult]:
     """The evaluation as the Hub reads it: of each measure the nats per token and the perplexity."""
     return [
         EvalResult(
@@ -426,13 +276,13 @@ def _results(record: TrainingRecord, description: Description, data: str) -> lis
             dataset_type="text",
             dataset_name=f"validation text of {data}",
             metric_type=kind,
-            metric_name=f"{one.label}, {unit}{_error(' (standard error {:.4f})', error)}",
+            metric_name=f"{measure.label}, {unit}{'' if error is None else f' (standard error {error:.4f})'}",
             metric_value=round(value, 4),
         )
-        for one in _measured(record, description)
+        for measure in measured
         for kind, unit, value, error in (
-            ("nelbo", "nats per token", one.nats, one.error),
-            ("perplexity", "perplexity", one.perplexity, one.perplexity_error),
+            ("nelbo", "nats per token", measure.nats, measure.error),
+            ("perplexity", "perplexity", measure.perplexity, measure.perplexity_error),
         )
         if math.isfinite(value)  # JSON, in which the Hub keeps it, has no infinity
     ]
