@@ -147,3 +147,24 @@ def test_a_malformed_file_is_one_line(tmp_path, content, message):
     with pytest.raises(ValueError, match=message) as raised:
         parse_arguments(["--config", str(config)])
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "line, message",
+    [
+        ("sample_by: word", "sample_by in .*invalid choice: 'word' (choose from 'line'"),
+        ("optim: best", "optim in .*invalid choice: 'best'"),
+        ("max_length: 64.0", "max_length in .*invalid int value: 64.0"),
+        ("max_length: true", "max_length in .*invalid int value: True"),
+        ("learning_rate: [0.1]", "learning_rate in .*invalid float value: \\[0.1\\]"),
+        ("time_range: [0.3, x]", "time_range in .*invalid float value"),
+        ("packing: 2", "packing in .*Truthy value expected: got 2"),
+        ("text_column: {a: 1}", "text_column in .*invalid str value"),
+    ],
+)
+def test_a_value_of_a_file_that_its_key_cannot_have_names_both(tmp_path, line, message):
+    config = tmp_path / "config.yaml"
+    config.write_text(f"train_file: a.txt\n{line}\n")
+    message = message.replace("in .*", f"in {config}: ").replace("(choose", "\\(choose")
+    with pytest.raises(ValueError, match=f"^{message}.* Run with --help"):
+        parse_arguments(["--config", str(config)])

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
 import torch
 from transformers import HfArgumentParser, TrainingArguments
@@ -268,6 +268,41 @@ class _Parser(HfArgumentParser):
     def error(self, message: str):
         raise ValueError(f"{message}. Run with --help for all names.")
 
+    def convert(self, path: Path, key: str, value: Any) -> Any:
+        """A setting of the file `path` in the type of its key; `None` stays `None`.
+
+        Raises:
+            ValueError: a value that the key cannot have; names the file and the key.
+        """
+        action = self._option_string_actions[f"--{key}"]  # no public name of argparse has the type
+        try:
+            if value is None or (action.nargs != "+" and type(value) in _container_types(key)):
+                return value
+            if action.nargs == "+" and value != []:
+                return [_convert(action, item) for item in (value if isinstance(value, list) else [value])]
+            return _convert(action, value)
+        except argparse.ArgumentTypeError as error:
+            self.error(f"{key} in {path}: {error}")
+        except (TypeError, ValueError):
+            self.error(f"{key} in {path}: invalid {action.type.__name__} value: {value!r}")
+
+
+def _convert(action: argparse.Action, value: Any) -> Any:
+    if isinstance(value, (dict, list)):
+        raise TypeError
+    # Of another type are a whole number for a float, a number for a name, and what YAML has for a text: 1e-3
+    value = value if type(value) is action.type else action.type(str(value))
+    if action.choices is not None and value not in action.choices:
+        choices = ", ".join(map(repr, action.choices))
+        raise argparse.ArgumentTypeError(f"invalid choice: {value!r} (choose from {choices})")
+    return value
+
+
+def _container_types(key: str) -> set[type]:
+    """Which of lists and dictionaries a setting can be beside a single value."""
+    hints = {name: hint for part in PARTS for name, hint in get_type_hints(part).items()}
+    return {get_origin(kind) or kind for kind in get_args(hints[key])} & {dict, list}
+
 
 PARTS = (DataArguments, ModelArguments, LoMDMTrainingArguments)
 HELP = "--config FILE.yaml, once or more, reads any of these settings from a file. Later files win, this line over all."
@@ -291,13 +326,12 @@ def parse_arguments(
     """
     files, words = _split_off_configs(list(sys.argv[1:] if arguments is None else arguments))
     named = {word.split("=")[0].lstrip("-").replace("-", "_") for word in words if word.startswith("--")}
-    settings = _overlay(files, named="output_dir" in named)
+    parser = _Parser(PARTS, allow_abbrev=False, description=HELP)
+    settings = _overlay(files, parser, named="output_dir" in named)
     if "num_train_epochs" in named and "max_steps" not in named:
         settings.pop("max_steps", None)  # of a file, and would win
-    words = [word for key, value in settings.items() for word in _as_words(key, value)] + words
-    *parts, unknown = _Parser(PARTS, allow_abbrev=False, description=HELP).parse_args_into_dataclasses(
-        words, return_remaining_strings=True
-    )
+    parser.set_defaults(**settings)
+    *parts, unknown = parser.parse_args_into_dataclasses(words, return_remaining_strings=True)
     if unknown:
         raise ValueError(f"Unknown argument {unknown[0]!r}. Run with --help for all names.")
     data, model, training = parts
@@ -319,7 +353,7 @@ def _split_off_configs(words: list[str]) -> tuple[list[Path], list[str]]:
     return found.config, words
 
 
-def _overlay(files: list[Path], named: bool) -> dict[str, Any]:
+def _overlay(files: list[Path], parser: _Parser, named: bool) -> dict[str, Any]:
     """The settings of all files, later ones on top; `named`: the command line gives the output folder."""
     settings: dict[str, Any] = {}
     for path in files:
@@ -328,7 +362,7 @@ def _overlay(files: list[Path], named: bool) -> dict[str, Any]:
                 f"output_dir={settings['output_dir']!r} is set by a file that {path} overlays, so runs with other "
                 "overlays would resume from each other. Leave it out of the file, or pass --output_dir."
             )
-        settings |= read_config(path)
+        settings |= {key: parser.convert(path, key, value) for key, value in read_config(path).items()}
     if files:
         settings.setdefault("output_dir", "outputs/" + "-".join(path.stem for path in files))
     return {key: value for key, value in settings.items() if value is not None}  # no value: the default
@@ -355,9 +389,3 @@ def read_config(path: Path) -> dict[str, Any]:
         if key not in known:
             raise ValueError(f"Unknown key {key!r} in {path}. Run training_scripts/train.py --help for all names.")
     return settings
-
-
-def _as_words(key: str, value: Any) -> list[str]:
-    if isinstance(value, list):
-        return [f"--{key}", *map(str, value)]
-    return [f"--{key}={json.dumps(value) if isinstance(value, dict) else value}"]  # `=`: it may begin with a dash
