@@ -25,7 +25,9 @@ class Tokens(torch.Tensor):
 
     def __sub__(self, other) -> torch.Tensor:
         plain = self.as_subclass(torch.Tensor)
-        return plain ^ other if plain.dtype == torch.bool else plain - other  # the suite subtracts `revealed`, too
+        return (
+            (plain ^ other).long() if plain.dtype == torch.bool else plain - other
+        )  # the suite subtracts `revealed`, too
 
 
 class Scheduler(schedulers.SchedulerCommonTest):
@@ -72,7 +74,12 @@ class Pipeline(common.PipelineTesterMixin, unittest.TestCase):
     def get_dummy_components(self) -> dict:
         torch.manual_seed(0)
         tokenizer = train_tokenizer("char", [string.printable])
-        sizes = {"vocab_size": len(tokenizer), "max_position_embeddings": 1024, "eos_token_id": None}
+        sizes = {
+            "vocab_size": len(tokenizer),
+            "max_position_embeddings": 1024,
+            "mask_token_id": MASK,
+            "eos_token_id": None,
+        }
         model = LoMDMForMaskedDiffusion(make_config(initializer_range=0.2, **sizes, **self.system)).eval()
         scheduler = LoMDMScheduler(mask_token_id=MASK, block_size=model.config.block_size)
         return {"model": model, "scheduler": scheduler, "tokenizer": tokenizer}

@@ -4,10 +4,11 @@ from hf_lomdm import LoMDMConfig
 
 SIZES = {
     "vocab_size": 99,
-    "mask_token_id": 3,  # not the last one: the suites make vocabularies smaller
+    # the first ones: transformers' suite leaves a vocabulary of 4 and makes the last of these padding
     "pad_token_id": 0,
     "bos_token_id": 1,
-    "eos_token_id": 2,
+    "eos_token_id": 1,
+    "mask_token_id": 2,
     "hidden_size": 32,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
