@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PROCESS = "modeling/process_lomdm.py"
 BACKBONE = "modeling/backbone_lomdm.py"
 MODEL = "modeling/modeling_lomdm.py"
+BATCH = "modeling/batch_lomdm.py"
 CONTEXT = "modeling/context_lomdm.py"
 TOKEN_LOSSES = "modeling/token_losses_lomdm.py"
 LIKELIHOOD = "evaluation/likelihood.py"
@@ -60,8 +61,8 @@ MUTATIONS = (
     Mutation(
         "use the same draw for both views",
         MODEL,
-        "seeds = torch.cat([row_seeds(generator, batch, clean.device) for _ in range(self.num_views)])",
-        "seeds = row_seeds(generator, batch, clean.device).repeat(self.num_views)",
+        "seeds = torch.cat([row_seeds(generator, num_texts, device) for _ in range(self.num_views)])",
+        "seeds = row_seeds(generator, num_texts, device).repeat(self.num_views)",
         GRADIENTS,
     ),
     Mutation(
@@ -74,36 +75,36 @@ MUTATIONS = (
     Mutation(
         "do not tell phi in training what is given",
         MODEL,
-        "rates = self.forward_rates(clean, attention_mask, given=~maskable, inputs",
-        "rates = self.forward_rates(clean, attention_mask, inputs",
+        "rates = self._forward_rates(batch)",
+        "rates = self._forward_rates(batch._replace(maskable=None))",
         FAMILY,
     ),
     Mutation(
         "tell phi the opposite in training",
         MODEL,
-        "rates = self.forward_rates(clean, attention_mask, given=~maskable, inputs",
-        "rates = self.forward_rates(clean, attention_mask, given=maskable, inputs",
+        "rates = self._forward_rates(batch)",
+        "rates = self._forward_rates(batch._replace(maskable=~batch.maskable))",
         FAMILY,
     ),
     Mutation(
         "do not tell phi in evaluation what is given",
         LIKELIHOOD,
-        "rates = model.forward_rates(clean, attention_mask, given=~maskable)\n        texts",
-        "rates = model.forward_rates(clean, attention_mask)\n        texts",
+        "rates = model.forward_rates(batch.ids, attention_mask, given=~batch.maskable)\n        if",
+        "rates = model.forward_rates(batch.ids, attention_mask)\n        if",
         (*EVALUATION, *FAMILY_EVALUATION),
     ),
     Mutation(
         "do not tell phi in the statistics of the order what is given",
         ORDER,
-        "w = self.model.forward_rates(batch.clean, batch.attention_mask, given=~batch.maskable)",
-        "w = self.model.forward_rates(batch.clean, batch.attention_mask)",
+        "w = self.model.forward_rates(batch.ids, batch.attention_mask, given=~batch.maskable)",
+        "w = self.model.forward_rates(batch.ids, batch.attention_mask)",
         ("tests/evaluation/test_given.py",),
     ),
     Mutation(
         "do not tell phi in the pilot of the shares what is given",
         LIKELIHOOD,
-        "rates = model.forward_rates(clean, attention_mask, given=~maskable)\n        for number",
-        "rates = model.forward_rates(clean, attention_mask)\n        for number",
+        "rates = model.forward_rates(batch.ids, attention_mask, given=~batch.maskable)\n        for number",
+        "rates = model.forward_rates(batch.ids, attention_mask)\n        for number",
         ("tests/evaluation/test_given.py",),
     ),
     Mutation(
@@ -313,15 +314,15 @@ MUTATIONS = (
     Mutation(
         "take the mean of NormSig over the text instead of the block",
         MODEL,
-        "self.config.c1, self.config.c2, real, blocks)",
-        "self.config.c1, self.config.c2, real)",
+        "self.config.c1, self.config.c2, batch.real, batch.blocks)",
+        "self.config.c1, self.config.c2, batch.real)",
         BLOCKS,
     ),
     Mutation(
         "count the blocks of padded texts from the first column",
-        MODEL,
-        "position = position_ids(attention_mask, length, values.device)[:, -values.shape[1] :]",
-        "position = position_ids(None, length, values.device)[:, -values.shape[1] :]",
+        BATCH,
+        "position = position_ids(attention_mask, total, device)",
+        "position = position_ids(None, total, device)",
         BLOCKS,
     ),
     Mutation(
@@ -407,7 +408,7 @@ MUTATIONS = (
     Mutation(
         "choose among all blocks in the exact likelihood",
         LIKELIHOOD,
-        "total = spread_blocks(block_sum(rates * masked, blocks), blocks)",
+        "total = spread_blocks(block_sum(rates * masked, batch.blocks), batch.blocks)",
         "total = (rates * masked).sum(-1, keepdim=True)",
         FAMILY_EVALUATION,
     ),

@@ -32,7 +32,7 @@ from hf_lomdm.data.sudoku import CELLS, Puzzle, add_clues, load_puzzles, trainin
 from hf_lomdm.evaluation import nelbo
 from hf_lomdm.evaluation.records import write_record
 from hf_lomdm.evaluation.sudoku import evaluate_sudoku
-from hf_lomdm.modeling.modeling_lomdm import LoMDMOutput
+from hf_lomdm.modeling.batch_lomdm import Batch
 from hf_lomdm.modeling.process_lomdm import centre, learned_rates
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
@@ -49,22 +49,12 @@ class OracleOrder(LoMDMForMaskedDiffusion):
 
     law: Callable[[Tensor], Tensor]
 
-    masked: Tensor | None = None  # of the state that is read, `[B, L]` bool
+    def _forward_rates(self, batch: Batch) -> Tensor:
+        start = batch.ids.masked_fill(batch.maskable, self.config.mask_token_id)
+        return self.law(self.entropy(self.model(start, batch.attention_mask).last_hidden_state) * batch.maskable)
 
-    def forward_rates(self, x: Tensor, attention_mask=None, given: Tensor | None = None) -> Tensor:
-        start = x.masked_fill(~given, self.config.mask_token_id)
-        return self.law(self.entropy(self.model(start, attention_mask).last_hidden_state) * ~given)
-
-    def _denoise(self, input_ids: Tensor, *args) -> LoMDMOutput:
-        self.masked = input_ids == self.config.mask_token_id
-        return super()._denoise(input_ids, *args)
-
-    def read_views(self, noisy: Tensor, *args) -> tuple[Tensor, Tensor]:
-        self.masked = noisy == self.config.mask_token_id
-        return super().read_views(noisy, *args)
-
-    def _reverse_rates(self, hidden: Tensor, *_, **__) -> Tensor:
-        return self.law(self.entropy(hidden) * self.masked)
+    def _reverse_rates(self, hidden: Tensor, batch: Batch, *_, **__) -> Tensor:
+        return self.law(self.entropy(hidden) * (batch.ids == self.config.mask_token_id))
 
     def entropy(self, hidden: Tensor) -> Tensor:
         """Entropy of the token law of hidden states `[..., D]`, in nats; it means nothing where a token is known."""

@@ -33,7 +33,7 @@ from torch import Tensor
 from hf_lomdm import LoMDMForMaskedDiffusion
 from hf_lomdm.evaluation.parts import PartsFile
 from hf_lomdm.evaluation.records import check_output, write_record
-from hf_lomdm.modeling.backbone_lomdm import position_ids
+from hf_lomdm.modeling.batch_lomdm import Batch
 from hf_lomdm.modeling.process_lomdm import centre, learned_rates
 from hf_lomdm.training.arguments import parse_arguments
 from hf_lomdm.training.data import load_data
@@ -72,13 +72,13 @@ def rates_by_position(law: str, length: int, c1: float, c2: float) -> Tensor:
 def fix_order(rates: Tensor) -> None:
     """Gives the models of this process, which have neither heads nor blocks, the rates `[L]` of their positions."""
 
-    def forward_rates(self, x: Tensor, attention_mask: Tensor | None = None, given: Tensor | None = None) -> Tensor:
-        return rates.to(x.device)[position_ids(attention_mask, x.shape[1], x.device)].expand(x.shape)
+    def forward_rates(self, batch: Batch) -> Tensor:
+        return rates.to(batch.position.device)[batch.position]
 
-    def reverse_rates(self, hidden: Tensor, attention_mask: Tensor | None, **_) -> Tensor:
-        return forward_rates(self, hidden[..., 0], attention_mask)
+    def reverse_rates(self, hidden: Tensor, batch: Batch, *_, **__) -> Tensor:
+        return forward_rates(self, batch)
 
-    LoMDMForMaskedDiffusion.forward_rates = forward_rates
+    LoMDMForMaskedDiffusion._forward_rates = forward_rates
     LoMDMForMaskedDiffusion._reverse_rates = reverse_rates
 
 

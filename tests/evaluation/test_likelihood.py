@@ -134,9 +134,9 @@ def test_more_orders_tighten_the_bound_down_to_the_likelihood(model, table):
 def test_strata_cover_the_unit_interval_once_per_replicate(model, monkeypatch):
     seen, estimate_bound = [], model.estimate_bound
 
-    def recording(clean, rates, maskable, quantiles, *rest):
+    def recording(batch, rates, quantiles, *rest):
         seen.append(quantiles)
-        return estimate_bound(clean, rates, maskable, quantiles, *rest)
+        return estimate_bound(batch, rates, quantiles, *rest)
 
     monkeypatch.setattr(model, "estimate_bound", recording)
     nelbo(model, TEXT.expand(5, -1), num_samples=11, generator=seeded())

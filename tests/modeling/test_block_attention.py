@@ -39,7 +39,9 @@ def noisy_views(clean, views, seed=1):
 
 def law_and_rates(model, views, clean, attention_mask=None):
     """Token law and reverse rates of views, as the loss reads them."""
-    hidden, rates = model.read_views(views, clean, attention_mask)
+    mask = None if attention_mask is None else attention_mask.repeat(len(views) // len(clean), 1)
+    batch = model.make_batch(clean, attention_mask)
+    hidden, rates = model.read_views(model.make_batch(views, mask), batch)
     logits = model.token_logits(hidden)
     return logits, model.rates_of_logits(logits) if model.rates_need_logits else rates
 
@@ -171,7 +173,7 @@ def test_terms_of_a_block_do_not_depend_on_what_comes_after_it(build, rate_type,
     torch.testing.assert_close(rates[0][:, :4], rates[1][:, :4], **EXACT)
     maskable = torch.ones_like(clean, dtype=torch.bool)
     first, second = (
-        model.estimate_bound(x, w, maskable, quantiles, seeds, bound=bound)[0]
+        model.estimate_bound(model.make_batch(x, maskable=maskable), w, quantiles, seeds, bound=bound)[0]
         for x, w in zip((clean, changed), rates, strict=True)
     )
     for name in first._fields:

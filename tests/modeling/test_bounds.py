@@ -127,7 +127,9 @@ def test_rates_of_one_give_the_mdlm_loss_on_identical_masks(make_model):
     clean = torch.randint(3, 10, (3, 12), generator=torch.Generator().manual_seed(0))
     maskable, seeds = torch.ones_like(clean, dtype=torch.bool), torch.arange(3)
     rates = model.forward_rates(clean)
-    terms, *_ = model.estimate_bound(clean, rates, maskable, quantile[:, None], seeds, bound="time")
+    terms, *_ = model.estimate_bound(
+        model.make_batch(clean, maskable=maskable), rates, quantile[:, None], seeds, bound="time"
+    )
     # MDLM: mask probability t, weight 1/t; a share of the draws is kept for the reconstruction term
     share = process.RECONSTRUCTION_SHARE
     t = epsilon + (1 - epsilon) * (quantile - share) / (1 - share)
@@ -151,7 +153,9 @@ def test_uniform_rates_equal_learned_rates_without_a_range(make_model, bound):
     quantiles, seeds = torch.tensor([0.1, 0.4, 0.6, 0.9]), torch.arange(4)
     maskable = torch.ones_like(batch, dtype=torch.bool)
     ours, theirs = (
-        m.estimate_bound(batch, m.forward_rates(batch), maskable, quantiles[:, None], seeds, bound=bound)[0]
+        m.estimate_bound(
+            m.make_batch(batch, maskable=maskable), m.forward_rates(batch), quantiles[:, None], seeds, bound=bound
+        )[0]
         for m in (learned, uniform)
     )
     torch.testing.assert_close(ours.main, theirs.main, rtol=1e-5, atol=1e-6)  # float32

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import oracles
-from hf_lomdm.modeling import modeling_lomdm
+from hf_lomdm.modeling import modeling_lomdm, process_lomdm
 
 EXACT = {"rtol": 1e-9, "atol": 1e-10}  # float64 against float64, a few hundred operations
 # A mean this many standard errors off has probability 6e-5; seeds are fixed.
@@ -198,19 +198,18 @@ def test_blocks_of_one_with_the_order_bound_are_the_exact_loss_of_an_ar_model(bu
 
 def equal_estimates(first, second, text, bound, factor=1.0):
     """Both models draw the same views from the same seeds, and their bounds are the same up to `factor`."""
-    batch = text.expand(16, -1)
-    maskable, seeds = torch.ones_like(batch, dtype=torch.bool), torch.arange(16)
+    texts, seeds = text.expand(16, -1), torch.arange(16)
+    batches = [model.make_batch(texts, maskable=torch.ones_like(texts, dtype=torch.bool)) for model in (first, second)]
     quantiles = torch.rand(16, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     estimates = [
         model.estimate_bound(
             batch,
-            model.forward_rates(batch),
-            maskable,
-            model.block_quantiles(quantiles, seeds, None, len(text)),
+            model.forward_rates(texts),
+            process_lomdm.block_quantiles(quantiles, seeds, batch.blocks),
             seeds,
             bound=bound,
         )[0]
-        for model in (first, second)
+        for model, batch in zip((first, second), batches, strict=True)
     ]
     torch.testing.assert_close(estimates[0].main, estimates[1].main * factor, **EXACT)
     return estimates
@@ -252,7 +251,8 @@ def test_clipped_training_is_the_loss_of_bd3_lm_on_identical_masks(build, rate_t
     clean = torch.randint(0, 3, (40, 5), generator=torch.Generator().manual_seed(0))
     seeds, maskable = torch.arange(40), torch.ones_like(clean, dtype=torch.bool)
     quantiles = torch.rand(40, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    terms, *_ = model.estimate_bound(clean, model.forward_rates(clean), maskable, quantiles, seeds)
+    batch = model.make_batch(clean, maskable=maskable)
+    terms, *_ = model.estimate_bound(batch, model.forward_rates(clean), quantiles, seeds)
     uniform = torch.exp(-modeling_lomdm.position_exponentials(seeds, torch.arange(5)[None]))
     for block, start in enumerate((0, 2, 4)):
         at = slice(start, start + 2)

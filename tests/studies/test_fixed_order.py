@@ -22,7 +22,7 @@ from fixed_order import fix_order, parse_options, rates_by_position  # noqa: E40
 @pytest.fixture
 def fixed(monkeypatch):
     """Fixes an order until the end of the test, for rows of up to 8 tokens."""
-    for name in ("forward_rates", "_reverse_rates"):
+    for name in ("_forward_rates", "_reverse_rates"):
         monkeypatch.setattr(LoMDMForMaskedDiffusion, name, getattr(LoMDMForMaskedDiffusion, name))
     return lambda law: fix_order(rates_by_position(law, 8, 0.7, 0.65))
 
@@ -59,7 +59,8 @@ def test_bound_of_a_steep_law_is_the_cost_from_left_to_right(make_model, fixed):
         expected -= model(state).logits[0, place].log_softmax(-1)[text[0, place]]
     quantiles = ((torch.arange(4) + 0.5) / 4)[:, None]  # every number of reveals once
     texts, seeds = text.expand(4, 4), torch.arange(4)
-    terms, _, _ = model.estimate_bound(texts, model.forward_rates(texts), texts > 0, quantiles, seeds)
+    batch = model.make_batch(texts, maskable=texts > 0)
+    terms, _, _ = model.estimate_bound(batch, model.forward_rates(texts), quantiles, seeds)
     torch.testing.assert_close(terms.main.mean(), expected, rtol=2e-3, atol=0)
     assert terms.velocity.abs().max() < 1e-6
 

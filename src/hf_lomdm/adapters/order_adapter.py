@@ -14,6 +14,7 @@ from transformers.utils import cached_file
 
 # By their full names: a copy of this file needs the package wherever it is
 from hf_lomdm.modeling.backbone_lomdm import BLOCK_ATTENTION, check_inputs, check_unread, one_text, position_ids
+from hf_lomdm.modeling.batch_lomdm import Batch
 from hf_lomdm.modeling.checkpoint_lomdm import weight_shapes
 from hf_lomdm.modeling.configuration_lomdm import NAME, OPTIONAL_TOKEN, TOKEN, LoMDMConfig
 from hf_lomdm.modeling.modeling_lomdm import LoMDMForMaskedDiffusion, LoMDMOrderHead
@@ -306,16 +307,16 @@ class OrderAdapter(LoMDMForMaskedDiffusion):
         """Labels `[B, L]` of clean texts `[B, L]`: tokens that are never revealed are given (-100)."""
         return input_ids.masked_fill(self._suppressed(input_ids), -100)
 
-    def estimate_bound(self, clean: Tensor, rates: Tensor, maskable: Tensor, *args, **kwargs) -> tuple:
+    def estimate_bound(self, batch: Batch, *args, **kwargs) -> tuple:
         """As in `LoMDMForMaskedDiffusion`; on the CPU, tokens to reveal that never are revealed are an error."""
-        if clean.device.type == "cpu":
-            wrong = clean[maskable & self._suppressed(clean)]
+        if batch.ids.device.type == "cpu":
+            wrong = batch.ids[batch.maskable & self._suppressed(batch.ids)]
             if len(wrong):
                 raise ValueError(
                     f"labels contain {int(wrong[0])}, one of the tokens that are never revealed "
                     f"({self.config.suppressed_token_ids}). Pass labels_for(input_ids), which gives them."
                 )
-        return super().estimate_bound(clean, rates, maskable, *args, **kwargs)
+        return super().estimate_bound(batch, *args, **kwargs)
 
     def _suppressed(self, ids: Tensor) -> Tensor:
         return torch.isin(ids, torch.tensor(self.config.suppressed_token_ids, dtype=ids.dtype, device=ids.device))

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..modeling.backbone_lomdm import check_inputs, check_labels, position_ids
+from ..modeling.backbone_lomdm import check_inputs, check_labels
+from ..modeling.batch_lomdm import Batch, make_batch
 from ..modeling.configuration_lomdm import BOUNDS
 from ..modeling.process_lomdm import (
-    Blocks,
+    block_quantiles,
     block_sum,
     draw_order,
-    lay_blocks,
     log_prob_prefix,
     position_exponentials,
     row_seeds,
@@ -81,14 +81,14 @@ def nelbo(
     """
     check_options(bound, num_samples, num_orders)
     _check_density(density, bound, num_orders)
-    maskable, clean = clean_texts(model, input_ids, attention_mask, labels)
+    batch = clean_texts(model, input_ids, attention_mask, labels)
     with evaluating(model):
-        rates = model.forward_rates(clean, attention_mask, given=~maskable)
-        texts = (model, clean, rates, maskable, attention_mask)
+        rates = model.forward_rates(batch.ids, attention_mask, given=~batch.maskable)
         if num_orders is None:
-            replicates = _one_view_replicates(*texts, bound, num_samples, generator, density)
+            replicates = _one_view_replicates(model, batch, rates, bound, num_samples, generator, density)
         else:
-            replicates = torch.stack([_order_group(*texts, num_orders, generator) for _ in range(num_samples)])
+            groups = [_order_group(model, batch, rates, num_orders, generator) for _ in range(num_samples)]
+            replicates = torch.stack(groups)
     return _summarise(replicates)
 
 
@@ -141,19 +141,20 @@ def loss_by_share(
     Raises:
         ValueError: shapes or ids that do not fit, or a model whose bound is not finite.
     """
-    maskable, clean = clean_texts(model, input_ids, attention_mask, labels)
-    some = block_sum(maskable.long(), _blocks(model, clean, attention_mask)).cpu() > 0  # [B, N]
-    sums = []
+    batch = clean_texts(model, input_ids, attention_mask, labels)
+    has_maskable = block_sum(batch.maskable.long(), batch.blocks).cpu() > 0  # [B, N]
+    num_texts, device, sums = len(batch.ids), batch.ids.device, []
     with evaluating(model):
-        rates = model.forward_rates(clean, attention_mask, given=~maskable)
+        rates = model.forward_rates(batch.ids, attention_mask, given=~batch.maskable)
         for number in range(bins):
-            seeds = torch.cat([row_seeds(generators, len(clean), clean.device) for _ in range(2)])
+            seeds = torch.cat([row_seeds(generators, num_texts, device) for _ in range(2)])
             offset = torch.stack([torch.rand((), generator=one, dtype=torch.float64) for one in generators])
-            quantiles = ((number + offset) / bins).to(clean.device)[:, None].expand(some.shape)
-            terms, *_ = model.estimate_bound(clean, rates, maskable, quantiles, seeds, attention_mask, "order")
-            first, second = (terms.main + terms.velocity).cpu().double().view(2, *some.shape)
+            quantiles = ((number + offset) / bins).to(device)[:, None].expand(has_maskable.shape)
+            terms, *_ = model.estimate_bound(batch, rates, quantiles, seeds, "order")
+            first, second = (terms.main + terms.velocity).cpu().double().view(2, *has_maskable.shape)
             _require_finite((first + second).sum(-1), "loss by share")
-            sums.append(torch.stack([some.sum(), ((first + second) / 2).sum(), (first - second).square().sum() / 2]))
+            variance = (first - second).square().sum() / 2
+            sums.append(torch.stack([has_maskable.sum(), ((first + second) / 2).sum(), variance]))
     return torch.stack(sums, dim=-1)
 
 
@@ -175,15 +176,15 @@ def exact_log_likelihood(
     Raises:
         ValueError: more than 14 positions to sum over, shapes or ids that do not fit, a model that is not finite.
     """
-    maskable, clean = clean_texts(model, input_ids, attention_mask, labels)
-    longest = int(block_sum(maskable.long(), _blocks(model, clean, attention_mask)).max()) if len(maskable) else 0
+    batch = clean_texts(model, input_ids, attention_mask, labels)
+    longest = int(block_sum(batch.maskable.long(), batch.blocks).max()) if len(batch.ids) else 0
     if longest > MAX_EXACT_POSITIONS:
         raise ValueError(
             f"input_ids has a text (or block) with {longest} maskable positions; exact_log_likelihood takes at most "
             f"{MAX_EXACT_POSITIONS} (2^n passes). Give more positions by labels of -100, or use nelbo(num_orders=...)."
         )
     with evaluating(model):
-        values = [_subset_sum(model, *rows) for rows in _single_texts(clean, maskable, attention_mask)]
+        values = [_subset_sum(model, batch.rows(slice(row, row + 1))) for row in range(len(batch.ids))]
     return _require_finite(torch.tensor(values, dtype=torch.float64), "log-likelihood")
 
 
@@ -198,8 +199,8 @@ def _check_density(density: Tensor | None, bound: str, num_orders: int | None) -
         raise ValueError(f"density must be [bins], finite and positive, got {density}. Use measured_density.")
 
 
-def clean_texts(model, input_ids, attention_mask, labels) -> tuple[Tensor, Tensor]:
-    """Checks the input; which positions are maskable `[B, L]` bool, and the clean texts `[B, L]`."""
+def clean_texts(model, input_ids, attention_mask, labels) -> Batch:
+    """Checks the input; the clean texts and their maskable positions."""
     check_inputs(input_ids, attention_mask, model.config)
     real = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
     if labels is None:
@@ -208,7 +209,8 @@ def clean_texts(model, input_ids, attention_mask, labels) -> tuple[Tensor, Tenso
             raise ValueError(f"input_ids contain the mask token ({model.config.mask_token_id}). Pass clean texts.")
     check_labels(input_ids, labels, None, model.config)
     maskable = real & (labels != -100)
-    return maskable, torch.where(maskable, labels, input_ids).to(torch.int64)
+    clean = torch.where(maskable, labels, input_ids).to(torch.int64)
+    return make_batch(clean, attention_mask, model.config.block_size, maskable)
 
 
 @contextlib.contextmanager
@@ -226,24 +228,22 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def _one_view_replicates(
-    model, clean, rates, maskable, attention_mask, bound, num_samples, generator, density
-) -> Tensor:
+def _one_view_replicates(model, batch: Batch, rates, bound, num_samples, generator, density) -> Tensor:
     """`[R, 2, B]` float64: main and velocity part of each replicate."""
-    sizes = replicate_sizes(num_samples)
-    offset_seeds = row_seeds(generator, len(clean), clean.device)
-    offsets = torch.exp(-position_exponentials(offset_seeds, torch.arange(len(sizes), device=clean.device)[None]))
+    sizes, num_texts, device = replicate_sizes(num_samples), len(batch.ids), batch.ids.device
+    offset_seeds = row_seeds(generator, num_texts, device)
+    offsets = torch.exp(-position_exponentials(offset_seeds, torch.arange(len(sizes), device=device)[None]))
     replicates = []
     for offset, size in zip(offsets.unbind(-1), sizes, strict=True):
-        total = torch.zeros(2, len(clean), dtype=torch.float64)
+        total = torch.zeros(2, num_texts, dtype=torch.float64)
         for stratum in range(size):
             quantiles = (offset + stratum) / size  # [B]
-            quantiles = model.block_quantiles(quantiles, offset_seeds, attention_mask, clean.shape[1])  # [B, N]
+            quantiles = block_quantiles(quantiles, offset_seeds, batch.blocks)  # [B, N]
             weights: Tensor | float = 1.0
             if density is not None:
                 quantiles, weights = weighted_shares(quantiles, density)
-            seeds = row_seeds(generator, len(clean), clean.device)
-            terms, *_ = model.estimate_bound(clean, rates, maskable, quantiles, seeds, attention_mask, bound)
+            seeds = row_seeds(generator, num_texts, device)
+            terms, *_ = model.estimate_bound(batch, rates, quantiles, seeds, bound)
             total += (torch.stack([terms.main, terms.velocity]).double() * weights).sum(-1).cpu() / size
         replicates.append(total)
     return torch.stack(replicates)
@@ -269,61 +269,58 @@ def _require_finite(values: Tensor, name: str) -> Tensor:
     return values
 
 
-def _order_group(model, clean, rates, maskable, attention_mask, num_orders, generator) -> Tensor:
+def _order_group(model, batch: Batch, rates: Tensor, num_orders: int, generator) -> Tensor:
     """`[2, B]` float64, main and velocity part of `-log mean_k P(x, order_k) / q(order_k|x)` for `K` drawn orders."""
-    seeds = torch.cat([row_seeds(generator, len(clean), clean.device) for _ in range(num_orders)])
-    texts = (clean, rates, maskable, attention_mask)
-    clean, rates, maskable, attention_mask = (stack_views(values, num_orders) for values in texts)  # [K * B, L]
-    blocks = _blocks(model, clean, attention_mask)
-    exponentials = position_exponentials(seeds, position_ids(attention_mask, clean.shape[1], clean.device))
-    rank = draw_order(exponentials.to(rates), rates, maskable, blocks)
-    counts = block_sum(maskable.long(), blocks)
-    log_q = log_prob_prefix(rank, counts, rates, maskable, blocks).cpu().double()  # [K * B, N]
-    log_choices, log_tokens = _log_prob_of_order(model, clean, rank, maskable, attention_mask, blocks)
+    num_texts, device = len(batch.ids), batch.ids.device
+    seeds = torch.cat([row_seeds(generator, num_texts, device) for _ in range(num_orders)])
+    batch, rates = batch.stack(num_orders), stack_views(rates, num_orders)  # [K * B, L]
+    exponentials = position_exponentials(seeds, batch.position)
+    rank = draw_order(exponentials.to(rates), rates, batch.maskable, batch.blocks)
+    counts = block_sum(batch.maskable.long(), batch.blocks)
+    log_q = log_prob_prefix(rank, counts, rates, batch.maskable, batch.blocks).cpu().double()  # [K * B, N]
+    log_choices, log_tokens = _log_prob_of_order(model, batch, rank)
     log_ratio = (log_choices + log_tokens - log_q).view(num_orders, -1, log_q.shape[1])
     bound = (math.log(num_orders) - log_ratio.logsumexp(0)).sum(-1)
     main = -log_tokens.sum(-1).view(num_orders, -1).mean(0)
     return torch.stack([main, bound - main])
 
 
-def _log_prob_of_order(model, clean, rank, maskable, attention_mask, blocks) -> tuple[Tensor, Tensor]:
+def _log_prob_of_order(model, batch: Batch, rank: Tensor) -> tuple[Tensor, Tensor]:
     """Log-probabilities `[B, N]` that the model reveals the positions by `rank`, and these tokens along the way.
 
     All blocks of a text move on at once: each sees the others as they are in the clean text.
     """
-    choices, tokens = torch.zeros(2, *clean.shape, dtype=torch.float64)
+    maskable, length = batch.maskable, batch.ids.shape[1]
+    choices, tokens = torch.zeros(2, *batch.ids.shape, dtype=torch.float64)
     for step in range(int(rank[maskable].max()) + 1 if maskable.any() else 0):
         left = maskable & (rank >= step)
-        for rows in left.any(-1).nonzero().flatten().split(_chunk_rows(model, clean.shape[1], 1)):
+        for rows in left.any(-1).nonzero().flatten().split(_chunk_rows(model, length, 1)):
             at = left[rows] & (rank[rows] == step)
-            padding = None if attention_mask is None else attention_mask[rows]
-            log_choice, log_token = _log_reveals(model, clean[rows], left[rows], at, padding)
+            log_choice, log_token = _log_reveals(model, batch.rows(rows), left[rows], at)
             choices[rows.cpu()] += torch.zeros(at.shape, dtype=torch.float64).masked_scatter(at.cpu(), log_choice)
             tokens[rows.cpu()] += torch.zeros(at.shape, dtype=torch.float64).masked_scatter(at.cpu(), log_token)
-    blocks = None if blocks is None else blocks._replace(index=blocks.index.cpu())
+    blocks = None if batch.blocks is None else batch.blocks._replace(index=batch.blocks.index.cpu())
     return block_sum(choices, blocks), block_sum(tokens, blocks)
 
 
-def _subset_sum(model, clean: Tensor, maskable: Tensor, attention_mask: Tensor | None) -> float:
+def _subset_sum(model, batch: Batch) -> float:
     """`log P` of one text (`[1, L]` each), the sum over its blocks."""
-    blocks = _blocks(model, clean, attention_mask)
-    index = torch.zeros_like(clean) if blocks is None else blocks.index
-    alone = [maskable & (index == block) for block in index[maskable].unique()]
-    return sum(_subset_sum_of_block(model, clean, block, attention_mask) for block in alone)
+    alone = [batch.maskable & (batch.block == block) for block in batch.block[batch.maskable].unique()]
+    return sum(_subset_sum_of_block(model, batch, block) for block in alone)
 
 
-def _subset_sum_of_block(model, clean: Tensor, maskable: Tensor, attention_mask: Tensor | None) -> float:
+def _subset_sum_of_block(model, batch: Batch, maskable: Tensor) -> float:
     """`P(S) = sum_{i in S} (v_i / V) p_i(x_i) P(S without i)`, `P({}) = 1`, over subsets `S` of the maskable ones."""
+    length = batch.ids.shape[1]
     places = maskable[0].nonzero().flatten()  # [n]
     bit = torch.arange(len(places))
     members = (torch.arange(2 ** len(places))[:, None] >> bit) % 2 == 1  # [2^n, n], row S = the subset S
     log_next = torch.full(members.shape, -torch.inf, dtype=torch.float64)  # of each reveal from each subset
-    rows = _chunk_rows(model, clean.shape[1], max(1, len(places)))
+    rows = _chunk_rows(model, length, max(1, len(places)))
     for part, values in zip(members.split(rows), log_next.split(rows), strict=True):
-        masked = torch.zeros(len(part), clean.shape[1], dtype=torch.bool, device=clean.device)
-        masked[:, places] = part.to(clean.device)
-        padding = None if attention_mask is None else attention_mask.expand(len(part), -1)
-        log_choice, log_token = _log_reveals(model, clean.expand(len(part), -1), masked, masked, padding)
+        masked = torch.zeros(len(part), length, dtype=torch.bool, device=batch.ids.device)
+        masked[:, places] = part.to(masked.device)
+        log_choice, log_token = _log_reveals(model, batch.stack(len(part)), masked, masked)
         values[part] = log_choice + log_token
     log_rest = torch.zeros(len(members), dtype=torch.float64)
     for size in range(1, len(places) + 1):
@@ -333,26 +330,21 @@ def _subset_sum_of_block(model, clean: Tensor, maskable: Tensor, attention_mask:
     return log_rest[-1].item()
 
 
-def _log_reveals(model, clean, masked, at, attention_mask) -> tuple[Tensor, Tensor]:
+def _log_reveals(model, batch: Batch, masked: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
     """Log-probabilities that position `i` is its block's next reveal, and that it gets its token `x_i`: `[M]` float64.
 
     Args:
-        clean: `[R, L]`. masked: `[R, L]` bool, the state. at: `[R, L]` bool, the `M` masked positions asked for.
+        batch: `R` clean texts. masked: `[R, L]` bool, the state. at: `[R, L]` bool, the `M` masked positions asked for.
     """
-    hidden, rates = model.read_views(clean.masked_fill(masked, model.config.mask_token_id), clean, attention_mask)
+    noisy = batch._replace(ids=batch.ids.masked_fill(masked, model.config.mask_token_id))
+    hidden, rates = model.read_views(noisy, batch)
     if model.rates_need_logits:
         rates = rates.masked_scatter(masked, model.rates_of_logits(model.token_logits(hidden[masked])))
-    blocks = _blocks(model, clean, attention_mask)
-    total = spread_blocks(block_sum(rates * masked, blocks), blocks)
+    total = spread_blocks(block_sum(rates * masked, batch.blocks), batch.blocks)
     log_choice = (rates.log() - total.log())[at]
     log_law = wide(model.token_logits(hidden[at])).log_softmax(-1)  # [M, V]
-    log_token = log_law.gather(-1, clean[at][:, None]).squeeze(-1)
+    log_token = log_law.gather(-1, batch.ids[at][:, None]).squeeze(-1)
     return log_choice.cpu().double(), log_token.cpu().double()
-
-
-def _blocks(model, clean: Tensor, attention_mask: Tensor | None) -> Blocks | None:
-    position = position_ids(attention_mask, clean.shape[1], clean.device).expand(len(clean), -1)
-    return lay_blocks(position, model.config.block_size)
 
 
 def _chunk_rows(model, length: int, projected: int) -> int:
@@ -360,9 +352,3 @@ def _chunk_rows(model, length: int, projected: int) -> int:
     projected = length if model.rates_need_logits else projected
     largest = max(projected * model.config.vocab_size, length * model.config.intermediate_size)
     return max(1, CHUNK_ELEMENTS // largest)
-
-
-def _single_texts(clean: Tensor, maskable: Tensor, attention_mask: Tensor | None) -> Iterator[tuple]:
-    for b in range(len(clean)):
-        padding = None if attention_mask is None else attention_mask[b : b + 1]
-        yield clean[b : b + 1], maskable[b : b + 1], padding

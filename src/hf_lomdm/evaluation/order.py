@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..modeling.backbone_lomdm import position_ids
+from ..modeling.batch_lomdm import Batch, make_batch
 from ..modeling.process_lomdm import (
     Blocks,
+    block_quantiles,
     block_sum,
     draw_order_view,
-    lay_blocks,
     order_bound,
     position_exponentials,
     row_seeds,
@@ -35,16 +35,6 @@ from .token_classes import CLASSES, NUM_DECILES, TokenClasses, frequency_deciles
 
 MAX_REVEAL_BINS = 32
 HISTOGRAM_BINS = 40
-
-
-class Batch(NamedTuple):
-    """Texts `[B, L]`: ids, which positions are maskable, `attention_mask` (or `None`), and the block of each."""
-
-    clean: Tensor
-    maskable: Tensor
-    attention_mask: Tensor | None
-    index: Tensor
-    blocks: Blocks | None
 
 
 class State(NamedTuple):
@@ -143,9 +133,9 @@ def evaluate_order(
     report = _OrderReport(model, ids, max(len(row["input_ids"]) for row in rows), tokenizer)
     with evaluating(model), tqdm(total=len(rows), desc="order", unit="text", disable=not progress) as bar:
         for first, batch in _batches(model, rows):
-            generators = _generators(seed, range(first, first + len(batch.clean)))
+            generators = _generators(seed, range(first, first + len(batch.ids)))
             report.add(batch, generators, num_samples)
-            bar.update(len(batch.clean))
+            bar.update(len(batch.ids))
     generated = _generate(model, report, num_generated, seed, progress) if num_generated else None
     return report.record(generated, num_samples) | environment(model.device, model.dtype, seed)
 
@@ -262,28 +252,26 @@ class _OrderReport:
 
     def place(self, batch: Batch) -> Tensor:
         """Position of each token in its block `[B, L]`."""
-        position = position_ids(batch.attention_mask, batch.clean.shape[1], batch.clean.device)
-        return (position.expand_as(batch.clean) % self.width if batch.blocks else position.expand_as(batch.clean)).cpu()
+        return (batch.position if batch.blocks is None else batch.position % self.width).cpu()
 
     def add(self, batch: Batch, generators: list[torch.Generator], num_samples: int) -> None:
-        w = self.model.forward_rates(batch.clean, batch.attention_mask, given=~batch.maskable)
+        w = self.model.forward_rates(batch.ids, batch.attention_mask, given=~batch.maskable)
         self.tokens += int(batch.maskable.sum())
-        self.forward.add(batch.clean, self.place(batch), *expected_order(w, batch.maskable, batch.index))
+        self.forward.add(batch.ids, self.place(batch), *expected_order(w, batch.maskable, batch.block))
         self.w.add(w, batch.maskable)
         self.w.add_spread(masked_std(w, batch.maskable)[:, None], batch.maskable.sum(-1, keepdim=True) > 1)
         offsets = torch.cat([torch.rand(1, generator=one, dtype=torch.float64) for one in generators])
-        seeds = row_seeds(generators, len(batch.clean), w.device)
+        seeds = row_seeds(generators, len(batch.ids), w.device)
         states = []
         for sample in range(num_samples):
             quantiles = ((offsets + sample) / num_samples).to(w)
-            quantiles = self.model.block_quantiles(quantiles, seeds, batch.attention_mask, w.shape[1])
+            quantiles = block_quantiles(quantiles, seeds, batch.blocks)
             states.append(self._state(batch, w, quantiles, row_seeds(generators, len(w), w.device)))
         self._add_states(states)
 
     def _state(self, batch: Batch, w: Tensor, quantiles: Tensor, seeds: Tensor) -> State:
         """Reads one state of the reveal chain of each text."""
-        position = position_ids(batch.attention_mask, w.shape[1], w.device)
-        exponentials = position_exponentials(seeds, position).to(w)
+        exponentials = position_exponentials(seeds, batch.position).to(w)
         view = draw_order_view(w, batch.maskable, quantiles, exponentials, batch.blocks)
         nll, confidence, v = self._read(batch, view.masked, w)
         self.v.add(v, view.masked)
@@ -308,11 +296,11 @@ class _OrderReport:
 
     def _read(self, batch: Batch, masked: Tensor, w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """`-log p_i(x_i)` and `max p_i` at masked positions (else 0), and the reverse rates: `[B, L]` each."""
-        noisy = batch.clean.masked_fill(masked, self.model.config.mask_token_id)
-        hidden, v = self.model.read_views(noisy, batch.clean, batch.attention_mask)
+        noisy = batch._replace(ids=batch.ids.masked_fill(masked, self.model.config.mask_token_id))
+        hidden, v = self.model.read_views(noisy, batch)
         logits = wide(self.model.token_logits(hidden[masked]))  # [M, V]
         law = logits.log_softmax(-1)
-        nll = -law.gather(-1, batch.clean[masked][:, None]).squeeze(-1)
+        nll = -law.gather(-1, batch.ids[masked][:, None]).squeeze(-1)
         if self.model.rates_need_logits:
             v = v.masked_scatter(masked, self.model.rates_of_logits(logits).to(v.dtype))
         zero = torch.zeros_like(w)
@@ -369,8 +357,8 @@ def _generate(model: nn.Module, report: _OrderReport, count: int, seed: int, pro
             generator=generators,
         )
         order = out.order.cpu()
-        batch = _batch(model, out.sequences.cpu(), order >= 0, None)
-        tables.add(batch.clean, report.place(batch), *generated_order(order, batch.index))
+        batch = make_batch(out.sequences.cpu(), None, model.config.block_size, order >= 0)
+        tables.add(batch.ids, report.place(batch), *generated_order(order, batch.block))
     return tables.record()
 
 
@@ -382,15 +370,7 @@ def _batches(model: nn.Module, rows: list[dict]) -> Iterable[tuple[int, Batch]]:
         longest = max(len(row["input_ids"]) for row in part)
         values = TextCollator(model.config.pad_token_id or 0, longest)(part)
         values = {name: tensor.to(model.device) for name, tensor in values.items()}
-        mask = values.get("attention_mask")
-        maskable, clean = clean_texts(model, values["input_ids"], mask, values["labels"])
-        yield first, _batch(model, clean, maskable, mask)
-
-
-def _batch(model: nn.Module, clean: Tensor, maskable: Tensor, attention_mask: Tensor | None) -> Batch:
-    position = position_ids(attention_mask, clean.shape[1], clean.device).expand_as(clean)
-    blocks = lay_blocks(position, model.config.block_size)
-    return Batch(clean, maskable, attention_mask, torch.zeros_like(clean) if blocks is None else blocks.index, blocks)
+        yield first, clean_texts(model, values["input_ids"], values.get("attention_mask"), values["labels"])
 
 
 def _batch_rows(model: nn.Module, length: int) -> int:

@@ -18,13 +18,12 @@ from .backbone_lomdm import (
     check_labels,
     check_unread,
     one_text,
-    position_ids,
 )
+from .batch_lomdm import Batch, make_batch
 from .checkpoint_lomdm import check_checkpoint  # noqa: F401  diffusers copies what this file imports, no deeper
 from .configuration_lomdm import BOUNDS, LoMDMConfig
 from .context_lomdm import BlockContext
 from .process_lomdm import (
-    Blocks,
     BoundTerms,
     View,
     block_quantiles,
@@ -32,7 +31,6 @@ from .process_lomdm import (
     centre,
     draw_order_view,
     draw_time_view,
-    lay_blocks,
     learned_rates,
     log_rate_of_scores,
     log_rate_of_token_rates,
@@ -266,7 +264,18 @@ class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
         check_labels(text, labels, quantiles, self.config, name)
         maskable = labels != GIVEN if attention_mask is None else (labels != GIVEN) & attention_mask.bool()
         clean = torch.where(maskable, labels, GIVEN if input_ids is None else input_ids).to(torch.int64)
-        return self._loss(clean, attention_mask, maskable, quantiles, generator, bound, inputs_embeds)
+        batch = self.make_batch(clean, attention_mask, maskable, inputs_embeds)
+        return self._loss(batch, quantiles, generator, bound)
+
+    def make_batch(
+        self,
+        ids: Tensor | None,
+        attention_mask: Tensor | None = None,
+        maskable: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+    ) -> Batch:
+        """The texts `[B, L]` with their positions and blocks, for the methods that take a `Batch`."""
+        return make_batch(ids, attention_mask, self.config.block_size, maskable, inputs_embeds)
 
     def forward_rates(
         self,
@@ -280,14 +289,18 @@ class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
         `given`: `[B, L]` bool, the positions that are never masked (`phi` may put what follows from them first);
         `None` = none. `inputs_embeds`: `[B, L, D]`, what positions of the id -100 are read as.
         """
+        maskable = None if given is None else ~given
+        return self._forward_rates(self.make_batch(x, attention_mask, maskable, inputs_embeds))
+
+    def _forward_rates(self, batch: Batch) -> Tensor:
         if self.omega is not None:
-            return self.omega().exp()[x.clamp(min=0)]
+            return self.omega().exp()[batch.ids.clamp(min=0)]
         if self.phi is None:
-            return torch.ones(x.shape, device=x.device, dtype=wide(self.lm_head.weight[:0]).dtype)
+            return torch.ones(batch.ids.shape, device=batch.ids.device, dtype=wide(self.lm_head.weight[:0]).dtype)
         with torch.no_grad():
-            features = self._read(x, attention_mask, inputs_embeds, deterministic=True)
+            features = self._encode(batch, deterministic=True)
         torch.clear_autocast_cache()  # torch 2.9 and 2.10 would lend the views its weights, cast without gradients
-        return self._head_rates(self.phi, features, attention_mask, given=given)
+        return self._head_rates(self.phi, features, batch, given=None if batch.maskable is None else ~batch.maskable)
 
     def token_logits(self, hidden: Tensor) -> Tensor:
         """The token law of hidden states, `[..., D] -> [..., V]` unnormalised, the mask token at `-inf`."""
@@ -307,7 +320,8 @@ class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
         out = self.model(
             **text, attention_mask=attention_mask, output_hidden_states=output_hidden_states, return_dict=True
         )
-        rates = self._reverse_rates(out.last_hidden_state, attention_mask, past_key_values=text["past_key_values"])
+        batch = self.make_batch(text["input_ids"], attention_mask, inputs_embeds=text["inputs_embeds"])
+        rates = self._reverse_rates(out.last_hidden_state, batch, past_key_values=text["past_key_values"])
         kept = slice(None if logits_to_keep is None else -logits_to_keep, None)
         hidden, rates = out.last_hidden_state[:, kept], rates[:, kept]
         logits = self.token_logits(hidden) if output_logits or self.rates_need_logits else None
@@ -316,18 +330,21 @@ class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
         given = {"logits": logits if output_logits else None, "hidden_states": out.hidden_states}
         return LoMDMOutput(rates=rates, last_hidden_state=hidden, **given)
 
-    def _read(self, ids, attention_mask, inputs_embeds=None, **options) -> Tensor:
-        """Hidden states of the trunk; positions of the id -100 are read as `inputs_embeds` `[B, L, D]`."""
-        if inputs_embeds is not None:
-            options |= {"views": self._embed(options["views"], inputs_embeds)} if "views" in options else {}
-            ids, options["inputs_embeds"] = None, self._embed(ids, inputs_embeds)
+    def _encode(self, batch: Batch, views: Tensor | None = None, **options) -> Tensor:
+        """Hidden states of the trunk for a batch, or for it and its views `[K * B, L]` (`LoMDMModel.forward`)."""
+        ids, embeds = batch.ids, batch.inputs_embeds
+        if embeds is not None:
+            views = None if views is None else self._embed(views, stack_views(embeds, len(views) // len(embeds)))
+            ids, embeds = None, self._embed(ids, embeds)
+        options |= {} if views is None else {"views": views}
+        options |= {} if embeds is None else {"inputs_embeds": embeds}
         options |= {"output_hidden_states": False, "return_dict": True}
-        return self.model(ids, attention_mask, **options).last_hidden_state
+        return self.model(ids, batch.attention_mask, **options).last_hidden_state
 
     def _embed(self, ids: Tensor, inputs_embeds: Tensor) -> Tensor:
+        """Embeddings `[B, L, D]` of `ids`, but `inputs_embeds` at positions of the id -100."""
         embeds = self.get_input_embeddings()(ids.clamp(min=0))
-        given = stack_views(inputs_embeds, len(ids) // len(inputs_embeds)).to(embeds.dtype)
-        return torch.where((ids == GIVEN)[..., None], given, embeds)
+        return torch.where((ids == GIVEN)[..., None], inputs_embeds.to(embeds.dtype), embeds)
 
     def rates_of_logits(self, logits: Tensor) -> Tensor:
         """Reverse rates `[...]`, float32 or wider, of the token law `[..., V]` of `token_logits`."""
@@ -335,112 +352,90 @@ class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
             return log_rate_of_token_rates(wide(logits), self.omega()).exp()
         return log_rate_of_scores(wide(logits)).exp()
 
-    def _reverse_rates(self, hidden, attention_mask, num_copies: int = 1, past_key_values=None) -> Tensor:
+    def _reverse_rates(self, hidden: Tensor, batch: Batch, num_copies: int = 1, past_key_values=None) -> Tensor:
         """Reverse rates `[C * B, L]` of hidden states `[B, C * L, D]`, 1 where they do not come from an order head."""
         if self.psi is None:
             return stack_copies(torch.ones_like(wide(hidden[..., 0])), num_copies)
-        return self._head_rates(self.psi, hidden, attention_mask, num_copies, past_key_values)
+        return self._head_rates(self.psi, hidden, batch, num_copies, past_key_values)
 
     def _head_rates(
-        self, head, features, attention_mask, num_copies: int = 1, past_key_values=None, given=None
+        self, head, features, batch: Batch, num_copies: int = 1, past_key_values=None, given=None
     ) -> Tensor:
         """Rates `[C * B, L]` from an order head and features `[B, C * L, D]`, which it does not train."""
         features = features.detach()  # heads never reach the backbone
         features = features.to(head.norm.weight.dtype)  # theirs may be another one
         if head.layer.gradient_checkpointing and torch.is_grad_enabled():
             features.requires_grad_()  # reentrant checkpointing drops the gradients of a layer whose input has none
-        scores = head(features, attention_mask, num_copies, past_key_values, given)
-        scores = stack_copies(scores, num_copies)
-        real = None if attention_mask is None else attention_mask[:, -scores.shape[1] :].bool().repeat(num_copies, 1)
-        blocks = self._blocks(scores, attention_mask)
+        scores = head(features, batch.attention_mask, num_copies, past_key_values, given)
+        scores, batch = stack_copies(scores, num_copies), batch.stack(num_copies)
         # the mean score is a flat direction of NormSig, along which training drifts until the sigmoids saturate
-        return learned_rates(centre(scores, real, blocks), self.config.c1, self.config.c2, real, blocks)
+        scores = centre(scores, batch.real, batch.blocks)
+        return learned_rates(scores, self.config.c1, self.config.c2, batch.real, batch.blocks)
 
-    def _blocks(self, values: Tensor, attention_mask: Tensor | None) -> Blocks | None:
-        """The blocks of `values` `[C * B, L]`, copies of the last `L` positions of texts with `attention_mask`."""
-        if self.config.block_size is None:
-            return None
-        length = values.shape[1] if attention_mask is None else attention_mask.shape[1]
-        position = position_ids(attention_mask, length, values.device)[:, -values.shape[1] :]
-        return lay_blocks(position.repeat(values.shape[0] // position.shape[0], 1), self.config.block_size)
-
-    def _loss(self, clean, attention_mask, maskable, quantiles, generator, bound, inputs_embeds=None) -> LoMDMOutput:
-        batch = clean.shape[0]
+    def _loss(self, batch: Batch, quantiles: Tensor | None, generator, bound: str | None) -> LoMDMOutput:
+        num_texts, device = len(batch.ids), batch.ids.device
         # 1. The same quantile but independent draws for each view                seeds             [views * B]
         if quantiles is None:
-            quantiles = stratified_quantiles(batch, generator, clean.device)
-        seeds = torch.cat([row_seeds(generator, batch, clean.device) for _ in range(self.num_views)])
-        quantiles = self.block_quantiles(quantiles, seeds[:batch], attention_mask, clean.shape[1])
+            quantiles = stratified_quantiles(num_texts, generator, device)
+        seeds = torch.cat([row_seeds(generator, num_texts, device) for _ in range(self.num_views)])
+        quantiles = block_quantiles(quantiles, seeds[:num_texts], batch.blocks)
         # 2. Rates of the forward process, from clean text                        w                 [B, L]
-        rates = self.forward_rates(clean, attention_mask, given=~maskable, inputs_embeds=inputs_embeds)
+        rates = self._forward_rates(batch)
         # 3. One pass over all views, the bound term by term                      terms, log_q      [views * B, N]
-        terms, log_q, reverse = self.estimate_bound(
-            clean, rates, maskable, quantiles, seeds, attention_mask, bound, inputs_embeds
-        )
+        terms, log_q, reverse = self.estimate_bound(batch, rates, quantiles, seeds, bound)
         # 4. The bound, the mean over views                                       nelbo             [B]
-        by_view = (self.num_views, batch, -1)
+        by_view = (self.num_views, num_texts, -1)
         main, velocity, ratio = (values.view(by_view).mean(0) for values in terms)
         nelbo = (main + velocity).sum(-1)
-        some = block_sum(maskable.to(ratio.dtype), self._blocks(clean, attention_mask)) > 0
         # 5. RLOO: value zero, gradient of the score                              score             [B]
         objective, score = nelbo, None
         if self.training and self.learns_forward_rates:
             score = rloo_score((terms.main + terms.velocity).view(by_view), log_q.view(by_view)).sum(-1)
             objective = nelbo + score - score.detach()
-        # 6. Nats per maskable token
+        # 6. The rate ratio, the mean over blocks with something to reveal        ratio             [B]
+        has_maskable = block_sum(batch.maskable.to(ratio.dtype), batch.blocks) > 0
+        ratio = 1 + (ratio - 1).sum(-1) / has_maskable.sum(-1).clamp(min=1)  # other blocks have 1
+        # 7. Nats per maskable token
         return LoMDMOutput(
-            loss=objective.sum() / maskable.sum().clamp(min=1),
+            loss=objective.sum() / batch.maskable.sum().clamp(min=1),
             nelbo=nelbo.detach(),
             main=main.sum(-1).detach(),
             velocity=velocity.sum(-1).detach(),
             score=None if score is None else score.detach(),
-            rates=None if self.psi is None else reverse[:batch].detach(),
+            rates=None if self.psi is None else reverse[:num_texts].detach(),
             forward_rates=rates.detach(),
-            rate_ratio=1 + (ratio - 1).sum(-1) / some.sum(-1).clamp(min=1),  # blocks with nothing to reveal have 1
+            rate_ratio=ratio,
         )
 
-    def block_quantiles(self, quantiles: Tensor, seeds: Tensor, attention_mask: Tensor | None, length: int) -> Tensor:
-        """Quantiles `[B, N]` of the blocks of texts of `length` positions, from those of the texts `[B]`."""
-        blocks = self._blocks(quantiles[:, None].expand(-1, length), attention_mask)
-        return block_quantiles(quantiles, seeds, blocks)
-
     def estimate_bound(
-        self,
-        clean: Tensor,
-        rates: Tensor,
-        maskable: Tensor,
-        quantiles: Tensor,
-        seeds: Tensor,
-        attention_mask: Tensor | None = None,
-        bound: str | None = None,
-        inputs_embeds: Tensor | None = None,
+        self, batch: Batch, rates: Tensor, quantiles: Tensor, seeds: Tensor, bound: str | None = None
     ) -> tuple[BoundTerms, Tensor, Tensor]:
         """One-draw estimates of a bound for given forward rates; the building block of the loss and of evaluation.
 
         Args:
-            clean: `[B, L]`, clean texts. rates: `[B, L]`, `w` from `forward_rates`. maskable: `[B, L]` bool.
+            batch: clean texts with their `maskable` positions. rates: `[B, L]`, `w` from `forward_rates`.
             quantiles: `[B, N]` in `(0, 1)`, from `block_quantiles`. seeds: `[K * B]` int64 of the draws of `K` views of
-                each text, view after view (`row_seeds`). inputs_embeds: as in `forward_rates`.
+                each text, view after view (`row_seeds`).
         Returns:
             `BoundTerms` `[K * B, N]` in nats per view and block, `log q(z|x)` `[K * B, N]` of the drawn views, and the
             reverse rates `[K * B, L]` (of masked positions alone if they need logits, else 1).
         """
         # 1. Partly masked views of each text                                     z                 [K * B, L]
-        num_views, bound = len(seeds) // len(clean), bound or self.config.bound
-        w, blocks = stack_views(rates, num_views), self._blocks(stack_views(clean, num_views), attention_mask)
-        view = self._draw_view(w, stack_views(maskable, num_views), quantiles, seeds, attention_mask, bound, blocks)
+        num_views, bound = len(seeds) // len(batch.ids), bound or self.config.bound
+        views, w = batch.stack(num_views), stack_views(rates, num_views)
+        drawn = self._draw_view(views, w, stack_views(quantiles, num_views), seeds, bound)
         # before the pass over the views: on a GPU the host waits here, once, and nowhere behind it
-        targets, at = stack_views(clean, num_views), view.masked.nonzero(as_tuple=True)
-        noisy = targets.masked_fill(view.masked, self.config.mask_token_id)
-        hidden, v = self.read_views(noisy, clean, attention_mask, inputs_embeds)
+        at = drawn.masked.nonzero(as_tuple=True)
+        noisy = views._replace(ids=views.ids.masked_fill(drawn.masked, self.config.mask_token_id))
+        hidden, v = self.read_views(noisy, batch)
         # 2. The projection and the loss at masked positions only                 nll               [K * B, L]
-        losses, token_rates = self._token_losses(hidden[at], targets[at])
+        losses, token_rates = self._token_losses(hidden[at], views.ids[at])
         nll = torch.zeros_like(w).index_put(at, losses.to(w.dtype))
         if self.rates_need_logits:
             v = v.index_put(at, token_rates.to(v.dtype))
         # 3. The bound, term by term
         evaluate = order_bound if bound == "order" else time_bound
-        return evaluate(nll, w, v, view, blocks), view.log_q, v
+        return evaluate(nll, w, v, drawn, views.blocks), drawn.log_q, v
 
     def _token_losses(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """`-log p` of `targets` `[M]` at hidden states `[M, D]`, and reverse rates `[M]` (1 if they need no logits).
@@ -464,43 +459,34 @@ class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
         few = logits.split(rows_at_a_time(logits, logits.shape[-1], CACHE_LOGITS))
         return losses, torch.cat([checkpoint(self.rates_of_logits, rows, **again) for rows in few])
 
-    def read_views(
-        self,
-        noisy: Tensor,
-        clean: Tensor,
-        attention_mask: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
+    def read_views(self, views: Batch, batch: Batch) -> tuple[Tensor, Tensor]:
         """Hidden states `[K * B, L, D]` and reverse rates `[K * B, L]` of partly masked views `[K * B, L]` of texts.
 
-        With blocks, each block of a view sees the blocks before it as they are in `clean` `[B, L]`, which all views of
-        a text share. Rates that need logits are left at 1. `inputs_embeds`: as in `forward_rates`.
+        With blocks, each block of a view sees the blocks before it as they are in the clean `batch` `[B, L]`, which all
+        views of a text share. Rates that need logits are left at 1.
         """
-        num_views = len(noisy) // len(clean)
         if self.config.block_size is None:
-            attention_mask = stack_views(attention_mask, num_views)
-            hidden = self._read(noisy, attention_mask, inputs_embeds)
-            return hidden, self._reverse_rates(hidden, attention_mask)
-        # psi attends to the clean text, else nothing hangs on its outputs
+            hidden = self._encode(views)
+            return hidden, self._reverse_rates(hidden, views)
+        # psi attends to the clean copy; without psi its outputs are unused
+        num_views = len(views.ids) // len(batch.ids)
         num_copies = num_views + (self.psi is not None)
-        packed = self._read(clean, attention_mask, inputs_embeds, views=noisy, views_only=self.psi is None)
-        rates = self._reverse_rates(packed, attention_mask, num_copies)
+        packed = self._encode(batch, views.ids, views_only=self.psi is None)
+        rates = self._reverse_rates(packed, batch, num_copies)
         hidden = stack_copies(packed, num_copies)  # [C * B, L, D], the clean copy first if it is there
-        return hidden[-len(noisy) :], rates[-len(noisy) :]
+        return hidden[-len(views.ids) :], rates[-len(views.ids) :]
 
-    def _draw_view(self, rates, maskable, quantiles, seeds, attention_mask, bound, blocks) -> View:
+    def _draw_view(self, views: Batch, rates: Tensor, quantiles: Tensor, seeds: Tensor, bound: str) -> View:
+        """Draws which positions of each view are masked; all arguments `[K * B, ...]`."""
         if bound not in BOUNDS:
             raise ValueError(f"bound must be one of {BOUNDS}, got {bound!r}.")
-        num_views = len(seeds) // len(quantiles)
-        position = position_ids(attention_mask, rates.shape[1], rates.device)  # [1, L] with nothing padded
-        position = position if attention_mask is None else stack_views(position, num_views)
-        exponentials = position_exponentials(seeds, position).to(rates)
-        quantiles = stack_views(quantiles, num_views).to(rates)
+        exponentials = position_exponentials(seeds, views.position).to(rates)
+        draws = (rates, views.maskable, quantiles.to(rates), exponentials, views.blocks)
         if bound == "order":
-            return draw_order_view(rates, maskable, quantiles, exponentials, blocks)
+            return draw_order_view(*draws)
         # evaluation is neither cut nor clipped
         epsilon, time_range = (self.config.time_epsilon, self.config.time_range) if self.training else (None, None)
-        return draw_time_view(rates, maskable, quantiles, exponentials, blocks, epsilon, time_range)
+        return draw_time_view(*draws, epsilon, time_range)
 
 
 def check_read(model: nn.Module, labels, past_key_values, logits_to_keep: int | None, hidden_states) -> None:
