@@ -37,16 +37,17 @@ from hf_lomdm.adapters import OrderAdapter
 from hf_lomdm.cli.errors import loading, user_errors
 from hf_lomdm.cli.option_types import SEED, nonempty, refuse_unused, whole
 from hf_lomdm.data.detokenizers import DETOKENIZERS
+from hf_lomdm.data.rows import Rows, cut_documents, pack_documents
 from hf_lomdm.data.sudoku import CELLS, add_clues, load_puzzles
+from hf_lomdm.data.text import read_documents
 from hf_lomdm.data.tokenizers import load_tokenizer
 from hf_lomdm.evaluation.accuracy import compare_bounds, exact_gap, pilot
 from hf_lomdm.evaluation.compare import comparison_table, measure_table, plot_comparison, read_records
-from hf_lomdm.evaluation.corpus import evaluate_corpus, is_diffusion, process_state
+from hf_lomdm.evaluation.corpus import evaluate_corpus, is_diffusion, process_state, special_tokens
 from hf_lomdm.evaluation.density import measured_density
 from hf_lomdm.evaluation.likelihood import MAX_EXACT_POSITIONS
 from hf_lomdm.evaluation.parts import delete_parts
 from hf_lomdm.evaluation.records import check_output, holds_file, record_name, write_record
-from hf_lomdm.evaluation.rows import Rows, cut_documents, load_file, pack_documents, special_tokens
 from hf_lomdm.evaluation.sudoku import evaluate_sudoku
 from hf_lomdm.evaluation.zero_shot import SETS, evaluate_zero_shot
 from hf_lomdm.training.ema import take_average
@@ -407,7 +408,7 @@ def load(options: argparse.Namespace) -> tuple[PreTrainedModel, PreTrainedTokeni
 
 def read_text(options: argparse.Namespace, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Rows:
     """The rows of `--file`, and a line about them."""
-    texts = load_file(options.file, options.column, options.sample_by, options.detokenizer)
+    texts = read_documents(options.file, options.column, options.sample_by, options.detokenizer)
     *ends, separator = special_tokens(model, tokenizer)
     length = model.config.max_position_embeddings
     if options.documents:

@@ -27,10 +27,11 @@ from transformers import HfArgumentParser, set_seed
 
 from hf_lomdm import LoMDMForMaskedDiffusion, LoMDMPipeline
 from hf_lomdm.cli.errors import FROM_OUTSIDE, loading, user_errors
+from hf_lomdm.data.batches import TextCollator
+from hf_lomdm.data.splits import data_fingerprint
 from hf_lomdm.data.tokenizers import load_tokenizer
 from hf_lomdm.pipelines.hub_folder_lomdm import check_target
 from hf_lomdm.training.checkpointing import CheckpointError
-from hf_lomdm.training.data import TextCollator, data_fingerprint
 from hf_lomdm.training.finetuning import (
     CHAT_TEMPLATE,
     FinetuningArguments,

@@ -31,11 +31,12 @@ from transformers import GPTNeoXForCausalLM, set_seed
 
 from hf_lomdm import LoMDMForMaskedDiffusion
 from hf_lomdm.cli.errors import FROM_OUTSIDE, user_errors
+from hf_lomdm.data.batches import TextCollator
+from hf_lomdm.data.splits import data_fingerprint, load_data, model_token_ids
 from hf_lomdm.data.sudoku import TOKEN_IDS, load_sudoku
 from hf_lomdm.training.arguments import parse_arguments
 from hf_lomdm.training.causal import CausalTrainer
 from hf_lomdm.training.checkpointing import CheckpointError, choose_checkpoint
-from hf_lomdm.training.data import TextCollator, data_fingerprint, load_data, model_token_ids
 from hf_lomdm.training.model_card import describe_data, say_value
 from hf_lomdm.training.models import NO_TOKENIZER, causal_config, check_tokenizer, copy_trunk, diffusion_config
 from hf_lomdm.training.trainer import LoMDMTrainer

@@ -19,12 +19,13 @@ from transformers import HfArgumentParser, set_seed
 from hf_lomdm.adapters import OrderAdapter
 from hf_lomdm.cli.errors import FROM_OUTSIDE, loading, user_errors
 from hf_lomdm.data.arguments import DataArguments
+from hf_lomdm.data.batches import TextCollator
+from hf_lomdm.data.splits import data_fingerprint, load_data
 from hf_lomdm.evaluation.compare import comparison_table
 from hf_lomdm.evaluation.corpus import evaluate_corpus
 from hf_lomdm.evaluation.records import write_record
 from hf_lomdm.training.arguments import LoMDMTrainingArguments
 from hf_lomdm.training.checkpointing import CheckpointError
-from hf_lomdm.training.data import TextCollator, data_fingerprint, load_data
 from hf_lomdm.training.trainer import LoMDMTrainer
 from hf_lomdm.visualization import visible
 

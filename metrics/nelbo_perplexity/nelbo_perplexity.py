@@ -8,8 +8,9 @@ import evaluate
 import torch
 
 from hf_lomdm import LoMDMPipeline
+from hf_lomdm.data.rows import roll
 from hf_lomdm.data.tokenizers import encode_texts
-from hf_lomdm.evaluation.corpus import evaluate_corpus, roll
+from hf_lomdm.evaluation.corpus import evaluate_corpus
 
 _DESCRIPTION = """
 Perplexity of texts under a LoMDM or a model of its family: exp of an upper bound on -log P per token. Texts longer than

@@ -38,12 +38,12 @@ from transformers import AutoModelForCausalLM, GPTNeoXForCausalLM, PreTrainedMod
 
 from hf_lomdm import LoMDMForMaskedDiffusion
 from hf_lomdm.data.arguments import DataArguments
+from hf_lomdm.data.splits import load_data, model_token_ids
 from hf_lomdm.evaluation.compare import comparison_table, difference
 from hf_lomdm.evaluation.corpus import evaluate_corpus, process_state
 from hf_lomdm.evaluation.parts import PartsFile
 from hf_lomdm.evaluation.records import check_output, write_record
 from hf_lomdm.training.arguments import LoMDMTrainingArguments, ModelArguments, parse_arguments, read_config
-from hf_lomdm.training.data import load_data, model_token_ids
 from hf_lomdm.training.models import causal_config, diffusion_config
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))

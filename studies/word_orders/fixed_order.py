@@ -31,12 +31,12 @@ import torch
 from torch import Tensor
 
 from hf_lomdm import LoMDMForMaskedDiffusion
+from hf_lomdm.data.splits import load_data
 from hf_lomdm.evaluation.parts import PartsFile
 from hf_lomdm.evaluation.records import check_output, write_record
 from hf_lomdm.modeling.batch_lomdm import Batch
 from hf_lomdm.modeling.process_lomdm import centre, learned_rates
 from hf_lomdm.training.arguments import parse_arguments
-from hf_lomdm.training.data import load_data
 
 STUDIES = Path(__file__).resolve().parents[1]
 sys.path += [str(STUDIES.parent / "benchmarks"), str(STUDIES / "family")]

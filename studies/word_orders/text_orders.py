@@ -31,8 +31,10 @@ from transformers import AutoTokenizer
 from hf_lomdm import LoMDMForMaskedDiffusion
 from hf_lomdm.cli.errors import loading, user_errors
 from hf_lomdm.cli.option_types import nonempty, whole
+from hf_lomdm.data.rows import pack_documents
+from hf_lomdm.data.text import read_documents
+from hf_lomdm.evaluation.corpus import special_tokens
 from hf_lomdm.evaluation.records import environment, write_record
-from hf_lomdm.evaluation.rows import load_file, pack_documents, special_tokens
 from hf_lomdm.modeling.scheduling_lomdm import TIE
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
@@ -138,7 +140,7 @@ def load_texts(options: argparse.Namespace, model: LoMDMForMaskedDiffusion) -> T
         model.config.max_position_embeddings,
     )
     *ends, separator = special_tokens(model, tokenizer)
-    documents = load_file(options.file, "text", "paragraph")
+    documents = read_documents(options.file, "text", "paragraph")
     packed = pack_documents(documents, tokenizer, length, ends, separator, options.max_rows)
     rows = [row["input_ids"] for row in packed.rows if len(row["input_ids"]) == length]
     if len(rows) < 2:

@@ -31,10 +31,10 @@ from hf_lomdm import LoMDMForMaskedDiffusion, LoMDMPipeline, LoMDMScheduler
 from hf_lomdm.adapters import OrderAdapter, order_adapter
 from hf_lomdm.adapters.order_adapter import fingerprint
 from hf_lomdm.data.arguments import DataArguments
+from hf_lomdm.data.splits import load_data
 from hf_lomdm.evaluation import exact_log_likelihood, nelbo
 from hf_lomdm.evaluation.corpus import evaluate_corpus
 from hf_lomdm.training.arguments import LoMDMTrainingArguments
-from hf_lomdm.training.data import load_data
 from hf_lomdm.training.trainer import LoMDMTrainer
 from tiny_tokenizer import build_tokenizer
 

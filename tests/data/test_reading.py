@@ -12,9 +12,9 @@ import pytest
 from hf_lomdm import LoMDMPipeline, LoMDMScheduler
 from hf_lomdm.data import reading
 from hf_lomdm.data.arguments import DataArguments
+from hf_lomdm.data.rows import pack_documents
 from hf_lomdm.data.text import documents, load_files, load_text
 from hf_lomdm.data.tokenizers import train_tokenizer
-from hf_lomdm.evaluation.rows import pack_documents
 
 
 @pytest.fixture(autouse=True)

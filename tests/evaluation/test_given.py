@@ -17,7 +17,7 @@ def seeded() -> torch.Generator:
 MEASURES = {
     "bound": lambda model: nelbo(model, TEXT, labels=LABELS, generator=seeded()),
     "several orders": lambda model: nelbo(model, TEXT, labels=LABELS, generator=seeded(), num_orders=2),
-    "loss by share": lambda model: loss_by_share(model, TEXT, None, LABELS, 2, [seeded()]),
+    "loss by share": lambda model: loss_by_share(model, TEXT, labels=LABELS, bins=2, generators=[seeded()]),
     "order": lambda model: evaluate_order(
         model, [{"input_ids": TEXT[0].tolist(), "labels": LABELS[0].tolist()}] * 2, num_generated=1, progress=False
     ),

@@ -14,7 +14,7 @@ def seeded(seed: int) -> torch.Generator:
 def test_the_variance_of_a_draw_at_a_share_is_that_of_draws_of_their_own(make_model):
     model = oracles.vivid(make_model(**oracles.SMALLEST))
     text, bins, draws = torch.tensor([[0, 2, 1]]), 3, 300  # each bin is one number of reveals
-    sums = torch.stack([loss_by_share(model, text, None, None, bins, [seeded(seed)]) for seed in range(draws)])
+    sums = torch.stack([loss_by_share(model, text, bins=bins, generators=[seeded(seed)]) for seed in range(draws)])
     count, mean, variance = sums.unbind(1)  # [draws, bins]; `mean` is that of two views, so has half the variance
     assert (count == 1).all()
     expected = 2 * mean.var(0)

@@ -12,6 +12,7 @@ from tiny_judge import build_pipeline
 
 from conftest import build_model
 from hf_lomdm import LoMDMPipeline, LoMDMScheduler
+from hf_lomdm.data.batches import TextCollator
 from hf_lomdm.data.sudoku import (
     MASK,
     TOKEN_IDS,
@@ -22,7 +23,6 @@ from hf_lomdm.data.sudoku import (
 )
 from hf_lomdm.evaluation.sudoku import _measures, evaluate_sudoku, forced_cells, order_statistics
 from hf_lomdm.training.arguments import LoMDMTrainingArguments
-from hf_lomdm.training.data import TextCollator
 from hf_lomdm.training.trainer import LoMDMTrainer
 from tiny_sudoku import make_random_puzzle, make_solution, write_puzzles
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from hf_lomdm import LoMDMForMaskedDiffusion
+from hf_lomdm.data.splits import load_data
 from hf_lomdm.evaluation.corpus import evaluate_corpus
 from hf_lomdm.modeling.process_lomdm import centre, learned_rates
-from hf_lomdm.training.data import load_data
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "studies" / "word_orders"))

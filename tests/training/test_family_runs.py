@@ -10,8 +10,8 @@ import torch
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from hf_lomdm import LoMDMPipeline
+from hf_lomdm.data.splits import load_data
 from hf_lomdm.training.arguments import parse_arguments
-from hf_lomdm.training.data import load_data
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "training_scripts" / "configs"

@@ -12,9 +12,9 @@ from transformers import AutoModel
 
 from conftest import build_model
 from hf_lomdm import LoMDMForMaskedDiffusion, LoMDMPipeline, LoMDMScheduler
+from hf_lomdm.data.batches import TextCollator
 from hf_lomdm.data.tokenizers import train_tokenizer
 from hf_lomdm.hub import export_to_hub_folder
-from hf_lomdm.training.data import TextCollator
 from hf_lomdm.training.finetuning import (
     CHAT_TEMPLATE,
     FinetuningArguments,

@@ -161,6 +161,14 @@ def documents(texts: Dataset, detokenizer: str | None = None) -> Iterator[str]:
                 yield undo(text) if undo else text
 
 
+def read_documents(path: str | Path, column: str, sample_by: str, detokenizer: str | None = None) -> list[str]:
+    """The documents of a file or folder (see `load_files`), detokenised, without those that are blank."""
+    texts = list(documents(load_files(path, sample_by, (column,)), detokenizer))
+    if not texts:
+        raise ValueError(f"{path} holds no document that is not blank. Check the file and the column {column!r}.")
+    return texts
+
+
 def split_document(text: str) -> Iterator[str]:
     """Cut a long document into pieces of at most `PIECE_CHARACTERS`; nothing is lost.
 

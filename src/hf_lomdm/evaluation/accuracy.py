@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from ..data.batches import Text, collate, read_rows
 from ..data.draws import step_generators
-from .corpus import Z95, Text, collate, evaluate_corpus, is_diffusion, process_state, read_rows
+from .corpus import Z95, evaluate_corpus, is_diffusion, process_state
 from .likelihood import MAX_EXACT_POSITIONS, exact_log_likelihood, nelbo
 from .parts import PartsFile, beside, values_digest
 

@@ -16,9 +16,11 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object, parse_flag_from_env
-from torch import Tensor, nn
+from torch import nn
 from tqdm.auto import tqdm
+from transformers import PreTrainedTokenizerBase
 
+from ..data.batches import Text, batches_by_length, collate, read_rows
 from ..data.draws import step_generators
 from .causal import causal_nll
 from .likelihood import nelbo
@@ -28,13 +30,6 @@ from .summary import summarise_texts
 
 Z95 = 1.96  # half the width of a 95 % interval, in standard errors
 VALUES = ("tokens", "main", "velocity", "error")  # of each text: counted tokens, nats, nats, Monte-Carlo error or None
-
-
-class Text(NamedTuple):
-    """One row: `ids` `[L]` int64, and `labels` `[L]`, the same with -100 where a position is given."""
-
-    ids: np.ndarray
-    labels: np.ndarray
 
 
 def evaluate_corpus(
@@ -113,94 +108,36 @@ def is_diffusion(model: nn.Module) -> bool:
     return hasattr(model, "estimate_bound")
 
 
+class SpecialTokens(NamedTuple):
+    """Token ids, `None` = none: `front` and `back` of every row, `separator` behind every document of packed ones."""
+
+    front: int | None
+    back: int | None
+    separator: int | None
+
+
+def special_tokens(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> SpecialTokens:
+    """BOS and EOS as in the rows that the model was trained on, which its configuration says: without a BOS, nothing
+    is put around rows.
+
+    The BOS of an autoregressive one is the start token, which `causal_nll` puts in front by itself; ours say what their
+    rows have beside it (`causal_config`), others have nothing.
+    """
+    config = model.config
+    if is_diffusion(model):
+        bos, eos = config.bos_token_id, config.eos_token_id
+    elif hasattr(config, "text_bos_token_id"):
+        bos, eos = config.text_bos_token_id, config.text_eos_token_id
+    else:
+        bos, eos = None, tokenizer.eos_token_id
+    return SpecialTokens(None, None, eos) if bos is None else SpecialTokens(bos, eos, eos)
+
+
 def estimator_name(model: nn.Module, bound: str, num_orders: int | None) -> str:
     """What is measured, in words."""
     if not is_diffusion(model):
         return "exact"
     return f"{bound} bound" if num_orders is None else f"{bound} bound, {num_orders} orders"
-
-
-def read_rows(rows: Iterable[dict], max_length: int) -> list[Text]:
-    """The rows as arrays.
-
-    Raises:
-        ValueError: no rows, an empty one, one longer than `max_length`, labels of another length, nothing to count.
-    """
-    texts = []
-    for index, row in enumerate(rows):
-        ids = np.asarray(row["input_ids"], dtype=np.int64)
-        labels = np.asarray(row.get("labels", ids), dtype=np.int64)
-        if not 0 < len(ids) <= max_length:
-            raise ValueError(
-                f"rows: row {index} has {len(ids)} tokens, the model takes 1 to {max_length}. Pack the text, or cut it "
-                "into windows by hf_lomdm.evaluation.corpus.roll."
-            )
-        if labels.shape != ids.shape:
-            raise ValueError(f"rows: row {index} has {len(ids)} input_ids and {len(labels)} labels. Pass one each.")
-        texts.append(Text(ids, labels))
-    if not any((text.labels != -100).any() for text in texts):
-        raise ValueError(f"rows: {len(texts)} rows hold no token to count. Check the text and the labels.")
-    return texts
-
-
-def roll(texts: Iterable[Sequence[int]], max_length: int, stride: int) -> tuple[list[dict], list[int]]:
-    """Rows, and the text that each belongs to, of texts of any length: windows that count each token once.
-
-    The first window counts up to `max_length` tokens; each further one counts `stride` and reads the tokens before
-    them, as many as fit, as given (labels -100). Nothing behind the counted tokens is read, so the values of the rows
-    of a text add up to a bound on `-log` of its probability, and exactly to it for an autoregressive model.
-
-    Raises:
-        ValueError: a stride outside of 1 to `max_length`.
-    """
-    if not 1 <= stride <= max_length:
-        raise ValueError(f"stride must be in 1 to {max_length}, got {stride}. For example: {max(1, max_length // 2)}.")
-    rows, groups = [], []
-    for index, text in enumerate(texts):
-        ids = np.asarray(text, dtype=np.int64)
-        counted = 0
-        while counted < len(ids):
-            end = min(len(ids), max_length if counted == 0 else counted + stride)
-            start = max(0, end - max_length)
-            labels = ids[start:end].copy()
-            labels[: counted - start] = -100
-            rows.append({"input_ids": ids[start:end], "labels": labels})
-            groups.append(index)
-            counted = end
-    return rows, groups
-
-
-def batches_by_length(texts: Sequence[Text], indices: Sequence[int], batch_tokens: int) -> list[list[int]]:
-    """Indices in batches, the longest first, at most `batch_tokens` tokens with padding each (or a single row)."""
-    if batch_tokens < 1:
-        raise ValueError(f"batch_tokens must be at least 1, got {batch_tokens}. For example: 8192.")
-    batches: list[list[int]] = []
-    for index in sorted(indices, key=lambda i: (-len(texts[i].ids), i)):
-        longest = len(texts[batches[-1][0]].ids) if batches else 0
-        if batches and (len(batches[-1]) + 1) * longest <= batch_tokens:
-            batches[-1].append(index)
-        else:
-            batches.append([index])
-    return batches
-
-
-def collate(texts: Sequence[Text], device: torch.device) -> dict[str, Tensor | None]:
-    """`input_ids`, `labels` and `attention_mask` `[B, L]` on `device`, padded on the right by a token of the text.
-
-    The mask is `None` with nothing padded.
-    """
-    longest = max(len(text.ids) for text in texts)
-    real = torch.tensor([[i < len(text.ids) for i in range(longest)] for text in texts])
-    ids = np.stack([np.pad(text.ids, (0, longest - len(text.ids)), mode="edge") for text in texts])
-    labels = np.stack(
-        [np.pad(text.labels, (0, longest - len(text.ids)), mode="constant", constant_values=-100) for text in texts]
-    )
-    mask = None if bool(real.all()) else real.long().to(device)
-    return {
-        "input_ids": torch.from_numpy(ids).to(device),
-        "labels": torch.from_numpy(labels).to(device),
-        "attention_mask": mask,
-    }
 
 
 def summarise(per_text: dict[str, list], characters: int | None = None, num_bytes: int | None = None) -> dict[str, Any]:

@@ -5,8 +5,9 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from ..data.batches import batches_by_length, collate, read_rows
 from ..data.draws import step_generators
-from .corpus import batches_by_length, collate, is_diffusion, read_rows
+from .corpus import is_diffusion
 from .likelihood import loss_by_share, replicate_sizes, weighted_shares
 
 UNIFORM_PART = 0.1  # of a fitted density, so that no weight exceeds 10

@@ -124,8 +124,9 @@ def weighted_shares(quantiles: Tensor, density: Tensor) -> tuple[Tensor, Tensor]
 def loss_by_share(
     model: nn.Module,
     input_ids: Tensor,
-    attention_mask: Tensor | None,
-    labels: Tensor | None,
+    attention_mask: Tensor | None = None,
+    labels: Tensor | None = None,
+    *,
     bins: int,
     generators: list[torch.Generator],
 ) -> Tensor:

@@ -28,10 +28,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from ..data.batches import Text, collate
 from ..data.tokenizers import encode_texts
 from ..pipelines import LoMDMPipeline
 from ..pipelines.pipeline_lomdm import well_formed
-from .corpus import Text, collate
 from .likelihood import check_options, nelbo
 
 UNUSED = {"trust_remote_code": (True, False), "parallelize": (False,)}  # that lm-eval passes to every model
@@ -212,7 +212,7 @@ class LoMDMLM(TemplateLM):
         return Text(ids, labels)
 
     @torch.no_grad()
-    def _is_greedy(self, input_ids: Tensor, labels: Tensor, attention_mask: Tensor | None) -> list[bool]:
+    def _is_greedy(self, input_ids: Tensor, labels: Tensor, attention_mask: Tensor | None = None) -> list[bool]:
         """One pass per token of the continuation, for the rows that were right so far."""
         left = labels != -100
         greedy = torch.ones(len(input_ids), dtype=torch.bool, device=input_ids.device)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ..data.batches import TextCollator
 from ..modeling.batch_lomdm import Batch, make_batch
 from ..modeling.process_lomdm import (
     Blocks,
@@ -27,7 +28,6 @@ from ..modeling.process_lomdm import (
 )
 from ..modeling.scheduling_lomdm import LoMDMScheduler
 from ..pipelines.pipeline_lomdm import LoMDMPipeline
-from ..training.data import TextCollator
 from ..training.training_log import masked_std
 from .likelihood import CHUNK_ELEMENTS, clean_texts, evaluating
 from .records import environment

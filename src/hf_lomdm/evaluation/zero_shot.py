@@ -16,9 +16,9 @@ from transformers import PreTrainedTokenizerBase
 
 from ..data.detokenizers import get_detokenizer
 from ..data.reading import file_kind, list_files
+from ..data.rows import pack_documents
 from ..data.text import documents, load_files, load_hub
-from .corpus import evaluate_corpus
-from .rows import pack_documents, special_tokens
+from .corpus import evaluate_corpus, special_tokens
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ MASKED = (
     "labels differ from input_ids where they are not -100: the collator masks, as "
     "DataCollatorForLanguageModeling does. The model masks by itself, so pass a data_collator that "
     "leaves input_ids as they are and sets labels to them, -100 at padding and at given positions, "
-    "such as hf_lomdm.training.data.TextCollator."
+    "such as hf_lomdm.data.batches.TextCollator."
 )
 
 

@@ -25,8 +25,8 @@ def diffusion_config(arguments: ModelArguments, max_length: int, token_ids: dict
     """A member of the family for texts of `max_length` tokens; with `init_from`, of that model's sizes.
 
     Args:
-        token_ids: `vocab_size` and the special tokens, from `hf_lomdm.training.model_token_ids`; `NO_TOKENIZER` to
-            check the rest before the text is read.
+        token_ids: `vocab_size` and the special tokens, from `hf_lomdm.data.splits.model_token_ids`; `NO_TOKENIZER`
+            to check the rest before the text is read.
     Raises:
         ValueError: settings that contradict each other, the model of `init_from` or are out of range.
     """

@@ -1,4 +1,4 @@
-"""Data: loading, splitting, packing, padding, caching and collating."""
+"""The rows of a run: loading, splitting, packing, cutting and caching."""
 
 import json
 import os
@@ -11,25 +11,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
-import torch
 from transformers import AutoTokenizer, TrainingArguments
 
-from hf_lomdm.data import text
+from hf_lomdm.data import splits, text
 from hf_lomdm.data.arguments import DataArguments
 from hf_lomdm.data.reading import check_utf8
+from hf_lomdm.data.rows import RowCounts, token_batches
+from hf_lomdm.data.splits import check_arguments, data_fingerprint, load_data, model_token_ids, tokenize
 from hf_lomdm.data.text import documents, hold_out_end, load_files, load_text, split_document
 from hf_lomdm.data.tokenizers import load_tokenizer, special_token_ids, train_tokenizer
-from hf_lomdm.training import data
-from hf_lomdm.training.data import (
-    RowCounts,
-    TextCollator,
-    check_arguments,
-    data_fingerprint,
-    load_data,
-    model_token_ids,
-    token_batches,
-    tokenize,
-)
 from tiny_tokenizer import build_word_tokenizer
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
@@ -87,8 +77,8 @@ def test_rows_do_not_depend_on_batch_and_piece_sizes(tokenizer, monkeypatch):
     reference = write_rows(texts, tokenizer)
     for piece, batch in [(40, 1), (64, 100), (1000, 333)]:
         monkeypatch.setattr(text, "PIECE_CHARACTERS", piece)
-        monkeypatch.setattr(data, "BATCH_CHARACTERS", batch)
-        monkeypatch.setattr(data, "ROWS_VERSION", (piece, batch))  # else the cache answers
+        monkeypatch.setattr("hf_lomdm.data.rows.BATCH_CHARACTERS", batch)
+        monkeypatch.setattr(splits, "ROWS_VERSION", (piece, batch))  # else the cache answers
         assert write_rows(texts, tokenizer) == reference
 
 
@@ -125,7 +115,7 @@ def test_special_tokens_spelled_out_in_a_text_are_text(tokenizer):
 
 def test_limits_keep_the_first_rows(tokenizer, monkeypatch):
     texts = random_texts(40, 30)
-    monkeypatch.setattr(data, "BATCH_CHARACTERS", 50)
+    monkeypatch.setattr("hf_lomdm.data.rows.BATCH_CHARACTERS", 50)
     arguments = DataArguments(max_length=16)
     limited = tokenize(as_dataset(texts), tokenizer, arguments, max_rows=5)
     assert [row["input_ids"].tolist() for row in limited] == write_rows(texts, tokenizer)[:5]
@@ -148,7 +138,7 @@ def test_unknown_tokens_are_a_share_of_the_text_that_was_read_not_of_the_rows_th
 
 @pytest.mark.parametrize("batch", [1, 5, 1000])
 def test_the_word_of_the_mask_token_in_a_text_is_found_while_rows_are_made(batch, monkeypatch):
-    monkeypatch.setattr(data, "BATCH_CHARACTERS", batch)
+    monkeypatch.setattr("hf_lomdm.data.rows.BATCH_CHARACTERS", batch)
     monkeypatch.setattr(text, "PIECE_CHARACTERS", 8)
     texts = ["a b", "c d e f g a", "", "a b c d <mask> e", "f"]
     with pytest.raises(ValueError, match=r"document 3 of the text contains the mask token '<mask>', in .*<mask>"):
@@ -165,9 +155,6 @@ def test_only_the_first_process_prints(tokenizer, monkeypatch, capsys):
     assert capsys.readouterr().out == ""
 
 
-# -------------------------------------------------------------------------------------------------- padding, collating
-
-
 @pytest.mark.parametrize("special", [True, False])
 def test_without_packing_each_document_is_one_row_cut_at_max_length(tokenizer, special, capsys):
     texts = ["one", "two words", "a much longer text than max_length can hold , by far"]
@@ -180,40 +167,6 @@ def test_without_packing_each_document_is_one_row_cut_at_max_length(tokenizer, s
     assert f"; {len(ids[2]) - width} tokens behind max_length dropped" in capsys.readouterr().out
 
 
-def test_collator_pads_on_the_right_and_labels_padding():
-    rows = [{"input_ids": np.array([5, 6, 7])}, {"input_ids": [8, 9, 10, 11, 12]}]
-    batch = TextCollator(pad_token_id=3, max_length=5)(rows)
-    assert batch["input_ids"].tolist() == [[5, 6, 7, 3, 3], [8, 9, 10, 11, 12]]
-    assert batch["labels"].tolist() == [[5, 6, 7, -100, -100], [8, 9, 10, 11, 12]]
-    assert batch["attention_mask"].tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]]
-    assert {one.dtype for one in batch.values()} == {torch.int64}
-
-
-def test_collator_gives_no_mask_when_nothing_is_padded_even_if_a_text_has_the_padding_id():
-    batch = TextCollator(pad_token_id=3, max_length=3)([{"input_ids": [5, 3, 3]}, {"input_ids": [1, 2, 4]}])
-    assert sorted(batch) == ["input_ids", "labels"]
-    assert batch["labels"].tolist() == [[5, 3, 3], [1, 2, 4]]
-
-
-def test_collator_keeps_given_positions():
-    batch = TextCollator(pad_token_id=0, max_length=4)([{"input_ids": [5, 6, 7], "labels": [-100, -100, 7]}])
-    assert batch["input_ids"].tolist() == [[5, 6, 7, 0]]
-    assert batch["labels"].tolist() == [[-100, -100, 7, -100]]
-
-
-def test_collator_refuses_rows_that_are_too_long():
-    with pytest.raises(ValueError, match="row of 3 tokens is longer than max_length 2"):
-        TextCollator(pad_token_id=0, max_length=2)([{"input_ids": [5, 6, 7]}])
-
-
-def test_collated_batches_train_the_model(make_model):
-    collate = TextCollator(pad_token_id=0, max_length=6)
-    padded = collate([{"input_ids": [1, 5, 2]}, {"input_ids": [1, 5, 6, 7, 8, 2]}])
-    full = collate([{"input_ids": [1, 5, 6, 7, 8, 2]}])
-    for batch in (padded, full):
-        assert torch.isfinite(make_model()(**batch).loss)
-
-
 # ------------------------------------------------------------------------------------------------------------- caching
 
 
@@ -221,7 +174,7 @@ def test_rows_are_read_from_the_cache_the_second_time(tokenizer, monkeypatch, ca
     texts = random_texts(20, 30)
     first = write_rows(texts, tokenizer)
     printed = capsys.readouterr().out
-    monkeypatch.setattr(data, "token_batches", None)
+    monkeypatch.setattr(splits, "token_batches", None)
     assert write_rows(texts, tokenizer) == first
     assert capsys.readouterr().out == printed
 
@@ -239,9 +192,9 @@ def test_whatever_rows_depend_on_changes_the_cached_file(tokenizer):
         ),
         (as_dataset(["a"]), tokenizer, replace(base, detokenizer="ptb"), None),
     ]
-    keys = [data._fingerprint(*variant) for variant in variants]
+    keys = [splits._fingerprint(*variant) for variant in variants]
     assert len(set(keys)) == len(keys)
-    assert data._fingerprint(*variants[0]) == keys[0]
+    assert splits._fingerprint(*variants[0]) == keys[0]
 
 
 def test_an_interrupted_write_leaves_nothing_that_is_used(tokenizer, tmp_path, monkeypatch):
@@ -268,7 +221,7 @@ def test_an_interrupted_write_leaves_nothing_that_is_used(tokenizer, tmp_path, m
 def test_of_two_writers_at_once_the_first_stays_and_both_read_it(tokenizer, tmp_path, monkeypatch):
     """As two containers do whose processes have the same id: the second starts while the first is writing."""
     texts, arguments = as_dataset(random_texts(60, 30)), DataArguments(max_length=16)
-    write_blocks, paths, others = data._write_blocks, [], []
+    write_blocks, paths, others = splits._write_blocks, [], []
 
     def write_while_another_does(path, *rest):
         paths.append(path)
@@ -276,7 +229,7 @@ def test_of_two_writers_at_once_the_first_stays_and_both_read_it(tokenizer, tmp_
             others.append(tokenize(texts, tokenizer, arguments))
         return write_blocks(path, *rest)
 
-    monkeypatch.setattr(data, "_write_blocks", write_while_another_does)
+    monkeypatch.setattr(splits, "_write_blocks", write_while_another_does)
     mine = tokenize(texts, tokenizer, arguments)
     assert len(set(paths)) == 2
     assert len(mine) > 20 and mine["input_ids"][:].tolist() == others[0]["input_ids"][:].tolist()

@@ -1,14 +1,13 @@
-"""Text as rows for evaluation: the definition, nothing dropped, sizes counted."""
+"""Text as rows of evaluation: the definition, nothing dropped, sizes counted."""
 
 from itertools import chain
 
 import pytest
-from test_causal import build_causal
 
 from hf_lomdm.data import text
+from hf_lomdm.data.rows import cut_documents, pack_documents, roll
+from hf_lomdm.data.text import read_documents
 from hf_lomdm.data.tokenizers import train_tokenizer
-from hf_lomdm.evaluation.rows import cut_documents, load_file, pack_documents, special_tokens
-from hf_lomdm.training import data
 from tiny_tokenizer import build_tokenizer, build_word_tokenizer
 
 TEXTS = ["abcd", "ef", "gabcdefg", "a"]  # 15 characters, one token each
@@ -49,7 +48,7 @@ def test_a_text_shorter_than_the_context_is_one_short_row(tokenizer):
 
 def test_rows_do_not_depend_on_how_much_is_tokenised_at_once(tokenizer, monkeypatch):
     reference = ids_of(pack_documents(TEXTS, tokenizer, 6, (1, 2)))
-    monkeypatch.setattr(data, "BATCH_CHARACTERS", 1)
+    monkeypatch.setattr("hf_lomdm.data.rows.BATCH_CHARACTERS", 1)
     assert ids_of(pack_documents(TEXTS, tokenizer, 6, (1, 2))) == reference
     limited = pack_documents(TEXTS, tokenizer, 6, (1, 2), max_rows=2)  # reads no further than it must
     assert ids_of(limited) == reference[:2] and limited.counts.documents == 3
@@ -107,16 +106,6 @@ def test_documents_on_their_own_are_cut_into_windows(tokenizer):
     assert ids_of(first) == [encode("abcd"), encode("ef")] and first.characters == 6
 
 
-def test_special_tokens_are_those_of_training(make_model, tokenizer):
-    assert special_tokens(make_model(), tokenizer) == (1, 2, 2)
-    assert special_tokens(make_model(bos_token_id=None), tokenizer) == (None, None, 2)  # packed without BOS
-    assert special_tokens(make_model(bos_token_id=None, eos_token_id=None), tokenizer) == (None, None, None)
-    # BOS of an autoregressive model is its start token: not in rows, whose own tokens our baseline remembers
-    assert special_tokens(build_causal(text_bos_token_id=1, text_eos_token_id=2), tokenizer) == (1, 2, 2)
-    assert special_tokens(build_causal(text_bos_token_id=None, text_eos_token_id=2), tokenizer) == (None, None, 2)
-    assert special_tokens(build_causal(), tokenizer) == (None, None, 2)
-
-
 def test_text_that_cannot_work_is_an_error_with_a_remedy(tokenizer, tmp_path):
     (tmp_path / "empty.txt").write_text("")
     (tmp_path / "blank.jsonl").write_text('{"text": " "}\n')
@@ -125,11 +114,11 @@ def test_text_that_cannot_work_is_an_error_with_a_remedy(tokenizer, tmp_path):
         (lambda: pack_documents([], tokenizer, 6), "no document that is not blank"),
         (lambda: pack_documents(TEXTS, tokenizer, 2, (1, 2)), "must leave room for text, got 2"),
         (lambda: pack_documents(TEXTS, tokenizer, 6, max_rows=0), "must leave room for text, got 6 and 0"),
-        (lambda: load_file(tmp_path / "none.txt", "text", "line"), "does not exist"),
-        (lambda: load_file(tmp_path / "empty.txt", "text", "line"), "is empty"),
-        (lambda: load_file(tmp_path / "blank.jsonl", "text", "line"), "no document that is not blank"),
-        (lambda: load_file(tmp_path / "blank.jsonl", "body", "line"), "has no column 'body', only text"),
-        (lambda: load_file(tmp_path / "latin.txt", "text", "line"), "not UTF-8.*byte offset 3.*iconv"),
+        (lambda: read_documents(tmp_path / "none.txt", "text", "line"), "does not exist"),
+        (lambda: read_documents(tmp_path / "empty.txt", "text", "line"), "is empty"),
+        (lambda: read_documents(tmp_path / "blank.jsonl", "text", "line"), "no document that is not blank"),
+        (lambda: read_documents(tmp_path / "blank.jsonl", "body", "line"), "has no column 'body', only text"),
+        (lambda: read_documents(tmp_path / "latin.txt", "text", "line"), "not UTF-8.*byte offset 3.*iconv"),
     ]:
         with pytest.raises(ValueError, match=message):
             call()
@@ -137,4 +126,21 @@ def test_text_that_cannot_work_is_an_error_with_a_remedy(tokenizer, tmp_path):
 
 def test_documents_of_a_file_are_detokenised(tmp_path):
     (tmp_path / "a.txt").write_text("it did n't say <unk>\n")
-    assert load_file(tmp_path / "a.txt", "text", "line", "ptb") == ["it didn't say ?"]
+    assert read_documents(tmp_path / "a.txt", "text", "line", "ptb") == ["it didn't say ?"]
+
+
+@pytest.mark.parametrize("length, stride", [(5, 2), (8, 8), (9, 3), (20, 3), (20, 8), (21, 1)])
+def test_windows_count_each_token_once_and_read_nothing_behind(length, stride):
+    rows, groups = roll([list(range(length)), [7]], 8, stride)
+    assert groups == [0] * (len(rows) - 1) + [1]
+    counted = []
+    for number, row in enumerate(rows[:-1]):
+        ids, labels = row["input_ids"].tolist(), row["labels"].tolist()
+        fresh = [one for one in labels if one != -100]
+        assert labels == [-100] * (len(ids) - len(fresh)) + fresh and ids[-len(fresh) :] == fresh
+        assert ids == list(range(ids[0], ids[-1] + 1))  # neighbours
+        assert len(ids) == min(8, ids[-1] + 1)  # as much context as fits
+        assert len(fresh) <= (8 if number == 0 else stride)
+        counted += fresh
+    assert counted == list(range(length))
+    assert rows[-1]["labels"].tolist() == [7]

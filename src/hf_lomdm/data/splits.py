@@ -1,4 +1,4 @@
-"""From text to rows of tokens: tokenise, pack or pad, cache, collate.
+"""The train and validation rows of a run: text tokenised, packed or cut, and cached.
 
 Rows depend on the text, the tokenizer and the arguments alone: documents are read in their order by one process and
 concatenated over the whole split, so neither the number of processes nor any batch size moves a row boundary.
@@ -7,26 +7,23 @@ concatenated over the whole split, so neither the number of processes nor any ba
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import torch
 from datasets import Dataset, DatasetDict
-from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ..data.arguments import DataArguments, check_limits
-from ..data.cache import cached
-from ..data.detokenizers import get_detokenizer
-from ..data.text import check_sample_by, documents, load_text, split_document
-from ..data.tokenizers import check_known, encode_texts, load_tokenizer, special_token_ids, train_tokenizer
+from .arguments import DataArguments, check_limits
+from .cache import cached
+from .detokenizers import get_detokenizer
+from .rows import RowCounts, pack_full_rows, token_batches, truncate_documents
+from .text import check_sample_by, documents, load_text, split_document
+from .tokenizers import check_known, load_tokenizer, special_token_ids, train_tokenizer
 
-# Bounds what is tokenised at once.
-BATCH_CHARACTERS = 1 << 20
 # Part of the name of a cached file: raise it when the same arguments come to mean other rows.
 ROWS_VERSION = 2
 
@@ -83,28 +80,6 @@ def model_token_ids(tokenizer: PreTrainedTokenizerBase, arguments: DataArguments
         ids["bos_token_id"] = None
         ids["eos_token_id"] = ids["eos_token_id"] if arguments.packing else None
     return ids
-
-
-@dataclass
-class RowCounts:
-    """What became of a split. `tokens` are those in the rows, special tokens included.
-
-    `unknown` are those that the tokenizer does not know, of `encoded` tokens of text.
-    """
-
-    documents: int = 0
-    rows: int = 0
-    tokens: int = 0
-    unknown: int = 0
-    dropped: int = 0
-    encoded: int = 0
-
-    def describe(self, split: str, packing: bool) -> str:
-        """One line for people."""
-        where = "behind the last full row" if packing else "behind max_length"
-        line = f"{split}: {self.rows:,} rows, {self.tokens:,} tokens, {self.documents:,} documents"
-        line += f"; {self.dropped:,} tokens {where} dropped" if self.dropped else ""
-        return line + (f"; {self.unknown:,} tokens unknown to the tokenizer" if self.unknown else "")
 
 
 def tokenize(
@@ -165,10 +140,13 @@ def _write_rows(
 ) -> dict[str, Any]:
     """Write rows to `path`; returns their counts and a `digest` of their tokens."""
     counts = RowCounts()
-    tokenised = token_batches(documents(texts, arguments.detokenizer), tokenizer, counts)
-    make = pack if arguments.packing else cut_documents
-    ends = (tokenizer.bos_token_id, tokenizer.eos_token_id)
-    blocks = make(tokenised, arguments.max_length, *ends, arguments.insert_special_tokens, counts)
+    batches = token_batches(documents(texts, arguments.detokenizer), tokenizer, counts)
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    ends = (bos, eos) if arguments.insert_special_tokens else (None, None)
+    if arguments.packing:
+        blocks = pack_full_rows(batches, arguments.max_length, ends, eos, counts)
+    else:
+        blocks = truncate_documents(batches, arguments.max_length, ends, counts)
     digest = _write_blocks(path, blocks, max_rows, counts)
     _check_rows(counts, arguments, split)
     return asdict(counts) | {"digest": digest}
@@ -205,119 +183,3 @@ def _check_rows(counts: RowCounts, arguments: DataArguments, split: str) -> None
             f"the {split} text has {counts.dropped} tokens, too few for one row: max_length is {arguments.max_length}. "
             "Lower max_length, give more text, or pass packing=False to pad."
         )
-
-
-def token_batches(
-    texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, counts: RowCounts
-) -> Iterator[list[tuple[np.ndarray, bool]]]:
-    """Tokens of the documents, a bounded number at a time: `(ids [n] int32, is this the end of a document)`."""
-    batch: list[tuple[str, bool]] = []
-    size = 0
-    for text in texts:
-        counts.documents += 1
-        pieces = list(split_document(text))
-        for index, piece in enumerate(pieces, start=1):
-            batch.append((piece, index == len(pieces)))
-            size += len(piece)
-            if size >= BATCH_CHARACTERS:
-                yield _encode(batch, tokenizer, counts)
-                batch, size = [], 0
-    if batch:
-        yield _encode(batch, tokenizer, counts)
-
-
-def _encode(
-    batch: list[tuple[str, bool]], tokenizer: PreTrainedTokenizerBase, counts: RowCounts
-) -> list[tuple[np.ndarray, bool]]:
-    ends = [end for _, end in batch]
-
-    def name(index: int) -> str:  # the last piece is of the last document so far
-        return f"document {counts.documents - sum(ends[index:-1])} of the text"
-
-    encoded = encode_texts(tokenizer, [piece for piece, _ in batch], name)
-    arrays = [np.asarray(ids, dtype=np.int32) for ids in encoded]
-    counts.encoded += sum(map(len, arrays))
-    if tokenizer.unk_token_id is not None:
-        counts.unknown += sum(int((ids == tokenizer.unk_token_id).sum()) for ids in arrays)
-    return list(zip(arrays, ends, strict=True))
-
-
-def pack(
-    batches: Iterable[list[tuple[np.ndarray, bool]]],
-    max_length: int,
-    bos: int,
-    eos: int,
-    insert_special_tokens: bool,
-    counts: RowCounts,
-) -> Iterator[list[np.ndarray]]:
-    """Concatenate all documents, EOS behind each, and cut into full rows; the last remainder is dropped, once.
-
-    Each row is `max_length` long: `[BOS] chunk [EOS]` with `insert_special_tokens`, else the chunk alone.
-    """
-    width = max_length - 2 if insert_special_tokens else max_length
-    rest = np.empty(0, dtype=np.int32)
-    stop = np.array([eos], dtype=np.int32)
-    for batch in batches:
-        rest = np.concatenate([rest, *(part for ids, end in batch for part in ((ids, stop) if end else (ids,)))])
-        rows = rest[: len(rest) // width * width].reshape(-1, width)
-        rest = rest[rows.size :]
-        if insert_special_tokens:
-            rows = np.pad(rows, ((0, 0), (1, 1)), constant_values=((0, 0), (bos, eos)))
-        if len(rows):
-            yield list(rows)
-    counts.dropped = len(rest)
-
-
-def cut_documents(
-    batches: Iterable[list[tuple[np.ndarray, bool]]],
-    max_length: int,
-    bos: int,
-    eos: int,
-    insert_special_tokens: bool,
-    counts: RowCounts,
-) -> Iterator[list[np.ndarray]]:
-    """One row per document, cut at `max_length`: `[BOS] text [EOS]`, or the text alone, as in `pack`."""
-    width = max_length - 2 if insert_special_tokens else max_length
-    front, back = ([bos], [eos]) if insert_special_tokens else ([], [])
-    parts: list[np.ndarray] = []
-    for batch in batches:
-        rows = []
-        for ids, end in batch:
-            parts.append(ids)
-            if end:
-                whole = np.concatenate(parts)
-                counts.dropped += max(len(whole) - width, 0)
-                rows.append(np.concatenate([front, whole[:width], back]).astype(np.int32))
-                parts = []
-        if rows:
-            yield rows
-
-
-@dataclass
-class TextCollator:
-    """Rows to a batch: pads on the right to `max_length`, the same for every batch, so that shapes never change.
-
-    Returns `input_ids` and `labels`, both `[B, max_length]` int64; labels are -100 at padding and where a row's own
-    `labels` (optional, as long as its `input_ids`) say -100 = given. `attention_mask` (1 = real) is there only if
-    something is padded.
-    """
-
-    pad_token_id: int
-    max_length: int
-
-    def __call__(self, rows: list[dict]) -> dict[str, Tensor]:
-        shape = (len(rows), self.max_length)
-        input_ids = torch.full(shape, self.pad_token_id)
-        labels = torch.full(shape, -100)
-        attention_mask = torch.zeros(shape, dtype=torch.long)
-        for index, row in enumerate(rows):
-            length = len(row["input_ids"])
-            if length > self.max_length:
-                raise ValueError(
-                    f"a row of {length} tokens is longer than max_length {self.max_length}. Raise it, or cut the rows."
-                )
-            input_ids[index, :length] = torch.as_tensor(row["input_ids"])
-            labels[index, :length] = torch.as_tensor(row.get("labels", row["input_ids"]))
-            attention_mask[index, :length] = 1
-        batch = {"input_ids": input_ids, "labels": labels}
-        return batch if bool(attention_mask.all()) else {**batch, "attention_mask": attention_mask}
