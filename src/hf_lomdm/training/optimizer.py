@@ -1,6 +1,7 @@
 """`torch.optim.Muon` for the matrices of the trunk and another optimizer for the rest, as one optimizer."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -63,6 +64,26 @@ def trunk_matrices(model: PreTrainedModel) -> list[nn.Parameter]:
             "train (frozen, adapters alone, or another kind of model). Leave it out."
         )
     return matrices
+
+
+def add_muon(optimizer: Optimizer, model: PreTrainedModel, args: Any, is_sharded: bool) -> Optimizer:
+    """`optimizer`, joined with Muon for the matrices of the trunk, at the `muon_learning_rate` of `args`.
+
+    Raises:
+        ValueError: sharded weights, another optimizer than AdamW, or no matrices.
+    """
+    rate = args.muon_learning_rate
+    if is_sharded:
+        raise ValueError(
+            f"muon_learning_rate={rate} needs whole matrices, which sharded training does not keep. Leave it out, "
+            "or train with plain data parallelism."
+        )
+    if not isinstance(optimizer, torch.optim.AdamW):
+        raise ValueError(
+            f"muon_learning_rate={rate} goes with AdamW for the rest, got optim={args.optim.value!r}. Leave "
+            "one of them out."
+        )
+    return with_muon(optimizer, trunk_matrices(model), rate, args.weight_decay)
 
 
 def with_muon(optimizer: Optimizer, matrices: Sequence[nn.Parameter], lr: float, weight_decay: float) -> Optimizer:

@@ -7,9 +7,8 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from torch import Tensor, nn
-from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl
+from torch import Tensor
+from transformers import PreTrainedModel, TrainerControl
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import EvalLoopOutput, has_length
 
@@ -36,19 +35,19 @@ from .model_card import (
     is_written_by_hand,
     model_card,
 )
-from .optimizer import trunk_matrices, with_muon
+from .optimizer import add_muon
+from .trainer_hooks import StepCallback, TrainerHooks
 from .training_log import TrainingLog, keep_logs_in
 from .uploading import explained_upload
 
 logger = logging.getLogger(__name__)
 
-STATE_FILE = "trainer_state.json"
 CARD_FILE = "README.md"
 EVALUATION_SEED = 20260202
 SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
-class LoMDMTrainer(Trainer):
+class LoMDMTrainer(TrainerHooks):
     """Trains `LoMDMForMaskedDiffusion`; what differs from `transformers.Trainer`:
 
     - Text `j` of the global batch of step `s` sees the same quantile and the same draws however the batch is split into
@@ -85,7 +84,6 @@ class LoMDMTrainer(Trainer):
         self.model_accepts_loss_kwargs = True  # makes the Trainer count the tokens of the global batch
         self.ema: EMA | None = None
         self._checkpoint: Path | None = None  # the one that training resumed from
-        self._staging: Path | None = None  # where a checkpoint is being written
         self._first_step = 0  # where the latest call of `train` began
         self._metrics: dict[str, float] = {}  # of the weights as they are
         self._special_tokens = {name: getattr(self.model.config, name, None) for name in SPECIAL_TOKENS}
@@ -96,14 +94,8 @@ class LoMDMTrainer(Trainer):
         self._step_loss: Tensor | float = 0.0
         self._step_is_clean: Tensor | bool = True  # whether no position of the step was masked before it came here
         self._training_log = TrainingLog()
-        self.add_callback(_StepCallback(self))
+        self.add_callback(StepCallback(self))
         keep_logs_in(self.args.output_dir, self.callback_handler.callbacks)
-
-    def create_accelerator_and_postprocess(self) -> None:
-        """Under FSDP, autocast alone chooses the precision: its own policy would cast quantiles and rates to bf16."""
-        super().create_accelerator_and_postprocess()
-        if self.is_fsdp_enabled:
-            self.accelerator.state.fsdp_plugin.mixed_precision_policy = None
 
     def get_train_dataloader(self):
         """As in `transformers.Trainer`, but there is a batch in it."""
@@ -145,9 +137,9 @@ class LoMDMTrainer(Trainer):
             batch["generator"] = step_generators(self.args.seed, self.state.global_step, texts)
         return batches, tokens
 
-    def _get_num_items_in_batch(self, batch_samples, device) -> Tensor:
+    def count_tokens(self, batches, device) -> Tensor:
         """Maskable tokens of all micro-batches on all processes, which also agree on whether to stop."""
-        tokens = sum(maskable(batch).sum() for batch in batch_samples)
+        tokens = sum(maskable(batch).sum() for batch in batches)
         told = torch.as_tensor(self._interruption.signal is not None, device=device, dtype=torch.int64)
         counts = torch.stack([torch.as_tensor(tokens, device=device, dtype=torch.int64), told])
         tokens, self._stop = self.accelerator.reduce(counts, "sum")
@@ -207,30 +199,17 @@ class LoMDMTrainer(Trainer):
         """
         if self.optimizer is None:
             optimizer = super().create_optimizer(model)
-            heads = {id(weight) for weight in head_weights(self.model if model is None else model)}
+            model = self.model if model is None else model
+            heads = {id(weight) for weight in head_weights(model)}
             for group in list(optimizer.param_groups):
                 own = [weight for weight in group["params"] if id(weight) in heads]
                 if own:
                     group["params"] = [weight for weight in group["params"] if id(weight) not in heads]
                     optimizer.add_param_group({**group, "params": own, "lr": self.args.head_learning_rate})
             if self.args.muon_learning_rate is not None:
-                self.optimizer = self._with_muon(optimizer, self.model if model is None else model)
+                whole = self.accelerator.unwrap_model(model, keep_torch_compile=False)
+                self.optimizer = add_muon(optimizer, whole, self.args, self.is_sharded)
         return self.optimizer
-
-    def _with_muon(self, optimizer, model):
-        rate = self.args.muon_learning_rate
-        if self._is_sharded:
-            raise ValueError(
-                f"muon_learning_rate={rate} needs whole matrices, which sharded training does not keep. Leave it out, "
-                "or train with plain data parallelism."
-            )
-        if not isinstance(optimizer, torch.optim.AdamW):
-            raise ValueError(
-                f"muon_learning_rate={rate} goes with AdamW for the rest, got optim={self.args.optim.value!r}. Leave "
-                "one of them out."
-            )
-        matrices = trunk_matrices(self.accelerator.unwrap_model(model, keep_torch_compile=False))
-        return with_muon(optimizer, matrices, rate, self.args.weight_decay)
 
     def create_scheduler(self, num_training_steps, optimizer=None):
         """As in `transformers.Trainer`; raises `ValueError` for arguments that the schedule does not take."""
@@ -404,8 +383,8 @@ class LoMDMTrainer(Trainer):
         if self.ema is not None and self._checkpoint is not None:
             self.ema.load(self._checkpoint / AVERAGE)
 
-    def _load_best_model(self) -> None:
-        super()._load_best_model()
+    def best_model_loaded(self) -> None:
+        """The weights are those of the best checkpoint: so is the average, and what was measured no longer holds."""
         self._metrics = {}
         if self.ema is not None:
             self.ema.load(Path(self.state.best_model_checkpoint) / AVERAGE)
@@ -416,33 +395,16 @@ class LoMDMTrainer(Trainer):
         The folder is what `write_model` makes. Sharded weights (FSDP, DeepSpeed) and adapters of PEFT
         are written as the Trainer writes them, without code; `hf_lomdm.hub.export_to_hub_folder` adds it to the first.
         """
-        if self._staging:
+        if self.staging:
             return super().save_model(output_dir, _internal_call)
         with self.averaged_weights(), checkpointing.explained_write(output_dir or self.args.output_dir):
             super().save_model(output_dir, _internal_call)
 
-    @property
-    def _is_sharded(self) -> bool:
-        """Whether this process holds a part of the weights only."""
-        # of transformers 5.20 and later
-        loaded_in_shards = getattr(self, "is_distributed_loading_by_transformers", False)
-        return self.is_fsdp_enabled or self.is_deepspeed_enabled or loaded_in_shards
-
-    def _hub_model(self) -> PreTrainedModel | None:
-        """The model, if this process holds all of it and a Hub folder can carry it."""
-        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-        return model if isinstance(model, PreTrainedModel) and not self._is_sharded else None
-
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        model = self._hub_model()
-        if model is None:
-            return super()._save(output_dir, state_dict)
-        if not self.args.should_save:
-            return
-        folder = Path(output_dir or self.args.output_dir)
+    def write_folder(self, model: PreTrainedModel, folder: Path) -> None:
+        """Writes what `save_model` or a checkpoint keeps of the model: weights, tokenizer, record, and a card."""
         tokenizer = self.processing_class or getattr(self.data_collator, "tokenizer", None)
         folder.mkdir(parents=True, exist_ok=True)
-        if self._staging:
+        if self.staging:
             # the Trainer resumes by the names of the weights in memory; on the disk those of GPT-NeoX have others
             model.save_pretrained(folder, save_original_format=False)
             if tokenizer is not None:
@@ -496,7 +458,7 @@ class LoMDMTrainer(Trainer):
 
         Takes what `transformers.Trainer.create_model_card` takes; `tasks` and `dataset_args` have no place in it.
         """
-        if self._hub_model() is None:
+        if self.hub_model() is None:
             header = {"language": language, "license": license, "finetuned_from": finetuned_from, "tasks": tasks}
             data = {"dataset_tags": dataset_tags, "dataset": dataset, "dataset_args": dataset_args}
             return super().create_model_card(tags=tags, model_name=model_name, **header, **data)
@@ -522,77 +484,12 @@ class LoMDMTrainer(Trainer):
         """What the card and the script say of the model."""
         return describe_diffusion(self.model.config)
 
-    def _get_output_dir(self, trial) -> str:
-        return super()._get_output_dir(trial) if self._staging is None else str(self._staging)
-
-    def _save_checkpoint(self, model: nn.Module, trial) -> None:
-        """Writes beside its place, flushes and renames, so that a checkpoint folder is complete or absent."""
-        name, output_dir = f"checkpoint-{self.state.global_step}", Path(self._get_output_dir(trial))
-        self._staging = checkpointing.staging_folder(output_dir, self.state.global_step)
-        try:
-            self._write_checkpoint(model, trial, self._staging / name, output_dir)
-            self.accelerator.wait_for_everyone()
-            if self.args.should_save:
-                checkpointing.publish(self._staging / name, output_dir / name)
-                self._staging.rmdir()
-        except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors do not raise OSError
-            last = checkpointing.complete_checkpoints(output_dir)[-1:]
-            checkpointing.clean(output_dir)
-            reason = " ".join(str(error).split())
-            raise OSError(
-                f"Checkpoint {output_dir / name} could not be written: {reason}. The last complete checkpoint is "
-                f"{last[0] if last else 'none'}. Make room on the disk (or set save_total_limit), then start again."
-            ) from error
-        finally:
-            self._staging = None
-        self.accelerator.wait_for_everyone()
-        self._after_checkpoint(output_dir, name)
-
-    def _write_checkpoint(self, model: nn.Module, trial, folder: Path, output_dir: Path) -> None:
-        super()._save_checkpoint(model, trial)
+    def write_training_state(self, folder: Path) -> None:
+        """Writes into a checkpoint what the Trainer does not: the average, and of which run it is."""
         if self.ema is not None:
             self.ema.save(folder / AVERAGE, write=self.args.should_save)
         if self.args.should_save:
             resuming.save_run(self._run(), folder)
-        best = output_dir / f"checkpoint-{self.state.best_global_step}"
-        if best.is_dir() or best.name == folder.name:  # the Trainer looked for it in the folder that it wrote to
-            self.state.best_model_checkpoint = str(best)
-            if self.args.should_save:
-                self.state.save_to_json(str(folder / STATE_FILE))
-
-    def _after_checkpoint(self, output_dir: Path, name: str) -> None:
-        if self.args.push_to_hub:
-            self._push_from_checkpoint(str(output_dir / name))
-        if self.args.should_save:
-            keep = {output_dir / name, Path(self.state.best_model_checkpoint or output_dir / name)}
-            checkpointing.rotate(output_dir, self.args.save_total_limit, keep)
-
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        if self._staging is None:  # the upload runs in the background: it must not see the folder that is renamed
-            super()._push_from_checkpoint(checkpoint_folder)
-
-    def _issue_warnings_after_load(self, load_result) -> None:
-        """Keys that are missing or unexpected in a checkpoint are an error, not a warning."""
-        tied = set(self.model.all_tied_weights_keys)
-        missing, unexpected = sorted(set(load_result.missing_keys) - tied), load_result.unexpected_keys
-        if missing or unexpected:
-            raise ValueError(
-                f"The checkpoint does not fit the model: missing {missing[:5]}, unexpected {unexpected[:5]}. Resume "
-                "with the configuration that was saved, or train in another --output_dir."
-            )
-
-
-class _StepCallback(TrainerCallback):
-    """Tells the trainer when the weights are in place and when an optimizer step is done."""
-
-    def __init__(self, trainer: LoMDMTrainer):
-        self.trainer = trainer
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        self.trainer.begin()
-
-    def on_step_end(self, args, state, control, **kwargs):
-        self.trainer.step_done(control)
 
 
 def make_pipeline(model: PreTrainedModel, tokenizer) -> LoMDMPipeline:
