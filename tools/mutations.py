@@ -23,6 +23,7 @@ PROCESS = "modeling/process_lomdm.py"
 BACKBONE = "modeling/backbone_lomdm.py"
 MODEL = "modeling/modeling_lomdm.py"
 BATCH = "modeling/batch_lomdm.py"
+RATES = "modeling/rates_lomdm.py"
 CONTEXT = "modeling/context_lomdm.py"
 TOKEN_LOSSES = "modeling/token_losses_lomdm.py"
 LIKELIHOOD = "evaluation/likelihood.py"
@@ -67,7 +68,7 @@ MUTATIONS = (
     ),
     Mutation(
         "let the heads reach the backbone",
-        MODEL,
+        RATES,
         "features = features.detach()  # heads",
         "features = features  # heads",
         GRADIENTS,
@@ -75,15 +76,15 @@ MUTATIONS = (
     Mutation(
         "do not tell phi in training what is given",
         MODEL,
-        "rates = self._forward_rates(batch)",
-        "rates = self._forward_rates(batch._replace(maskable=None))",
+        "rates = self.rate_law.forward_rates(self, batch)",
+        "rates = self.rate_law.forward_rates(self, batch._replace(maskable=None))",
         FAMILY,
     ),
     Mutation(
         "tell phi the opposite in training",
         MODEL,
-        "rates = self._forward_rates(batch)",
-        "rates = self._forward_rates(batch._replace(maskable=~batch.maskable))",
+        "rates = self.rate_law.forward_rates(self, batch)",
+        "rates = self.rate_law.forward_rates(self, batch._replace(maskable=~batch.maskable))",
         FAMILY,
     ),
     Mutation(
@@ -117,8 +118,8 @@ MUTATIONS = (
     Mutation(
         "read a single view where more are asked for",
         MODEL,
-        "return self.config.num_views or (2 if",
-        "return 1 * (2 if",
+        "return self.config.num_views or self.rate_law.num_views",
+        "return self.rate_law.num_views",
         FAMILY,
     ),
     Mutation("drop the velocity term of the loss", MODEL, "nelbo = (main + velocity)", "nelbo = main", VALUES),
@@ -215,23 +216,23 @@ MUTATIONS = (
     ),
     Mutation(
         "leave omega out of the token law",
-        MODEL,
-        "logits = logits + self.omega().to(logits.dtype)",
-        "logits = logits + 0 * self.omega().to(logits.dtype)",
+        RATES,
+        "return logits + model.omega().to(logits.dtype)",
+        "return logits + 0 * model.omega().to(logits.dtype)",
         FAMILY,
     ),
     Mutation(
         "leave omega out of the reverse rates",
-        MODEL,
-        "log_rate_of_token_rates(wide(logits), self.omega())",
-        "log_rate_of_token_rates(wide(logits), 0 * self.omega())",
+        RATES,
+        "log_rate_of_token_rates(wide(logits), model.omega())",
+        "log_rate_of_token_rates(wide(logits), 0 * model.omega())",
         FAMILY,
     ),
     Mutation(
         "do not train omega through the token law",
-        MODEL,
-        "logits = logits + self.omega().to(logits.dtype)",
-        "logits = logits + self.omega().detach().to(logits.dtype)",
+        RATES,
+        "return logits + model.omega().to(logits.dtype)",
+        "return logits + model.omega().detach().to(logits.dtype)",
         GRADIENTS,
     ),
     Mutation(
@@ -313,9 +314,9 @@ MUTATIONS = (
     ),
     Mutation(
         "take the mean of NormSig over the text instead of the block",
-        MODEL,
-        "self.config.c1, self.config.c2, batch.real, batch.blocks)",
-        "self.config.c1, self.config.c2, batch.real)",
+        RATES,
+        "model.config.c1, model.config.c2, batch.real, batch.blocks)",
+        "model.config.c1, model.config.c2, batch.real)",
         BLOCKS,
     ),
     Mutation(
@@ -393,7 +394,7 @@ MUTATIONS = (
     ),
     Mutation(
         "leave the order head out of the cache",
-        MODEL,
+        RATES,
         "hidden = self.layer(features, mask, rotary, past_key_values=past_key_values)",
         "hidden = self.layer(features, mask, rotary)",
         CACHE,

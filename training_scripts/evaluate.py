@@ -50,6 +50,7 @@ from hf_lomdm.evaluation.parts import delete_parts
 from hf_lomdm.evaluation.records import check_output, holds_file, record_name, write_record
 from hf_lomdm.evaluation.sudoku import evaluate_sudoku
 from hf_lomdm.evaluation.zero_shot import SETS, evaluate_zero_shot
+from hf_lomdm.modeling.rates_lomdm import EqualRates
 from hf_lomdm.training.ema import take_average
 from hf_lomdm.visualization import visible
 
@@ -398,7 +399,7 @@ def load(options: argparse.Namespace) -> tuple[PreTrainedModel, PreTrainedTokeni
         purpose = f"is for learned rates, and those of {options.model} are {model.config.rate_type!r}"
         refuse_unused(options.given, {"without_order": purpose})
     if options.command in ("likelihood", "zero-shot") and options.without_order:
-        model.config.c2 = 0.0
+        model.rate_law = EqualRates(model.config.c1)
     model = model.to(process_state().device)
     if options.command == "sudoku":
         return model, None

@@ -9,6 +9,7 @@ On a GPU:
 started again continues from the newest complete checkpoint of `output_dir`, which in the end holds the heads alone.
 """
 
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -101,10 +102,10 @@ def evaluate_orders(model: OrderAdapter, rows: Dataset, args: LoMDMTrainingArgum
     ids = [torch.as_tensor(row["input_ids"]) for row in rows]
     rows = [{"input_ids": one, "labels": model.labels_for(one)} for one in ids]
     batch_tokens = args.per_device_eval_batch_size * max(map(len, ids))
-    records, c2 = {}, model.config.c2
-    for name, range_of_rates in (("random order", 0.0), ("learned order", c2)):
-        model.config.c2 = range_of_rates
-        found = evaluate_corpus(model, rows, num_samples=args.eval_num_samples, batch_tokens=batch_tokens)
+    records = {}
+    for name, order in (("random order", model.without_order()), ("learned order", nullcontext())):
+        with order:
+            found = evaluate_corpus(model, rows, num_samples=args.eval_num_samples, batch_tokens=batch_tokens)
         records[name] = {"task": "likelihood", "model": args.output_dir, **found}
     return records
 

@@ -20,6 +20,7 @@ paired; and the share of puzzles that `sequential` solves, a cell at a time. Rec
 import argparse
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -34,6 +35,7 @@ from hf_lomdm.evaluation.records import write_record
 from hf_lomdm.evaluation.sudoku import evaluate_sudoku
 from hf_lomdm.modeling.batch_lomdm import Batch
 from hf_lomdm.modeling.process_lomdm import centre, learned_rates
+from hf_lomdm.modeling.rates_lomdm import RateLaw
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
@@ -44,22 +46,25 @@ LAWS = ("uniform", *NARROW, "normsig 5", "normsig 20", "normsig 100", "exp 3", "
 LEAST_RATE = 1e-12
 
 
-class OracleOrder(LoMDMForMaskedDiffusion):
-    """A model whose rates are a law `[B, L] -> [B, L]` of the entropies of its own token law."""
+@dataclass(frozen=True)
+class OracleRates(RateLaw):
+    """Rates that are a law `[B, L] -> [B, L]` of the entropies of the model's own token law."""
 
     law: Callable[[Tensor], Tensor]
 
-    def _forward_rates(self, batch: Batch) -> Tensor:
-        start = batch.ids.masked_fill(batch.maskable, self.config.mask_token_id)
-        return self.law(self.entropy(self.model(start, batch.attention_mask).last_hidden_state) * batch.maskable)
+    def forward_rates(self, model: LoMDMForMaskedDiffusion, batch: Batch) -> Tensor:
+        start = batch.ids.masked_fill(batch.maskable, model.config.mask_token_id)
+        hidden = model.model(start, batch.attention_mask).last_hidden_state
+        return self.law(token_entropy(model, hidden) * batch.maskable)
 
-    def _reverse_rates(self, hidden: Tensor, batch: Batch, *_, **__) -> Tensor:
-        return self.law(self.entropy(hidden) * (batch.ids == self.config.mask_token_id))
+    def reverse_rates(self, model: LoMDMForMaskedDiffusion, hidden: Tensor, batch: Batch, *_, **__) -> Tensor:
+        return self.law(token_entropy(model, hidden) * (batch.ids == model.config.mask_token_id))
 
-    def entropy(self, hidden: Tensor) -> Tensor:
-        """Entropy of the token law of hidden states `[..., D]`, in nats; it means nothing where a token is known."""
-        log_law = self.token_logits(hidden).float().log_softmax(-1)
-        return torch.special.entr(log_law.exp()).sum(-1)
+
+def token_entropy(model: LoMDMForMaskedDiffusion, hidden: Tensor) -> Tensor:
+    """Entropy of the token law of hidden states `[..., D]`, in nats; it means nothing where a token is known."""
+    log_law = model.token_logits(hidden).float().log_softmax(-1)
+    return torch.special.entr(log_law.exp()).sum(-1)
 
 
 def make_law(words: str, c1: float, c2: float) -> Callable[[Tensor], Tensor]:
@@ -80,7 +85,9 @@ def make_law(words: str, c1: float, c2: float) -> Callable[[Tensor], Tensor]:
     raise ValueError(f"laws must be 'uniform', 'normsig SLOPE [C2]' or 'exp SLOPE', got {words!r}.")
 
 
-def measure(model: OracleOrder, pipe: LoMDMPipeline, puzzles: list[Puzzle], num_samples: int) -> tuple[dict, Tensor]:
+def measure(
+    model: LoMDMForMaskedDiffusion, pipe: LoMDMPipeline, puzzles: list[Puzzle], num_samples: int
+) -> tuple[dict, Tensor]:
     """Main part and whole of the order bound in nats per cell and the share of puzzles solved, with standard errors.
 
     Also the bound of each puzzle `[B]`, whose draws are the same for every law.
@@ -122,7 +129,7 @@ def main(arguments: list[str] | None = None) -> None:
     with user_errors():
         path = record_place(options.output, measured, "studies")
         with loading("--model", options.model):
-            model = OracleOrder.from_pretrained(options.model).eval()
+            model = LoMDMForMaskedDiffusion.from_pretrained(options.model).eval()
         laws = {words: make_law(words, model.config.c1, model.config.c2) for words in options.laws}
         puzzles = load_puzzles(options.file, options.start, options.max_rows)
         generator = torch.Generator().manual_seed(0)
@@ -133,8 +140,9 @@ def main(arguments: list[str] | None = None) -> None:
     pipe.set_progress_bar_config(disable=True)
     print(f"{'law':15s} {'main, nats per cell':>19s} {'over the first':>19s} {'solved':>15s} {'forced reveals':>15s}")
     found, first = {}, None
-    for words, model.law in laws.items():
-        one, bounds = measure(model, pipe, puzzles, options.num_samples)
+    for words, law in laws.items():
+        with model.with_rates(OracleRates(law)):
+            one, bounds = measure(model, pipe, puzzles, options.num_samples)
         first = bounds if first is None else first
         found[words] = one = one | describe("over_first", bounds - first)
         parts = (f"{one[name]:.4f} +- {one[f'{name}_error']:.4f}" for name in ("main", "over_first"))

@@ -36,6 +36,7 @@ from hf_lomdm.evaluation.parts import PartsFile
 from hf_lomdm.evaluation.records import check_output, write_record
 from hf_lomdm.modeling.batch_lomdm import Batch
 from hf_lomdm.modeling.process_lomdm import centre, learned_rates
+from hf_lomdm.modeling.rates_lomdm import RATE_LAWS, RateLaw
 from hf_lomdm.training.arguments import parse_arguments
 
 STUDIES = Path(__file__).resolve().parents[1]
@@ -69,17 +70,17 @@ def rates_by_position(law: str, length: int, c1: float, c2: float) -> Tensor:
     )
 
 
-def fix_order(rates: Tensor) -> None:
-    """Gives the models of this process, which have neither heads nor blocks, the rates `[L]` of their positions."""
+class PositionRates(RateLaw):
+    """Forward and reverse rates are `rates` `[L]` of the positions."""
 
-    def forward_rates(self, batch: Batch) -> Tensor:
-        return rates.to(batch.position.device)[batch.position]
+    def __init__(self, rates: Tensor):
+        self.rates = rates
 
-    def reverse_rates(self, hidden: Tensor, batch: Batch, *_, **__) -> Tensor:
-        return forward_rates(self, batch)
+    def forward_rates(self, model: LoMDMForMaskedDiffusion, batch: Batch) -> Tensor:
+        return self.rates.to(batch.position.device)[batch.position]
 
-    LoMDMForMaskedDiffusion._forward_rates = forward_rates
-    LoMDMForMaskedDiffusion._reverse_rates = reverse_rates
+    def reverse_rates(self, model: LoMDMForMaskedDiffusion, hidden: Tensor, batch: Batch, *_, **__) -> Tensor:
+        return self.forward_rates(model, batch)
 
 
 def parse_options(arguments: list[str] | None = None) -> tuple[argparse.Namespace, Run, Tensor]:
@@ -110,7 +111,7 @@ def main(arguments: list[str] | None = None) -> None:
         check_output(options.output, measured)
     except ValueError as error:
         sys.exit(f"error: {error}")
-    fix_order(rates)
+    RATE_LAWS["uniform"] = PositionRates(rates)  # of the models that train.py makes and that are loaded here
     sys.argv = [str(TRAIN), *run.words]
     runpy.run_path(str(TRAIN), run_name="__main__")
     folder = Path(run.training.output_dir)

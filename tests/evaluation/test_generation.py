@@ -114,7 +114,7 @@ def test_learned_order_false_makes_the_reveal_order_even():
 def test_the_pipeline_is_as_before_afterwards(fails):
     pipe = build_pipeline({"sampler": "ancestral", "temperature": 0.5})
     pipe.set_progress_bar_config(desc="mine", disable=True)
-    before = (pipe.scheduler, pipe.model.config.c2, dict(pipe._progress_bar_config))
+    before = (pipe.scheduler, pipe.model.rate_law, dict(pipe._progress_bar_config))
     options = {**OPTIONS, "max_length": 99 if not fails else 0}
     if fails:
         with pytest.raises(ValueError, match="max_length must be a whole number of at least 1"):
@@ -122,8 +122,8 @@ def test_the_pipeline_is_as_before_afterwards(fails):
     else:
         setting = write_texts(pipe, **options, grid="uniform", learned_order=False).setting
         assert (setting["grid"], setting["temperature"], setting["learned_order"]) == ("uniform", 0.5, False)
-    assert before == (pipe.scheduler, pipe.model.config.c2, pipe._progress_bar_config)
-    assert pipe.scheduler.config.grid == "adaptive" and pipe.model.config.c2 > 0
+    assert before == (pipe.scheduler, pipe.model.rate_law, pipe._progress_bar_config)
+    assert pipe.scheduler.config.grid == "adaptive" and before[1].uses_psi
 
 
 def test_grid_and_sampler_change_the_texts():

@@ -12,7 +12,7 @@ from hf_lomdm.evaluation import nelbo
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "studies" / "sudoku"))
 
-from sudoku_oracle import OracleOrder, main, make_law  # noqa: E402
+from sudoku_oracle import OracleRates, main, make_law  # noqa: E402
 
 PUZZLES = str(ROOT / "tests" / "fixtures" / "sudoku.csv")
 CHECKPOINT = str(ROOT / "checkpoints" / "lomdm-sudoku")
@@ -37,7 +37,7 @@ def test_a_law_that_does_not_exist_is_refused(words):
 @torch.no_grad()
 def test_forward_rates_know_the_clues_alone_and_reverse_rates_the_state(make_model):
     model = make_model()
-    model.__class__, model.law = OracleOrder, lambda entropy: 1 + entropy
+    model.rate_law = OracleRates(lambda entropy: 1 + entropy)
     text, given = torch.tensor([[3, 4, 5, 6]]), torch.tensor([[True, False, False, True]])
     start = torch.where(given, text, 10)
     law = model(start).logits.softmax(-1)

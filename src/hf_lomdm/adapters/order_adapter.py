@@ -17,7 +17,8 @@ from hf_lomdm.modeling.backbone_lomdm import BLOCK_ATTENTION, check_inputs, chec
 from hf_lomdm.modeling.batch_lomdm import Batch
 from hf_lomdm.modeling.checkpoint_lomdm import weight_shapes
 from hf_lomdm.modeling.configuration_lomdm import NAME, OPTIONAL_TOKEN, TOKEN, LoMDMConfig
-from hf_lomdm.modeling.modeling_lomdm import LoMDMForMaskedDiffusion, LoMDMOrderHead
+from hf_lomdm.modeling.modeling_lomdm import LoMDMForMaskedDiffusion
+from hf_lomdm.modeling.rates_lomdm import RATE_LAWS
 
 WEIGHTS = "model.safetensors"
 # Of `from_pretrained`: what both the adapter and its base are fetched with. The rest goes to the base alone.
@@ -204,9 +205,8 @@ class OrderAdapter(LoMDMForMaskedDiffusion):
         checkpointing = config.__dict__.pop("gradient_checkpointing", False)  # post_init would look for the base
         super(LoMDMForMaskedDiffusion, self).__init__(config)  # neither its backbone nor its LM head are made
         check_base(base, config)
-        self.phi = LoMDMOrderHead(config, reads_given=True)
-        self.psi = LoMDMOrderHead(config)
-        self.omega = None
+        self.rate_law = RATE_LAWS[config.rate_type]
+        self.phi, self.psi = self.rate_law.modules(config).values()
         self.post_init()
         self.model = FrozenBase(base, config)  # after post_init, which would draw its weights anew
         check_split(self.model)
@@ -486,7 +486,7 @@ def read_heads(config: OrderAdapterConfig, path: str) -> dict[str, Tensor]:
     """
     shapes = weight_shapes([path])
     with torch.device("meta"):
-        heads = nn.ModuleDict({"phi": LoMDMOrderHead(config, reads_given=True), "psi": LoMDMOrderHead(config)})
+        heads = nn.ModuleDict(RATE_LAWS[config.rate_type].modules(config))
     expected = {name: list(weight.shape) for name, weight in heads.state_dict().items()}
     wrong = sorted(name for name in expected.keys() | shapes.keys() if expected.get(name) != shapes.get(name))
     if wrong:

@@ -130,8 +130,8 @@ def write_texts(
         pipe: a `LoMDMPipeline` with a tokenizer; its scheduler holds temperature, top-p and top-k.
         num_inference_steps, max_length, sampler: as in the call of the pipeline.
         grid: of the sampler `"ancestral"`; default the scheduler's.
-        learned_order: `False` takes `c2 = 0` while it writes: every masked position is as likely to be next as any
-            other (the paper's ablation). For `rate_type="learned"` only.
+        learned_order: `False` writes with equal rates (`c2 = 0`): every masked position is as likely
+            to be next as any other (the paper's ablation). For `rate_type="learned"` only.
         parts_file: finished texts are appended here and not written again.
     Raises:
         ValueError: counts below 1, options that do not fit the model or the sampler, no tokenizer, or a parts file of
@@ -159,7 +159,7 @@ def write_texts(
 
 @contextlib.contextmanager
 def changed_pipeline(pipe: Any, sampler: str | None, grid: str | None, learned_order: bool) -> Iterator[None]:
-    """Within this context the pipeline has this sampler and grid, shows no bar and, if asked for, `c2` is 0."""
+    """Within this context the pipeline has this sampler and grid, no bar and, if asked for, no learned order."""
     model, scheduler, bar = pipe.model, pipe.scheduler, getattr(pipe, "_progress_bar_config", {})
     changes = {name: value for name, value in (("sampler", sampler), ("grid", grid)) if value is not None}
     changed = type(scheduler).from_config(scheduler.config, **changes)
@@ -170,14 +170,13 @@ def changed_pipeline(pipe: Any, sampler: str | None, grid: str | None, learned_o
             f"learned_order=False needs a model with rate_type='learned', got {model.config.rate_type!r}. "
             "Pass sampler='random' to write in a random order."
         )
-    c2 = model.config.c2
     try:
         pipe.scheduler = changed
         pipe.set_progress_bar_config(disable=True)
-        model.config.c2 = c2 if learned_order else 0.0
-        yield
+        with contextlib.nullcontext() if learned_order else model.without_order():
+            yield
     finally:
-        pipe.scheduler, model.config.c2 = scheduler, c2
+        pipe.scheduler = scheduler
         pipe.set_progress_bar_config(**bar)
 
 
@@ -317,7 +316,7 @@ def _content(row: list[int], pipe: Any) -> list[int]:
 
 
 def _learned(model: nn.Module) -> bool:
-    return model.config.rate_type == "learned" and model.config.c2 > 0
+    return model.rate_law.uses_psi and model.config.c2 > 0
 
 
 def _check_counts(**counts: int) -> None:

@@ -110,8 +110,10 @@ def values_digest(values: Any) -> str:
 
 
 def model_digest(model: nn.Module) -> str:
-    """A hash of the weights and of the configuration: what a value can depend on."""
+    """A hash of weights, configuration and, where it is not the model's own, law of the rates."""
     config = {k: v for k, v in model.config.to_dict().items() if k not in ("transformers_version", "_name_or_path")}
+    if not getattr(model, "has_own_rates", True):
+        config["rate_law"] = model.rate_law
     digest = hashlib.blake2b(json.dumps(config, sort_keys=True, default=str).encode(), digest_size=16)
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype}".encode())

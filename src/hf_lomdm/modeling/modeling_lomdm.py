@@ -1,6 +1,7 @@
 """LoMDM models: backbone, LM head, rates, and the loss, for the whole family. This file travels to the Hub."""
 
-import math
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -11,10 +12,8 @@ from transformers.utils import ModelOutput, can_return_tuple
 
 from .backbone_lomdm import (
     GIVEN,
-    LoMDMLayer,
     LoMDMModel,
     LoMDMPreTrainedModel,
-    attention_inputs,
     check_labels,
     check_unread,
     one_text,
@@ -28,12 +27,8 @@ from .process_lomdm import (
     View,
     block_quantiles,
     block_sum,
-    centre,
     draw_order_view,
     draw_time_view,
-    learned_rates,
-    log_rate_of_scores,
-    log_rate_of_token_rates,
     order_bound,
     position_exponentials,
     rloo_score,
@@ -42,11 +37,10 @@ from .process_lomdm import (
     stack_views,
     stratified_quantiles,
     time_bound,
-    wide,
 )
+from .rates_lomdm import RATE_LAWS, RHO_AT_START, EqualRates, LoMDMOrderHead, LoMDMTokenRates, RateLaw
 from .token_losses_lomdm import CACHE_LOGITS, TokenLosses, rows_at_a_time
 
-RHO_AT_START = math.log(math.e - 1)  # softplus of it is 1
 CHUNK_LOGITS = 2**24  # logits that a loss projects to at a time on a CPU, and whose gradient it then holds
 
 
@@ -80,69 +74,6 @@ class LoMDMOutput(ModelOutput):
     rate_ratio: Tensor | None = None
 
 
-class LoMDMOrderHead(nn.Module):
-    """One transformer block and an MLP: features of the backbone to a score `g` per position.
-
-    The last layer starts at zero, so that all rates start at `c1`, and has no bias: the mean score of a block is a flat
-    direction of `NormSig` (docs/method.md, "order heads").
-
-    Args:
-        reads_given: for `phi`, to which a clean text looks the same at given positions as at others: a vector, zero at
-            the start, is added there. `psi` sees which positions are masked.
-    """
-
-    def __init__(self, config: LoMDMConfig, reads_given: bool = False):
-        super().__init__()
-        self.config = config
-        self.given = nn.Parameter(torch.zeros(config.hidden_size)) if reads_given else None
-        self.layer = LoMDMLayer(config, layer_index=config.num_hidden_layers)  # behind the backbone's in a cache
-        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
-        self.act = nn.GELU(approximate="tanh")
-        self.out = nn.Linear(config.hidden_size, 1, bias=False)
-        self.out.init_std = 0.0
-
-    def forward(
-        self,
-        features: Tensor,
-        attention_mask: Tensor | None = None,
-        num_copies: int = 1,
-        past_key_values: Cache | None = None,
-        given: Tensor | None = None,
-    ) -> Tensor:
-        """Scores `[B, C * L]`, float32 or wider, of features `[B, C * L, D]`; arguments as in `LoMDMModel`.
-
-        `given`: `[B, L]` bool, the given positions, for a head that reads them; `None` = none.
-        """
-        if given is not None:
-            features = features + (given[..., None] * self.given).to(features.dtype)  # [B, L, D]
-        past_length = 0 if past_key_values is None else past_key_values.get_seq_length(self.config.num_hidden_layers)
-        mask, rotary = attention_inputs(self.config, features, attention_mask, num_copies, past_length)
-        hidden = self.layer(features, mask, rotary, past_key_values=past_key_values)
-        return wide(self.out(self.act(self.dense(self.norm(hidden)))).squeeze(-1))
-
-
-class LoMDMTokenRates(nn.Module):
-    """A rate `omega = softplus(rho)` for each entry of the vocabulary, 1 at the start (the mask's is not used)."""
-
-    def __init__(self, config: LoMDMConfig):
-        super().__init__()
-        self.rho = nn.Parameter(torch.empty(config.vocab_size))
-
-    def forward(self) -> Tensor:
-        """`log omega` `[V]`, float32 or wider."""
-        rho = wide(self.rho)
-        # far below zero log(softplus(rho)) is rho, but would underflow
-        return torch.where(rho < -20, rho, nn.functional.softplus(rho.clamp(min=-20)).log())
-
-    def resize(self, vocab_size: int) -> None:
-        """Keeps the rates of the ids that stay; those of new ids start at 1."""
-        rho = self.rho.detach().new_full((vocab_size,), RHO_AT_START)
-        kept = min(vocab_size, len(self.rho))
-        rho[:kept] = self.rho.detach()[:kept]
-        self.rho = nn.Parameter(rho, requires_grad=self.rho.requires_grad)
-
-
 class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
     """A masked diffusion language model: backbone, LM head, and what its `rate_type` needs for the order of reveal.
 
@@ -157,10 +88,9 @@ class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
         super().__init__(config)
         self.model = LoMDMModel(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size)
-        learned = config.rate_type == "learned"
-        self.phi = LoMDMOrderHead(config, reads_given=True) if learned else None  # forward rates w, from clean text
-        self.psi = LoMDMOrderHead(config) if learned else None  # reverse rates v, from partly masked text
-        self.omega = LoMDMTokenRates(config) if config.rate_type == "token" else None  # both, with the token law
+        self.rate_law = RATE_LAWS[config.rate_type]
+        modules = self.rate_law.modules(config)
+        self.phi, self.psi, self.omega = (modules.get(name) for name in ("phi", "psi", "omega"))
         self.post_init()
         self._keys_to_ignore_on_load_unexpected = None  # post_init takes over what the backbone alone may ignore
 
@@ -181,24 +111,46 @@ class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
     def resize_token_embeddings(self, new_num_tokens: int | None = None, *args, **kwargs) -> nn.Embedding:
         """As in transformers; token rates follow the vocabulary. A special token that would go is a `ValueError`."""
         embeddings = super().resize_token_embeddings(new_num_tokens, *args, **kwargs)
-        if self.omega is not None:
-            self.omega.resize(self.config.vocab_size)
+        self._own_law.resize(self)
         return embeddings
+
+    @property
+    def _own_law(self) -> RateLaw:
+        """The law that the model was trained with: its token law stays, whatever law orders the reveals."""
+        return RATE_LAWS[self.config.rate_type]
+
+    @property
+    def has_own_rates(self) -> bool:
+        """Whether the rates are those of the configuration (`with_rates`)."""
+        return self.rate_law == self._own_law
+
+    @contextmanager
+    def with_rates(self, law: RateLaw) -> Iterator[None]:
+        """Within this context another law gives forward and reverse rates; the token law stays."""
+        own, self.rate_law = self.rate_law, law
+        try:
+            yield
+        finally:
+            self.rate_law = own
+
+    def without_order(self) -> AbstractContextManager[None]:
+        """Within this context all rates equal `c1`, as with `c2 = 0`: what is measured has no learned order."""
+        return self.with_rates(EqualRates(self.config.c1))
 
     @property
     def learns_forward_rates(self) -> bool:
         """Whether the law of the views is learned, so that the loss has a score term."""
-        return self.config.rate_type in ("learned", "token")
+        return self.rate_law.learns_forward
 
     @property
     def num_views(self) -> int:
-        """Masked views of each text in the loss: `config.num_views`, else two for RLOO and one without it."""
-        return self.config.num_views or (2 if self.learns_forward_rates else 1)
+        """Masked views of each text in the loss: `config.num_views`, else what the rates need."""
+        return self.config.num_views or self.rate_law.num_views
 
     @property
     def rates_need_logits(self) -> bool:
         """Whether reverse rates come from the logits of all positions. If not, positions can be chosen before those."""
-        return self.config.rate_type in ("token", "score")
+        return self.rate_law.needs_logits
 
     generation_config = None  # peft asks for it too
 
@@ -290,23 +242,11 @@ class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
         `None` = none. `inputs_embeds`: `[B, L, D]`, what positions of the id -100 are read as.
         """
         maskable = None if given is None else ~given
-        return self._forward_rates(self.make_batch(x, attention_mask, maskable, inputs_embeds))
-
-    def _forward_rates(self, batch: Batch) -> Tensor:
-        if self.omega is not None:
-            return self.omega().exp()[batch.ids.clamp(min=0)]
-        if self.phi is None:
-            return torch.ones(batch.ids.shape, device=batch.ids.device, dtype=wide(self.lm_head.weight[:0]).dtype)
-        with torch.no_grad():
-            features = self._encode(batch, deterministic=True)
-        torch.clear_autocast_cache()  # torch 2.9 and 2.10 would lend the views its weights, cast without gradients
-        return self._head_rates(self.phi, features, batch, given=None if batch.maskable is None else ~batch.maskable)
+        return self.rate_law.forward_rates(self, self.make_batch(x, attention_mask, maskable, inputs_embeds))
 
     def token_logits(self, hidden: Tensor) -> Tensor:
         """The token law of hidden states, `[..., D] -> [..., V]` unnormalised, the mask token at `-inf`."""
-        logits = self.lm_head(hidden)
-        if self.omega is not None:
-            logits = logits + self.omega().to(logits.dtype)
+        logits = self._own_law.weigh_tokens(self, self.lm_head(hidden))
         logits[..., self.config.mask_token_id] = -torch.inf  # in place: a copy of [..., V] would be the largest tensor
         return logits
 
@@ -321,7 +261,7 @@ class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
             **text, attention_mask=attention_mask, output_hidden_states=output_hidden_states, return_dict=True
         )
         batch = self.make_batch(text["input_ids"], attention_mask, inputs_embeds=text["inputs_embeds"])
-        rates = self._reverse_rates(out.last_hidden_state, batch, past_key_values=text["past_key_values"])
+        rates = self.rate_law.reverse_rates(self, out.last_hidden_state, batch, past_key_values=text["past_key_values"])
         kept = slice(None if logits_to_keep is None else -logits_to_keep, None)
         hidden, rates = out.last_hidden_state[:, kept], rates[:, kept]
         logits = self.token_logits(hidden) if output_logits or self.rates_need_logits else None
@@ -330,7 +270,7 @@ class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
         given = {"logits": logits if output_logits else None, "hidden_states": out.hidden_states}
         return LoMDMOutput(rates=rates, last_hidden_state=hidden, **given)
 
-    def _encode(self, batch: Batch, views: Tensor | None = None, **options) -> Tensor:
+    def encode(self, batch: Batch, views: Tensor | None = None, **options) -> Tensor:
         """Hidden states of the trunk for a batch, or for it and its views `[K * B, L]` (`LoMDMModel.forward`)."""
         ids, embeds = batch.ids, batch.inputs_embeds
         if embeds is not None:
@@ -348,29 +288,7 @@ class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
 
     def rates_of_logits(self, logits: Tensor) -> Tensor:
         """Reverse rates `[...]`, float32 or wider, of the token law `[..., V]` of `token_logits`."""
-        if self.omega is not None:
-            return log_rate_of_token_rates(wide(logits), self.omega()).exp()
-        return log_rate_of_scores(wide(logits)).exp()
-
-    def _reverse_rates(self, hidden: Tensor, batch: Batch, num_copies: int = 1, past_key_values=None) -> Tensor:
-        """Reverse rates `[C * B, L]` of hidden states `[B, C * L, D]`, 1 where they do not come from an order head."""
-        if self.psi is None:
-            return stack_copies(torch.ones_like(wide(hidden[..., 0])), num_copies)
-        return self._head_rates(self.psi, hidden, batch, num_copies, past_key_values)
-
-    def _head_rates(
-        self, head, features, batch: Batch, num_copies: int = 1, past_key_values=None, given=None
-    ) -> Tensor:
-        """Rates `[C * B, L]` from an order head and features `[B, C * L, D]`, which it does not train."""
-        features = features.detach()  # heads never reach the backbone
-        features = features.to(head.norm.weight.dtype)  # theirs may be another one
-        if head.layer.gradient_checkpointing and torch.is_grad_enabled():
-            features.requires_grad_()  # reentrant checkpointing drops the gradients of a layer whose input has none
-        scores = head(features, batch.attention_mask, num_copies, past_key_values, given)
-        scores, batch = stack_copies(scores, num_copies), batch.stack(num_copies)
-        # the mean score is a flat direction of NormSig, along which training drifts until the sigmoids saturate
-        scores = centre(scores, batch.real, batch.blocks)
-        return learned_rates(scores, self.config.c1, self.config.c2, batch.real, batch.blocks)
+        return self.rate_law.rates_of_logits(self, logits)
 
     def _loss(self, batch: Batch, quantiles: Tensor | None, generator, bound: str | None) -> LoMDMOutput:
         num_texts, device = len(batch.ids), batch.ids.device
@@ -380,7 +298,7 @@ class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
         seeds = torch.cat([row_seeds(generator, num_texts, device) for _ in range(self.num_views)])
         quantiles = block_quantiles(quantiles, seeds[:num_texts], batch.blocks)
         # 2. Rates of the forward process, from clean text                        w                 [B, L]
-        rates = self._forward_rates(batch)
+        rates = self.rate_law.forward_rates(self, batch)
         # 3. One pass over all views, the bound term by term                      terms, log_q      [views * B, N]
         terms, log_q, reverse = self.estimate_bound(batch, rates, quantiles, seeds, bound)
         # 4. The bound, the mean over views                                       nelbo             [B]
@@ -402,7 +320,7 @@ class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
             main=main.sum(-1).detach(),
             velocity=velocity.sum(-1).detach(),
             score=None if score is None else score.detach(),
-            rates=None if self.psi is None else reverse[:num_texts].detach(),
+            rates=reverse[:num_texts].detach() if self.rate_law.uses_psi else None,
             forward_rates=rates.detach(),
             rate_ratio=ratio,
         )
@@ -466,13 +384,13 @@ class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
         views of a text share. Rates that need logits are left at 1.
         """
         if self.config.block_size is None:
-            hidden = self._encode(views)
-            return hidden, self._reverse_rates(hidden, views)
+            hidden = self.encode(views)
+            return hidden, self.rate_law.reverse_rates(self, hidden, views)
         # psi attends to the clean copy; without psi its outputs are unused
-        num_views = len(views.ids) // len(batch.ids)
-        num_copies = num_views + (self.psi is not None)
-        packed = self._encode(batch, views.ids, views_only=self.psi is None)
-        rates = self._reverse_rates(packed, batch, num_copies)
+        uses_psi = self.rate_law.uses_psi
+        num_copies = len(views.ids) // len(batch.ids) + uses_psi
+        packed = self.encode(batch, views.ids, views_only=not uses_psi)
+        rates = self.rate_law.reverse_rates(self, packed, batch, num_copies)
         hidden = stack_copies(packed, num_copies)  # [C * B, L, D], the clean copy first if it is there
         return hidden[-len(views.ids) :], rates[-len(views.ids) :]
 
@@ -505,7 +423,7 @@ def check_read(model: nn.Module, labels, past_key_values, logits_to_keep: int | 
         raise ValueError(f"logits_to_keep must be None (all) or at least 1, got {logits_to_keep}.")
     if past_key_values is None or model.config.block_size is None:  # the trunk refuses it then
         return
-    layers = model.config.num_hidden_layers + (model.psi is not None)
+    layers = model.config.num_hidden_layers + model.rate_law.uses_psi
     grows = isinstance(past_key_values, DynamicCache) and len(past_key_values.layers) in (0, layers)
     if not grows:
         raise ValueError(

@@ -272,13 +272,9 @@ class LoMDMTrainer(TrainerHooks):
         return hasattr(self.model.config, "rate_type")
 
     def evaluate_without_order(self) -> dict[str, float]:
-        """`evaluate` with all rates equal (`c2 = 0`), prefix `eval_without_order`: what the order is worth."""
-        config = self.accelerator.unwrap_model(self.model).config
-        c2, config.c2 = config.c2, 0.0
-        try:
+        """`evaluate` with equal rates (`c2 = 0`), prefix `eval_without_order`: what the order is worth."""
+        with self.accelerator.unwrap_model(self.model).without_order():
             return self.evaluate(metric_key_prefix="eval_without_order")
-        finally:
-            config.c2 = c2
 
     def _evaluate_batch(self, step: int, batch: dict[str, Tensor]) -> Tensor:
         """`[B, 4]`: maskable tokens, main, velocity and Monte-Carlo error of each text (NaN from a single sample)."""

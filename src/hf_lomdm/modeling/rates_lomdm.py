@@ -1,0 +1,243 @@
+"""The rates of the process as objects, and the modules that some of them learn. This file travels to the Hub."""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.cache_utils import Cache
+
+from .backbone_lomdm import LoMDMLayer, attention_inputs
+from .batch_lomdm import Batch
+from .configuration_lomdm import LoMDMConfig
+from .process_lomdm import (
+    centre,
+    learned_rates,
+    log_rate_of_scores,
+    log_rate_of_token_rates,
+    stack_copies,
+    wide,
+)
+
+RHO_AT_START = math.log(math.e - 1)  # softplus of it is 1
+
+
+class LoMDMOrderHead(nn.Module):
+    """One transformer block and an MLP: features of the backbone to a score `g` per position.
+
+    The last layer starts at zero, so that all rates start at `c1`. It has no bias, because the mean
+    score of a block is a flat direction of `NormSig` (docs/method.md, "order heads").
+
+    Args:
+        reads_given: add a learned vector, zero at the start, at given positions. `phi` needs it: it
+            reads clean text, where given positions look like the others. `psi` sees the masks.
+    """
+
+    def __init__(self, config: LoMDMConfig, reads_given: bool = False):
+        super().__init__()
+        self.config = config
+        self.given = nn.Parameter(torch.zeros(config.hidden_size)) if reads_given else None
+        self.layer = LoMDMLayer(config, layer_index=config.num_hidden_layers)
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.act = nn.GELU(approximate="tanh")
+        self.out = nn.Linear(config.hidden_size, 1, bias=False)
+        self.out.init_std = 0.0
+
+    def forward(
+        self,
+        features: Tensor,
+        attention_mask: Tensor | None = None,
+        num_copies: int = 1,
+        past_key_values: Cache | None = None,
+        given: Tensor | None = None,
+    ) -> Tensor:
+        """Scores `[B, C * L]`, float32 or wider, of features `[B, C * L, D]`.
+
+        Args:
+            attention_mask, num_copies, past_key_values: as in `LoMDMModel`.
+            given: `[B, L]` bool, the given positions, for a head that reads them; `None` = none.
+        """
+        if given is not None:
+            features = features + (given[..., None] * self.given).to(features.dtype)  # [B, L, D]
+        layer = self.config.num_hidden_layers  # the head's own in a cache, behind those of the backbone
+        past_length = 0 if past_key_values is None else past_key_values.get_seq_length(layer)
+        mask, rotary = attention_inputs(self.config, features, attention_mask, num_copies, past_length)
+        hidden = self.layer(features, mask, rotary, past_key_values=past_key_values)
+        return wide(self.out(self.act(self.dense(self.norm(hidden)))).squeeze(-1))
+
+
+class LoMDMTokenRates(nn.Module):
+    """A rate `omega = softplus(rho)` for each entry of the vocabulary, 1 at the start (the mask's is not used)."""
+
+    def __init__(self, config: LoMDMConfig):
+        super().__init__()
+        self.rho = nn.Parameter(torch.empty(config.vocab_size))
+
+    def forward(self) -> Tensor:
+        """`log omega` `[V]`, float32 or wider."""
+        rho = wide(self.rho)
+        # far below zero softplus(rho) underflows, and its logarithm is rho
+        return torch.where(rho < -20, rho, nn.functional.softplus(rho.clamp(min=-20)).log())
+
+    def resize(self, vocab_size: int) -> None:
+        """Keeps the rates of the ids that stay; those of new ids start at 1."""
+        rho = self.rho.detach().new_full((vocab_size,), RHO_AT_START)
+        kept = min(vocab_size, len(self.rho))
+        rho[:kept] = self.rho.detach()[:kept]
+        self.rho = nn.Parameter(rho, requires_grad=self.rho.requires_grad)
+
+
+class RateLaw:
+    """Forward rates `w` and reverse rates `v` of a model (docs/method.md, "the family").
+
+    A law holds no weights: it reads the model's `phi`, `psi` and `omega`. So any law can be put in
+    place of another (`LoMDMForMaskedDiffusion.with_rates`). A law of your own overrides
+    `forward_rates` and `reverse_rates`.
+
+    Attributes:
+        level: of rates that nothing sets.
+        learns_forward: whether forward rates are learned, so that the loss has a score term.
+        needs_logits: whether reverse rates come from the logits of all positions, by `rates_of_logits`.
+            If not, positions can be chosen before the projection to the vocabulary.
+        uses_psi: whether reverse rates come from `psi`, which attends to the clean text of blocks.
+    """
+
+    level = 1.0
+    learns_forward: ClassVar[bool] = False
+    needs_logits: ClassVar[bool] = False
+    uses_psi: ClassVar[bool] = False
+
+    @property
+    def num_views(self) -> int:
+        """Masked views of each text in the loss: RLOO compares two."""
+        return 2 if self.learns_forward else 1
+
+    def modules(self, config: LoMDMConfig) -> dict[str, nn.Module]:
+        """New modules for the model, of the names `phi`, `psi` and `omega`."""
+        return {}
+
+    def forward_rates(self, model: PreTrainedModel, batch: Batch) -> Tensor:
+        """`w_i(x)` `[B, L]`, float32 or wider, of clean texts. Positions that are not `maskable` are given."""
+        dtype = torch.promote_types(model.get_input_embeddings().weight.dtype, torch.float32)
+        return torch.full(batch.ids.shape, self.level, device=batch.ids.device, dtype=dtype)
+
+    def reverse_rates(
+        self,
+        model: PreTrainedModel,
+        hidden: Tensor,
+        batch: Batch,
+        num_copies: int = 1,
+        past_key_values: Cache | None = None,
+    ) -> Tensor:
+        """`v_i(z)` `[C * B, L]` of the hidden states of partly masked texts; 1 if they need logits.
+
+        Args:
+            hidden: `[B, C * L, D]`, `C` copies of each text side by side.
+            batch: the texts that were read: partly masked, or with several copies the clean ones.
+            past_key_values: with blocks, the cache of the blocks before.
+        """
+        return stack_copies(torch.full_like(wide(hidden[..., 0]), self.level), num_copies)
+
+    def rates_of_logits(self, model: PreTrainedModel, logits: Tensor) -> Tensor:
+        """`v` `[...]`, float32 or wider, of the token law `[..., V]`, for laws that need logits."""
+        raise NotImplementedError(f"{type(self).__name__} has no rates of logits.")
+
+    def weigh_tokens(self, model: PreTrainedModel, logits: Tensor) -> Tensor:
+        """The logits of the token law `[..., V]`, from those of the LM head."""
+        return logits
+
+    def resize(self, model: PreTrainedModel) -> None:
+        """Follows a vocabulary of another size."""
+
+
+@dataclass(frozen=True)
+class EqualRates(RateLaw):
+    """All rates equal `level`: MDLM, AR and BD3-LM at 1; a learned order taken away at `c1`."""
+
+    level: float = 1.0
+
+
+@dataclass(frozen=True)
+class LearnedRates(RateLaw):
+    """LoMDM: `c1 + c2 NormSig(g)` of the order heads, `phi` on clean and `psi` on partly masked text."""
+
+    learns_forward = True
+    uses_psi = True
+
+    def modules(self, config: LoMDMConfig) -> dict[str, nn.Module]:
+        return {"phi": LoMDMOrderHead(config, reads_given=True), "psi": LoMDMOrderHead(config)}
+
+    def forward_rates(self, model: PreTrainedModel, batch: Batch) -> Tensor:
+        with torch.no_grad():
+            features = model.encode(batch, deterministic=True)
+        torch.clear_autocast_cache()  # torch 2.9 and 2.10 would lend the views its weights, cast without gradients
+        given = None if batch.maskable is None else ~batch.maskable
+        return self._head_rates(model, model.phi, features, batch, given=given)
+
+    def reverse_rates(
+        self,
+        model: PreTrainedModel,
+        hidden: Tensor,
+        batch: Batch,
+        num_copies: int = 1,
+        past_key_values: Cache | None = None,
+    ) -> Tensor:
+        return self._head_rates(model, model.psi, hidden, batch, num_copies, past_key_values)
+
+    def _head_rates(
+        self, model, head, features: Tensor, batch: Batch, num_copies: int = 1, past_key_values=None, given=None
+    ) -> Tensor:
+        """Rates `[C * B, L]` of an order head, from features `[B, C * L, D]`."""
+        features = features.detach()  # heads never reach the backbone
+        features = features.to(head.norm.weight.dtype)  # that of the heads may differ
+        if head.layer.gradient_checkpointing and torch.is_grad_enabled():
+            features.requires_grad_()  # reentrant checkpointing drops the gradients of a layer whose input has none
+        scores = head(features, batch.attention_mask, num_copies, past_key_values, given)
+        scores, batch = stack_copies(scores, num_copies), batch.stack(num_copies)
+        # the mean score is a flat direction of NormSig, along which training drifts until the sigmoids saturate
+        scores = centre(scores, batch.real, batch.blocks)
+        return learned_rates(scores, model.config.c1, model.config.c2, batch.real, batch.blocks)
+
+
+@dataclass(frozen=True)
+class TokenRates(RateLaw):
+    """GenMD4: `w = omega[x]`, and `v` the mean of `omega` under the token law without `omega`."""
+
+    learns_forward = True
+    needs_logits = True
+
+    def modules(self, config: LoMDMConfig) -> dict[str, nn.Module]:
+        return {"omega": LoMDMTokenRates(config)}
+
+    def forward_rates(self, model: PreTrainedModel, batch: Batch) -> Tensor:
+        return model.omega().exp()[batch.ids.clamp(min=0)]
+
+    def rates_of_logits(self, model: PreTrainedModel, logits: Tensor) -> Tensor:
+        return log_rate_of_token_rates(wide(logits), model.omega()).exp()
+
+    def weigh_tokens(self, model: PreTrainedModel, logits: Tensor) -> Tensor:
+        return logits + model.omega().to(logits.dtype)
+
+    def resize(self, model: PreTrainedModel) -> None:
+        model.omega.resize(model.config.vocab_size)
+
+
+@dataclass(frozen=True)
+class ScoreRates(RateLaw):
+    """SEDD: `w = 1`, and `v` the sum of its scores."""
+
+    needs_logits = True
+
+    def rates_of_logits(self, model: PreTrainedModel, logits: Tensor) -> Tensor:
+        return log_rate_of_scores(wide(logits)).exp()
+
+
+RATE_LAWS: dict[str, RateLaw] = {
+    "learned": LearnedRates(),
+    "uniform": EqualRates(),
+    "token": TokenRates(),
+    "score": ScoreRates(),
+}
