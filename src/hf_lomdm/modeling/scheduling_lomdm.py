@@ -131,6 +131,25 @@ class LoMDMScheduler(SchedulerMixin, ConfigMixin):
         """Whether `select` needs the reverse rates."""
         return self.config.sampler in RATE_SAMPLERS
 
+    @property
+    def num_reveals_is_random(self) -> bool:
+        """Whether the number of positions that a step reveals is drawn. If not, it is `num_reveals`."""
+        return self.config.sampler == "ancestral"
+
+    def num_reveals(self, num_masked: list[int], timestep: float | Tensor) -> list[int]:
+        """Positions that the step at `timestep` reveals in each row: `ceil(remaining / steps left)`.
+
+        Args:
+            num_masked: masked positions of each row.
+            timestep: an entry of `timesteps`, on the host.
+        """
+        steps_left = self._steps_left(timestep, torch.device("cpu"))
+        return [_share(count, steps_left) for count in num_masked]
+
+    def num_useful_steps(self, num_inference_steps: int, num_masked: int) -> int:
+        """How many of `num_inference_steps` steps can change a text of `num_masked` masked positions."""
+        return num_inference_steps if self.num_reveals_is_random else max(1, min(num_inference_steps, num_masked))
+
     def set_timesteps(self, num_inference_steps: int, device: str | torch.device | None = None) -> None:
         """Set `timesteps` to the float32 `[K]` times `1, 1 - 1/K, ..., 1/K`; the time after the last one is 0.
 
@@ -245,10 +264,10 @@ class LoMDMScheduler(SchedulerMixin, ConfigMixin):
         block, num_blocks = self._blocks(positions, attention_mask)
         uniforms = position_uniforms(seeds[:, None], positions)
         v = _float64_rates(rates.detach().to(device), masked) if self.position_draw_needs_rates else None
-        if self.config.sampler == "ancestral":
+        if self.num_reveals_is_random:
             return (masked & (uniforms < self._ancestral(v, masked, block, num_blocks, steps_left))).to(home)
         keys = self._keys(v, uniforms, positions, masked, logits)
-        count = (masked.sum(1, keepdim=True) + steps_left - 1) // steps_left
+        count = _share(masked.sum(1, keepdim=True), steps_left)
         if self.position_draw_needs_logits:
             keys = _level(keys, masked, block, count)
         return (_order(keys, masked, block).argsort(dim=1) < count).to(home)
@@ -263,10 +282,28 @@ class LoMDMScheduler(SchedulerMixin, ConfigMixin):
         width = revealed.shape[1]
         if revealed.device.type == "cpu":
             width = int(revealed.sum(1).max()) if revealed.numel() else 0
-        elif self.config.sampler != "ancestral":
+        elif not self.num_reveals_is_random:
             steps_left = self._steps_left(timestep, revealed.device)
-            width = width if isinstance(steps_left, Tensor) else -(-width // steps_left)
+            width = width if isinstance(steps_left, Tensor) else _share(width, steps_left)
         return revealed.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :width]
+
+    def revealed_places(
+        self, revealed: Tensor, timestep: float | Tensor, num_masked: list[int]
+    ) -> tuple[Tensor, Tensor]:
+        """Rows and columns of the revealed positions, to index `[B, L]` values.
+
+        If `num_reveals` is known they are `[B, 1]` and `[B, W]`, filled up as in `revealed_columns`. Else
+        they are `[M]`, the revealed positions alone, for whose number the host waits.
+
+        Args:
+            revealed: `[B, L]` bool, from `select`. timestep: that of the step, on the host.
+            num_masked: masked positions of each row before the step.
+        """
+        if self.num_reveals_is_random:
+            return revealed.nonzero(as_tuple=True)
+        rows = torch.arange(len(revealed), device=revealed.device)[:, None]
+        most = max(self.num_reveals(num_masked, timestep))
+        return rows, self.revealed_columns(revealed, timestep)[:, :most]
 
     def draw_tokens(
         self,
@@ -458,6 +495,11 @@ class LoMDMScheduler(SchedulerMixin, ConfigMixin):
 
 
 # --------------------------------------------------------------------------------------------------- pure functions
+
+
+def _share(count: int | Tensor, steps_left: int | Tensor) -> int | Tensor:
+    """`ceil(count / steps_left)`."""
+    return (count + steps_left - 1) // steps_left
 
 
 def _order(keys: Tensor, masked: Tensor, block: Tensor) -> Tensor:

@@ -81,13 +81,14 @@ class Canvas:
 class Window:
     """What is being filled in of each row, right-padded: its next block, or as much as the model takes.
 
-    sample, order: `[B, S]` int64. attention_mask: `[B, S]`, 1 = real; `None` = nothing padded. left: masks of each row.
+    sample, order: `[B, S]` int64. attention_mask: `[B, S]`, 1 = real; `None` = nothing padded.
+    num_masked: masks of each row.
     """
 
     sample: Tensor
     order: Tensor
     attention_mask: Tensor | None
-    left: list[int]
+    num_masked: list[int]
 
 
 class LoMDMPipeline(DiffusionPipeline):
@@ -336,20 +337,21 @@ class LoMDMPipeline(DiffusionPipeline):
     def _reveal_window(self, window: Window, read, scheduler, generator, callback, inputs, begin: int, bar) -> int:
         """Fills in a window, steps counted from `begin`; returns the number of forward passes.
 
-        How many positions a step reveals is known on the host for every sampler but `ancestral`: nothing waits for
-        the device, and steps with nothing left are skipped. A callback may change the sample, so it costs a count.
+        Where the scheduler tells on the host how many positions a step reveals, nothing waits for the
+        device, and steps with nothing left are skipped. A callback that may change the sample costs a
+        count of its masks.
         """
         steps, passes, finite, out, stale = len(scheduler.timesteps), 0, True, None, True
-        recount = scheduler.config.sampler == "ancestral" or "sample" in inputs
+        recount = scheduler.num_reveals_is_random or "sample" in inputs
         plain = scheduler.position_draw_needs_logits or self.model.rates_need_logits
         for step, timestep in enumerate(scheduler.timesteps):
-            left, revealed = window.left, torch.zeros_like(window.sample, dtype=torch.bool)
+            left, revealed = window.num_masked, torch.zeros_like(window.sample, dtype=torch.bool)
             if any(left):
-                if stale:  # else nothing was revealed, and what the model says does not hang on the time
+                if stale:  # else nothing was revealed, and the model's output does not depend on the time
                     out = read(input_ids=window.sample, attention_mask=window.attention_mask, output_logits=plain)
                     passes += 1
-                counts = [-(-n // (steps - step)) for n in left]
-                revealed, sane = self._reveal_step(window, out, scheduler, timestep, max(counts), generator)
+                revealed, sane = self._reveal_step(window, out, scheduler, timestep, generator)
+                counts = scheduler.num_reveals(left, timestep)
                 window.order = torch.where(revealed, begin + step, window.order)
                 left, finite = [n - count for n, count in zip(left, counts, strict=True)], finite & sane
                 if step == 0:
@@ -362,18 +364,18 @@ class LoMDMPipeline(DiffusionPipeline):
                 self._call_back(callback, begin + step, timestep, window, {name: tensors[name] for name in inputs})
             if recount:
                 left = (window.sample == self.model.config.mask_token_id).sum(1).tolist()
-            stale, window.left = left != window.left or "sample" in inputs, left
+            stale, window.num_masked = left != window.num_masked or "sample" in inputs, left
             bar.update()
             if self._interrupt:
                 break
         _check_finite(finite)
         return passes
 
-    def _reveal_step(self, window: Window, out, scheduler, timestep, width: int, generator) -> tuple[Tensor, Tensor]:
+    def _reveal_step(self, window: Window, out, scheduler, timestep, generator) -> tuple[Tensor, Tensor]:
         """One step from the model's output: `revealed` `[B, S]` and whether all that was used is finite.
 
         Unless the rates or the position draw need logits, positions come first and the revealed ones alone are
-        projected to the vocabulary. `width`: the most reveals in a row, for every sampler but `ancestral`.
+        projected to the vocabulary.
         """
         sample, mask = window.sample, window.attention_mask
         if out.logits is not None:
@@ -382,11 +384,7 @@ class LoMDMPipeline(DiffusionPipeline):
             broken = torch.isnan(out.logits.amax(-1)) & revealed
         else:
             revealed = scheduler.select(out.rates, timestep, sample, generator, attention_mask=mask)
-            if scheduler.config.sampler == "ancestral":
-                rows, columns = revealed.nonzero(as_tuple=True)
-            else:
-                rows = torch.arange(len(sample), device=sample.device)[:, None]
-                columns = scheduler.revealed_columns(revealed, timestep)[:, :width]
+            rows, columns = scheduler.revealed_places(revealed, timestep, window.num_masked)
             logits = self.model.token_logits(out.last_hidden_state[rows, columns])
             # rows are right-padded, so a column is a position
             tokens = scheduler.draw_tokens(logits, rows, columns, len(sample), generator)

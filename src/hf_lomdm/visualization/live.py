@@ -107,7 +107,7 @@ def stream(
         pipe: a `LoMDMPipeline` in eval mode, with a tokenizer.
         prompt: a prefix, a template with mask tokens, or `None`.
         num_inference_steps, max_length, sampler, temperature: as in the pipeline's call. Steps beyond one per masked
-            position are left out unless the sampler is `ancestral`: they change nothing.
+            position are left out where they change nothing (`LoMDMScheduler.num_useful_steps`).
         seed: of the generator, 0 or more.
     Raises:
         ValueError: input that cannot be used, at once or with the first state, with its name, value and the remedy.
@@ -116,8 +116,9 @@ def stream(
     own = type(pipe)(**pipe.components)  # the same model; what a call writes on its pipeline is not shared
     own.set_progress_bar_config(disable=True)
     follower = _Follower(own, prompt, max_length, num_inference_steps)
-    if (sampler or own.scheduler.config.sampler) != "ancestral":
-        follower.steps = max(1, min(num_inference_steps, follower.row.count(follower.mask)))
+    changes = {} if sampler is None else {"sampler": sampler}
+    scheduler = type(own.scheduler).from_config(own.scheduler.config, **changes)
+    follower.steps = scheduler.num_useful_steps(num_inference_steps, follower.row.count(follower.mask))
     options = {
         "num_inference_steps": follower.steps,
         "max_length": max_length,
