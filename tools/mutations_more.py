@@ -51,8 +51,8 @@ TABLE = (
         (("leave the lengths out of the digest of rows", "([len(text.ids)], *text)", "text"),),
     ),
     (
-        "evaluation/corpus.py",
-        ("tests/evaluation/test_corpus.py::test_batches_hold_similar_lengths_and_no_more_tokens_than_asked_for",),
+        "data/batches.py",
+        ("tests/data/test_batches.py::test_batches_hold_similar_lengths_and_no_more_tokens_than_asked_for",),
         (("fill a batch one row too far", "(len(batches[-1]) + 1) * longest", "len(batches[-1]) * longest"),),
     ),
     (
@@ -66,8 +66,8 @@ TABLE = (
         (("add errors of rows of a text", "math.hypot(*text)", "sum(text)"),),
     ),
     (
-        "evaluation/corpus.py",
-        ("tests/evaluation/test_corpus.py::test_windows_count_each_token_once_and_read_nothing_behind",),
+        "data/rows.py",
+        ("tests/data/test_rows.py::test_windows_count_each_token_once_and_read_nothing_behind",),
         (("count tokens of the window before again", "labels[: counted - start] = -100", "pass"),),
     ),
     (
@@ -112,7 +112,7 @@ TABLE = (
         "evaluation/likelihood.py",
         ("tests/evaluation/test_loss_by_share.py",),
         (
-            ("do not halve the variance of two samples", ".square().sum() / 2]", ".square().sum()]"),
+            ("do not halve the variance of two samples", ".square().sum() / 2\n", ".square().sum()\n"),
             ("take main from the first order", "view(num_orders, -1).mean(0)", "view(num_orders, -1)[0]"),
         ),
     ),
@@ -131,9 +131,9 @@ TABLE = (
         ),
     ),
     (
-        "evaluation/rows.py",
-        ("tests/evaluation/test_rows.py",),
-        (("put a separator behind every piece", "if separator is None or not end else", "if separator is None else"),),
+        "data/rows.py",
+        ("tests/data/test_rows.py",),
+        (("put a separator behind every piece", "((ids, *back) if is_end else (ids,))", "(ids, *back)"),),
     ),
     (
         "data/sudoku.py",
@@ -229,8 +229,8 @@ TABLE = (
             ("draw the same in every window", "manual_seed(seed + index)", "manual_seed(seed)"),
             (
                 "go on with what the model said before a callback wrote",
-                'stale, window.left = left != window.left or "sample" in inputs, left',
-                "stale, window.left = left != window.left, left",
+                'stale, window.num_masked = left != window.num_masked or "sample" in inputs, left',
+                "stale, window.num_masked = left != window.num_masked, left",
             ),
         ),
     ),
@@ -256,22 +256,21 @@ TABLE = (
         ),
     ),
     (
-        "training/data.py",
+        "data/rows.py",
         ("tests/training/test_counts.py",),
         (
             (
                 "count the dropped tokens of the last document alone",
-                "counts.dropped += max(len(whole)",
-                "counts.dropped = max(len(whole)",
+                "counts.dropped += sum(max(",
+                "counts.dropped = sum(max(",
             ),
             ("count the unknown tokens of the last batch", "counts.unknown += ", "counts.unknown = "),
         ),
     ),
     (
-        "training/data.py",
-        ("tests/training/test_data.py",),
+        "data/splits.py",
+        ("tests/data/test_splits.py",),
         (
-            ("put EOS behind every piece of a document", "(ids, stop) if end else (ids,)", "(ids, stop)"),
             (
                 "tell a model of padded rows of an EOS",
                 'ids["eos_token_id"] if arguments.packing else None',
@@ -280,9 +279,9 @@ TABLE = (
         ),
     ),
     (
-        "training/data.py",
-        ("tests/training/test_data.py", "tests/evaluation/test_sudoku.py"),
-        (("count what is given in a row of its own", 'row.get("labels", row["input_ids"])', 'row["input_ids"]'),),
+        "data/batches.py",
+        ("tests/data/test_batches.py", "tests/data/test_puzzles.py"),
+        (("count what is given in a row of its own", 'row.get("labels", ids)', "ids"),),
     ),
     (
         "data/detokenizers.py",
@@ -425,9 +424,17 @@ TABLE = (
         ),
     ),
     (
-        "training/trainer.py",
-        ("tests/training/test_trainer.py::test_evaluation_without_order_has_equal_rates_and_restores_c2",),
-        (("leave the order away after evaluating without it", "            config.c2 = c2", "            pass"),),
+        "modeling/modeling_lomdm.py",
+        (
+            "tests/training/test_trainer.py::test_evaluation_without_order_has_equal_rates_and_restores_the_learned_ones",
+        ),
+        (
+            (
+                "leave the order away after evaluating without it",
+                "            self.rate_law = own\n",
+                "            pass\n",
+            ),
+        ),
     ),
     (
         "training/trainer.py",
