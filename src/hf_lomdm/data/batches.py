@@ -1,4 +1,4 @@
-"""Rows as batches: tensors padded on the right, to a fixed length for training or to the longest row."""
+"""Rows as batches, padded on the right: to a fixed length for training, else to the longest row."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -39,7 +39,10 @@ class TextCollator:
 
 
 def collate(texts: Sequence[Text], device: torch.device) -> dict[str, Tensor]:
-    """As `TextCollator`, on `device` and to the longest text, padded by its last token: there may be no padding id."""
+    """As `TextCollator`, but on `device` and only as long as the longest text.
+
+    Each text is padded by its own last token: a model may have no padding token.
+    """
     batch = _pad(texts, max(len(text.ids) for text in texts), [text.ids[-1] for text in texts])
     return {name: tensor.to(device) for name, tensor in batch.items()}
 

@@ -1,8 +1,9 @@
 """Documents as rows of tokens: joined and packed, or each on its own, cut or in windows.
 
-Rows depend on the text, the tokenizer and the arguments alone, never on batch sizes or the number of processes. The
-rows of training (`pack_full_rows`, `truncate_documents`) are streamed and drop what does not fit; those of evaluation
-(`pack_documents`, `cut_documents`) drop nothing and count every character.
+Rows depend on the text, the tokenizer and the arguments alone, never on batch sizes or the number
+of processes. The rows of training (`pack_full_rows`, `truncate_documents`) are streamed and drop
+what does not fit; those of evaluation (`pack_documents`, `cut_documents`) drop nothing and count
+every character.
 """
 
 from collections.abc import Iterable, Iterator, Sequence

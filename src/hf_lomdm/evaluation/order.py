@@ -28,9 +28,9 @@ from ..modeling.process_lomdm import (
 )
 from ..modeling.scheduling_lomdm import LoMDMScheduler
 from ..pipelines.pipeline_lomdm import LoMDMPipeline
-from ..training.training_log import masked_std
 from .likelihood import CHUNK_ELEMENTS, clean_texts, evaluating
 from .records import environment
+from .summary import masked_std
 from .token_classes import CLASSES, NUM_DECILES, TokenClasses, frequency_deciles
 
 MAX_REVEAL_BINS = 32

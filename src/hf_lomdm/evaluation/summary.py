@@ -33,3 +33,11 @@ def summarise_texts(texts: Tensor) -> dict[str, float]:
     if not error.isnan().any():
         metrics["nelbo_monte_carlo_error"] = error.square().sum().sqrt() / total
     return {name: float(number) for name, number in metrics.items()}
+
+
+def masked_std(values: Tensor, mask: Tensor) -> Tensor:
+    """Standard deviation `[B]` of `values` `[B, L]` over the positions where `mask` `[B, L]` is true."""
+    mask = mask.to(values.dtype)
+    count = mask.sum(-1, keepdim=True).clamp(min=1)
+    centred = (values - (values * mask).sum(-1, keepdim=True) / count) * mask
+    return (centred.square().sum(-1) / count[:, 0]).sqrt()

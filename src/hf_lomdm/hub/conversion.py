@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from ..data.tokenizers import complete_special_tokens, special_token_ids
 from ..modeling.configuration_lomdm import LoMDMConfig
 from ..modeling.modeling_lomdm import LoMDMForMaskedDiffusion
 from .export import export_to_hub_folder
@@ -391,8 +392,6 @@ def fit_tokenizer(tokenizer: PreTrainedTokenizerBase, config: LoMDMConfig) -> No
     Raises:
         ValueError: if the tokenizer is not the checkpoint's: another vocabulary size or another id of the mask.
     """
-    from ..data.tokenizers import complete_special_tokens, special_token_ids
-
     complete_special_tokens(tokenizer)
     ids = special_token_ids(tokenizer)
     mask, size = config.mask_token_id, config.vocab_size

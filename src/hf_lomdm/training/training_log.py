@@ -9,6 +9,8 @@ from torch import Tensor
 from transformers import TrainerCallback
 from transformers.integrations import TensorBoardCallback
 
+from ..evaluation.summary import masked_std
+
 _NAMES = (
     "tokens",
     "texts",
@@ -70,14 +72,6 @@ class TrainingLog:
             mean = values["score_share"] / texts
             logs["score_std"] = max(values["score_share_squared"] / texts - mean**2, 0.0) ** 0.5
         return logs
-
-
-def masked_std(values: Tensor, mask: Tensor) -> Tensor:
-    """Standard deviation `[B]` of `values` `[B, L]` over the positions where `mask` `[B, L]` is true."""
-    mask = mask.to(values.dtype)
-    count = mask.sum(-1, keepdim=True).clamp(min=1)
-    centred = (values - (values * mask).sum(-1, keepdim=True) / count) * mask
-    return (centred.square().sum(-1) / count[:, 0]).sqrt()
 
 
 def keep_logs_in(output_dir: str | Path, callbacks: Iterable[TrainerCallback]) -> None:

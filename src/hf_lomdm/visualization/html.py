@@ -53,7 +53,7 @@ def read_resource(name: str) -> str:
     return "\n" + files(__package__).joinpath(name).read_text(encoding="utf-8")
 
 
-def _text(number: int, tokens: list[str], order: list[int]) -> str:
+def text_element(number: int, tokens: list[str], order: list[int]) -> str:
     """A text as spans; without the script all texts are there, finished and coloured."""
     last = max(order, default=0)
     spans = (token_span(token, step, last) for token, step in zip(tokens, order, strict=True) if step > -2)
@@ -89,7 +89,7 @@ def _hash(text: str) -> str:
 def order_page(tokens: Sequence[list[str]], order: Sequence[list[int]], title: str) -> str:
     """The page that `write_order_html` writes."""
     title, script = escape(title), read_resource("order_page.js")
-    texts = "\n".join(_text(number, *text) for number, text in enumerate(zip(tokens, order, strict=True)))
+    texts = "\n".join(text_element(number, *text) for number, text in enumerate(zip(tokens, order, strict=True)))
     colours = "".join(
         f".c{number}:not(.masked) {{ background: {colour}; color: {black_or_white(colour)}; }}\n"
         for number, colour in enumerate(COLOURS)
