@@ -3,7 +3,7 @@
     python benchmarks/attention.py [--seconds 60]     (section `attention` of the record)
 
 In bfloat16 on a CPU the backward pass of SDPA's kernel is slow for short rows, while eager attention makes all pairs of
-positions. Size `tiny` (heads of 64); what the two take hangs on the device, the dtype and the size of the heads too.
+positions. Size `tiny` (heads of 64); what the two take depends on the device, the dtype and the size of the heads too.
 """
 
 import argparse

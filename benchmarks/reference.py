@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hf_lomdm import LoMDMForMaskedDiffusion
-from hf_lomdm.modeling.process_lomdm import wide
+from hf_lomdm.modeling.process_lomdm import at_least_float32
 
 
 def draw_masks(quantiles: Tensor, length: int) -> Tensor:
@@ -25,7 +25,7 @@ def draw_masks(quantiles: Tensor, length: int) -> Tensor:
 
 def token_losses(model: LoMDMForMaskedDiffusion, hidden: Tensor, clean: Tensor) -> Tensor:
     """`-log p_i(x_i)` `[B, L]` at every position, masked or not, by a log-softmax over the vocabulary."""
-    logits = wide(model.lm_head(hidden))  # [B, L, V]
+    logits = at_least_float32(model.lm_head(hidden))  # [B, L, V]
     logits[..., model.config.mask_token_id] = -torch.inf
     return -logits.log_softmax(-1).gather(-1, clean[..., None]).squeeze(-1)
 

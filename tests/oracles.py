@@ -337,7 +337,7 @@ def z_score(samples: Tensor, exact: Tensor | float) -> Tensor:
 def vivid(model, seed: int = 3):
     """The model in float64 with large random weights of our own, so that a wrong term moves every value clearly.
 
-    Tests that enumerate thereby do not hang on how the library initialises its weights. Of the first few seeds, 3
+    Tests that enumerate thereby do not depend on how the library initialises its weights. Of the first few seeds, 3
     depends most on the order: writing in a random order moves 3.5 % of the probability over texts.
     """
     generator = torch.Generator().manual_seed(seed)

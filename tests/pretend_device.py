@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 DEVICE = "pretend"
 AVAILABLE = hasattr(backend_registration, "_setup_privateuseone_for_python_backend")  # since torch 2.10
-# What has a result whose size, or whose value on the host, hangs on the values of a tensor.
+# What has a result whose size, or whose value on the host, depends on the values of a tensor.
 WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "allclose", "repeat_interleave", "bincount")
 WAITS += ("_unique2", "unique_consecutive", "unique_dim", "multinomial", "histc")
 INDEXED = ("index", "index_put", "index_put_", "_index_put_impl_")  # a mask is looked up, indices on the CPU are copied

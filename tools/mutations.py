@@ -224,8 +224,8 @@ MUTATIONS = (
     Mutation(
         "leave omega out of the reverse rates",
         RATES,
-        "log_rate_of_token_rates(wide(logits), model.omega())",
-        "log_rate_of_token_rates(wide(logits), 0 * model.omega())",
+        "log_rate_of_token_rates(at_least_float32(logits), model.omega())",
+        "log_rate_of_token_rates(at_least_float32(logits), 0 * model.omega())",
         FAMILY,
     ),
     Mutation(
@@ -238,8 +238,8 @@ MUTATIONS = (
     Mutation(
         "do not train the backbone through reverse rates that come from logits",
         MODEL,
-        "checkpoint(self.rates_of_logits, rows, **again)",
-        "checkpoint(self.rates_of_logits, rows.detach(), **again)",
+        "checkpoint(self.rates_of_logits, rows, **checkpoint_options)",
+        "checkpoint(self.rates_of_logits, rows.detach(), **checkpoint_options)",
         GRADIENTS,
     ),
     Mutation(
@@ -252,7 +252,7 @@ MUTATIONS = (
     Mutation(
         "take the loss for log Z in the gradient of a token loss",
         TOKEN_LOSSES,
-        "(rows - (loss + wide(rows.gather(-1, target)))).exp_()",
+        "(rows - (loss + at_least_float32(rows.gather(-1, target)))).exp_()",
         "(rows - loss).exp_()",
         GRADIENTS,
     ),
@@ -301,15 +301,15 @@ MUTATIONS = (
     Mutation(
         "give every block the quantile of the text",
         PROCESS,
-        "share = order / some.sum",
-        "share = 0 * block / some.sum",
+        "share = order / in_text.sum",
+        "share = 0 * block / in_text.sum",
         BLOCKS,
     ),
     Mutation(
         "give the strata to the blocks from left to right",
         PROCESS,
-        "share = order / some.sum",
-        "share = block / some.sum",
+        "share = order / in_text.sum",
+        "share = block / in_text.sum",
         BLOCKS,
     ),
     Mutation(
@@ -409,7 +409,7 @@ MUTATIONS = (
     Mutation(
         "choose among all blocks in the exact likelihood",
         LIKELIHOOD,
-        "total = spread_blocks(block_sum(rates * masked, batch.blocks), batch.blocks)",
+        "total = broadcast_to_positions(block_sum(rates * masked, batch.blocks), batch.blocks)",
         "total = (rates * masked).sum(-1, keepdim=True)",
         FAMILY_EVALUATION,
     ),

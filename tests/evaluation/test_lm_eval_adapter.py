@@ -99,7 +99,7 @@ def test_loglikelihood_is_minus_the_bound_that_was_chosen(bound):
 @torch.no_grad()
 def test_is_greedy_says_whether_the_likeliest_tokens_from_left_to_right_are_the_continuation():
     lm, depends = build(num_samples=2), 0
-    vivid(lm.model)  # its likeliest token hangs on what was written before
+    vivid(lm.model)  # its likeliest token depends on what was written before
     for context in ("ab", "gc", "ea", "dd", "fa", "bg", "c", "cfe"):
         start = [1, *ids(lm.pipe, context)]
         row = torch.tensor([[*start, 10, 10, 10]])

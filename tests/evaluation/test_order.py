@@ -14,7 +14,7 @@ import oracles
 from hf_lomdm.evaluation import order as order_module
 from hf_lomdm.evaluation.order import TextMeans, evaluate_order, expected_order, generated_order
 from hf_lomdm.evaluation.token_classes import CLASSES, TokenClasses, frequency_deciles
-from hf_lomdm.modeling.process_lomdm import lay_blocks
+from hf_lomdm.modeling.process_lomdm import make_blocks
 from tiny_tokenizer import build_tokenizer
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
@@ -201,7 +201,7 @@ def test_moments_give_pearson_within_a_block():
     generator = torch.Generator().manual_seed(0)
     v, confidence = torch.rand(2, 1, 7, generator=generator, dtype=torch.float64)
     masked = torch.tensor([[True, True, False, True, True, True, True]])
-    blocks = lay_blocks(torch.arange(7)[None], 4)
+    blocks = make_blocks(torch.arange(7)[None], 4)
     product, a, b = order_module._moments(v, confidence, masked, blocks)[:, 0]
     first, second = [0, 1, 3], [4, 5, 6]
     centred = [torch.cat([x[0, part] - x[0, part].mean() for part in (first, second)]) for x in (v, confidence)]

@@ -133,7 +133,7 @@ def assert_golden(folder: Path, name: str) -> None:
             logits = model(input_ids=golden["input_ids"]).logits
         else:
             noisy, clean = (model.make_batch(golden[name]) for name in ("noisy_ids", "clean_ids"))
-            logits = model.token_logits(model.read_views(noisy, clean)[0])
+            logits = model.token_logits(model.encode_views(noisy, clean)[0])
     # 1e-4: float32 rounding of two different orders of summation
     torch.testing.assert_close(logits[..., :mask], golden["logits"][..., :mask], atol=1e-4, rtol=0)
 
@@ -166,7 +166,7 @@ def test_folded_bd3_lm_weights_give_the_golden_logits_of_noisy_blocks_behind_cle
     with torch.no_grad():
         hidden = model.model(clean, views=noisy).last_hidden_state[:, clean.shape[1] :]
         logits = model.token_logits(hidden)
-        through_the_loss, _ = model.read_views(model.make_batch(noisy), model.make_batch(clean))
+        through_the_loss, _ = model.encode_views(model.make_batch(noisy), model.make_batch(clean))
     # 1e-4: float32 rounding of two different orders of summation
     torch.testing.assert_close(logits[..., :mask], golden["logits"][..., :mask], atol=1e-4, rtol=0)
     assert torch.equal(through_the_loss, hidden)

@@ -41,7 +41,7 @@ def law_and_rates(model, views, clean, attention_mask=None):
     """Token law and reverse rates of views, as the loss reads them."""
     mask = None if attention_mask is None else attention_mask.repeat(len(views) // len(clean), 1)
     batch = model.make_batch(clean, attention_mask)
-    hidden, rates = model.read_views(model.make_batch(views, mask), batch)
+    hidden, rates = model.encode_views(model.make_batch(views, mask), batch)
     logits = model.token_logits(hidden)
     return logits, model.rates_of_logits(logits) if model.rates_need_logits else rates
 

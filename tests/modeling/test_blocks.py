@@ -100,12 +100,12 @@ def test_blocks_with_nothing_maskable_count_zero_and_have_no_part_in_the_rate_ra
 
 def lay(length, size, mask=None):
     position = torch.arange(length)[None] if mask is None else (mask.cumsum(-1) - 1).clamp(min=0)
-    return process.lay_blocks(position, size)
+    return process.make_blocks(position, size)
 
 
 def test_the_quantile_of_each_block_is_uniform_and_independent_of_where_the_text_has_its_own():
     count, cells = 20_000, 20
-    blocks = lay(7, 2)._replace(index=lay(7, 2).index.expand(count, -1))
+    blocks = lay(7, 2)._replace(of_position=lay(7, 2).of_position.expand(count, -1))
     offset = (torch.arange(count, dtype=torch.float64) + 0.5) / count
     quantiles = process.block_quantiles(offset, torch.arange(count), blocks)
     assert quantiles.shape == (count, 4) and quantiles.min() > 0 and quantiles.max() < 1
@@ -143,7 +143,7 @@ def test_one_window_has_the_quantile_of_the_text():
 
 
 def test_the_order_of_the_quantiles_is_independent_of_the_masks_and_orders():
-    # both hang on the seed of the text: the first block's stratum against the noise of its first position
+    # both depend on the seed of the text: the first block's stratum against the noise of its first position
     count = 20_000
     seeds, blocks = torch.arange(count), lay(4, 2)._replace(index=lay(4, 2).index.expand(count, -1))
     first = process.block_quantiles(torch.full((count,), 0.25), seeds, blocks)[:, 0] > 0.5
@@ -156,7 +156,7 @@ def test_the_order_of_the_quantiles_is_independent_of_the_masks_and_orders():
 def test_windows_of_bd3_lm_mask_the_rightmost_block_first():
     # at each global time the blocks before the present one are clean, those behind it masked; the leftmost ends last
     blocks, times = lay(6, 2), torch.linspace(0, 1, 13, dtype=torch.float64)[:, None]
-    local = process.local_time(times, torch.arange(3), blocks.count)
+    local = process.local_time(times, torch.arange(3), blocks.num_blocks)
     for time, row in zip(times[:, 0].tolist(), local.tolist(), strict=True):
         for block, u in enumerate(row):
             low, high = 1 - (block + 1) / 3, 1 - block / 3

@@ -5,7 +5,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from hf_lomdm.modeling import modeling_lomdm, token_losses_lomdm
-from hf_lomdm.modeling.process_lomdm import wide
+from hf_lomdm.modeling.process_lomdm import at_least_float32
 
 SYSTEMS = [
     {"rate_type": "uniform"},
@@ -85,7 +85,7 @@ def test_token_losses_are_the_cross_entropy_and_its_gradient(monkeypatch, rows, 
 
 
 def plain_losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    return torch.nn.functional.cross_entropy(wide(logits), targets, reduction="none")
+    return torch.nn.functional.cross_entropy(at_least_float32(logits), targets, reduction="none")
 
 
 def test_the_gradient_of_a_sure_target_is_what_is_left_to_learn():

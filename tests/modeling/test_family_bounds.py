@@ -167,7 +167,7 @@ def test_phi_is_told_which_positions_are_given(build, block_size):
     model, text = build("learned", block_size), torch.tensor([[0, 2, 1, 1, 2, 0]])
     given = torch.tensor([[True, False, False, False, False, False]])
     told, untold = model.forward_rates(text, given=given), model.forward_rates(text)
-    assert (told - untold)[:, 1:3].abs().max() > 0.01  # the rates of the others hang on it
+    assert (told - untold)[:, 1:3].abs().max() > 0.01  # the rates of the others depend on it
     torch.testing.assert_close(model.forward_rates(text, given=torch.zeros_like(given)), untold, **EXACT)
     labels = text.masked_fill(given, -100)
     torch.testing.assert_close(model(input_ids=text, labels=labels).forward_rates, told, **EXACT)

@@ -207,8 +207,8 @@ def test_quantiles_drawn_by_default_are_stratified_within_the_batch():
 
 def test_the_loss_gives_the_reverse_rates_of_its_first_view(make_model, monkeypatch):
     model, seen, ids = make_model(), [], IDS.clamp(max=9)
-    read = model.read_views
-    monkeypatch.setattr(model, "read_views", lambda *args: seen.append(read(*args)) or seen[-1])
+    read = model.encode_views
+    monkeypatch.setattr(model, "encode_views", lambda *args: seen.append(read(*args)) or seen[-1])
     out = model(input_ids=ids, labels=ids)
     (_, rates), *_ = seen
     assert torch.equal(out.rates, rates[: len(ids)]) and not torch.equal(out.rates, out.forward_rates)

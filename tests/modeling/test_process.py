@@ -53,7 +53,7 @@ def test_velocity_is_minus_the_slope_of_alpha_over_one_minus_alpha():
 def test_windows_put_the_leftmost_block_last():
     blocks = process.Blocks(torch.tensor([[0, 0, 1, 1, 2, 2]]), size=2, count=3)
     time = torch.tensor([[0.5]], dtype=torch.float64)
-    local = process.local_time(time, blocks.index, blocks.count)
+    local = process.local_time(time, blocks.of_position, blocks.num_blocks)
     # windows from the left: [2/3, 1], [1/3, 2/3], [0, 1/3]
     torch.testing.assert_close(local, torch.tensor([[0.0, 0.0, 0.5, 0.5, 1.0, 1.0]], dtype=torch.float64), **EXACT)
 
@@ -61,11 +61,11 @@ def test_windows_put_the_leftmost_block_last():
 def test_velocity_in_a_window_counts_the_number_of_blocks():
     blocks = process.Blocks(torch.tensor([[0, 1]]), size=1, count=2)
     time = torch.tensor([[0.2]], dtype=torch.float64, requires_grad=True)
-    alpha = process.alpha(process.local_time(time, blocks.index, blocks.count).log(), RATES[:, :2])
+    alpha = process.alpha(process.local_time(time, blocks.of_position, blocks.num_blocks).log(), RATES[:, :2])
     (slope,) = torch.autograd.grad(alpha[0, 1], time)
     expected = -slope[0, 0] / (1 - alpha[0, 1])
     torch.testing.assert_close(
-        process.velocity(time, RATES[:, :2], blocks.index, blocks.count)[0, 1], expected, **EXACT
+        process.velocity(time, RATES[:, :2], blocks.of_position, blocks.num_blocks)[0, 1], expected, **EXACT
     )
 
 

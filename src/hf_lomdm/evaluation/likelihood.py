@@ -12,15 +12,15 @@ from ..modeling.backbone_lomdm import check_inputs, check_labels
 from ..modeling.batch_lomdm import Batch, make_batch
 from ..modeling.configuration_lomdm import BOUNDS
 from ..modeling.process_lomdm import (
+    at_least_float32,
     block_quantiles,
     block_sum,
+    broadcast_to_positions,
     draw_order,
     log_prob_prefix,
     position_exponentials,
     row_seeds,
-    spread_blocks,
     stack_views,
-    wide,
 )
 
 MAX_EXACT_POSITIONS = 14  # of a block: 2^14 passes
@@ -300,7 +300,7 @@ def _log_prob_of_order(model, batch: Batch, rank: Tensor) -> tuple[Tensor, Tenso
             log_choice, log_token = _log_reveals(model, batch.rows(rows), left[rows], at)
             choices[rows.cpu()] += torch.zeros(at.shape, dtype=torch.float64).masked_scatter(at.cpu(), log_choice)
             tokens[rows.cpu()] += torch.zeros(at.shape, dtype=torch.float64).masked_scatter(at.cpu(), log_token)
-    blocks = None if batch.blocks is None else batch.blocks._replace(index=batch.blocks.index.cpu())
+    blocks = None if batch.blocks is None else batch.blocks._replace(of_position=batch.blocks.of_position.cpu())
     return block_sum(choices, blocks), block_sum(tokens, blocks)
 
 
@@ -338,12 +338,12 @@ def _log_reveals(model, batch: Batch, masked: Tensor, at: Tensor) -> tuple[Tenso
         batch: `R` clean texts. masked: `[R, L]` bool, the state. at: `[R, L]` bool, the `M` masked positions asked for.
     """
     noisy = batch._replace(ids=batch.ids.masked_fill(masked, model.config.mask_token_id))
-    hidden, rates = model.read_views(noisy, batch)
+    hidden, rates = model.encode_views(noisy, batch)
     if model.rates_need_logits:
         rates = rates.masked_scatter(masked, model.rates_of_logits(model.token_logits(hidden[masked])))
-    total = spread_blocks(block_sum(rates * masked, batch.blocks), batch.blocks)
+    total = broadcast_to_positions(block_sum(rates * masked, batch.blocks), batch.blocks)
     log_choice = (rates.log() - total.log())[at]
-    log_law = wide(model.token_logits(hidden[at])).log_softmax(-1)  # [M, V]
+    log_law = at_least_float32(model.token_logits(hidden[at])).log_softmax(-1)  # [M, V]
     log_token = log_law.gather(-1, batch.ids[at][:, None]).squeeze(-1)
     return log_choice.cpu().double(), log_token.cpu().double()
 

@@ -17,14 +17,14 @@ from ..data.batches import TextCollator
 from ..modeling.batch_lomdm import Batch, make_batch
 from ..modeling.process_lomdm import (
     Blocks,
+    at_least_float32,
     block_quantiles,
     block_sum,
+    broadcast_to_positions,
     draw_order_view,
     order_bound,
     position_exponentials,
     row_seeds,
-    spread_blocks,
-    wide,
 )
 from ..modeling.scheduling_lomdm import LoMDMScheduler
 from ..pipelines.pipeline_lomdm import LoMDMPipeline
@@ -40,15 +40,15 @@ HISTOGRAM_BINS = 40
 class State(NamedTuple):
     """One state of the reveal chain of each text: per block `[B, N]` and per text `[B]`.
 
-    `main`, `velocity` `[B, N]`, nats of the next reveal; `bins` and `some` `[B, N]`, the bin of the share revealed and
-    whether the block has anything to reveal; `spread` and `several` `[B]`, of the rates at masked positions and whether
-    there are two; `moments` `[3, B]` of rate and confidence.
+    `main`, `velocity` `[B, N]`: nats of the next reveal. `bins`, `has_maskable` `[B, N]`: the bin of the
+    share revealed, and whether the block has anything to reveal. `spread`, `several` `[B]`: of the rates
+    at masked positions, and whether there are two. `moments` `[3, B]`: of rate and confidence.
     """
 
     main: Tensor
     velocity: Tensor
     bins: Tensor
-    some: Tensor
+    has_maskable: Tensor
     spread: Tensor
     several: Tensor
     moments: Tensor
@@ -277,17 +277,19 @@ class _OrderReport:
         self.v.add(v, view.masked)
         terms = order_bound(nll, w, v, view, batch.blocks)
         revealed = block_sum((batch.maskable & ~view.masked).long(), batch.blocks)
-        some, size = view.weight > 0, view.weight.clamp(min=1)
+        has_maskable, size = view.weight > 0, view.weight.clamp(min=1)
         bins = (revealed * self.bins / size).long().clamp(max=self.bins - 1)
         spread, several = masked_std(v, view.masked), view.masked.sum(-1) > 1
         moments = _moments(v, confidence, view.masked, batch.blocks)
-        return State(terms.main / size, terms.velocity / size, bins, some, spread, several, moments)
+        return State(terms.main / size, terms.velocity / size, bins, has_maskable, spread, several, moments)
 
     def _add_states(self, states: list[State]) -> None:
         """Adds all states of the texts of a batch at once, so that a text counts as one independent unit."""
-        bins, some = (torch.cat([getattr(state, name) for state in states], -1) for name in ("bins", "some"))
-        self.main.add(torch.cat([state.main for state in states], -1), bins, some)
-        self.velocity.add(torch.cat([state.velocity for state in states], -1), bins, some)
+        bins, has_maskable = (
+            torch.cat([getattr(state, name) for state in states], -1) for name in ("bins", "has_maskable")
+        )
+        self.main.add(torch.cat([state.main for state in states], -1), bins, has_maskable)
+        self.velocity.add(torch.cat([state.velocity for state in states], -1), bins, has_maskable)
         spread, several = (torch.stack([getattr(one, name) for one in states], -1) for name in ("spread", "several"))
         self.v.add_spread(spread, several)
         product, rate_squares, confidence_squares = sum(state.moments for state in states)
@@ -297,8 +299,8 @@ class _OrderReport:
     def _read(self, batch: Batch, masked: Tensor, w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """`-log p_i(x_i)` and `max p_i` at masked positions (else 0), and the reverse rates: `[B, L]` each."""
         noisy = batch._replace(ids=batch.ids.masked_fill(masked, self.model.config.mask_token_id))
-        hidden, v = self.model.read_views(noisy, batch)
-        logits = wide(self.model.token_logits(hidden[masked]))  # [M, V]
+        hidden, v = self.model.encode_views(noisy, batch)
+        logits = at_least_float32(self.model.token_logits(hidden[masked]))  # [M, V]
         law = logits.log_softmax(-1)
         nll = -law.gather(-1, batch.ids[masked][:, None]).squeeze(-1)
         if self.model.rates_need_logits:
@@ -333,7 +335,7 @@ def _moments(v: Tensor, confidence: Tensor, masked: Tensor, blocks: Blocks | Non
     """Sums of products and squares of two values, each less its mean over the masked positions of its block."""
     count = block_sum(masked.to(v.dtype), blocks).clamp(min=1)
     a, b = (
-        (values - spread_blocks(block_sum(values * masked, blocks) / count, blocks)) * masked
+        (values - broadcast_to_positions(block_sum(values * masked, blocks) / count, blocks)) * masked
         for values in (v, confidence)
     )
     moments = torch.stack([(a * b).sum(-1), a.square().sum(-1), b.square().sum(-1)]).cpu().double()

@@ -1,7 +1,7 @@
 """Zero-shot likelihood on the seven sets of the paper, with one protocol for every system (docs/evaluation.md).
 
 The documents of a set are joined in their order, with nothing between them, and cut into chunks of the model's context,
-each between BOS and EOS where the model has them. One process does it globally: the rows hang on the text, the
+each between BOS and EOS where the model has them. One process does it globally: the rows depend on the text, the
 tokenizer and the context alone. The last chunk is short and kept: on PTB it is a good part of all tokens.
 """
 

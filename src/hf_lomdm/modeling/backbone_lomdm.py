@@ -18,7 +18,7 @@ from transformers.utils import can_return_tuple
 
 from .checkpoint_lomdm import check_checkpoint, code_map
 from .configuration_lomdm import LoMDMConfig
-from .process_lomdm import wide
+from .process_lomdm import at_least_float32
 
 # Attention implementations that take a mask of any shape; flash attention takes padding alone.
 BLOCK_ATTENTION = ("eager", "sdpa", "flex_attention")
@@ -213,7 +213,7 @@ def eager_attention(
     weights = query @ key.transpose(2, 3) * scaling  # [B, H, L, L]
     if attention_mask is not None:
         weights = weights + attention_mask
-    weights = wide(weights).softmax(-1).to(query.dtype)
+    weights = at_least_float32(weights).softmax(-1).to(query.dtype)
     return (weights @ value).transpose(1, 2).contiguous(), weights
 
 
@@ -449,7 +449,7 @@ class LoMDMModel(LoMDMPreTrainedModel):
             past_key_values: only with blocks: a cache of whole blocks, to which whole blocks of texts are added (a last
                 one may be short); `crop` it to forget a block that is still partly masked.
             deterministic: no dropout, in training mode too (the clean pass of the forward rates).
-            views_only: no output of the clean text; it is then left out where nothing but the output hangs on it.
+            views_only: no output of the clean text; it is then left out where nothing but the output depends on it.
             inputs_embeds: `[B, L, D]`, embeddings instead of `input_ids`.
             output_hidden_states: also what each layer reads; default of the configuration.
             unread: the other standard arguments of transformers, all `None` or `False`.

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from .backbone_lomdm import position_ids
-from .process_lomdm import Blocks, lay_blocks, stack_views
+from .process_lomdm import Blocks, make_blocks, stack_views
 
 
 class Batch(NamedTuple):
@@ -38,7 +38,7 @@ class Batch(NamedTuple):
     @property
     def block(self) -> Tensor:
         """`[B, L]` int64, the block of each position; 0 with one window."""
-        return torch.zeros_like(self.position) if self.blocks is None else self.blocks.index
+        return torch.zeros_like(self.position) if self.blocks is None else self.blocks.of_position
 
     def stack(self, num_views: int) -> "Batch":
         """`num_views` copies of each text, view after view: `[num_views * B, L]`."""
@@ -51,7 +51,7 @@ class Batch(NamedTuple):
     def _map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         fields = self._asdict()
         blocks = fields.pop("blocks")
-        blocks = None if blocks is None else blocks._replace(index=change(blocks.index))
+        blocks = None if blocks is None else blocks._replace(of_position=change(blocks.of_position))
         tensors = {name: None if values is None else change(values) for name, values in fields.items()}
         return Batch(**tensors, blocks=blocks)
 
@@ -68,5 +68,5 @@ def make_batch(
     device = (inputs_embeds if ids is None else ids).device
     total = length if attention_mask is None else attention_mask.shape[1]
     position = position_ids(attention_mask, total, device)[:, -length:].expand(batch_size, -1)
-    blocks = lay_blocks(position, block_size)
+    blocks = make_blocks(position, block_size)
     return Batch(ids, attention_mask, position, blocks, maskable, inputs_embeds)

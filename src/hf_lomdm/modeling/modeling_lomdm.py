@@ -41,7 +41,7 @@ from .process_lomdm import (
 from .rates_lomdm import RATE_LAWS, RHO_AT_START, EqualRates, LoMDMOrderHead, LoMDMTokenRates, RateLaw
 from .token_losses_lomdm import CACHE_LOGITS, TokenLosses, rows_at_a_time
 
-CHUNK_LOGITS = 2**24  # logits that a loss projects to at a time on a CPU, and whose gradient it then holds
+CHUNK_LOGITS = 2**24  # logits of one chunk of the projection in a loss on a CPU, as many as their gradient
 
 
 @dataclass
@@ -82,7 +82,7 @@ class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
     """
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
-    _auto_class = "AutoModel"  # what `save_pretrained` and `push_to_hub` write takes the code along
+    _auto_class = "AutoModel"  # `save_pretrained` and `push_to_hub` then copy the code
 
     def __init__(self, config: LoMDMConfig):
         super().__init__(config)
@@ -208,7 +208,7 @@ class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
             ValueError: shapes that do not agree, ids outside the vocabulary, a bound that does not exist.
         """
         check_unread(self.config, unread)
-        check_read(self, labels, past_key_values, logits_to_keep, output_hidden_states)
+        check_forward_arguments(self, labels, past_key_values, logits_to_keep, output_hidden_states)
         if labels is None:
             text = {"input_ids": input_ids, "inputs_embeds": inputs_embeds, "past_key_values": past_key_values}
             return self._denoise(text, attention_mask, output_logits, logits_to_keep, output_hidden_states)
@@ -342,10 +342,10 @@ class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
         num_views, bound = len(seeds) // len(batch.ids), bound or self.config.bound
         views, w = batch.stack(num_views), stack_views(rates, num_views)
         drawn = self._draw_view(views, w, stack_views(quantiles, num_views), seeds, bound)
-        # before the pass over the views: on a GPU the host waits here, once, and nowhere behind it
+        # before the pass over the views: here, and only here, the host waits for a GPU
         at = drawn.masked.nonzero(as_tuple=True)
         noisy = views._replace(ids=views.ids.masked_fill(drawn.masked, self.config.mask_token_id))
-        hidden, v = self.read_views(noisy, batch)
+        hidden, v = self.encode_views(noisy, batch)
         # 2. The projection and the loss at masked positions only                 nll               [K * B, L]
         losses, token_rates = self._token_losses(hidden[at], views.ids[at])
         nll = torch.zeros_like(w).index_put(at, losses.to(w.dtype))
@@ -358,8 +358,8 @@ class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
     def _token_losses(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """`-log p` of `targets` `[M]` at hidden states `[M, D]`, and reverse rates `[M]` (1 if they need no logits).
 
-        What is computed of the logits is several times as large as they are, so it is made a few rows at a time and
-        made again for the gradient rather than kept. The projection is made once.
+        Intermediate values are several times as large as the logits. So they are computed for a chunk of
+        rows at a time, and again for the gradient. The projection is computed once.
         """
         size = rows_at_a_time(hidden, self.config.vocab_size, CHUNK_LOGITS)
         parts = [
@@ -373,11 +373,12 @@ class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
         losses = TokenLosses.apply(logits, targets)
         if not self.rates_need_logits:
             return losses, torch.ones_like(losses)
-        again = {"use_reentrant": False, "preserve_rng_state": False}  # nothing random in it
-        few = logits.split(rows_at_a_time(logits, logits.shape[-1], CACHE_LOGITS))
-        return losses, torch.cat([checkpoint(self.rates_of_logits, rows, **again) for rows in few])
+        checkpoint_options = {"use_reentrant": False, "preserve_rng_state": False}  # nothing random in it
+        row_chunks = logits.split(rows_at_a_time(logits, logits.shape[-1], CACHE_LOGITS))
+        rates = [checkpoint(self.rates_of_logits, rows, **checkpoint_options) for rows in row_chunks]
+        return losses, torch.cat(rates)
 
-    def read_views(self, views: Batch, batch: Batch) -> tuple[Tensor, Tensor]:
+    def encode_views(self, views: Batch, batch: Batch) -> tuple[Tensor, Tensor]:
         """Hidden states `[K * B, L, D]` and reverse rates `[K * B, L]` of partly masked views `[K * B, L]` of texts.
 
         With blocks, each block of a view sees the blocks before it as they are in the clean `batch` `[B, L]`, which all
@@ -407,8 +408,10 @@ class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
         return draw_time_view(*draws, epsilon, time_range)
 
 
-def check_read(model: nn.Module, labels, past_key_values, logits_to_keep: int | None, hidden_states) -> None:
-    """Raises `ValueError` for a cache that cannot serve and for arguments of a pass without labels beside labels."""
+def check_forward_arguments(
+    model: nn.Module, labels, past_key_values, logits_to_keep: int | None, hidden_states
+) -> None:
+    """Raises `ValueError` for arguments that exclude labels, and for a cache that does not fit the model."""
     if labels is not None and (past_key_values is not None or logits_to_keep is not None):
         raise ValueError(
             "labels exclude past_key_values and logits_to_keep: a loss reads whole texts. Leave them out (by peft, "

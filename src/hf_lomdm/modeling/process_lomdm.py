@@ -18,11 +18,14 @@ NEWTON_STEPS = 20
 
 
 class Blocks(NamedTuple):
-    """Which block each position belongs to: `index` `[B, L]` int64 in `[0, count)`, at most `size` positions each."""
+    """The blocks of texts: which of them each position belongs to, `of_position` `[B, L]` int64.
 
-    index: Tensor
+    Values are in `[0, num_blocks)`; a block has at most `size` positions.
+    """
+
+    of_position: Tensor
     size: int
-    count: int
+    num_blocks: int
 
 
 class View(NamedTuple):
@@ -47,7 +50,7 @@ class BoundTerms(NamedTuple):
     rate_ratio: Tensor
 
 
-def wide(values: Tensor) -> Tensor:
+def at_least_float32(values: Tensor) -> Tensor:
     """`values` in float32, or in float64 if that is what they are: the precision of the process."""
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
@@ -55,7 +58,7 @@ def wide(values: Tensor) -> Tensor:
 # --------------------------------------------------------------------------------------------------------- blocks
 
 
-def lay_blocks(position: Tensor, size: int | None) -> Blocks | None:
+def make_blocks(position: Tensor, size: int | None) -> Blocks | None:
     """The blocks of `size` positions of texts whose positions `[B, L]` count from the first real token.
 
     They are numbered from the block of the first column on. `None` with one window (`size=None`).
@@ -69,20 +72,21 @@ def lay_blocks(position: Tensor, size: int | None) -> Blocks | None:
 def block_quantiles(quantiles: Tensor, seeds: Tensor, blocks: Blocks | None = None) -> Tensor:
     """A quantile for each block from that of the text, `frac(q + pi_b / N)`: `[B]` -> `[B, N]`.
 
-    `pi` is a random permutation of the `N` blocks that the text reaches to: each quantile is uniform where `q` is, they
-    are stratified within the text, and quantiles that are stratified over texts or draws stay so for each block. `pi`
-    hangs on the seed alone and is independent of the draws of positions.
+    `pi` is a random permutation of the `N` blocks of the text. So each quantile is uniform if `q` is,
+    they are stratified within the text, and quantiles that are stratified over texts or draws stay so
+    for each block. `pi` depends on the seed alone and is independent of the draws of positions.
 
     Args:
         quantiles: `[B]` in `(0, 1)`. seeds: `[B]` int64.
     """
     if blocks is None:
         return quantiles[:, None]
-    block = torch.arange(blocks.count, device=quantiles.device)[None]
-    some = block <= blocks.index.amax(-1, keepdim=True)  # a padded text has fewer blocks than the longest one
+    block = torch.arange(blocks.num_blocks, device=quantiles.device)[None]
+    # a padded text has fewer blocks than the longest one
+    in_text = block <= blocks.of_position.amax(-1, keepdim=True)
     keys = position_exponentials(seeds, -1 - block)
-    order = keys.masked_fill(~some.to(keys.device), torch.inf).argsort(-1).argsort(-1).to(quantiles.device)
-    share = order / some.sum(-1, keepdim=True)
+    order = keys.masked_fill(~in_text.to(keys.device), torch.inf).argsort(-1).argsort(-1).to(quantiles.device)
+    share = order / in_text.sum(-1, keepdim=True)
     return ((quantiles[:, None] + share) % 1).to(quantiles.dtype).clamp(2**-25, 1 - 2**-24)
 
 
@@ -90,12 +94,12 @@ def block_sum(values: Tensor, blocks: Blocks | None = None) -> Tensor:
     """Sum of `values` `[B, L]` over the positions of each block: `[B, N]`."""
     if blocks is None:
         return values.sum(-1, keepdim=True)
-    return values.new_zeros(values.shape[0], blocks.count).scatter_add(1, blocks.index, values)
+    return values.new_zeros(values.shape[0], blocks.num_blocks).scatter_add(1, blocks.of_position, values)
 
 
-def spread_blocks(values: Tensor, blocks: Blocks | None = None) -> Tensor:
+def broadcast_to_positions(values: Tensor, blocks: Blocks | None = None) -> Tensor:
     """The value of its block at each position: `[B, N]` -> `[B, L]` (`[B, 1]` with one window: it broadcasts)."""
-    return values if blocks is None else values.gather(1, blocks.index)
+    return values if blocks is None else values.gather(1, blocks.of_position)
 
 
 # ------------------------------------------------------------------------------------------- time and the schedule
@@ -177,7 +181,7 @@ def centre(scores: Tensor, real: Tensor | None = None, blocks: Blocks | None = N
     """`scores` `[B, L]` minus their mean over the real positions of the block (`real` `[B, L]` bool, `None` = all)."""
     weight = torch.ones_like(scores) if real is None else real.to(scores.dtype)
     mean = block_sum(scores * weight, blocks) / block_sum(weight, blocks).clamp(min=1)
-    return scores - spread_blocks(mean, blocks)
+    return scores - broadcast_to_positions(mean, blocks)
 
 
 def learned_rates(
@@ -228,10 +232,10 @@ def stratified_quantiles(batch: int, generator, device) -> Tensor:
     """Default quantiles `[B]`: one shared offset, evenly spread; independent ones with a generator per text."""
     check_generator(generator)
     if isinstance(generator, (list, tuple)):
-        quantiles = torch.cat([stratified_quantiles(1, one, one.device) for one in generator])
-        return send(quantiles, device)
+        quantiles = torch.cat([stratified_quantiles(1, source, source.device) for source in generator])
+        return copy_to_device(quantiles, device)
     source = device if generator is None else generator.device
-    offset = send(torch.rand(1, generator=generator, device=source), device)
+    offset = copy_to_device(torch.rand(1, generator=generator, device=source), device)
     quantiles = (offset + torch.arange(batch, device=device) / batch) % 1
     return quantiles.clamp(2**-25, 1 - 2**-24)  # inside (0, 1): log and floor are taken
 
@@ -244,17 +248,17 @@ def row_seeds(generator, batch_size: int, device) -> Tensor:
             raise ValueError(
                 f"generator has {len(generator)} entries for a batch of {batch_size}. Pass one, or one per text."
             )
-        seeds = torch.cat([row_seeds(one, 1, one.device) for one in generator])
+        seeds = torch.cat([row_seeds(source, 1, source.device) for source in generator])
     else:
         source = device if generator is None else generator.device
         seeds = torch.randint(-(2**63), 2**63 - 1, (batch_size,), generator=generator, device=source, dtype=torch.int64)
-    return send(seeds, device)
+    return copy_to_device(seeds, device)
 
 
 def check_generator(generator) -> None:
     """Raises `ValueError` for what is neither a generator, nor a list of them, nor `None`."""
-    each = generator if isinstance(generator, (list, tuple)) else [] if generator is None else [generator]
-    if not all(isinstance(one, torch.Generator) for one in each):
+    sources = generator if isinstance(generator, (list, tuple)) else [] if generator is None else [generator]
+    if not all(isinstance(source, torch.Generator) for source in sources):
         raise ValueError(
             f"generator must be a torch.Generator, a list with one per text, or None, got {type(generator).__name__}. "
             "Pass torch.Generator().manual_seed(0)."
@@ -272,10 +276,11 @@ def check_rates(rates: Tensor) -> None:
         raise ValueError(f"rates must be positive floating numbers, got {least} of {rates.dtype}. Check the weights.")
 
 
-def send(values: Tensor, device) -> Tensor:
-    """A few `values` on another device, without waiting for it where that is safe.
+def copy_to_device(values: Tensor, device) -> Tensor:
+    """A copy of small `values` on another device; the host waits for it only where it has to.
 
-    What comes to the host would be read too soon, and MPS may read what is freed already (pytorch issue 189690).
+    It has to for copies to the host, which would be read too soon, and on MPS, which may read memory
+    that is freed already (pytorch issue 189690).
     """
     return values.to(device, non_blocking=torch.device(device).type not in ("cpu", "mps"))
 
@@ -351,12 +356,12 @@ def draw_order(exponentials: Tensor, rates: Tensor, maskable: Tensor, blocks: Bl
     log_time = (exponentials.to(rates) / rates.detach()).masked_fill(~maskable, torch.inf)
     order = log_time.argsort(dim=-1, stable=True)
     if blocks is not None:  # sort by block, keep the order within
-        order = order.gather(1, blocks.index.gather(1, order).argsort(dim=-1, stable=True))
+        order = order.gather(1, blocks.of_position.gather(1, order).argsort(dim=-1, stable=True))
     rank = order.argsort(-1)
     if blocks is None:
         return rank
     count = block_sum(torch.ones_like(rank), blocks)
-    return rank - spread_blocks(count.cumsum(-1) - count, blocks)
+    return rank - broadcast_to_positions(count.cumsum(-1) - count, blocks)
 
 
 def log_prob_prefix(
@@ -369,14 +374,14 @@ def log_prob_prefix(
     Returns:
         `[B, N]`, 0 where `k = 0`.
     """
-    size, count = (rates.shape[1], 1) if blocks is None else (min(blocks.size, rates.shape[1]), blocks.count)
-    slot = rank if blocks is None else blocks.index * size + rank.clamp(max=size - 1)
+    size, count = (rates.shape[1], 1) if blocks is None else (min(blocks.size, rates.shape[1]), blocks.num_blocks)
+    slot = rank if blocks is None else blocks.of_position * size + rank.clamp(max=size - 1)
     in_order = rates.new_zeros(rates.shape[0], count * size).scatter_add(1, slot, rates * maskable)
     in_order = in_order.view(-1, count, size)  # [B, N, S], in order of reveal
     remaining = in_order.flip(-1).cumsum(-1).flip(-1)  # W_j
     drawn = (torch.arange(size, device=rates.device) < num_revealed[..., None]) & (in_order > 0)
-    one = torch.ones_like(in_order)
-    log_ratio = torch.where(drawn, in_order, one).log() - torch.where(drawn, remaining, one).log()
+    ones = torch.ones_like(in_order)
+    log_ratio = torch.where(drawn, in_order, ones).log() - torch.where(drawn, remaining, ones).log()
     return log_ratio.sum(-1)
 
 
@@ -393,7 +398,7 @@ def draw_order_view(
     count = block_sum(maskable.to(rates.dtype), blocks)
     revealed = torch.minimum((quantiles * count).floor(), count - 1).clamp(min=0).to(torch.int64)  # k [B, N]
     rank = draw_order(exponentials, rates, maskable, blocks)
-    masked = maskable & (rank >= spread_blocks(revealed, blocks))
+    masked = maskable & (rank >= broadcast_to_positions(revealed, blocks))
     return View(masked, log_prob_prefix(rank, revealed, rates, maskable, blocks), count)
 
 
@@ -434,7 +439,7 @@ def draw_time_view(
         u = torch.where(reconstruction, epsilon, epsilon + (1 - epsilon) * (quantiles - share) / (1 - share))
         log_u = u.log()
         weight = torch.where(reconstruction, 1 / share, (1 - epsilon) / ((1 - share) * u))
-    log_u = spread_blocks(log_u, blocks)
+    log_u = broadcast_to_positions(log_u, blocks)
     masked = draw_masks(exponentials, log_u, rates.detach(), maskable)
     return View(masked, log_prob_masks(masked, log_u, rates, maskable, blocks), weight, reconstruction)
 
@@ -442,8 +447,8 @@ def draw_time_view(
 def _block_min(values: Tensor, blocks: Blocks | None) -> Tensor:
     if blocks is None:
         return values.amin(-1, keepdim=True)
-    start = values.new_full((values.shape[0], blocks.count), torch.inf)
-    return start.scatter_reduce(1, blocks.index, values, "amin")
+    start = values.new_full((values.shape[0], blocks.num_blocks), torch.inf)
+    return start.scatter_reduce(1, blocks.of_position, values, "amin")
 
 
 # --------------------------------------------------------------------------------------------------------- bounds
@@ -456,9 +461,9 @@ def order_bound(nll: Tensor, w: Tensor, v: Tensor, view: View, blocks: Blocks | 
         nll: `[B, L]`, `-log p_i(x_i)` in nats, finite everywhere. w, v: `[B, L]`, forward and reverse rates.
     """
     w_masked, total_w, total_v = _masked_rates(w, v, view.masked, blocks)
-    some = total_w > 0  # a text without maskable positions counts as zero
-    one = torch.ones_like(total_w)
-    safe_w, safe_v = torch.where(some, total_w, one), torch.where(some, total_v, one)
+    has_masked = total_w > 0  # a block without maskable positions counts as zero
+    ones = torch.ones_like(total_w)
+    safe_w, safe_v = torch.where(has_masked, total_w, ones), torch.where(has_masked, total_v, ones)
     main = block_sum(w_masked * nll, blocks) / safe_w
     divergence = block_sum(w_masked * (w.log() - v.log()), blocks) / safe_w - safe_w.log() + safe_v.log()
     return BoundTerms(view.weight * main, view.weight * divergence, (safe_v / safe_w).detach())

@@ -13,12 +13,12 @@ from .backbone_lomdm import LoMDMLayer, attention_inputs
 from .batch_lomdm import Batch
 from .configuration_lomdm import LoMDMConfig
 from .process_lomdm import (
+    at_least_float32,
     centre,
     learned_rates,
     log_rate_of_scores,
     log_rate_of_token_rates,
     stack_copies,
-    wide,
 )
 
 RHO_AT_START = math.log(math.e - 1)  # softplus of it is 1
@@ -66,7 +66,7 @@ class LoMDMOrderHead(nn.Module):
         past_length = 0 if past_key_values is None else past_key_values.get_seq_length(layer)
         mask, rotary = attention_inputs(self.config, features, attention_mask, num_copies, past_length)
         hidden = self.layer(features, mask, rotary, past_key_values=past_key_values)
-        return wide(self.out(self.act(self.dense(self.norm(hidden)))).squeeze(-1))
+        return at_least_float32(self.out(self.act(self.dense(self.norm(hidden)))).squeeze(-1))
 
 
 class LoMDMTokenRates(nn.Module):
@@ -78,7 +78,7 @@ class LoMDMTokenRates(nn.Module):
 
     def forward(self) -> Tensor:
         """`log omega` `[V]`, float32 or wider."""
-        rho = wide(self.rho)
+        rho = at_least_float32(self.rho)
         # far below zero softplus(rho) underflows, and its logarithm is rho
         return torch.where(rho < -20, rho, nn.functional.softplus(rho.clamp(min=-20)).log())
 
@@ -139,7 +139,7 @@ class RateLaw:
             batch: the texts that were read: partly masked, or with several copies the clean ones.
             past_key_values: with blocks, the cache of the blocks before.
         """
-        return stack_copies(torch.full_like(wide(hidden[..., 0]), self.level), num_copies)
+        return stack_copies(torch.full_like(at_least_float32(hidden[..., 0]), self.level), num_copies)
 
     def rates_of_logits(self, model: PreTrainedModel, logits: Tensor) -> Tensor:
         """`v` `[...]`, float32 or wider, of the token law `[..., V]`, for laws that need logits."""
@@ -216,7 +216,7 @@ class TokenRates(RateLaw):
         return model.omega().exp()[batch.ids.clamp(min=0)]
 
     def rates_of_logits(self, model: PreTrainedModel, logits: Tensor) -> Tensor:
-        return log_rate_of_token_rates(wide(logits), model.omega()).exp()
+        return log_rate_of_token_rates(at_least_float32(logits), model.omega()).exp()
 
     def weigh_tokens(self, model: PreTrainedModel, logits: Tensor) -> Tensor:
         return logits + model.omega().to(logits.dtype)
@@ -232,7 +232,7 @@ class ScoreRates(RateLaw):
     needs_logits = True
 
     def rates_of_logits(self, model: PreTrainedModel, logits: Tensor) -> Tensor:
-        return log_rate_of_scores(wide(logits)).exp()
+        return log_rate_of_scores(at_least_float32(logits)).exp()
 
 
 RATE_LAWS: dict[str, RateLaw] = {

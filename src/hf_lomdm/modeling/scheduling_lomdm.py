@@ -33,8 +33,9 @@ GRIDS = ("adaptive", "uniform")
 
 # float64 entries of one slice of a token draw (128 MB): all positions of a text at once do not fit for large V.
 SLICE_SIZE = 2**24
-# Certainties that differ by no more than this are a tie, which goes to the left. Rounding, which hangs on the batch
-# and on the processor, moves them by up to 3e-6 in float32, and positions that know nothing yet are all alike.
+# Certainties that differ by no more than this are a tie, which goes to the left. Rounding, which
+# depends on the batch and on the processor, moves them by up to 3e-6 in float32; and positions without
+# any context have equal certainties.
 TIE = 2**-10
 # Every setting: its type, its values or their range, and what to pass instead of others.
 SETTINGS = {
@@ -266,11 +267,11 @@ class LoMDMScheduler(SchedulerMixin, ConfigMixin):
         v = _float64_rates(rates.detach().to(device), masked) if self.position_draw_needs_rates else None
         if self.num_reveals_is_random:
             return (masked & (uniforms < self._ancestral(v, masked, block, num_blocks, steps_left))).to(home)
-        keys = self._keys(v, uniforms, positions, masked, logits)
+        priority = self._reveal_priority(v, uniforms, positions, masked, logits)
         count = _share(masked.sum(1, keepdim=True), steps_left)
         if self.position_draw_needs_logits:
-            keys = _level(keys, masked, block, count)
-        return (_order(keys, masked, block).argsort(dim=1) < count).to(home)
+            priority = _level(priority, masked, block, count)
+        return (_order(priority, masked, block).argsort(dim=1) < count).to(home)
 
     def revealed_columns(self, revealed: Tensor, timestep: float | Tensor) -> Tensor:
         """Columns of the revealed positions, for gathering with fixed shapes: `[B, W]` int64.
@@ -441,7 +442,7 @@ class LoMDMScheduler(SchedulerMixin, ConfigMixin):
         within = reveal_probability(torch.zeros_like(goal), adaptive_log_ratio(rates, partial, goal), rates)
         return torch.where(partial, within, fraction)
 
-    def _keys(
+    def _reveal_priority(
         self, rates: Tensor | None, uniforms: Tensor, positions: Tensor, masked: Tensor, logits: Tensor | None
     ) -> Tensor:
         """Values `[B, L]` whose largest are revealed first."""
@@ -451,13 +452,13 @@ class LoMDMScheduler(SchedulerMixin, ConfigMixin):
             return uniforms
         if self.config.sampler == "left_to_right":
             return -positions
-        keys = torch.cat([self._sureness(slice_) for slice_ in _slices(logits)]).reshape(masked.shape)
-        if keys.device.type == "cpu" and not (keys.isfinite() | ~masked).all():
+        priority = torch.cat([self._certainty(slice_) for slice_ in _slices(logits)]).reshape(masked.shape)
+        if priority.device.type == "cpu" and not (priority.isfinite() | ~masked).all():
             raise ValueError("logits give no law at a masked position (NaN or infinite). Check the model's weights.")
-        return keys
+        return priority
 
-    def _sureness(self, logits: Tensor) -> Tensor:
-        """How sure the token law of `[M, V]` logits is, by the measure of the sampler: `[M]`, larger is surer."""
+    def _certainty(self, logits: Tensor) -> Tensor:
+        """Certainty `[M]` of the token law of `[M, V]` logits, by the measure of the sampler."""
         law = self._without_mask_token(logits).softmax(-1)
         if self.config.sampler == "confidence":
             return law.amax(-1)
@@ -484,12 +485,12 @@ class LoMDMScheduler(SchedulerMixin, ConfigMixin):
         logits = (logits - best) / self.config.temperature
         weights = logits.exp()
         if self.config.top_k is not None or self.config.top_p is not None:
-            # stable: ties, frequent in bfloat16, must not depend on the batch
+            # stable: the order of ties, frequent in bfloat16, must not depend on the batch
             best, tokens = (part[:, : self.config.top_k] for part in weights.sort(dim=-1, descending=True, stable=True))
             if self.config.top_p is not None:
                 total = best.cumsum(-1)
                 best = best.masked_fill(total - best >= self.config.top_p * total[:, -1:], 0.0)
-            # by id again: two tokens that rounding puts the other way round are not taken for each other
+            # back in order of id: rounding may swap two tokens of nearly equal weight, and must not swap draws
             weights = torch.zeros_like(weights).scatter(1, tokens, best)
         return _inverse_cdf(weights, uniforms)
 
@@ -502,17 +503,17 @@ def _share(count: int | Tensor, steps_left: int | Tensor) -> int | Tensor:
     return (count + steps_left - 1) // steps_left
 
 
-def _order(keys: Tensor, masked: Tensor, block: Tensor) -> Tensor:
-    """Columns `[B, L]` in order of reveal: masked positions first, then by block, by descending key, by column."""
-    order = keys.argsort(dim=1, descending=True, stable=True)
+def _order(priority: Tensor, masked: Tensor, block: Tensor) -> Tensor:
+    """Columns `[B, L]` in order of reveal: masked first, then by block, descending priority, column."""
+    order = priority.argsort(dim=1, descending=True, stable=True)
     group = torch.where(masked, block, masked.shape[1])
     return order.gather(1, group.gather(1, order).argsort(dim=1, stable=True))
 
 
-def _level(keys: Tensor, masked: Tensor, block: Tensor, count: Tensor) -> Tensor:
-    """`keys` `[B, L]`, but equal where they are within `TIE` of the last one of the `count` `[B, 1]` to be revealed."""
-    last = keys.gather(1, _order(keys, masked, block).gather(1, (count - 1).clamp(min=0)))
-    return torch.where((keys - last).abs() <= TIE, last, keys)
+def _level(priority: Tensor, masked: Tensor, block: Tensor, count: Tensor) -> Tensor:
+    """`priority` `[B, L]`, but equal where it is within `TIE` of the last of `count` `[B, 1]` reveals."""
+    last = priority.gather(1, _order(priority, masked, block).gather(1, (count - 1).clamp(min=0)))
+    return torch.where((priority - last).abs() <= TIE, last, priority)
 
 
 def _float64_rates(rates: Tensor, where: Tensor | None) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import cross_entropy
 
-from .process_lomdm import wide
+from .process_lomdm import at_least_float32
 
 CACHE_LOGITS = 2**20  # in a chunk on a CPU: 4 MB in float32 stay in its cache
 DEVICE_LOGITS = 2**27  # in a chunk on other devices: 512 MB in float32; fewer would leave them idle
@@ -29,7 +29,7 @@ class TokenLosses(torch.autograd.Function):
         """The losses."""
         size = rows_at_a_time(logits, logits.shape[-1], CACHE_LOGITS)
         pairs = zip(logits.split(size), targets.split(size), strict=True)
-        return torch.cat([cross_entropy(wide(rows), target, reduction="none") for rows, target in pairs])
+        return torch.cat([cross_entropy(at_least_float32(rows), target, reduction="none") for rows, target in pairs])
 
     @staticmethod
     def setup_context(ctx, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
@@ -46,7 +46,7 @@ class TokenLosses(torch.autograd.Function):
         columns = (values[:, None] for values in (targets, losses, by_loss))
         parts = (values.split(size) for values in (logits, *columns))
         for rows, target, loss, factor in zip(*parts, strict=True):
-            gradient = (rows - (loss + wide(rows.gather(-1, target)))).exp_()  # as wide as the loss
+            gradient = (rows - (loss + at_least_float32(rows.gather(-1, target)))).exp_()  # as wide as the loss
             gradient.scatter_(-1, target, torch.expm1(-loss))  # 1 - exp(-loss) would cancel to 0 near a loss of 0
             by_logits.append(gradient.mul_(factor).to(logits.dtype))
         return torch.cat(by_logits), None

@@ -42,8 +42,8 @@ GIVEN, PADDING = -1, -2
 MAX_POSITIONS = 2**21
 UPLOAD_OPTIONS = ("repo_id", "private", "token", "commit_message", "create_pr")
 if __name__.startswith("diffusers_modules."):
-    # For a component that is passed to `DiffusionPipeline.from_pretrained`, diffusers looks up the file and the class
-    # that `model_index.json` names among the imported modules; of what it finds it uses the base class alone.
+    # For a component that is passed to `DiffusionPipeline.from_pretrained`, diffusers looks for the
+    # file and class of `model_index.json` among the imported modules. It only uses the base class.
     for _file, _name, _base in (
         ("modeling_lomdm", "LoMDMForMaskedDiffusion", PreTrainedModel),
         ("scheduling_lomdm", "LoMDMScheduler", SchedulerMixin),
@@ -105,7 +105,7 @@ class LoMDMPipeline(DiffusionPipeline):
     _callback_tensor_inputs = ["sample", "order", "rates", "revealed"]
     loader: Callable | None = None  # set by the package; as remote code it stays None
 
-    # Without a default in the eyes of `inspect`: diffusers overwrites what it is passed of a parameter that has one.
+    # `Parameter.empty` looks like no default to `inspect`: diffusers ignores what is passed for a parameter with one.
     def __init__(self, model: Any, scheduler: Any, tokenizer: Any = Parameter.empty):
         super().__init__()
         tokenizer = None if tokenizer is Parameter.empty else tokenizer
@@ -285,7 +285,8 @@ class LoMDMPipeline(DiffusionPipeline):
         with self.progress_bar(total=self._num_timesteps) as bar:
             for index, (firsts, width) in enumerate(windows):
                 window = self._open(canvas.rows, firsts, width)
-                draws = [torch.Generator().manual_seed(seed + index) for seed in seeds]  # whatever other rows need
+                # one generator per row: its draws do not depend on the other rows
+                draws = [torch.Generator().manual_seed(seed + index) for seed in seeds]
                 read = partial(self.model, return_dict=True) if context is None else context.read
                 passes += self._reveal_window(window, read, scheduler, draws, callback, inputs, index * steps, bar)
                 self._close(canvas, window, firsts)
@@ -297,7 +298,7 @@ class LoMDMPipeline(DiffusionPipeline):
         return passes
 
     def windows(self, rows: list[list[int]]) -> list[tuple[list[int], int]]:
-        """First position in each row and width of all windows. Those of a row do not hang on the other rows."""
+        """First position in each row, and width, of every window. Windows of a row ignore the other rows."""
         config = self.model.config
         firsts, size, limit = [0] * len(rows), config.block_size, config.max_position_embeddings
         stride = max(1, limit // 2)  # half of a window is the context of the next
@@ -324,7 +325,7 @@ class LoMDMPipeline(DiffusionPipeline):
         return values, real if any(missing) else None
 
     def _close(self, canvas: Canvas, window: Window, firsts: list[int]) -> None:
-        """Takes a finished window over into the canvas. A row with an EOS behind all that is given ends with it."""
+        """Copies a finished window into the canvas. A row ends with its first EOS behind all given positions."""
         filled = zip(firsts, window.sample.tolist(), window.order.tolist(), strict=True)
         rows = zip(canvas.rows, canvas.order, canvas.starts, strict=True)
         for (row, order, start), (first, tokens, steps) in zip(rows, filled, strict=True):

@@ -216,7 +216,7 @@ class LoMDMTrainingArguments(TrainingArguments):
         if self.report_to is None:
             self.report_to = "tensorboard" if is_tensorboard_available() else "none"
         if self.data_seed is None:
-            self.data_seed = self.seed  # else the order of the texts hangs on the global random state
+            self.data_seed = self.seed  # else the order of the texts depends on the global random state
         self.use_cpu |= not torch.accelerator.is_available()  # else bf16 is refused where there is nothing but a CPU
         self.dataloader_pin_memory &= torch.accelerator.is_available()  # pinning needs one, and warns otherwise
         defaults = {one.name: one.default for one in fields(TrainingArguments)}

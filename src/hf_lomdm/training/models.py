@@ -14,7 +14,7 @@ from transformers import (
 from ..modeling.configuration_lomdm import LoMDMConfig
 from .arguments import ModelArguments
 
-# What a model takes over from the one that it starts from: all that the shapes and the meaning of its weights hang on.
+# Copied from the model that a run starts from: all that its weights depend on, in shape or meaning.
 SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "tie_word_embeddings")
 # Ids of no tokenizer: what a configuration can be checked with before there is one.
 NO_TOKENIZER = {"vocab_size": 5, "mask_token_id": 0, "pad_token_id": 1, "bos_token_id": 2, "eos_token_id": 3}

@@ -16,7 +16,7 @@ from ..data.draws import step_generators, step_quantiles
 from ..evaluation import NelboEstimate, nelbo
 from ..evaluation.summary import summarise_texts
 from ..modeling.modeling_lomdm import LoMDMOutput
-from ..modeling.process_lomdm import send
+from ..modeling.process_lomdm import copy_to_device
 from ..modeling.scheduling_lomdm import LoMDMScheduler
 from ..pipelines import LoMDMPipeline
 from ..pipelines.hub_folder_lomdm import check_target
@@ -133,7 +133,7 @@ class LoMDMTrainer(TrainerHooks):
             first = (micro_step * ranks + self.accelerator.process_index) * size
             texts = range(first, first + len(batch["input_ids"]))
             quantiles = step_quantiles(self.args.seed, self.state.global_step, texts, global_size)
-            batch["quantiles"] = send(quantiles, device)  # left to the Trainer, it would wait for the GPU
+            batch["quantiles"] = copy_to_device(quantiles, device)  # left to the Trainer, it would wait for the GPU
             batch["generator"] = step_generators(self.args.seed, self.state.global_step, texts)
         return batches, tokens
 
