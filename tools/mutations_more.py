@@ -496,7 +496,7 @@ TABLE = (
         ),
     ),
     (
-        "training/training_log.py",
+        "evaluation/summary.py",
         (
             "tests/training/test_trainer.py::test_logged_terms_equal_the_bound_of_the_global_batch",
             "tests/training/test_trainer.py::test_logged_terms_are_means_over_the_steps_of_a_window",
