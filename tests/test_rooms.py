@@ -16,7 +16,7 @@ ROOMS = {
     "schedulers": "the scheduler under its older name",
     "adapters": "order heads on a frozen masked language model",
     "pipelines": "sampling, and the layout of a Hub folder; travels to the Hub",
-    "data": "documents, tokenizers, rows, batches, the draws of a step, Sudoku",
+    "data": "documents, examples, tokenizers, rows, batches, the draws of a step, Sudoku",
     "evaluation": "likelihood, corpora, generation, order",
     "visualization": "orders as text, pictures and pages",
     "training": "arguments, trainer, checkpoints, model cards",
@@ -78,7 +78,7 @@ def _imports_of_file(path: Path, package: Path) -> Iterator[Import]:
 
 
 def _targets(node: ast.AST, path: Path, package: Path) -> Iterator[tuple[str, str, str]]:
-    """Module, name in it (or nothing) and the name in this file of what an import statement brings from `package`."""
+    """What a statement imports from `package`: the module, the name in it or nothing, the name here."""
     if isinstance(node, ast.Import):
         for alias in node.names:
             if alias.name.split(".")[0] == package.name:
@@ -92,15 +92,8 @@ def _targets(node: ast.AST, path: Path, package: Path) -> Iterator[tuple[str, st
         for alias in node.names:
             place = package.parent.joinpath(*module.split("."), alias.name)
             is_module = place.is_dir() or place.with_suffix(".py").is_file()
-            yield (
-                (f"{module}.{alias.name}", "", alias.asname or alias.name)
-                if is_module
-                else (
-                    module,
-                    alias.name,
-                    alias.asname or alias.name,
-                )
-            )
+            imported = (f"{module}.{alias.name}", "") if is_module else (module, alias.name)
+            yield *imported, alias.asname or alias.name
 
 
 def drawing(imports: list[Import]) -> str:

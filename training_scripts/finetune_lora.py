@@ -28,20 +28,12 @@ from transformers import HfArgumentParser, set_seed
 from hf_lomdm import LoMDMForMaskedDiffusion, LoMDMPipeline
 from hf_lomdm.cli.errors import FROM_OUTSIDE, loading, user_errors
 from hf_lomdm.data.batches import TextCollator
+from hf_lomdm.data.examples import CHAT_TEMPLATE, make_rows, read_examples, split_examples
 from hf_lomdm.data.splits import data_fingerprint
 from hf_lomdm.data.tokenizers import load_tokenizer
 from hf_lomdm.pipelines.hub_folder_lomdm import check_target
 from hf_lomdm.training.checkpointing import CheckpointError
-from hf_lomdm.training.finetuning import (
-    CHAT_TEMPLATE,
-    FinetuningArguments,
-    LoraTrainingArguments,
-    add_lora,
-    make_rows,
-    merge_adapter,
-    read_examples,
-    split_examples,
-)
+from hf_lomdm.training.finetuning import FinetuningArguments, LoraTrainingArguments, add_lora, merge_adapter
 from hf_lomdm.training.model_card import TrainingRecord, describe_diffusion, model_card, say_value
 from hf_lomdm.training.trainer import LoMDMTrainer, make_pipeline
 from hf_lomdm.visualization import visible

@@ -13,16 +13,10 @@ from transformers import AutoModel
 from conftest import build_model
 from hf_lomdm import LoMDMForMaskedDiffusion, LoMDMPipeline, LoMDMScheduler
 from hf_lomdm.data.batches import TextCollator
+from hf_lomdm.data.examples import CHAT_TEMPLATE, make_rows, read_examples
 from hf_lomdm.data.tokenizers import train_tokenizer
 from hf_lomdm.hub import export_to_hub_folder
-from hf_lomdm.training.finetuning import (
-    CHAT_TEMPLATE,
-    FinetuningArguments,
-    add_lora,
-    make_rows,
-    merge_adapter,
-    read_examples,
-)
+from hf_lomdm.training.finetuning import FinetuningArguments, add_lora, merge_adapter
 from tiny_tokenizer import build_tokenizer, build_word_tokenizer
 
 ROOT = Path(__file__).parents[2]
