@@ -144,6 +144,9 @@ def test_a_tokenizer_with_other_tokens_at_the_same_ids_is_an_error(mdlm, make_mo
         check_tokenizer(other, str(mdlm))
     make_model().save_pretrained(tmp_path / "bare")
     check_tokenizer(other, str(tmp_path / "bare"))  # it has none to compare with
+    (tmp_path / "bare" / "tokenizer.json").write_text("{}")
+    with pytest.raises(ValueError, match="the tokenizer of init_from=.*bare' cannot be read: "):
+        check_tokenizer(other, str(tmp_path / "bare"))
 
 
 def test_an_autoregressive_model_starts_from_its_own_kind_alone(mdlm, tmp_path):

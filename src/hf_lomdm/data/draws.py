@@ -13,16 +13,22 @@ def step_quantiles(seed: int, step: int, texts: range, global_size: int) -> Tens
     Stratified over the global batch without communication; the same whoever computes them. `[len(texts)]` float32,
     inside `(0, 1)`.
     """
-    offset = _hash(seed, step, -1) / 2**64
+    offset = hashed_seed(seed, step, -1) / 2**64
     values = torch.tensor([(offset + j / global_size) % 1 for j in texts], dtype=torch.float64)
     return values.float().clamp(2**-25, 1 - 2**-24)
 
 
 def step_generators(seed: int, step: int, texts: Iterable[int]) -> list[torch.Generator]:
     """A CPU generator for each text `j` of step `step`, seeded by a hash of seed, step and `j`."""
-    return [torch.Generator().manual_seed(_hash(seed, step, j)) for j in texts]
+    return [hashed_generator(seed, step, j) for j in texts]
 
 
-def _hash(*values: int) -> int:
-    text = ",".join(map(str, values)).encode()
+def hashed_generator(*parts: int | str) -> torch.Generator:
+    """A CPU generator that depends on `parts` alone: what it is for, and the seed."""
+    return torch.Generator().manual_seed(hashed_seed(*parts))
+
+
+def hashed_seed(*parts: int | str) -> int:
+    """64 bits that depend on `parts` alone."""
+    text = ",".join(map(str, parts)).encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest())

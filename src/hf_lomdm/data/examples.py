@@ -9,6 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from ..pipelines.pipeline_lomdm import end_of_text
 from .reading import read_jsonl
 from .tokenizers import check_known, encode_texts
 
@@ -149,7 +150,7 @@ def _example(front: list[int], back: list[int], bos: int | None, eos: int | None
         raise ValueError(f"{place} has an empty answer. Leave the line out.")
     front = front if bos is None or front[:1] == [bos] else [bos, *front]
     # a chat template may write something behind EOS, where a text has ended
-    back = back if eos is None else [*(back[: back.index(eos)] if eos in back else back), eos]
+    back = back if eos is None else [*back[: end_of_text(back, eos)], eos]
     return Example(front, back)
 
 

@@ -7,6 +7,7 @@ the first one too. The start token is in no text, so it has probability zero, un
 import torch
 from torch import Tensor, nn
 
+from ..pipelines.pipeline_lomdm import eval_mode
 from .likelihood import NelboEstimate
 
 
@@ -37,14 +38,8 @@ def causal_nll(
     clean, targets = _clean_texts(input_ids, attention_mask, labels)
     in_text = start == model.config.eos_token_id
     _check_start(start, clean, attention_mask, in_text)
-    training = {module: module.training for module in model.modules()}
-    try:
-        model.eval()
-        with torch.no_grad():
-            losses = causal_token_losses(model, clean, attention_mask, targets, start, in_text)
-    finally:
-        for module, mode in training.items():
-            module.training = mode
+    with eval_mode(model), torch.no_grad():
+        losses = causal_token_losses(model, clean, attention_mask, targets, start, in_text)
     main = losses.cpu().double().sum(-1)
     if not main.isfinite().all():
         raise ValueError(f"-log P of texts is not finite: {main.tolist()[:8]}. Check the weights for NaN and inf.")

@@ -105,7 +105,7 @@ def process_state() -> PartialState:
 
 def is_diffusion(model: nn.Module) -> bool:
     """Whether `model` is of the family of masked diffusion models; else it is taken for an autoregressive one."""
-    return hasattr(model, "estimate_bound")
+    return getattr(getattr(model, "config", None), "rate_type", None) is not None
 
 
 class SpecialTokens(NamedTuple):

@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from transformers import DynamicCache, PreTrainedTokenizerBase
 
 from ..data.draws import step_generators
-from ..pipelines.pipeline_lomdm import MAX_POSITIONS
+from ..pipelines.pipeline_lomdm import MAX_POSITIONS, end_of_text
 from .judge import entropy, judge_texts, load_judge
 from .parts import PartsFile, beside
 from .records import environment
@@ -311,7 +311,7 @@ def _content(row: list[int], pipe: Any) -> list[int]:
     """The token ids of a text as the pipeline decodes it: up to the first EOS, without special tokens."""
     config, special = pipe.model.config, set(pipe.tokenizer.all_special_ids)
     first = int(row[0] == config.bos_token_id)  # a BOS may be the EOS too: GPT-2's is
-    end = row.index(config.eos_token_id, first) if config.eos_token_id in row[first:] else len(row)
+    end = end_of_text(row, config.eos_token_id, first)
     return [token for token in row[first:end] if token not in special]
 
 

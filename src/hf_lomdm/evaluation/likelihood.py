@@ -22,6 +22,7 @@ from ..modeling.process_lomdm import (
     row_seeds,
     stack_views,
 )
+from ..pipelines.pipeline_lomdm import eval_mode
 
 MAX_EXACT_POSITIONS = 14  # of a block: 2^14 passes
 # Floats in the largest tensor of one chunk, logits or MLP activations: 128 MiB in float32.
@@ -218,15 +219,8 @@ def clean_texts(model, input_ids, attention_mask, labels) -> Batch:
 def evaluating(model: nn.Module) -> Iterator[None]:
     if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
         raise ValueError("model has virtual tokens of peft, which forward alone sees. Evaluate the loss of forward.")
-    # module by module: a user may have frozen parts of a training model in eval mode
-    modes = {module: module.training for module in model.modules()}
-    try:
-        model.eval()
-        with torch.no_grad():
-            yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
+    with eval_mode(model), torch.no_grad():
+        yield
 
 
 def _one_view_replicates(model, batch: Batch, rates, bound, num_samples, generator, density) -> Tensor:

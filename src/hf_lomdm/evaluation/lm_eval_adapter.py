@@ -9,7 +9,6 @@ error cancels. For autoregressive baselines take lm-eval's own `--model hf`.
 Texts are texts: special tokens that they spell out are split, unless `--apply_chat_template` has written them.
 """
 
-import hashlib
 import json
 import logging
 from collections import Counter
@@ -29,9 +28,10 @@ from tqdm.auto import tqdm
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from ..data.batches import Text, collate
+from ..data.draws import hashed_generator
 from ..data.tokenizers import encode_texts
 from ..pipelines import LoMDMPipeline
-from ..pipelines.pipeline_lomdm import well_formed
+from ..pipelines.pipeline_lomdm import end_of_text, well_formed
 from .likelihood import check_options, nelbo
 
 UNUSED = {"trust_remote_code": (True, False), "parallelize": (False,)}  # that lm-eval passes to every model
@@ -292,12 +292,11 @@ class LoMDMLM(TemplateLM):
         )
         rows = zip(out.sequences.tolist(), out.order.tolist(), strict=True)
         new = [[token for token, step in zip(*row, strict=True) if step >= 0] for row in rows]
-        ends = [row.index(self.eot_token_id) if self.eot_token_id in row else len(row) for row in new]
+        ends = [end_of_text(row, self.eot_token_id) for row in new]
         return [self.tokenizer.decode(row[:end], skip_special_tokens=True) for row, end in zip(new, ends, strict=True)]
 
     def _generator(self, key: str) -> torch.Generator:
-        digest = hashlib.blake2b(f"{self.seed} {key}".encode(), digest_size=8).digest()
-        return torch.Generator().manual_seed(int.from_bytes(digest))
+        return hashed_generator(f"{self.seed} {key}")
 
 
 def _load(pretrained: str | Path | LoMDMPipeline, device: Any, how: dict[str, Any]) -> LoMDMPipeline:

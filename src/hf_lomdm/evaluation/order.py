@@ -4,7 +4,6 @@ An order is compared with left-to-right within each block (the text, in a model 
 left to right by construction. Ranks are relative: 0 = revealed first in its block, 1 = last.
 """
 
-import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..data.batches import TextCollator
+from ..data.draws import hashed_generator
 from ..modeling.batch_lomdm import Batch, make_batch
 from ..modeling.process_lomdm import (
     Blocks,
@@ -28,6 +28,7 @@ from ..modeling.process_lomdm import (
 )
 from ..modeling.scheduling_lomdm import LoMDMScheduler
 from ..pipelines.pipeline_lomdm import LoMDMPipeline
+from .corpus import is_diffusion
 from .likelihood import CHUNK_ELEMENTS, clean_texts, evaluating
 from .records import environment
 from .summary import masked_std
@@ -382,12 +383,11 @@ def _batch_rows(model: nn.Module, length: int) -> int:
 
 def _generators(seed: int, texts: range) -> list[torch.Generator]:
     """A generator for each text, from the seed and its number alone."""
-    digests = (hashlib.blake2b(f"order,{seed},{text}".encode(), digest_size=8).digest() for text in texts)
-    return [torch.Generator().manual_seed(int.from_bytes(digest)) for digest in digests]
+    return [hashed_generator("order", seed, text) for text in texts]
 
 
 def _check(model: nn.Module, rows: list[dict], num_samples: int, num_generated: int) -> None:
-    if not hasattr(model, "forward_rates"):
+    if not is_diffusion(model):
         kind = type(model).__name__
         raise ValueError(f"model is a {kind}, which has no rates: its order is fixed. Pass a LoMDMForMaskedDiffusion.")
     if not rows or any(len(row["input_ids"]) == 0 for row in rows):

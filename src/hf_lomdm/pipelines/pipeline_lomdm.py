@@ -7,7 +7,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -22,7 +22,7 @@ import torch
 from diffusers import DiffusionPipeline, SchedulerMixin
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.utils import BaseOutput
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from .hub_folder_lomdm import (
@@ -196,14 +196,11 @@ class LoMDMPipeline(DiffusionPipeline):
 
     @contextmanager
     def _model_in_use(self) -> Iterator[None]:
-        """Within this context dropout is off; behind it every module has its mode again, an offloaded model is off."""
-        training = [module for module in self.model.modules() if module.training]
-        self.model.eval()
+        """Within this context the model is in eval mode; behind it an offloaded model is off."""
         try:
-            yield
+            with eval_mode(self.model):
+                yield
         finally:
-            for module in training:
-                module.training = True
             self.maybe_free_model_hooks()
 
     def make_canvas(self, prompt, max_length: int | None, max_new_tokens: int | None, repeats: int) -> Canvas:
@@ -271,7 +268,7 @@ class LoMDMPipeline(DiffusionPipeline):
         """Where a row ends: at its first EOS from `start` on."""
         bos, eos = self.model.config.bos_token_id, self.model.config.eos_token_id
         start = max(start, int(row[0] == bos))  # a BOS that the model wrote may be its EOS token: GPT-2's is
-        return row.index(eos, start) if eos in row[start:] else len(row)
+        return end_of_text(row, eos, start)
 
     def _reveal(self, canvas: Canvas, scheduler, generator, use_cache: bool, callback, inputs: list[str]) -> int:
         """Fills in the canvas, window after window; returns the number of forward passes."""
@@ -507,6 +504,23 @@ class LoMDMPipeline(DiffusionPipeline):
             "tokenizer": tokenizer,
         }
         write_json(folder / "model_index.json", content)
+
+
+def end_of_text(ids: Sequence[int], eos: int | None, start: int = 0) -> int:
+    """How many of the tokens `ids` are text: those before the first EOS from `start` on, or all."""
+    return ids.index(eos, start) if eos in ids[start:] else len(ids)
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Within this context `model` is in eval mode; behind it every module has its own mode again."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 def well_formed(text: str) -> str:

@@ -9,6 +9,7 @@ from transformers import GenerationConfig, PreTrainedModel
 from ..evaluation.causal import causal_nll, causal_token_losses
 from ..evaluation.likelihood import NelboEstimate
 from ..modeling.modeling_lomdm import LoMDMOutput
+from ..pipelines.pipeline_lomdm import end_of_text, eval_mode
 from .measures import maskable
 from .model_card import Description, describe_causal
 from .trainer import LoMDMTrainer
@@ -21,6 +22,8 @@ class CausalTrainer(LoMDMTrainer):
     resuming. A text is read behind the start token, `config.bos_token_id`, so that its first token is predicted too, as
     in the bounds. Takes the arguments of `LoMDMTrainer`; what `save_model` writes loads with `AutoModelForCausalLM`.
     """
+
+    has_order = False
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -61,9 +64,12 @@ class CausalTrainer(LoMDMTrainer):
         """Texts of `max_position_embeddings` tokens at most, by `generate` with the averaged weights."""
         tokenizer = self.processing_class
         with self.averaged_weights():
-            model = self.accelerator.unwrap_model(self.model).eval()
-            rows = model.generate(num_return_sequences=count).tolist()
-        return [tokenizer.decode(_until_end(row, tokenizer.eos_token_id), skip_special_tokens=True) for row in rows]
+            model = self.accelerator.unwrap_model(self.model)
+            with eval_mode(model):
+                rows = model.generate(num_return_sequences=count).tolist()
+        # from 2 on: behind the start token stands the first token, which may be a BOS that is EOS
+        texts = [row[: end_of_text(row, tokenizer.eos_token_id, 2)] for row in rows]
+        return [tokenizer.decode(ids, skip_special_tokens=True) for ids in texts]
 
 
 def whole_text_generation(model: PreTrainedModel) -> GenerationConfig:
@@ -78,8 +84,3 @@ def whole_text_generation(model: PreTrainedModel) -> GenerationConfig:
         do_sample=True,
         top_k=0,
     )
-
-
-def _until_end(ids: list[int], eos: int) -> list[int]:
-    """Up to the first EOS behind the start token and the first token, which may be a BOS that is EOS."""
-    return ids[: ids.index(eos, 2)] if eos in ids[2:] else ids

@@ -8,6 +8,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from .measures import gathered
 
 AVERAGE = "ema.safetensors"  # beside the training weights in a checkpoint of the trainer
 
@@ -55,7 +58,7 @@ class EMA:
 
         With sharded weights every process has to call this (it gathers them); only those with `write` write.
         """
-        full = {name: _gathered(value).cpu().contiguous() for name, value in self.average.items()}
+        full = {name: gathered(value).cpu().contiguous() for name, value in self.average.items()}
         if write:
             save_file(full, path, metadata={"format": "pt", "num_updates": str(self.num_updates)})
 
@@ -92,15 +95,9 @@ def _copy_weights(source: dict[str, Tensor], model: nn.Module) -> None:
         weight.copy_(source[name])
 
 
-def _gathered(value: Tensor) -> Tensor:
-    return value.full_tensor() if hasattr(value, "full_tensor") else value
-
-
 def _sharded_like(value: Tensor, like: Tensor) -> Tensor:
-    if not hasattr(like, "full_tensor"):
+    if not isinstance(like, DTensor):
         return value
-    from torch.distributed.tensor import distribute_tensor
-
     return distribute_tensor(value.to(like.device), like.device_mesh, like.placements)
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 from torch import Tensor, nn
 from torch.distributed.fsdp import register_fsdp_forward_method
+from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
 
 MASKED = (
@@ -52,11 +53,15 @@ def gradient_norm(model: nn.Module, head: str | None = None) -> Tensor:
     """Euclidean norm of the gradients of the model, or of one order head; 0 where there are none."""
     weights = model.parameters() if head is None else head_weights(model, (head,))
     norm = get_total_norm([weight.grad for weight in weights if weight.grad is not None])
-    return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+    return gathered(norm)
+
+
+def gathered(value: Tensor) -> Tensor:
+    """The whole of a tensor that FSDP2 shards; every process has to call this."""
+    return value.full_tensor() if isinstance(value, DTensor) else value
 
 
 def gather_weights_for_evaluation(model: nn.Module) -> None:
     """Lets FSDP2 gather the weights for the methods that evaluation calls, as it does for `forward`."""
     for method in ("forward_rates", "estimate_bound"):
-        if hasattr(model, method):
-            register_fsdp_forward_method(model, method)
+        register_fsdp_forward_method(model, method)

@@ -222,12 +222,11 @@ def can_draw(pipe: Any) -> bool:
 
 def draw_picture(pipe: Any, path: str | os.PathLike) -> None:
     """Writes the picture of the order of one text of the pipeline's model, revealed token by token on a fixed seed."""
-    training, length = pipe.model.training, min(PICTURE_TOKENS, pipe.model.config.max_position_embeddings)
-    quiet = type(pipe)(pipe.model.eval(), pipe.scheduler, pipe.tokenizer)
+    length = min(PICTURE_TOKENS, pipe.model.config.max_position_embeddings)
+    quiet = type(pipe)(pipe.model, pipe.scheduler, pipe.tokenizer)
     quiet.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(PICTURE_SEED)
     out = quiet(num_inference_steps=length, max_length=length, generator=generator)
-    pipe.model.train(training)
     order = [step for step in out.order[0].tolist() if step > -2]
     order_picture(token_texts(pipe.tokenizer, out.sequences[0].tolist()[: len(order)]), order, path)
 

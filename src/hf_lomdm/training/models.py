@@ -10,6 +10,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import cached_file
 
 from ..modeling.configuration_lomdm import LoMDMConfig
 from .arguments import ModelArguments
@@ -104,17 +105,25 @@ def copy_trunk(model: PreTrainedModel, init_from: str) -> None:
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, init_from: str) -> None:
-    """Raises `ValueError` if `init_from` has a tokenizer and it has other tokens than that of the run."""
+    """Raises `ValueError` if `init_from` has a tokenizer that cannot be read or has other tokens than the run's."""
+    if not _has_tokenizer(init_from):
+        return  # the ids are all there is to compare
     try:
         theirs = AutoTokenizer.from_pretrained(init_from, trust_remote_code=False).get_vocab()
-    except (OSError, ValueError):
-        return  # written without a tokenizer: the ids are all there is to compare
+    except Exception as error:  # tokenizers raises nothing narrower for a broken file
+        problem = f"the tokenizer of init_from={init_from!r} cannot be read: {' '.join(str(error).split())}"
+        raise ValueError(f"{problem}. Export or download it again.") from error
     differ = sorted(theirs.items() ^ tokenizer.get_vocab().items(), key=lambda item: item[1])
     if differ:
         raise ValueError(
             f"the tokenizer of the run is not that of init_from={init_from!r}: {len(differ)} entries differ, the first "
             f"is {differ[0]}. Pass --tokenizer {init_from} --train_tokenizer ''."
         )
+
+
+def _has_tokenizer(name: str) -> bool:
+    options = {"_raise_exceptions_for_missing_entries": False}  # then what is missing is None
+    return any(cached_file(name, file, **options) for file in ("tokenizer_config.json", "tokenizer.json"))
 
 
 def _start(arguments: ModelArguments, max_length: int, token_ids: dict[str, int | None], model_type: str) -> dict:

@@ -18,6 +18,8 @@ class JoinedOptimizer(Optimizer):
         parts: optimizers of disjoint parameters; `defaults` are those of the first.
     """
 
+    parts: Sequence[Optimizer] = ()
+
     def __init__(self, parts: Sequence[Optimizer]):
         super().__init__([dict(group) for part in parts for group in part.param_groups], parts[0].defaults)
         self.parts = parts
@@ -45,7 +47,7 @@ class JoinedOptimizer(Optimizer):
 
     def add_param_group(self, param_group: dict) -> None:
         """Raises `TypeError` once the parts are joined: none of them would step the group."""
-        if hasattr(self, "parts"):
+        if self.parts:
             raise TypeError("joined optimizers take no further parameters. Add them to a part before it is joined.")
         super().add_param_group(param_group)
 

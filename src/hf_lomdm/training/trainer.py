@@ -67,6 +67,8 @@ class LoMDMTrainer(TrainerHooks):
 
     # The loss of `compute_loss` is a share of the global batch: the Trainer is not to divide it by accumulation steps.
     loss_is_scaled_for_ga = True
+    # Whether the model reveals its tokens in an order that a picture can show.
+    has_order = True
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -266,11 +268,6 @@ class LoMDMTrainer(TrainerHooks):
         """Whether there is an order to take away (`evaluate_without_order`)."""
         return getattr(self.model.config, "rate_type", None) == "learned"
 
-    @property
-    def has_order(self) -> bool:
-        """Whether the model reveals its tokens in an order that a picture can show."""
-        return hasattr(self.model.config, "rate_type")
-
     def evaluate_without_order(self) -> dict[str, float]:
         """`evaluate` with equal rates (`c2 = 0`), prefix `eval_without_order`: what the order is worth."""
         with self.accelerator.unwrap_model(self.model).without_order():
@@ -294,7 +291,7 @@ class LoMDMTrainer(TrainerHooks):
     def sample_texts(self, count: int) -> list[str]:
         """Texts of `max_position_embeddings` tokens at most, of the averaged weights, a token at a time."""
         with self.averaged_weights():
-            model = self.accelerator.unwrap_model(self.model).eval()
+            model = self.accelerator.unwrap_model(self.model)
             pipe, length = make_pipeline(model, self.processing_class), model.config.max_position_embeddings
             return pipe(num_inference_steps=length, num_return_sequences=count).texts
 
@@ -360,7 +357,7 @@ class LoMDMTrainer(TrainerHooks):
             if getattr(self.model.config, name, None) != own:
                 logger.warning("%s of the model stays %s, whatever the tokenizer has.", name, own)
                 setattr(self.model.config, name, own)
-        if self.is_fsdp_enabled:
+        if self.is_fsdp_enabled and self.has_order:
             gather_weights_for_evaluation(self.model)
         self.start_ema()
 
