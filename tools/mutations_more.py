@@ -322,7 +322,7 @@ TABLE = (
         ),
     ),
     (
-        "training/finetuning.py",
+        "data/examples.py",
         ("tests/training/test_finetune_lora.py",),
         (
             ("do not fill up answers", "[eos] * (completion_length - len(one.answer))", "[]"),
@@ -346,15 +346,15 @@ TABLE = (
     ),
     (
         "data/sudoku.py",
-        ("tests/evaluation/test_sudoku.py",),
+        ("tests/data/test_puzzles.py",),
         (
-            ("disguise every row alike", "manual_seed(index)", "manual_seed(0)"),
+            ("augment every row alike", "manual_seed(index)", "manual_seed(0)"),
             ("always transpose", "generator=generator) < 0.5", "generator=generator) < 2"),
         ),
     ),
     (
         "data/text.py",
-        ("tests/training/test_data.py",),
+        ("tests/data/test_splits.py", "tests/data/test_rows.py", "tests/data/test_reading.py"),
         (
             ("hold out a document less", 'side="right"', 'side="left"'),
             (
@@ -380,7 +380,7 @@ TABLE = (
     ),
     (
         "data/tokenizers.py",
-        ("tests/training/test_data.py",),
+        ("tests/data/test_splits.py", "tests/data/test_rows.py", "tests/data/test_reading.py"),
         (("read special tokens that a text spells out", "split_special_tokens=True", "split_special_tokens=False"),),
     ),
     (
