@@ -23,6 +23,13 @@ def test_every_mutation_still_fits_the_source(name):
     assert mutations.mutate(text, mutation) != text
 
 
+@pytest.mark.parametrize("name", BY_NAME)
+def test_the_tests_that_must_notice_a_mutation_exist(name):
+    for test in BY_NAME[name].tests:
+        file, _, function = test.partition("::")
+        assert f"def {function}" in (mutations.ROOT / file).read_text(encoding="utf-8"), test
+
+
 @pytest.mark.parametrize("text, count", [("", 0), ("a = 1\na = 1\n", 2)])
 def test_a_mutation_that_does_not_fit_is_an_error(text, count):
     mutation = mutations.Mutation("change a", "x.py", "a = 1", "a = 2", ())
