@@ -189,7 +189,9 @@ def test_the_mask_token_spelled_out_in_a_request_is_text_or_refused_where_it_is_
     model = build_model(vocab_size=261, mask_token_id=tokenizer.mask_token_id)
     lm = build(LoMDMPipeline(model, LoMDMScheduler(mask_token_id=tokenizer.mask_token_id), tokenizer))
     assert tokenizer.decode(lm.tok_encode("a [MASK]\ud83d[EOS]")[1:]) == "a [MASK]\ufffd[EOS]"
-    assert lm.tok_encode("a[EOS]")[-1] == tokenizer.eos_token_id  # as a chat template writes it
+    assert tokenizer.eos_token_id not in lm.tok_encode("a[EOS]")
+    lm._chat = True  # a chat template writes special tokens
+    assert lm.tok_encode("a[EOS]")[-1] == tokenizer.eos_token_id
     lm = build(LoMDMPipeline(build_model(vocab_size=13), LoMDMScheduler(mask_token_id=10), build_word_tokenizer()))
     with pytest.raises(ValueError, match="a request contains the mask token '<mask>', in 'a <mask> b c'"):
         lm.loglikelihood(requests("loglikelihood", [("a <mask> b", " c")]))
@@ -388,6 +390,6 @@ def test_a_text_that_holds_the_mask_token_as_a_word_is_named():
     lm = build()
     lm.tokenizer.mask_token = "a"
     lm.model.config.mask_token_id = lm.tokenizer.mask_token_id
-    with pytest.raises(ValueError, match="a text holds the mask token 'a' as a word: 'bcab'"):
+    with pytest.raises(ValueError, match="a request contains the mask token 'a', in 'bcab'"):
         lm.generate_until(requests("generate_until", [("bcab", {"max_gen_toks": 2})]), True)
     assert lm.tok_encode("b\ud83d")[-1] != lm.model.config.mask_token_id  # half a character

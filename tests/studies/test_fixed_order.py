@@ -76,7 +76,7 @@ def test_bound_of_a_steep_law_is_the_cost_from_left_to_right(make_model, fixed):
         (["--law", "exp 0.2 0.1"], "--law must be"),
         (["--law", "exp 99"], "a slope of at most"),
         (["--law", "uniform", "--block_size", "4"], "without --block_size"),
-        (["--law", "uniform", "--objective", "ar"], "--objective diffusion"),
+        (["--law", "uniform", "--objective", "ar"], "objective"),
         (["--law", "uniform", "--task", "sudoku"], "--task text"),
     ],
 )
