@@ -8,7 +8,7 @@ layer of attention; a backward pass twice that. Recomputed work is not counted: 
 from transformers import PreTrainedConfig
 
 from hf_lomdm import LoMDMConfig
-from hf_lomdm.modeling.backbone_lomdm import chunk_positions
+from hf_lomdm.modeling.attention_lomdm import chunk_positions
 
 SYSTEMS = ("mdlm_reference", "mdlm", "naive_lomdm", "lomdm")
 

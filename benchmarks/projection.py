@@ -15,7 +15,7 @@ from report import table
 from hf_lomdm import LoMDMConfig
 from hf_lomdm.cli.errors import user_errors
 from hf_lomdm.cli.option_types import positive
-from hf_lomdm.modeling.process_lomdm import DEVICE_LOGITS
+from hf_lomdm.modeling.token_losses_lomdm import DEVICE_LOGITS
 
 PAPER = {"length": 1024, "batch": 512, "steps": 1_000_000}  # OpenWebText, MDLM-small
 BILLION = {"hidden_size": 1792, "num_hidden_layers": 21, "num_attention_heads": 14}

@@ -20,7 +20,7 @@ from hf_lomdm import LoMDMPipeline, LoMDMScheduler
 from hf_lomdm.evaluation.corpus import evaluate_corpus
 from hf_lomdm.evaluation.likelihood import exact_log_likelihood, nelbo
 from hf_lomdm.evaluation.order import evaluate_order
-from hf_lomdm.modeling import process_lomdm
+from hf_lomdm.modeling import token_losses_lomdm
 from hf_lomdm.modeling.scheduling_lomdm import SAMPLERS
 from pretend_device import waits
 
@@ -65,7 +65,7 @@ def check_device(device: torch.device) -> None:
 def check_losses(device: torch.device) -> None:
     """Loss and gradients of every member of the family; the host waits once, for where the masks are."""
 
-    process_lomdm.DEVICE_LOGITS = 40  # several chunks
+    token_losses_lomdm.DEVICE_LOGITS = 40  # several chunks
 
     def losses(model, place, bound: str, padded: bool, attention: str = "sdpa"):
         model.train().set_attn_implementation(attention)

@@ -20,6 +20,7 @@ from mutations_more import MORE
 
 ROOT = Path(__file__).resolve().parents[1]
 PROCESS = "modeling/process_lomdm.py"
+MASKS = "modeling/attention_lomdm.py"
 BACKBONE = "modeling/backbone_lomdm.py"
 MODEL = "modeling/modeling_lomdm.py"
 BATCH = "modeling/batch_lomdm.py"
@@ -258,28 +259,28 @@ MUTATIONS = (
     ),
     Mutation(
         "see one key too few where a chunk of queries ends",
-        BACKBONE,
+        MASKS,
         "near, end = first // size * size, -(-last // size) * size",
         "near, end = first // size * size, last",
         ATTENTION,
     ),
     Mutation(
         "see one key too few where a chunk of queries begins",
-        BACKBONE,
+        MASKS,
         "near, end = first // size * size, -(-last // size) * size",
         "near, end = first, -(-last // size) * size",
         ATTENTION,
     ),
     Mutation(
         "see a clean block too few before a chunk of a view ends",
-        BACKBONE,
+        MASKS,
         "(last - 1) // size * size",
         "(last - 1) // size * size - size",
         ATTENTION,
     ),
     Mutation(
         "see a block too few at the far end of a chunk",
-        BACKBONE,
+        MASKS,
         "near + size - reach",
         "near + 2 * size - reach",
         ATTENTION,
@@ -350,19 +351,19 @@ MUTATIONS = (
     ),
     Mutation(
         "let the clean copy see the views",
-        BACKBONE,
+        MASKS,
         "own = (distance == 0) & (copy[query] == copy[key])",
         "own = (distance == 0) & ((copy[query] == copy[key]) | (copy[query] == 0))",
         ATTENTION,
     ),
     Mutation(
         "let a view see noise before its block",
-        BACKBONE,
+        MASKS,
         "(distance < reach) & (copy[key] == 0)",
         "(distance < reach)",
         ATTENTION,
     ),
-    Mutation("let a view see the clean text of its block", BACKBONE, "((distance > 0)", "((distance >= 0)", ATTENTION),
+    Mutation("let a view see the clean text of its block", MASKS, "((distance > 0)", "((distance >= 0)", ATTENTION),
     Mutation(
         "leave the clean text out of the last layer",
         BACKBONE,
@@ -377,17 +378,17 @@ MUTATIONS = (
         "[attention_mask[: len(part)] for part in text.split(rows)]",
         ("tests/modeling/test_modeling.py",),
     ),
-    Mutation("see beyond the context", BACKBONE, "(distance < reach) & ", "", ATTENTION),
+    Mutation("see beyond the context", MASKS, "(distance < reach) & ", "", ATTENTION),
     Mutation(
         "see the cache one block late",
-        BACKBONE,
+        MASKS,
         "return own | ((distance > 0)",
         "return own | ((distance > int(past > 0))",
         CACHE,
     ),
     Mutation(
         "count the positions behind a cache from its start",
-        BACKBONE,
+        MASKS,
         "new = position[:, past_length:]",
         "new = position[:, : position.shape[1] - past_length]",
         CACHE,

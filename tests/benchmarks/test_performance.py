@@ -13,7 +13,7 @@ from scipy.stats import chi2_contingency
 from torch.utils.flop_counter import FlopCounterMode
 
 from hf_lomdm import LoMDMConfig, LoMDMPipeline, LoMDMScheduler
-from hf_lomdm.modeling import backbone_lomdm
+from hf_lomdm.modeling import attention_lomdm
 from hf_lomdm.modeling.process_lomdm import draw_order_view, position_exponentials, row_seeds
 
 ROOT = Path(__file__).parents[2]
@@ -250,8 +250,8 @@ def test_network_time_collects_every_call_of_backbone_and_psi_and_removes_its_ho
 
 @pytest.mark.parametrize(("attention", "some"), [("eager", True), ("sdpa", False)])
 def test_each_step_runs_the_attention_that_it_is_asked_for(attention, some, monkeypatch):
-    calls, plain = [], backbone_lomdm.eager_attention
-    monkeypatch.setattr(backbone_lomdm, "eager_attention", lambda *args, **kw: calls.append(1) or plain(*args, **kw))
+    calls, plain = [], attention_lomdm.eager_attention
+    monkeypatch.setattr(attention_lomdm, "eager_attention", lambda *args, **kw: calls.append(1) or plain(*args, **kw))
     for step in training_step.steps(["mdlm", "lomdm"], "toy", 64, 16, 2, attention=attention).values():
         calls.clear()
         step()

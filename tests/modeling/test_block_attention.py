@@ -7,8 +7,8 @@ import torch
 from transformers import DynamicCache
 
 import oracles
-from hf_lomdm.modeling import backbone_lomdm
-from hf_lomdm.modeling.backbone_lomdm import LoMDMAttention, attention_inputs, chunk_positions
+from hf_lomdm.modeling import attention_lomdm
+from hf_lomdm.modeling.attention_lomdm import LoMDMAttention, attention_inputs, chunk_positions
 
 EXACT = {"rtol": 1e-9, "atol": 1e-10}  # float64, another order of summation
 RATE_TYPES = ("learned", "uniform", "token", "score")
@@ -18,7 +18,7 @@ MASK = 10
 @pytest.fixture(autouse=True, params=[256, 3], ids=["whole", "chunks"])
 def query_chunk(request, monkeypatch):
     """Every test with all queries of a copy at once, and with chunks that end within blocks."""
-    monkeypatch.setattr(backbone_lomdm, "QUERY_CHUNK", request.param)
+    monkeypatch.setattr(attention_lomdm, "QUERY_CHUNK", request.param)
 
 
 @pytest.fixture
@@ -230,7 +230,7 @@ def test_gradients_of_chunks_are_those_of_the_whole(build, monkeypatch, size):
     mask = torch.tensor([[0] * 5 + [1] * 6, [1] * 9 + [0] * 2])
     gradients = []
     for queries in (256, 2):
-        monkeypatch.setattr(backbone_lomdm, "QUERY_CHUNK", queries)
+        monkeypatch.setattr(attention_lomdm, "QUERY_CHUNK", queries)
         model = build(block_size=size).train()
         labels = clean.masked_fill(mask == 0, -100)
         draws = {"quantiles": torch.tensor([0.3, 0.6]), "generator": torch.Generator().manual_seed(0)}
@@ -241,7 +241,7 @@ def test_gradients_of_chunks_are_those_of_the_whole(build, monkeypatch, size):
 
 
 def test_chunks_leave_out_the_keys_that_nobody_sees(make_model, monkeypatch):
-    monkeypatch.setattr(backbone_lomdm, "QUERY_CHUNK", 4)
+    monkeypatch.setattr(attention_lomdm, "QUERY_CHUNK", 4)
     config = make_model(block_size=2, max_position_embeddings=4).config
     found = []
     for padded in (False, True):

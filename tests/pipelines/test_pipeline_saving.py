@@ -14,7 +14,7 @@ from hf_lomdm import LoMDMForMaskedDiffusion, LoMDMPipeline, LoMDMScheduler
 from hf_lomdm.pipelines import loading
 from tiny_tokenizer import build_tokenizer
 
-MODEL_FILES = "backbone batch checkpoint configuration context modeling process rates token_losses"
+MODEL_FILES = "attention backbone batch checkpoint configuration context modeling process rates token_losses"
 CODE = {f"{name}_lomdm.py" for name in MODEL_FILES.split()}
 PIPELINE_CODE = {"pipeline_lomdm.py", "hub_folder_lomdm.py"}
 LAYOUT = {

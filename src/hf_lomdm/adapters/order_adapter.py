@@ -13,11 +13,13 @@ from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils import cached_file
 
 # By their full names: a copy of this file needs the package wherever it is
-from hf_lomdm.modeling.backbone_lomdm import BLOCK_ATTENTION, check_inputs, check_unread, one_text, position_ids
+from hf_lomdm.modeling.attention_lomdm import BLOCK_ATTENTION
+from hf_lomdm.modeling.backbone_lomdm import check_inputs, check_unread, one_text
 from hf_lomdm.modeling.batch_lomdm import Batch
 from hf_lomdm.modeling.checkpoint_lomdm import weight_shapes
 from hf_lomdm.modeling.configuration_lomdm import NAME, OPTIONAL_TOKEN, TOKEN, LoMDMConfig
 from hf_lomdm.modeling.modeling_lomdm import LoMDMForMaskedDiffusion
+from hf_lomdm.modeling.process_lomdm import position_ids
 from hf_lomdm.modeling.rates_lomdm import RATE_LAWS
 
 WEIGHTS = "model.safetensors"

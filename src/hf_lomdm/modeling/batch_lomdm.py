@@ -6,8 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .backbone_lomdm import position_ids
-from .process_lomdm import Blocks, make_blocks, stack_views
+from .process_lomdm import Blocks, make_blocks, position_ids, stack_views
 
 
 class Batch(NamedTuple):

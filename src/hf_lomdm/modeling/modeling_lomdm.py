@@ -10,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.utils import ModelOutput, can_return_tuple
 
+from .attention_lomdm import attention_inputs  # noqa: F401  diffusers copies what this file imports, no deeper
 from .backbone_lomdm import (
     GIVEN,
     LoMDMModel,

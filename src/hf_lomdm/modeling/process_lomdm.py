@@ -58,6 +58,13 @@ def at_least_float32(values: Tensor) -> Tensor:
 # --------------------------------------------------------------------------------------------------------- blocks
 
 
+def position_ids(attention_mask: Tensor | None, length: int, device) -> Tensor:
+    """Positions `[B, L]` (`[1, L]` without a mask) counted from the first real token."""
+    if attention_mask is None:
+        return torch.arange(length, device=device)[None]
+    return (attention_mask.to(torch.int64).cumsum(-1) - 1).clamp(min=0)
+
+
 def make_blocks(position: Tensor, size: int | None) -> Blocks | None:
     """The blocks of `size` positions of texts whose positions `[B, L]` count from the first real token.
 

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
-from .backbone_lomdm import LoMDMLayer, attention_inputs
+from .attention_lomdm import attention_inputs
+from .backbone_lomdm import LoMDMLayer
 from .batch_lomdm import Batch
 from .configuration_lomdm import LoMDMConfig
 from .process_lomdm import (

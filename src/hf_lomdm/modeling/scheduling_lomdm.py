@@ -20,6 +20,7 @@ from .process_lomdm import (
     alpha,
     float64_device,
     local_time,
+    position_ids,
     position_uniforms,
     reveal_probability,
     row_seeds,
@@ -223,9 +224,8 @@ class LoMDMScheduler(SchedulerMixin, ConfigMixin):
     @staticmethod
     def positions(sample: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Index of each position counted from the first real token: `[B, L]` int64 (clamped at 0 on left padding)."""
-        if attention_mask is None:
-            return torch.arange(sample.shape[1], device=sample.device).expand(sample.shape)
-        return (attention_mask.bool().cumsum(1) - 1).clamp(min=0)
+        real = None if attention_mask is None else attention_mask.bool()
+        return position_ids(real, sample.shape[1], sample.device).expand(sample.shape)
 
     def select(
         self,

@@ -1,0 +1,245 @@
+"""Attention of the trunk: who attends to whom, with padding, blocks, copies of a text and a cache.
+
+This file travels to the Hub.
+"""
+
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers.cache_utils import Cache
+from transformers.masking_utils import create_bidirectional_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from .configuration_lomdm import LoMDMConfig
+from .process_lomdm import at_least_float32, position_ids
+
+# Attention implementations that take a mask of any shape; flash attention takes padding alone.
+BLOCK_ATTENTION = ("eager", "sdpa", "flex_attention")
+QUERY_CHUNK = 256  # queries that attend together with blocks: shorter skips more keys, longer makes fewer calls
+
+
+class QueryChunk(NamedTuple):
+    """Neighbouring positions of a row, where the keys lie that any of them may see, and the mask of these.
+
+    With blocks most pairs of positions do not see each other; a mask over all of them would cost as if they did.
+    """
+
+    queries: slice
+    keys: tuple[slice, ...]
+    mask: Tensor  # [B or 1, 1, queries, keys], added to the products of queries and keys
+
+
+def query_dtype(hidden: Tensor) -> torch.dtype:
+    """The precision of queries and keys that are made of hidden states: that of autocast where it is on."""
+    kind = hidden.device.type
+    autocast = torch.is_autocast_enabled(kind) and hidden.dtype != torch.float64
+    return torch.get_autocast_dtype(kind) if autocast else hidden.dtype
+
+
+def rotary_tables(position: Tensor, head_size: int, theta: float) -> tuple[Tensor, Tensor]:
+    """Cosines and sines `[B, 1, L, head_size]` of the half-rotation form, float32.
+
+    Computed in every pass: non-persistent buffers hold garbage after `from_pretrained`.
+    """
+    exponent = torch.arange(0, head_size, 2, device=position.device, dtype=torch.float32) / head_size
+    angle = position[:, None, :, None].float() * theta**-exponent  # [B, 1, L, head_size / 2]
+    angle = torch.cat((angle, angle), dim=-1)
+    return angle.cos(), angle.sin()
+
+
+def rotate(states: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+    """Turns each pair `(j, j + head_size / 2)` of `states` `[B, H, L, head_size]` by the angle of its position."""
+    cos, sin = rotary
+    first, second = states.chunk(2, dim=-1)
+    return (states * cos + torch.cat((-second, first), dim=-1) * sin).to(states.dtype)
+
+
+def attention_inputs(
+    config: LoMDMConfig, hidden: Tensor, attention_mask: Tensor | None, num_copies: int = 1, past_length: int = 0
+) -> tuple:
+    """The attention mask in the form of the attention implementation (`None` = no mask; with blocks a list of
+    `QueryChunk`, or one mask for FlexAttention and the compiler), and the rotary tables.
+
+    Args:
+        hidden: `[B, C * L, D]`, one copy of each text after the other (`LoMDMModel.forward`).
+        attention_mask: `[B, P + L]`, 1 = real, of the `P` positions in a cache and the `L` new ones; longer where
+            positions in front of them have left the cache again.
+        num_copies: `C`. past_length: `P`.
+    """
+    length = hidden.shape[1] // num_copies
+    held = past_length + length
+    total = held if attention_mask is None else attention_mask.shape[1]
+    position = position_ids(attention_mask, total, hidden.device)[:, total - held :]
+    new = position[:, past_length:].repeat(1, num_copies)  # every copy has the positions of its text
+    rotary = rotary_tables(new, config.hidden_size // config.num_attention_heads, config.rope_theta)
+    if config.block_size is not None:
+        attention_mask = None if attention_mask is None else attention_mask[:, total - held :]
+        return block_mask(config, hidden, attention_mask, position, num_copies), rotary
+    if attention_mask is None:
+        return None, rotary
+    real, eager = attention_mask.to(torch.bool), config._attn_implementation == "eager"
+    if hidden.device.type == "cpu" or not (eager or config._attn_implementation == "sdpa"):
+        return create_bidirectional_mask(config=config, inputs_embeds=hidden, attention_mask=real), rotary
+    # the same, but transformers looks whether the mask is all ones, for which the host would wait
+    mask = real[:, None, None].expand(-1, 1, hidden.shape[1], -1)  # [B, 1, L, L]
+    return hidden.new_zeros(()).where(mask, torch.finfo(hidden.dtype).min) if eager else mask, rotary
+
+
+def chunk_positions(
+    config: LoMDMConfig, length: int, num_copies: int = 1, past_length: int = 0, padded: bool = False
+) -> Iterator[tuple[slice, tuple[slice, ...]]]:
+    """Queries and keys of every `QueryChunk`; arguments as in `attention_inputs`.
+
+    Where texts are `padded`, blocks begin anywhere, and there may be up to a block of keys more on each side.
+    """
+    size, total = config.block_size, past_length + length
+    reach = -(-config.max_position_embeddings // size) * size
+    for copy in range(num_copies):
+        for start in range(0, length, QUERY_CHUNK):
+            stop = min(start + QUERY_CHUNK, length)
+            first, last = past_length + start, past_length + stop  # of these in their copy of the keys
+            if padded:
+                far, before, near, end = first - reach, last, first - size + 1, last + size - 1
+            else:
+                near, end = first // size * size, -(-last // size) * size
+                far, before = near + size - reach, (last - 1) // size * size
+            far, end = max(0, far), min(end, total)
+            own = slice(copy * total + max(0, near), copy * total + end)
+            keys = (slice(far, end),) if copy == 0 else (slice(far, max(far, before)), own)
+            yield slice(copy * length + start, copy * length + stop), keys
+
+
+def take_slices(values: Tensor, wanted: Sequence[tuple[slice, ...]], dim: int) -> list[Tensor]:
+    """For each of `wanted` its parts of `values` along a dimension, one behind the other.
+
+    For gradients `values` is cut once for all, so that they are summed piece by piece: that of a view would each be as
+    long as `values`. The price is a copy of each of `wanted` that is not one piece.
+    """
+    if not values.requires_grad and len(wanted) > 1:
+        return [one for parts in wanted for one in take_slices(values, [parts], dim)]
+    edges = {edge for parts in wanted for part in parts for edge in (part.start, part.stop)}
+    edges = sorted(edges | {0, values.shape[dim]})
+    pieces = values.split([end - start for start, end in pairwise(edges)], dim)
+    pieces = dict(zip(edges[:-1], pieces, strict=True))
+    of_each = ([pieces[at] for part in parts for at in pieces if part.start <= at < part.stop] for parts in wanted)
+    return [one[0] if len(one) == 1 else torch.cat(one, dim) for one in of_each]
+
+
+def block_mask(config: LoMDMConfig, hidden: Tensor, attention_mask: Tensor | None, position: Tensor, num_copies: int):
+    """Who attends to whom with blocks: its own block in its own copy, and the blocks before in the clean copy.
+
+    Copy 0 is clean. Blocks further back than `max_position_embeddings` are out of reach, so that long texts see what
+    the model was trained on. Arguments as in `attention_inputs`; `position` is `[B or 1, P + L]`.
+    """
+    size, (batch, width), total = config.block_size, hidden.shape[:2], position.shape[1]
+    past, reach = total - width // num_copies, -(-config.max_position_embeddings // size)
+    lone = num_copies == 1 and past % size == 0 and total - past <= size and total <= reach * size
+    if lone and attention_mask is None:  # one block and all before it
+        return None
+    if config._attn_implementation not in BLOCK_ATTENTION:
+        raise ValueError(
+            f"attn_implementation={config._attn_implementation!r} cannot mask blocks (block_size={size}). "
+            f"Load the model with one of {BLOCK_ATTENTION}."
+        )
+    flex = config._attn_implementation == "flex_attention"
+    block = (position // size).to(torch.int32).expand(batch if flex else -1, -1)
+    key_block, query_block = block.repeat(1, num_copies), block[:, past:].repeat(1, num_copies)
+    copy = torch.arange(num_copies, dtype=torch.int32, device=hidden.device)
+    copy = copy.repeat_interleave(total)  # with a cache there is one copy
+
+    def allowed(row, head, query, key):
+        distance = query_block[row, query] - key_block[row, key]
+        own = (distance == 0) & (copy[query] == copy[key])
+        return own | ((distance > 0) & (distance < reach) & (copy[key] == 0))
+
+    padded = attention_mask is not None
+    real = attention_mask.repeat(1, num_copies).to(torch.bool) if padded else None
+    if flex:
+        real = torch.ones_like(key_block, dtype=torch.bool) if real is None else real
+        return create_bidirectional_mask(
+            config=config, inputs_embeds=hidden, attention_mask=real, and_mask_function=allowed
+        )
+    # broadcast by hand: for a function of ours transformers would use vmap, which costs milliseconds per mask
+    row, every = torch.arange(block.shape[0], device=hidden.device), torch.arange(copy.shape[0], device=hidden.device)
+    row, zero = row[:, None, None, None], hidden.new_zeros((), dtype=query_dtype(hidden))
+
+    def added(query, key):  # [B or 1, 1, Q, K]
+        mask = allowed(row, 0, query, key)
+        if padded:  # it sees itself, for its block may lie elsewhere and a softmax over nothing is NaN
+            mask = (mask & real[:, None, None, key]) | (key == query + past)
+        # to be added, as wide as queries are: else SDPA would make it anew in each layer
+        return zero.where(mask, torch.finfo(zero.dtype).min)
+
+    if torch.compiler.is_compiling() and num_copies == 1:  # chunks would need a graph for each length
+        return added(every[: total - past, None], every)
+    parts = chunk_positions(config, width // num_copies, num_copies, past, padded)
+    return [QueryChunk(at, keys, added(every[at, None], take_slices(every, [keys], 0)[0])) for at, keys in parts]
+
+
+def eager_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    **kwargs,
+) -> tuple[Tensor, Tensor]:
+    """Plain attention with transformers' signature: `[B, H, L, head_size]` in, `[B, L, H, head_size]` out."""
+    weights = query @ key.transpose(2, 3) * scaling  # [B, H, L, L]
+    if attention_mask is not None:
+        weights = weights + attention_mask
+    weights = at_least_float32(weights).softmax(-1).to(query.dtype)
+    return (weights @ value).transpose(1, 2).contiguous(), weights
+
+
+class LoMDMAttention(nn.Module):
+    """Self-attention with rotary positions, without biases; bidirectional where no mask of blocks says otherwise."""
+
+    is_causal = False
+
+    def __init__(self, config: LoMDMConfig, layer_index: int):
+        super().__init__()
+        self.config = config
+        self.layer_index = layer_index  # in the cache
+        self.head_size = config.hidden_size // config.num_attention_heads
+        self.qkv_proj = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=False)
+        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+
+    def forward(
+        self,
+        hidden: Tensor,
+        attention_mask: Tensor | list[QueryChunk] | None,
+        rotary: tuple[Tensor, Tensor],
+        past_key_values: Cache | None = None,
+        first_output: int = 0,
+    ) -> Tensor:
+        """`[B, L, D]` to `[B, L - first_output, D]`: what comes before is attended to and attends no more."""
+        batch, length, _ = hidden.shape
+        qkv = self.qkv_proj(hidden).view(batch, length, 3, -1, self.head_size)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each [B, H, L, head_size]
+        query, key = rotate(query, rotary), rotate(key, rotary)
+        value = value.contiguous()  # a view would keep query and key as they were before for the gradient
+        if past_key_values is not None:
+            key, value = past_key_values.update(key, value, self.layer_index)
+        if isinstance(attention_mask, list):
+            chunks = [chunk for chunk in attention_mask if chunk.queries.start >= first_output]
+            seen = [chunk.keys for chunk in chunks]
+            parts = zip(
+                take_slices(query, [(chunk.queries,) for chunk in chunks], 2),
+                *(take_slices(states, seen, 2) for states in (key, value)),
+                (chunk.mask for chunk in chunks),
+                strict=True,
+            )
+            attended = torch.cat([self.attend(*part) for part in parts], dim=1)
+        else:
+            attended = self.attend(query, key, value, attention_mask)[:, first_output:]
+        return self.o_proj(attended.reshape(batch, length - first_output, -1))
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        """`[B, H, L, head_size]` to `[B, L, H, head_size]`, by the implementation that is set."""
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
+        return attend(self, query, key, value, mask, dropout=0.0, scaling=self.head_size**-0.5)[0]
