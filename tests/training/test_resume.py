@@ -357,8 +357,14 @@ def test_a_finished_run_started_again_takes_no_step_and_keeps_its_weights(tmp_pa
         ({"ema_decay": 0.5}, "ema_decay="),
         ({"frozen_modules": ["psi"]}, r"frozen_modules=None, not \['psi'\]"),
         ({"dataloader_drop_last": True}, "dataloader_drop_last="),
-        ({"per_device_train_batch_size": 4}, r"gradient_accumulation_steps \* world_size=8, not 4"),
-        ({"gradient_accumulation_steps": 2}, r"gradient_accumulation_steps \* world_size=8, not 16"),
+        (
+            {"per_device_train_batch_size": 4},
+            r"per_device_train_batch_size \* gradient_accumulation_steps \* world_size=8, not 4",
+        ),
+        (
+            {"gradient_accumulation_steps": 2},
+            r"per_device_train_batch_size \* gradient_accumulation_steps \* world_size=8, not 16",
+        ),
     ],
 )
 def test_a_checkpoint_of_a_run_with_other_settings_is_an_error_that_names_the_setting(
