@@ -46,3 +46,8 @@ def test_an_unknown_name_lists_the_known_ones():
     assert get_detokenizer(None) is None
     with pytest.raises(ValueError, match="detokenizer must be one of lm1b, ptb, wikitext, lambada.*got 'lm2b'"):
         get_detokenizer("lm2b")
+
+
+def test_single_quotes_close_in_front_of_punctuation_too():
+    lm1b = get_detokenizer("lm1b")
+    assert lm1b("he said ' yes ' , then ' no ' .") == "he said 'yes', then 'no'."

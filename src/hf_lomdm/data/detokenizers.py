@@ -10,7 +10,7 @@ from collections.abc import Callable
 _PUNCTUATION = re.compile(r" ([.,!?:;])(?=\s|$)")
 _PAIRS = (
     (re.compile(r'" ([^"]*?) "'), r'"\1"'),
-    (re.compile(r"(?<!\S)' ([^']*?) '(?!\S)"), r"'\1'"),
+    (re.compile(r"(?<!\S)' ([^']*?) '(?![^\s.,!?:;])"), r"'\1'"),
     (re.compile(r"\( ([^()]*?) \)"), r"(\1)"),
     (re.compile(r"\[ ([^\[\]]*?) \]"), r"[\1]"),
 )
@@ -18,11 +18,11 @@ _PAIRS = (
 
 def _tighten(text: str) -> str:
     """Close up punctuation, quotes and brackets."""
-    # Before the quotes, where a comma still has a space behind it, and after them, for what follows a closing quote.
+    # Before the quotes, where a comma still has a space behind it.
     text = _PUNCTUATION.sub(r"\1", text)
     for pattern, replacement in _PAIRS:
         text = pattern.sub(replacement, text)
-    return _PUNCTUATION.sub(r"\1", text)
+    return text
 
 
 def lm1b(text: str) -> str:
