@@ -35,7 +35,7 @@ hub-folders: $(VENV)/.installed-demo
 	done
 
 test: $(VENV)/.installed-dev
-	$(run) -m pytest -m "not slow"
+	$(run) -m pytest -m "not slow" -n auto --dist loadfile
 
 test-slow: $(VENV)/.installed-dev
 	$(run) -m pytest -m slow

@@ -257,7 +257,7 @@ TABLE = (
     ),
     (
         "data/rows.py",
-        ("tests/training/test_counts.py",),
+        ("tests/data/test_counts.py",),
         (
             (
                 "count the dropped tokens of the last document alone",
@@ -369,7 +369,7 @@ TABLE = (
     ),
     (
         "data/tokenizers.py",
-        ("tests/training/test_counts.py",),
+        ("tests/data/test_counts.py",),
         (
             (
                 "take the number of tokens for the vocabulary",

@@ -121,7 +121,7 @@ def test_the_quantile_of_each_block_is_uniform_and_independent_of_where_the_text
 
 def test_quantiles_of_a_block_stay_stratified_over_the_draws_of_a_text():
     strata = (torch.arange(8, dtype=torch.float64) + 0.3) / 8
-    blocks = lay(6, 2)._replace(index=lay(6, 2).index.expand(8, -1))
+    blocks = lay(6, 2)._replace(of_position=lay(6, 2).of_position.expand(8, -1))
     quantiles = process.block_quantiles(strata, torch.full((8,), 11), blocks)
     for block in range(3):
         steps = quantiles[:, block].sort().values.diff()
@@ -145,7 +145,7 @@ def test_one_window_has_the_quantile_of_the_text():
 def test_the_order_of_the_quantiles_is_independent_of_the_masks_and_orders():
     # both depend on the seed of the text: the first block's stratum against the noise of its first position
     count = 20_000
-    seeds, blocks = torch.arange(count), lay(4, 2)._replace(index=lay(4, 2).index.expand(count, -1))
+    seeds, blocks = torch.arange(count), lay(4, 2)._replace(of_position=lay(4, 2).of_position.expand(count, -1))
     first = process.block_quantiles(torch.full((count,), 0.25), seeds, blocks)[:, 0] > 0.5
     noise = process.position_exponentials(seeds, torch.arange(4)[None])
     for position in range(4):

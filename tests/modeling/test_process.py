@@ -51,7 +51,7 @@ def test_velocity_is_minus_the_slope_of_alpha_over_one_minus_alpha():
 
 
 def test_windows_put_the_leftmost_block_last():
-    blocks = process.Blocks(torch.tensor([[0, 0, 1, 1, 2, 2]]), size=2, count=3)
+    blocks = process.Blocks(torch.tensor([[0, 0, 1, 1, 2, 2]]), size=2, num_blocks=3)
     time = torch.tensor([[0.5]], dtype=torch.float64)
     local = process.local_time(time, blocks.of_position, blocks.num_blocks)
     # windows from the left: [2/3, 1], [1/3, 2/3], [0, 1/3]
@@ -59,7 +59,7 @@ def test_windows_put_the_leftmost_block_last():
 
 
 def test_velocity_in_a_window_counts_the_number_of_blocks():
-    blocks = process.Blocks(torch.tensor([[0, 1]]), size=1, count=2)
+    blocks = process.Blocks(torch.tensor([[0, 1]]), size=1, num_blocks=2)
     time = torch.tensor([[0.2]], dtype=torch.float64, requires_grad=True)
     alpha = process.alpha(process.local_time(time, blocks.of_position, blocks.num_blocks).log(), RATES[:, :2])
     (slope,) = torch.autograd.grad(alpha[0, 1], time)
@@ -341,7 +341,7 @@ def test_rloo_score_compares_each_view_with_the_mean_of_the_others():
 @pytest.mark.parametrize("draw", [process.draw_order_view, process.draw_time_view])
 def test_blocks_give_the_draws_and_sums_of_each_block_alone(draw):
     index = torch.tensor([[0, 0, 0, 1, 1, 1, 2, 2]])
-    blocks = process.Blocks(index.expand(50, -1), size=3, count=3)
+    blocks = process.Blocks(index.expand(50, -1), size=3, num_blocks=3)
     generator = torch.Generator().manual_seed(3)
     w, v, nll = (torch.rand(50, 8, generator=generator, dtype=torch.float64) + 0.1 for _ in range(3))
     maskable = torch.rand(50, 8, generator=generator) < 0.8
@@ -365,7 +365,7 @@ def test_learned_rates_of_blocks_equal_those_of_each_block_alone():
     scores = torch.randn(4, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     real = torch.ones(4, 6, dtype=torch.bool)
     real[1, 4:] = False
-    blocks = process.Blocks(torch.tensor([0, 0, 0, 0, 1, 1]).expand(4, -1), size=4, count=2)
+    blocks = process.Blocks(torch.tensor([0, 0, 0, 0, 1, 1]).expand(4, -1), size=4, num_blocks=2)
     whole = process.learned_rates(scores, 0.7, 0.65, real, blocks)
     for at in (slice(0, 4), slice(4, 6)):
         torch.testing.assert_close(whole[:, at], process.learned_rates(scores[:, at], 0.7, 0.65, real[:, at]), **EXACT)

@@ -39,6 +39,8 @@ class Send(TrainerCallback):
 
 def train_until(output_dir: Path, number: int, **settings) -> None:
     os.setpgid(0, 0)
+    # as at a terminal, also where nohup or a shell in the background has signals ignored
+    signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
     os.dup2(os.open(output_dir.with_suffix(".log"), os.O_CREAT | os.O_WRONLY), 2)
     torch.set_num_threads(1)
     make_trainer(output_dir, callbacks=[Send(number, step=1)], **settings).train("auto")

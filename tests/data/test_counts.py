@@ -5,9 +5,9 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from hf_lomdm.data import rows as data
+from hf_lomdm.data.rows import RowCounts, token_batches, truncate_documents
 from hf_lomdm.data.tokenizers import special_token_ids
-from hf_lomdm.training import data
-from hf_lomdm.training.data import RowCounts, cut_documents, token_batches
 
 SPECIAL = {"pad": 0, "bos": 1, "eos": 2, "mask": 3, "unk": 4}
 
@@ -32,7 +32,7 @@ def test_unknown_tokens_of_all_batches_are_counted(monkeypatch, characters):
 def test_dropped_tokens_of_all_cut_documents_are_counted():
     counts, ids = RowCounts(), np.arange(10, dtype=np.int32)
     pieces = [[(ids, False), (ids[:2], True), (ids[:3], True)], [(ids[:7], True)]]  # documents of 12, 3 and 7 tokens
-    rows = [row.tolist() for block in cut_documents(pieces, 7, 1, 2, True, counts) for row in block]
+    rows = [row.tolist() for block in truncate_documents(pieces, 7, (1, 2), counts) for row in block]
     assert rows == [[1, 0, 1, 2, 3, 4, 2], [1, 0, 1, 2, 2], [1, 0, 1, 2, 3, 4, 2]]
     assert counts.dropped == 7 + 0 + 2
 
