@@ -32,7 +32,7 @@ from hf_lomdm.data.examples import CHAT_TEMPLATE, make_rows, read_examples, spli
 from hf_lomdm.data.splits import data_fingerprint
 from hf_lomdm.data.tokenizers import load_tokenizer
 from hf_lomdm.pipelines.hub_folder_lomdm import check_target
-from hf_lomdm.training.checkpointing import CheckpointError
+from hf_lomdm.training.checkpointing import RunError
 from hf_lomdm.training.finetuning import FinetuningArguments, LoraTrainingArguments, add_lora, merge_adapter
 from hf_lomdm.training.model_card import TrainingRecord, describe_diffusion, model_card, say_value
 from hf_lomdm.training.trainer import LoMDMTrainer, make_pipeline
@@ -42,7 +42,7 @@ from hf_lomdm.visualization import visible
 def main(arguments: list[str] | None = None) -> None:
     with user_errors():
         options, trainer, length = prepare(arguments)
-    with user_errors(*FROM_OUTSIDE, CheckpointError):  # of training itself the traceback is wanted
+    with user_errors(*FROM_OUTSIDE, RunError):  # of training itself the traceback is wanted
         train(options, trainer, length)
 
 

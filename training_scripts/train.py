@@ -36,7 +36,7 @@ from hf_lomdm.data.splits import data_fingerprint, load_data, model_token_ids
 from hf_lomdm.data.sudoku import TOKEN_IDS, load_sudoku
 from hf_lomdm.training.arguments import parse_arguments
 from hf_lomdm.training.causal import CausalTrainer
-from hf_lomdm.training.checkpointing import CheckpointError, choose_checkpoint
+from hf_lomdm.training.checkpointing import RunError, choose_checkpoint
 from hf_lomdm.training.model_card import describe_data, say_value
 from hf_lomdm.training.models import NO_TOKENIZER, causal_config, check_tokenizer, copy_trunk, diffusion_config
 from hf_lomdm.training.trainer import LoMDMTrainer
@@ -52,7 +52,7 @@ OBJECTIVES = {
 def main() -> None:
     with user_errors():
         trainer = prepare()
-    with user_errors(*FROM_OUTSIDE, CheckpointError):  # of training itself the traceback is wanted
+    with user_errors(*FROM_OUTSIDE, RunError):  # of training itself the traceback is wanted
         train(trainer)
 
 

@@ -26,7 +26,7 @@ from hf_lomdm.evaluation.compare import comparison_table
 from hf_lomdm.evaluation.corpus import evaluate_corpus
 from hf_lomdm.evaluation.records import write_record
 from hf_lomdm.training.arguments import LoMDMTrainingArguments
-from hf_lomdm.training.checkpointing import CheckpointError
+from hf_lomdm.training.checkpointing import RunError
 from hf_lomdm.training.trainer import LoMDMTrainer
 from hf_lomdm.visualization import visible
 
@@ -44,7 +44,7 @@ class AdapterArguments:
 def main() -> None:
     with user_errors():
         trainer = prepare()
-    with user_errors(*FROM_OUTSIDE, CheckpointError):  # of training itself the traceback is wanted
+    with user_errors(*FROM_OUTSIDE, RunError):  # of training itself the traceback is wanted
         train(trainer)
 
 

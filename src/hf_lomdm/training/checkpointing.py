@@ -28,8 +28,8 @@ _LEFT_OVER = re.compile(rf"{_PREFIX}\d+-(incomplete|removed)|[._][0-9a-f]{{32}}"
 _LOCKS: dict[tuple[int, Path], IO] = {}
 
 
-class CheckpointError(ValueError):
-    """A checkpoint that a run cannot go on from; says which and what to do."""
+class RunError(ValueError):
+    """A run that cannot begin, or go on from its checkpoint; says why and what to do."""
 
 
 def staging_folder(output_dir: str | Path, step: int) -> Path:
@@ -118,7 +118,7 @@ def choose_checkpoint(resume_from: str | bool | None, output_dir: str | Path) ->
         resume_from: `"auto"`, the newest intact checkpoint of `output_dir` if there is any checkpoint; `True`, the same
             but there must be one; a folder; `None` or `False`, no checkpoint.
     Raises:
-        CheckpointError: a folder that is not an intact checkpoint, no intact one among those of `output_dir`, or no
+        RunError: a folder that is not an intact checkpoint, no intact one among those of `output_dir`, or no
             checkpoint where there must be one.
     """
     if resume_from in (None, False):
@@ -126,7 +126,7 @@ def choose_checkpoint(resume_from: str | bool | None, output_dir: str | Path) ->
     if resume_from is not True and resume_from != "auto":
         fault = find_fault(Path(resume_from))
         if fault:
-            raise CheckpointError(
+            raise RunError(
                 f"resume_from_checkpoint={str(resume_from)!r} is not a complete checkpoint: {fault}. Pass 'auto' for "
                 "the newest intact one of output_dir."
             )
@@ -138,12 +138,12 @@ def choose_checkpoint(resume_from: str | bool | None, output_dir: str | Path) ->
             return folder
         logger.warning("%s is passed over: %s.", folder, fault)
     if folders:
-        raise CheckpointError(
+        raise RunError(
             f"{output_dir} has checkpoints, but none is intact; {folders[-1].name}: {find_fault(folders[-1])}. Remove "
             "them to start anew, or pass another output_dir."
         )
     if resume_from is True:
-        raise CheckpointError(f"resume_from_checkpoint is True, but {output_dir} has no complete one. Pass 'auto'.")
+        raise RunError(f"resume_from_checkpoint is True, but {output_dir} has no complete one. Pass 'auto'.")
     return None
 
 
@@ -151,7 +151,7 @@ def lock(output_dir: str | Path) -> None:
     """Keeps other processes from training in `output_dir` until this one ends, however it ends.
 
     Raises:
-        CheckpointError: another process trains there.
+        RunError: another process trains there.
     """
     try:
         import fcntl  # Windows has none
@@ -166,7 +166,7 @@ def lock(output_dir: str | Path) -> None:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # a lock of this process alone: workers do not inherit it
     except (BlockingIOError, PermissionError):
         file.close()
-        raise CheckpointError(
+        raise RunError(
             f"another process is training in output_dir={str(output_dir)!r}. Wait for it or stop it, or pass another "
             "output_dir."
         ) from None

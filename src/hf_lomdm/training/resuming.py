@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import TrainingArguments
 
-from .checkpointing import CheckpointError
+from .checkpointing import RunError
 
 RUN_FILE = "run.json"
 # Training arguments that may change between two starts of a run, by the reason. All others are
@@ -74,7 +74,7 @@ def save_run(run: dict[str, Any], folder: Path) -> None:
 
 
 def check_same_run(folder: Path, run: dict[str, Any]) -> None:
-    """Raises `CheckpointError` if training cannot go on from the checkpoint `folder` as `run`.
+    """Raises `RunError` if training cannot go on from the checkpoint `folder` as `run`.
 
     It would go on with its own settings for the most part, and its records would say otherwise.
     """
@@ -89,12 +89,12 @@ def check_same_run(folder: Path, run: dict[str, Any]) -> None:
         texts = f"{_describe(stored)}, not {_describe(run)}"
         differ["data_fingerprint"] = f"other data or another tokenizer ({texts})"
     if differ:
-        raise CheckpointError(
+        raise RunError(
             f"{folder} was trained with {'; '.join(differ.values())}, and cannot go on with that. "
             "Pass the old value, or another output_dir for another run."
         )
     if not (folder / "scheduler.pt").is_file() and not list(folder.glob("global_step*")):  # DeepSpeed has its own
-        raise CheckpointError(
+        raise RunError(
             f"{folder} has no optimizer state (save_only_model=True), so training cannot go on from it. Pass another "
             "output_dir."
         )

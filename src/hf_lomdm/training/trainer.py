@@ -111,10 +111,17 @@ class LoMDMTrainer(TrainerHooks):
         self._interruption.shield(loader)
         return loader
 
+    def _check_output(self) -> None:
+        """Now, not when the training is done."""
+        try:
+            check_target(self.args.output_dir, self.model.config.model_type)
+        except ValueError as error:
+            raise checkpointing.RunError(str(error)) from error
+
     def _check_steps(self, count: int) -> None:
         if count == 0:
             rows = len(self.train_dataset) if has_length(self.train_dataset) else "no"
-            raise ValueError(
+            raise checkpointing.RunError(
                 f"there is no step to take: train_dataset has {rows} rows, a step takes "
                 f"{self.get_total_train_batch_size(self.args)}, max_steps={self.args.max_steps}, "
                 f"num_train_epochs={self.args.num_train_epochs}, dataloader_drop_last="
@@ -301,15 +308,14 @@ class LoMDMTrainer(TrainerHooks):
         """Trains, from the newest complete checkpoint of `output_dir` with `"auto"`, from a folder, or anew (`None`).
 
         Raises:
-            CheckpointError: a checkpoint that is not intact, or of a run with another model, settings or data; another
-                process that trains in `output_dir`.
-            ValueError: there is no step to take.
+            RunError: a checkpoint that is not intact, or of a run with another model, settings or data; another
+                process that trains in `output_dir`; no step to take; an `output_dir` with a model of another kind,
+                which the final save would replace.
             FloatingPointError: a loss or gradient that is not finite.
-            ValueError: `output_dir` holds a model of another kind, which the final save would replace.
             OSError: a checkpoint could not be written; the ones before it are kept.
             SystemExit: Ctrl-C, SIGTERM or SIGHUP, with the status of the shells, 128 and the number of the signal.
         """
-        check_target(self.args.output_dir, self.model.config.model_type)  # now, not when the training is done
+        self._check_output()
         if self.args.should_save:
             checkpointing.lock(self.args.output_dir)
             checkpointing.clean(self.args.output_dir)
