@@ -3,7 +3,8 @@
     python tests/golden_records.py > before.json       # and after a change of structure: cmp before.json after.json
     python tests/golden_records.py --write             # where a behaviour was changed on purpose
 
-The models are in float64, so that processors agree to many digits; on one machine the records are equal bit for bit.
+The models are in float64, so that processors agree to five digits (rotary tables are float32); on one machine the
+records are equal bit for bit.
 """
 
 import json

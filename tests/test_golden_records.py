@@ -28,10 +28,10 @@ def systems() -> list[str]:
 
 @pytest.mark.parametrize("system", systems())
 def test_losses_gradients_samples_and_evaluations_are_the_recorded_ones(found, system):
-    """Whole numbers exactly, others to nine digits: the models are in float64, processors differ in the last ones."""
+    """Whole numbers exactly, others to five digits: rotary tables are float32, in which processors differ."""
     expected = dict(leaves(json.loads(FILE.read_text(encoding="utf-8"))[system]))
     got = dict(leaves(found[system]))
     assert got.keys() == expected.keys()
     for place, value in expected.items():
         exact = isinstance(value, int)
-        assert got[place] == (value if exact else pytest.approx(value, rel=1e-9, abs=1e-9)), place
+        assert got[place] == (value if exact else pytest.approx(value, rel=1e-5, abs=1e-5)), place

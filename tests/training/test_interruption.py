@@ -81,7 +81,9 @@ def test_a_signal_behind_the_last_step_ends_the_process_too(tmp_path):
 
 
 def test_handlers_come_back_what_is_ignored_stays_ignored_and_the_second_signal_acts():
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    # a shell in the background has SIGINT ignored
+    before = {signal.SIGHUP: signal.signal(signal.SIGHUP, signal.SIG_IGN)}
+    before[signal.SIGINT] = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with Interruption(once=True) as interruption:
             os.kill(os.getpid(), signal.SIGHUP)
@@ -95,7 +97,8 @@ def test_handlers_come_back_what_is_ignored_stays_ignored_and_the_second_signal_
             os.kill(os.getpid(), signal.SIGINT)
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     finally:
-        signal.signal(signal.SIGHUP, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 HOLD = """
