@@ -37,7 +37,7 @@ SLICE_SIZE = 2**24
 # Certainties that differ by no more than this are a tie, which goes to the left. Rounding, which
 # depends on the batch and on the processor, moves them by up to 3e-6 in float32; and positions without
 # any context have equal certainties.
-TIE = 2**-10
+TIE = 2**-13
 # Every setting: its type, its values or their range, and what to pass instead of others.
 SETTINGS = {
     "mask_token_id": (Integral, (0, 2**31 - 1), "tokenizer.mask_token_id"),
