@@ -6,7 +6,6 @@ A test is named `Class::test`, and a class of ours is a system of the family or 
 NO_GAUSSIAN_NOISE = "a text is masked, not scaled and mixed with Gaussian noise"
 EXPECTED: dict[str, dict[str, str]] = {
     "transformers": {
-        "*::test_keep_in_fp32_modules_exist": "the list names every module of rates, of which a rate type has some",
         "*::test_model_weights_reload_no_missing_tied_weights": "a file without weights is refused, which the suite "
         "loads to see that what is missing is reported",
     },
