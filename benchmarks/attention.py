@@ -1,9 +1,11 @@
-"""The training step of LoMDM under `sdpa` and under `eager` attention, at several lengths of the rows.
+"""The training step of LoMDM under `sdpa` and under `eager` attention, at several lengths of the
+rows.
 
     python benchmarks/attention.py [--seconds 60]     (section `attention` of the record)
 
-In bfloat16 on a CPU the backward pass of SDPA's kernel is slow for short rows, while eager attention makes all pairs of
-positions. Size `tiny` (heads of 64); what the two take depends on the device, the dtype and the size of the heads too.
+In bfloat16 on a CPU the backward pass of SDPA's kernel is slow for short rows, while eager
+attention makes all pairs of positions. Size `tiny` (heads of 64); what the two take depends on the
+device, the dtype and the size of the heads too.
 """
 
 import argparse
@@ -23,7 +25,9 @@ def measure(options: argparse.Namespace) -> dict:
     for length in lengths:
         batch = batch_size(size, length)
         cell = (["lomdm"], size, VOCABULARY, length, batch)
-        runs = {one: steps(*cell, options.compile, attention=one)["lomdm"] for one in IMPLEMENTATIONS}
+        runs = {
+            one: steps(*cell, options.compile, attention=one)["lomdm"] for one in IMPLEMENTATIONS
+        }
         taken = interleaved(runs, options.seconds / len(lengths))
         ratio = taken["eager"]["seconds"] / taken["sdpa"]["seconds"]
         rows.append({"size": size, "length": length, "batch": batch, **taken, "ratio": ratio})

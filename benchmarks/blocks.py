@@ -1,4 +1,5 @@
-"""Blocks: sampling with a cache of keys and values against computing them again, and the training step of blocks.
+"""Blocks: sampling with a cache of keys and values against computing them again, and the training
+step of blocks.
 
     python benchmarks/blocks.py [--seconds 60]     (section `blocks` of the record; sampling needs diffusers)
 
@@ -23,7 +24,8 @@ RATES = {"bd3lm": "uniform", "block_lomdm": "learned"}
 
 def cache_runs(setting: dict, rate_type: str) -> dict:
     """Closures: a row in blocks with the cache and without, the same text."""
-    from hf_lomdm import LoMDMPipeline, LoMDMScheduler  # they need diffusers, the training step does not
+    # they need diffusers, the training step does not
+    from hf_lomdm import LoMDMPipeline, LoMDMScheduler
 
     sizes = (setting["size"], setting["vocab_size"], setting["length"])
     model = build(*sizes, rate_type=rate_type, block_size=setting["block_size"]).eval()
@@ -38,11 +40,14 @@ def cache_runs(setting: dict, rate_type: str) -> dict:
 
 
 def training_runs(setting: dict, rate_type: str, attention: str) -> tuple[dict, dict]:
-    """Closures: a training step without blocks and with them, and the operations of both on paper."""
+    """Closures: a training step without blocks and with them, and the operations of both on
+    paper."""
     sizes, length = (setting["size"], setting["vocab_size"], setting["length"]), setting["length"]
     batch = batch_size(setting["size"], length)
     plain = build(*sizes, rate_type=rate_type)
-    blocks = build(*sizes, rate_type=rate_type, block_size=setting["block_size"], attn_implementation=attention)
+    blocks = build(
+        *sizes, rate_type=rate_type, block_size=setting["block_size"], attn_implementation=attention
+    )
     clean = torch.randint(setting["vocab_size"] - 1, (batch, length), device=plain.device)
     quantiles = (torch.arange(batch, device=plain.device) + 0.5) / batch
 
@@ -62,21 +67,38 @@ def measure(options: argparse.Namespace) -> dict:
     """The section; training steps that the time does not suffice for are named in `left_out`."""
     setting = SMOKE if options.smoke else SETTING
     sizes = [TOY] if options.smoke else [SMALL] if device_type() == "cuda" else [TINY, SMALL]
-    section = {"setting": setting, "cache_size": sizes[0], "cache": {}, "training": [], "left_out": []}
+    section = {
+        "setting": setting,
+        "cache_size": sizes[0],
+        "cache": {},
+        "training": [],
+        "left_out": [],
+    }
     end = time.perf_counter() + options.seconds
     if importlib.util.find_spec("diffusers"):
         for name, rate_type in RATES.items():
-            section["cache"][name] = measure_cache(setting | sizes[0], rate_type, options.seconds / 4)
-    todo = [(size, name, kind) for size in sizes for name in RATES for kind in attention_implementations()]
+            section["cache"][name] = measure_cache(
+                setting | sizes[0], rate_type, options.seconds / 4
+            )
+    todo = [
+        (size, name, kind)
+        for size in sizes
+        for name in RATES
+        for kind in attention_implementations()
+    ]
     speed = None
     for index, (size, name, kind) in enumerate(todo):
         left = max(0.0, end - time.perf_counter())
         runs, paper = training_runs(setting | size, RATES[name], kind)
-        if speed and 2 * sum(paper.values()) / speed > left:  # one round to warm up, one that counts
+        # one round to warm up, one that counts
+        if speed and 2 * sum(paper.values()) / speed > left:
             section["left_out"].append([size["size"], name, kind])
             continue
         taken = interleaved(runs, left / (len(todo) - index))
-        ratios = [one["blocks"] / one["plain"] for one in ({n: t["seconds"] for n, t in taken.items()}, paper)]
+        ratios = [
+            one["blocks"] / one["plain"]
+            for one in ({n: t["seconds"] for n, t in taken.items()}, paper)
+        ]
         row = size | {"system": name, "attention": kind, "ratio": ratios[0], "analytic": ratios[1]}
         section["training"].append(row | taken)
         speed = min(paper[run] / one["seconds"] for run, one in taken.items())
@@ -91,7 +113,8 @@ def measure_cache(setting: dict, rate_type: str, seconds: float) -> dict:
 
 
 def attention_implementations() -> tuple[str, ...]:
-    """What a training step can run with on the device at hand; FlexAttention has no backward pass on a CPU."""
+    """What a training step can run with on the device at hand; FlexAttention has no backward pass
+    on a CPU."""
     return ("sdpa", "flex_attention") if device_type() == "cuda" else ("sdpa",)
 
 

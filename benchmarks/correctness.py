@@ -2,7 +2,8 @@
 
     python benchmarks/correctness.py     (outputs/benchmarks/correctness-<device>.json; exit 1 if a check fails)
 
-Logits, rates, both bounds and their gradients within float32 rounding, samples token for token in float64.
+Logits, rates, both bounds and their gradients within float32 rounding, samples token for token in
+float64.
 """
 
 import argparse
@@ -22,8 +23,12 @@ BATCH, LENGTH = 8, 32
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=nonempty, help="default outputs/benchmarks/correctness-<device>.json")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--output", type=nonempty, help="default outputs/benchmarks/correctness-<device>.json"
+    )
     options = parser.parse_args(arguments)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     where = environment(device, torch.float32, seed=1)
@@ -38,14 +43,17 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def check(device: str) -> dict:
-    """The largest difference of each check, and the names of those above the tolerance (`failed`)."""
+    """The largest difference of each check, and the names of those above the tolerance
+    (`failed`)."""
     reference, model = build("cpu", torch.float64), build(device, torch.float32)
     clean = torch.randint(3, 40, (BATCH, LENGTH), generator=torch.Generator().manual_seed(1))
     checks = {"logits": compare_logits(reference, model, clean)}
     for bound in ("order", "time"):
         checks |= compare_bound(reference, model, clean, bound)
     for sampler in ("sequential", "ancestral", "confidence"):
-        checks[f"sample_{sampler}"] = compare_samples(reference, build(device, torch.float64), sampler)
+        checks[f"sample_{sampler}"] = compare_samples(
+            reference, build(device, torch.float64), sampler
+        )
     failed = [name for name, error in checks.items() if not error <= TOLERANCE]
     return {"largest_difference": checks, "tolerance": TOLERANCE, "failed": failed}
 
@@ -53,8 +61,15 @@ def check(device: str) -> dict:
 def build(device: str, dtype: torch.dtype) -> LoMDMForMaskedDiffusion:
     """A small random model with uneven rates, in training mode without dropout."""
     torch.manual_seed(0)
-    sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": LENGTH}
-    config = LoMDMConfig(vocab_size=41, mask_token_id=40, dropout=0.0, initializer_range=0.1, **sizes)
+    sizes = {
+        "hidden_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "max_position_embeddings": LENGTH,
+    }
+    config = LoMDMConfig(
+        vocab_size=41, mask_token_id=40, dropout=0.0, initializer_range=0.1, **sizes
+    )
     model = LoMDMForMaskedDiffusion(config)
     for head in (model.phi, model.psi):
         torch.nn.init.normal_(head.out.weight, std=0.5)
@@ -62,7 +77,8 @@ def build(device: str, dtype: torch.dtype) -> LoMDMForMaskedDiffusion:
 
 
 def difference(value: torch.Tensor, reference: torch.Tensor) -> float:
-    """Largest absolute difference, relative to the largest reference value where that is above 1."""
+    """Largest absolute difference, relative to the largest reference value where that is above
+    1."""
     value, reference = value.detach().double().cpu(), reference.detach().double().cpu()
     return float((value - reference).abs().max() / reference.abs().max().clamp(min=1))
 
@@ -71,7 +87,10 @@ def compare_logits(reference, model, clean) -> float:
     noisy = clean.masked_fill(torch.arange(LENGTH) % 3 == 0, 40)
     expected, found = (m(input_ids=noisy.to(m.device)) for m in (reference, model))
     keep = slice(0, 40)  # the mask token is at -inf on both sides
-    return max(difference(found.logits[..., keep], expected.logits[..., keep]), difference(found.rates, expected.rates))
+    return max(
+        difference(found.logits[..., keep], expected.logits[..., keep]),
+        difference(found.rates, expected.rates),
+    )
 
 
 def compare_bound(reference, model, clean, bound) -> dict[str, float]:
@@ -79,7 +98,9 @@ def compare_bound(reference, model, clean, bound) -> dict[str, float]:
     for m in (reference, model):
         m.zero_grad()
         ids = clean.to(m.device)
-        outputs.append(m(input_ids=ids, labels=ids, bound=bound, generator=torch.Generator().manual_seed(2)))
+        outputs.append(
+            m(input_ids=ids, labels=ids, bound=bound, generator=torch.Generator().manual_seed(2))
+        )
         outputs[-1].loss.backward()
     gradients = zip(model.parameters(), reference.parameters(), strict=True)
     return {
@@ -95,7 +116,13 @@ def compare_samples(reference, model, sampler) -> float:
         pipe = LoMDMPipeline(m, LoMDMScheduler(mask_token_id=40, sampler=sampler))
         pipe.set_progress_bar_config(disable=True)
         generators = [torch.Generator().manual_seed(row) for row in range(4)]
-        out = pipe(None, num_inference_steps=8, num_return_sequences=4, generator=generators, output_type="seq")
+        out = pipe(
+            None,
+            num_inference_steps=8,
+            num_return_sequences=4,
+            generator=generators,
+            output_type="seq",
+        )
         sequences.append(torch.as_tensor(out.sequences).cpu())
     return float((sequences[0] != sequences[1]).float().mean())
 

@@ -1,8 +1,10 @@
-"""Floating point operations on paper: of a training step of any system, of the references, and of a sampling step.
+"""Floating point operations on paper: of a training step of any system, of the references, and of a
+sampling step.
 
-A multiplication and an addition are two operations. Counted are the products with weight matrices and those of
-attention; a test counts them with torch. A forward pass costs 2 for each weight and token and `4 * D * keys` for each
-layer of attention; a backward pass twice that. Recomputed work is not counted: it is not needed.
+A multiplication and an addition are two operations. Counted are the products with weight matrices
+and those of attention; a test counts them with torch. A forward pass costs 2 for each weight and
+token and `4 * D * keys` for each layer of attention; a backward pass twice that. Recomputed work is
+not counted: it is not needed.
 """
 
 from transformers import PreTrainedConfig
@@ -15,9 +17,9 @@ SYSTEMS = ("mdlm_reference", "mdlm", "naive_lomdm", "lomdm")
 
 def layer(config: PreTrainedConfig, keys: float) -> float:
     """One transformer block forward, per token that attends to `keys` positions."""
-    return 2 * (4 * config.hidden_size**2 + 2 * config.hidden_size * config.intermediate_size) + _attention(
-        config, keys
-    )
+    return 2 * (
+        4 * config.hidden_size**2 + 2 * config.hidden_size * config.intermediate_size
+    ) + _attention(config, keys)
 
 
 def _attention(config: PreTrainedConfig, keys: float) -> float:
@@ -42,9 +44,10 @@ def order_head(config: LoMDMConfig, keys: float) -> float:
 def training(config: PreTrainedConfig, length: int, masked_share: float = 0.5) -> float:
     """Forward and backward of a training step of a system of the family, per token of text.
 
-    Counted is what the loss reads. AR: one pass, projected at every position. Others: one pass per view, projected
-    where it is masked; with blocks one more, of the clean copy, in one row with the views. Learned rates: besides, the
-    clean text once without gradient, phi on it, and psi on all copies.
+    Counted is what the loss reads. AR: one pass, projected at every position. Others: one pass per
+    view, projected where it is masked; with blocks one more, of the clean copy, in one row with the
+    views. Learned rates: besides, the clean text once without gradient, phi on it, and psi on all
+    copies.
 
     Args:
         config: a `LoMDMConfig`, or the `GPTNeoXConfig` of the AR baseline.
@@ -59,7 +62,8 @@ def training(config: PreTrainedConfig, length: int, masked_share: float = 0.5) -
 
 
 def of_system(system: str, config: LoMDMConfig, length: int, masked_share: float = 0.5) -> float:
-    """A training step of one of `SYSTEMS` in the sizes of `config`, per token of text; the references project all."""
+    """A training step of one of `SYSTEMS` in the sizes of `config`, per token of text; the
+    references project all."""
     body, logits = backbone(config, length), projection(config)
     if system == "mdlm_reference":
         return 3 * (body + logits)
@@ -71,7 +75,9 @@ def of_system(system: str, config: LoMDMConfig, length: int, masked_share: float
     raise ValueError(f"system must be one of {SYSTEMS}, got {system!r}.")
 
 
-def _training(config: LoMDMConfig, length: int, views: int, learned: bool, masked_share: float) -> float:
+def _training(
+    config: LoMDMConfig, length: int, views: int, learned: bool, masked_share: float
+) -> float:
     copies, alone, keys = views, length, length
     if config.block_size is not None:
         copies += 1

@@ -1,4 +1,5 @@
-"""What `import hf_lomdm` adds to the import of torch, and to that of torch and the models of transformers.
+"""What `import hf_lomdm` adds to the import of torch, and to that of torch and the models of
+transformers.
 
 python benchmarks/import_time.py     (section `import` of the record)
 """
@@ -25,15 +26,23 @@ def seconds(line: str) -> float:
 
 
 def measure(options: argparse.Namespace) -> dict:
-    """The section: the best of a few starts of each, which the file cache of the system has warmed."""
+    """The section: the best of a few starts of each, which the file cache of the system has
+    warmed."""
     taken, start, rounds = {name: [] for name in LINES}, time.perf_counter(), 0
-    while not rounds or (time.perf_counter() - start) * (rounds + 1) / rounds < options.seconds and rounds < 5:
+    while (
+        not rounds
+        or (time.perf_counter() - start) * (rounds + 1) / rounds < options.seconds
+        and rounds < 5
+    ):
         for name, line in LINES.items():
             taken[name].append(seconds(line))
         rounds += 1
     best = {name: min(values) for name, values in taken.items()}
     torch, transformers, package = best.values()
-    added = {"hf_lomdm over torch": package - torch, "over torch, transformers": package - transformers}
+    added = {
+        "hf_lomdm over torch": package - torch,
+        "over torch, transformers": package - transformers,
+    }
     return {"seconds": best, "rounds": rounds, "added": added}
 
 

@@ -1,8 +1,9 @@
-"""What all measurements share: models of the two sizes, interleaved timing, and the record of a device.
+"""What all measurements share: models of the two sizes, interleaved timing, and the record of a
+device.
 
-A section of `outputs/benchmarks/performance_<device>.json` is what one script measures. Each is written when it is
-finished, beside its place first and then renamed, so that a kill loses nothing that was measured before. What is in
-`benchmarks/records/` was put there by hand.
+A section of `outputs/benchmarks/performance_<device>.json` is what one script measures. Each is
+written when it is finished, beside its place first and then renamed, so that a kill loses nothing
+that was measured before. What is in `benchmarks/records/` was put there by hand.
 """
 
 import argparse
@@ -42,16 +43,22 @@ def synchronize() -> None:
 
 
 def build(size: str, vocab_size: int, length: int, **settings) -> LoMDMForMaskedDiffusion:
-    """A model of `SIZES[size]` with random weights (the same in every call) on the device at hand, in training mode.
+    """A model of `SIZES[size]` with random weights (the same in every call) on the device at hand,
+    in training mode.
 
     Args:
         vocab_size: the mask token, the last id, included. length: `max_position_embeddings`.
     """
     torch.manual_seed(SEED)
-    sizes = SIZES[size] | {"vocab_size": vocab_size, "mask_token_id": vocab_size - 1, "max_position_embeddings": length}
+    sizes = SIZES[size] | {
+        "vocab_size": vocab_size,
+        "mask_token_id": vocab_size - 1,
+        "max_position_embeddings": length,
+    }
     model = LoMDMForMaskedDiffusion(LoMDMConfig(**sizes | settings))
     for head in (model.phi, model.psi):
-        if head is not None:  # rates as uneven as after training: all equal, they would take other branches
+        # rates as uneven as after training: all equal, they would take other branches
+        if head is not None:
             torch.nn.init.normal_(head.out.weight, std=0.5)
     return model.to(device_type()).train()
 
@@ -70,14 +77,17 @@ def timed(run: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def interleaved(runs: dict[str, Callable], seconds: float, rounds: int = MAX_ROUNDS) -> dict[str, dict]:
+def interleaved(
+    runs: dict[str, Callable], seconds: float, rounds: int = MAX_ROUNDS
+) -> dict[str, dict]:
     """Times `runs` in turn, round after round, so that a drift of the machine hits all of them.
 
-    Rounds go on until `seconds` are spent or `rounds` are made. The first one warms up, and counts only if there is no
-    other.
+    Rounds go on until `seconds` are spent or `rounds` are made. The first one warms up, and counts
+    only if there is no other.
 
     Returns:
-        For each run `seconds` (the median), `spread` (half of the distance of the quartiles) and `rounds` that count.
+        For each run `seconds` (the median), `spread` (half of the distance of the quartiles) and
+        `rounds` that count.
     """
     taken, start = {name: [] for name in runs}, time.perf_counter()
     for done in range(rounds + 1):
@@ -97,7 +107,9 @@ def _summary(values: list[float]) -> dict:
 
 def matmul_ceiling(size: int, seconds: float) -> float:
     """FLOP/s of a bfloat16 product of two square matrices, the best of what fits into `seconds`."""
-    left, right = (torch.randn(size, size, device=device_type(), dtype=torch.bfloat16) for _ in range(2))
+    left, right = (
+        torch.randn(size, size, device=device_type(), dtype=torch.bfloat16) for _ in range(2)
+    )
     best, start = timed(lambda: left @ right), time.perf_counter()
     while time.perf_counter() - start < seconds:
         best = min(best, timed(lambda: left @ right))
@@ -105,10 +117,12 @@ def matmul_ceiling(size: int, seconds: float) -> float:
 
 
 def record_place(output: str | None, measured: dict, room: str = "benchmarks") -> Path:
-    """`output`, or a place in `outputs/<room>` named after what is measured; kept clear for `write_record`.
+    """`output`, or a place in `outputs/<room>` named after what is measured; kept clear for
+    `write_record`.
 
     Args:
-        measured: as in `check_output`; `task`, `model` and `source` (of the data), where they are there, name it.
+        measured: as in `check_output`; `task`, `model` and `source` (of the data), where they are
+            there, name it.
     Raises:
         ValueError: a record of something else is there.
     """
@@ -127,8 +141,13 @@ def record_path(options: argparse.Namespace) -> Path:
     toy = "_smoke" if options.smoke else ""
     path = Path(options.output or f"outputs/benchmarks/performance{toy}_{device_type()}.json")
     check_output(path, {})
-    here = {"device": environment(device_type(), torch.bfloat16, SEED)["device"], "smoke": options.smoke}
-    for name, section in (json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}).items():
+    here = {
+        "device": environment(device_type(), torch.bfloat16, SEED)["device"],
+        "smoke": options.smoke,
+    }
+    for name, section in (
+        json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    ).items():
         where = section.get("environment") if isinstance(section, dict) else None
         there = where and {"device": where["device"], "smoke": section.get("smoke", False)}
         if there != here:
@@ -140,24 +159,41 @@ def record_path(options: argparse.Namespace) -> Path:
 
 
 def save_section(path: Path, name: str, section: dict, smoke: bool = False) -> None:
-    """Puts a section into the record at `path`, with the environment that it was measured in; others stay."""
+    """Puts a section into the record at `path`, with the environment that it was measured in;
+    others stay."""
     record = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    section = section | {"smoke": smoke, "environment": environment(device_type(), torch.bfloat16, SEED)}
+    section = section | {
+        "smoke": smoke,
+        "environment": environment(device_type(), torch.bfloat16, SEED),
+    }
     write_record(path, record | {name: section})
 
 
 def options(description: str, seconds: float, compiles: bool) -> argparse.ArgumentParser:
-    """The command line that all scripts share; `compiles`: whether there is a network that can be compiled."""
+    """The command line that all scripts share; `compiles`: whether there is a network that can be
+    compiled."""
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--seconds", type=positive, default=seconds, help="about as long as it may take")
-    parser.add_argument("--smoke", action="store_true", help="toy sizes: shows that it runs, the numbers mean nothing")
+    parser.add_argument(
+        "--seconds", type=positive, default=seconds, help="about as long as it may take"
+    )
+    parser.add_argument(
+        "--smoke",
+        action="store_true",
+        help="toy sizes: shows that it runs, the numbers mean nothing",
+    )
     if compiles:
-        parser.add_argument("--compile", action="store_true", help="torch.compile the network, on both sides")
-    parser.add_argument("--output", type=nonempty, help="default outputs/benchmarks/performance_<device>.json")
+        parser.add_argument(
+            "--compile", action="store_true", help="torch.compile the network, on both sides"
+        )
+    parser.add_argument(
+        "--output", type=nonempty, help="default outputs/benchmarks/performance_<device>.json"
+    )
     return parser
 
 
-def run_section(name: str, measure: Section, description: str, seconds: float, compiles: bool = False) -> None:
+def run_section(
+    name: str, measure: Section, description: str, seconds: float, compiles: bool = False
+) -> None:
     """The `main` of a script: measures one section, writes it and prints its tables."""
     from report import tables
 

@@ -4,8 +4,8 @@
     python benchmarks/performance.py --sections blocks import
     python benchmarks/performance.py --smoke --output FILE    (toy sizes, seconds)
 
-`--seconds` is shared out; a section that needs less leaves the rest to the next. Sections that were measured before
-stay in the record. Exit status 1 if a check of correctness fails.
+`--seconds` is shared out; a section that needs less leaves the rest to the next. Sections that were
+measured before stay in the record. Exit status 1 if a check of correctness fails.
 """
 
 import argparse
@@ -64,7 +64,11 @@ def main(arguments: list[str] | None = None) -> None:
             continue
         function, share = SECTIONS[name]
         own = copy.copy(chosen)
-        own.seconds = max(0.0, end - time.perf_counter()) * share / sum(SECTIONS[one][1] for one in todo[index:])
+        own.seconds = (
+            max(0.0, end - time.perf_counter())
+            * share
+            / sum(SECTIONS[one][1] for one in todo[index:])
+        )
         print(f"== {name}, {own.seconds:.0f} s", flush=True)
         record[name] = function(own)
         save_section(path, name, record[name], chosen.smoke)

@@ -1,7 +1,9 @@
-"""Plain versions of what peers do, to measure against: written from the mathematics, one line for each formula.
+"""Plain versions of what peers do, to measure against: written from the mathematics, one line for
+each formula.
 
-They run the modules of our model, so backbone, weights, attention and dtype are the same on both sides. What differs is
-the work around them: logits at every position, a softmax over the whole vocabulary, one pass for each view.
+They run the modules of our model, so backbone, weights, attention and dtype are the same on both
+sides. What differs is the work around them: logits at every position, a softmax over the whole
+vocabulary, one pass for each view.
 """
 
 from collections.abc import Callable
@@ -14,7 +16,8 @@ from hf_lomdm.modeling.process_lomdm import at_least_float32
 
 
 def draw_masks(quantiles: Tensor, length: int) -> Tensor:
-    """MDLM's masks `[B, L]` bool: `k = floor(quantile * L)` positions of each text stay, a uniform choice.
+    """MDLM's masks `[B, L]` bool: `k = floor(quantile * L)` positions of each text stay, a uniform
+    choice.
 
     The share that is masked, `(L - k) / L`, takes the part of the time `t`.
     """
@@ -24,7 +27,8 @@ def draw_masks(quantiles: Tensor, length: int) -> Tensor:
 
 
 def token_losses(model: LoMDMForMaskedDiffusion, hidden: Tensor, clean: Tensor) -> Tensor:
-    """`-log p_i(x_i)` `[B, L]` at every position, masked or not, by a log-softmax over the vocabulary."""
+    """`-log p_i(x_i)` `[B, L]` at every position, masked or not, by a log-softmax over the
+    vocabulary."""
     logits = at_least_float32(model.lm_head(hidden))  # [B, L, V]
     logits[..., model.config.mask_token_id] = -torch.inf
     return -logits.log_softmax(-1).gather(-1, clean[..., None]).squeeze(-1)
@@ -33,8 +37,8 @@ def token_losses(model: LoMDMForMaskedDiffusion, hidden: Tensor, clean: Tensor) 
 def mdlm_loss(model: LoMDMForMaskedDiffusion, clean: Tensor, masked: Tensor) -> Tensor:
     """The loss of MDLM, nats per token: `1/t` times the loss of the masked positions.
 
-    With `t` the share that is masked this is the order bound at uniform rates, so that our model's loss has the same
-    value and the same gradient for the same masks.
+    With `t` the share that is masked this is the order bound at uniform rates, so that our model's
+    loss has the same value and the same gradient for the same masks.
 
     Args:
         clean: `[B, L]`. masked: `[B, L]` bool, at least one in each text.
@@ -46,18 +50,24 @@ def mdlm_loss(model: LoMDMForMaskedDiffusion, clean: Tensor, masked: Tensor) -> 
 
 
 def norm_sig_rates(model: LoMDMForMaskedDiffusion, scores: Tensor) -> Tensor:
-    """`c1 + c2 NormSig(g)` `[B, L]`; the mean score is taken off first (docs/method.md, "order heads")."""
+    """`c1 + c2 NormSig(g)` `[B, L]`; the mean score is taken off first (docs/method.md, "order
+    heads")."""
     sigmoid = (scores - scores.mean(-1, keepdim=True)).sigmoid()
     return model.config.c1 + model.config.c2 * (sigmoid - sigmoid.mean(-1, keepdim=True))
 
 
 def naive_lomdm_loss(
-    model: LoMDMForMaskedDiffusion, clean: Tensor, quantiles: Tensor, exponentials: tuple[Tensor, Tensor]
+    model: LoMDMForMaskedDiffusion,
+    clean: Tensor,
+    quantiles: Tensor,
+    exponentials: tuple[Tensor, Tensor],
 ) -> Tensor:
-    """The loss of LoMDM by its order bound, nats per token, in three passes that all make all logits.
+    """The loss of LoMDM by its order bound, nats per token, in three passes that all make all
+    logits.
 
     Args:
-        clean: `[B, L]`. quantiles: `[B]` in `(0, 1)`. exponentials: `[B, L]` `Exp(1)` draws for each of both views.
+        clean: `[B, L]`. quantiles: `[B]` in `(0, 1)`. exponentials: `[B, L]` `Exp(1)` draws for
+            each of both views.
     """
     # 1. The clean text: forward rates                                               w        [B, L]
     with torch.no_grad():
@@ -66,14 +76,19 @@ def naive_lomdm_loss(
     w = norm_sig_rates(model, model.phi(features))
     revealed = (quantiles * clean.shape[1]).floor().clamp(max=clean.shape[1] - 1)[:, None]
     # 2. One pass for each view                                                      L, log q [B]
-    (first, first_q), (second, second_q) = (_view_bound(model, clean, w, revealed, one) for one in exponentials)
+    (first, first_q), (second, second_q) = (
+        _view_bound(model, clean, w, revealed, one) for one in exponentials
+    )
     # 3. RLOO
     score = (first - second).detach() * (first_q - second_q) / 2
     return ((first + second) / 2 + score - score.detach()).sum() / clean.numel()
 
 
-def _view_bound(model, clean: Tensor, w: Tensor, revealed: Tensor, exponentials: Tensor) -> tuple[Tensor, Tensor]:
-    """The bound `[B]` at one state of the reveal chain, and the log-probability `[B]` of the reveals before it."""
+def _view_bound(
+    model, clean: Tensor, w: Tensor, revealed: Tensor, exponentials: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The bound `[B]` at one state of the reveal chain, and the log-probability `[B]` of the
+    reveals before it."""
     order = (exponentials / w.detach()).argsort(-1)  # Plackett-Luce
     masked = order.argsort(-1) >= revealed
     in_order = w.gather(-1, order)
@@ -98,12 +113,14 @@ def ancestral_sample(
 ) -> Tensor:
     """MDLM's ancestral sampler, with the rates of the model (1 for MDLM): from `sample` to text.
 
-    In every step each masked position draws from `V` outcomes in float64: a token, or to stay masked. The output of the
-    model is used again as long as the batch has not changed.
+    In every step each masked position draws from `V` outcomes in float64: a token, or to stay
+    masked. The output of the model is used again as long as the batch has not changed.
 
     Args:
-        sample: `[B, L]`, masks where text is wanted. steps: of the whole way from `t = 1` to 0, on an even grid.
-        first_step: where to start. after_step: called after each step; returning `True` ends the run.
+        sample: `[B, L]`, masks where text is wanted. steps: of the whole way from `t = 1` to 0, on
+            an even grid.
+        first_step: where to start. after_step: called after each step; returning `True` ends the
+            run.
         rows: texts that draw at once; the outcomes of one take `8 L V` bytes, four times over.
     Returns:
         `[B, L]`.

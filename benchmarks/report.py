@@ -28,7 +28,13 @@ def _line(values: list[str]) -> str:
 
 
 def _cell(value) -> str:
-    return value if isinstance(value, str) else f"{value:d}" if isinstance(value, int) else f"{value:.3g}"
+    return (
+        value
+        if isinstance(value, str)
+        else f"{value:d}"
+        if isinstance(value, int)
+        else f"{value:.3g}"
+    )
 
 
 def training(section: dict) -> str:
@@ -38,7 +44,10 @@ def training(section: dict) -> str:
     rows = []
     for cell in section["cells"]:
         row = [cell["size"], cell["vocab_size"], cell["length"], cell["batch"]]
-        row += ["{measured:.2f} / {analytic:.2f} = {excess:.2f}".format(**cell["ratios"][name]) for name in names]
+        row += [
+            "{measured:.2f} / {analytic:.2f} = {excess:.2f}".format(**cell["ratios"][name])
+            for name in names
+        ]
         speed = cell["lomdm"]["flops_per_second"]
         rows.append([*row, speed / GIGA, f"{speed / section['matmul_flops_per_second']:.0%}"])
     text = table("Training step: measured / on paper = quotient", header, rows)
@@ -48,7 +57,16 @@ def training(section: dict) -> str:
 
 def memory(section: dict) -> str:
     """Peak memory of a step, and its ratio to the reference's."""
-    header = ["size", "vocabulary", "L", "batch", "gradient checkpointing", "system", "MB", "of the reference"]
+    header = [
+        "size",
+        "vocabulary",
+        "L",
+        "batch",
+        "gradient checkpointing",
+        "system",
+        "MB",
+        "of the reference",
+    ]
     rows = []
     for one in section["settings"]:
         place = [one[name] for name in ("size", "vocab_size", "length", "batch")]
@@ -56,19 +74,32 @@ def memory(section: dict) -> str:
         reference = one["step_memory_mb"]["mdlm_reference"]
         for system, value in one["step_memory_mb"].items():
             rows.append([*place, system, value, f"{value / reference:.2f}" if reference else "-"])
-    left_out = [name for one in section["settings"] for name in one["left_out"]] + section["left_out"]
+    left_out = [name for one in section["settings"] for name in one["left_out"]] + section[
+        "left_out"
+    ]
     text = table("Peak memory of a step beyond weights and gradients", header, rows)
     return f"{text}\n\nLeft out for want of time or memory: {left_out or 'nothing'}."
 
 
 def sampling(section: dict) -> str:
     """Tokens per second, speedup and the share outside the network."""
-    header, rows = ["system", "batch", "sampler", "tokens/s", "speedup", "outside backbone and psi"], []
+    header, rows = (
+        ["system", "batch", "sampler", "tokens/s", "speedup", "outside backbone and psi"],
+        [],
+    )
     for cell in section["cells"]:
         for sampler in ("reference", "sequential", "ancestral"):
             one = cell[sampler]
             speed = [one["tokens_per_second"], one.get("speedup", 1.0)]
-            rows.append([cell["system"], cell["batch"], sampler, *speed, f"{one['share_outside_network']:.0%}"])
+            rows.append(
+                [
+                    cell["system"],
+                    cell["batch"],
+                    sampler,
+                    *speed,
+                    f"{one['share_outside_network']:.0%}",
+                ]
+            )
     text = table(f"Sampling ({section['timed']})", header, rows)
     return f"{text}\n\nLeft out for want of time: {section['left_out'] or 'nothing'}."
 
@@ -78,7 +109,16 @@ def blocks(section: dict) -> str:
     rows = [[name, one["recomputed"]["seconds"], one["cached"]["seconds"], one["speedup"]]
             for name, one in section["cache"].items()]  # fmt: skip
     first = table("Sampling in blocks", ["system", "recomputed, s", "cached, s", "speedup"], rows)
-    header = ["size", "vocabulary", "system", "attention", "plain step, s", "with blocks, s", "ratio", "on paper"]
+    header = [
+        "size",
+        "vocabulary",
+        "system",
+        "attention",
+        "plain step, s",
+        "with blocks, s",
+        "ratio",
+        "on paper",
+    ]
     names = ("size", "vocab_size", "system", "attention", "plain", "blocks", "ratio", "analytic")
     rows = [[one[name]["seconds"] if name in ("plain", "blocks") else one[name] for name in names]
             for one in section["training"]]  # fmt: skip
@@ -90,12 +130,20 @@ def attention(section: dict) -> str:
     """Seconds of a LoMDM step under each implementation."""
     rows = [[one["size"], one["length"], one["batch"], one["sdpa"]["seconds"], one["eager"]["seconds"], one["ratio"]]
             for one in section["rows"]]  # fmt: skip
-    return table("LoMDM step by attention", ["size", "L", "batch", "sdpa, s", "eager, s", "eager / sdpa"], rows)
+    return table(
+        "LoMDM step by attention",
+        ["size", "L", "batch", "sdpa, s", "eager, s", "eager / sdpa"],
+        rows,
+    )
 
 
 def scaling(section: dict) -> str:
     """Seconds along each axis, and the efficiency of two processes."""
-    rows = [[axis, row[axis], row["seconds"]] for axis, points in section["axes"].items() for row in points]
+    rows = [
+        [axis, row[axis], row["seconds"]]
+        for axis, points in section["axes"].items()
+        for row in points
+    ]
     text = table("Scaling", ["axis", "value", "seconds"], rows)
     if "ddp" in section:
         values = [section["ddp"][name] for name in ("one_process", "two_processes", "efficiency")]
@@ -112,7 +160,9 @@ def imports(section: dict) -> str:
 def correctness(section: dict) -> str:
     """The largest difference of each check."""
     rows = [[name, value] for name, value in section["largest_difference"].items()]
-    return table(f"Correctness (tolerance {section['tolerance']:g})", ["check", "largest difference"], rows)
+    return table(
+        f"Correctness (tolerance {section['tolerance']:g})", ["check", "largest difference"], rows
+    )
 
 
 TABLES = {

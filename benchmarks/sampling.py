@@ -1,10 +1,12 @@
-"""Sampling: tokens per second against the plain ancestral sampler, and the share of time outside the network.
+"""Sampling: tokens per second against the plain ancestral sampler, and the share of time outside
+the network.
 
     python benchmarks/sampling.py [--seconds 150]     (section `sampling` of the record; needs diffusers)
 
-MDLM-small, 50,258 tokens, rows of 1024, 256 steps. On a GPU whole runs are timed. On a CPU single steps are: of one row
-at the beginning, in the middle and at the end, of more rows in the middle, from states in which that share of a random
-text is masked; the record says so (`timed`), and its tokens per second are those of 256 steps of their mean cost.
+MDLM-small, 50,258 tokens, rows of 1024, 256 steps. On a GPU whole runs are timed. On a CPU single
+steps are: of one row at the beginning, in the middle and at the end, of more rows in the middle,
+from states in which that share of a random text is masked; the record says so (`timed`), and its
+tokens per second are those of 256 steps of their mean cost.
 """
 
 import argparse
@@ -21,7 +23,8 @@ SETTING = {"size": "small", "vocab_size": 50258, "length": 1024, "steps": 256}
 SMOKE = {"size": "toy", "vocab_size": 64, "length": 32, "steps": 8}
 BATCHES = (1, 8, 32)
 PLACES = {"first": 0.0, "middle": 0.5, "last": 1.0}  # share of the steps that lie behind
-DRAWN_AT_ONCE = {"cuda": 32, "cpu": 1}  # rows of the reference: one row's outcomes in float64 take 1.6 GB
+# rows of the reference: one row's outcomes in float64 take 1.6 GB
+DRAWN_AT_ONCE = {"cuda": 32, "cpu": 1}
 TIMED_STEPS = 1  # at each place, after one that warms up
 SAMPLERS = ("reference", "sequential", "ancestral")
 SYSTEMS = {"mdlm": "uniform", "lomdm": "learned"}
@@ -32,7 +35,8 @@ class Enough(Exception):
 
 
 class StepTimes:
-    """Seconds of the steps of a run, the first one left out; after `count` of them `full` is true."""
+    """Seconds of the steps of a run, the first one left out; after `count` of them `full` is
+    true."""
 
     def __init__(self, count: int):
         self.count, self.moments = count, []
@@ -50,28 +54,41 @@ class StepTimes:
 
 
 def state(config, setting: dict, batch: int, first_step: int) -> torch.Tensor:
-    """Rows `[B, L]` as they are after `first_step` steps: that share of random text, masks elsewhere."""
+    """Rows `[B, L]` as they are after `first_step` steps: that share of random text, masks
+    elsewhere."""
     generator = torch.Generator().manual_seed(1)
     text = torch.randint(config.vocab_size - 1, (batch, setting["length"]), generator=generator)
     rank = torch.rand(text.shape, generator=generator).argsort(-1).argsort(-1)
-    return text.masked_fill(rank >= setting["length"] * first_step // setting["steps"], config.mask_token_id)
+    return text.masked_fill(
+        rank >= setting["length"] * first_step // setting["steps"], config.mask_token_id
+    )
 
 
-def runner(model, sampler: str, setting: dict, batch: int, first_step: int = 0, after_step=None) -> Callable:
-    """A closure that samples a batch from `first_step` on; `after_step()` is called after each step, true ends it."""
+def runner(
+    model, sampler: str, setting: dict, batch: int, first_step: int = 0, after_step=None
+) -> Callable:
+    """A closure that samples a batch from `first_step` on; `after_step()` is called after each
+    step, true ends it."""
     start, steps = state(model.config, setting, batch, first_step), setting["steps"]
     if sampler == "reference":
         sample = start.to(model.device)
         rows = DRAWN_AT_ONCE[device_type()]
-        return lambda: reference.ancestral_sample(model, sample, steps, first_step, after_step, rows)
+        return lambda: reference.ancestral_sample(
+            model, sample, steps, first_step, after_step, rows
+        )
     from hf_lomdm import LoMDMPipeline, LoMDMScheduler  # they need diffusers, the rest does not
 
-    pipe = LoMDMPipeline(model, LoMDMScheduler(mask_token_id=model.config.mask_token_id, sampler=sampler))
+    pipe = LoMDMPipeline(
+        model, LoMDMScheduler(mask_token_id=model.config.mask_token_id, sampler=sampler)
+    )
     pipe.set_progress_bar_config(disable=True)
     settings = {"num_inference_steps": steps - first_step, "output_type": "seq"}
     if after_step is not None:
         # not "sample", which a callback might change: it would cost a count in every step
-        settings |= {"callback_on_step_end": _ending(after_step), "callback_on_step_end_tensor_inputs": ["order"]}
+        settings |= {
+            "callback_on_step_end": _ending(after_step),
+            "callback_on_step_end_tensor_inputs": ["order"],
+        }
     return lambda: _until_enough(pipe, start.tolist(), settings)
 
 
@@ -93,7 +110,8 @@ def _until_enough(pipe, rows: list, settings: dict):
 
 @contextmanager
 def network_time(model):
-    """Within this context the list it gives collects the seconds of each call of the backbone and of psi."""
+    """Within this context the list it gives collects the seconds of each call of the backbone and
+    of psi."""
     calls, begun, handles = [], {}, []
 
     def begin(module, *_) -> None:
@@ -114,8 +132,11 @@ def network_time(model):
             handle.remove()
 
 
-def timed_steps(model, sampler: str, setting: dict, batch: int, place: str, count: int) -> tuple[float, float]:
-    """Seconds of a step at one of `PLACES`, the mean of `count`, and the share of it outside the backbone and psi."""
+def timed_steps(
+    model, sampler: str, setting: dict, batch: int, place: str, count: int
+) -> tuple[float, float]:
+    """Seconds of a step at one of `PLACES`, the mean of `count`, and the share of it outside the
+    backbone and psi."""
     first = min(int(setting["steps"] * PLACES[place]), setting["steps"] - count - 1)
     times = StepTimes(count)
     with autocast(), network_time(model) as calls:
@@ -126,7 +147,8 @@ def timed_steps(model, sampler: str, setting: dict, batch: int, place: str, coun
 
 
 def measure_sampler(model, sampler: str, setting: dict, batch: int) -> dict:
-    """Seconds of a step, tokens per second and the share outside the network, of one sampler at one batch size."""
+    """Seconds of a step, tokens per second and the share outside the network, of one sampler at one
+    batch size."""
     if device_type() == "cuda":
         run = runner(model, sampler, setting, batch)
         with autocast():
@@ -135,20 +157,34 @@ def measure_sampler(model, sampler: str, setting: dict, batch: int) -> dict:
         shares = [timed_steps(model, sampler, setting, batch, "middle", TIMED_STEPS + 1)[1]]
     else:
         places = PLACES if batch == 1 else ("middle",)
-        found = {place: timed_steps(model, sampler, setting, batch, place, TIMED_STEPS) for place in places}
-        seconds, shares = {place: one[0] for place, one in found.items()}, [one[1] for one in found.values()]
+        found = {
+            place: timed_steps(model, sampler, setting, batch, place, TIMED_STEPS)
+            for place in places
+        }
+        seconds, shares = (
+            {place: one[0] for place, one in found.items()},
+            [one[1] for one in found.values()],
+        )
     speed = batch * setting["length"] / (setting["steps"] * statistics.mean(seconds.values()))
     outside = statistics.mean(shares)
-    return {"seconds_per_step": seconds, "tokens_per_second": speed, "share_outside_network": outside}
+    return {
+        "seconds_per_step": seconds,
+        "tokens_per_second": speed,
+        "share_outside_network": outside,
+    }
 
 
 def measure_cell(setting: dict, system: str, batch: int) -> dict:
     """One system at one batch size: the reference and our samplers."""
-    model = build(setting["size"], setting["vocab_size"], setting["length"], rate_type=SYSTEMS[system]).eval()
+    model = build(
+        setting["size"], setting["vocab_size"], setting["length"], rate_type=SYSTEMS[system]
+    ).eval()
     cell = {"system": system, "batch": batch}
     cell |= {sampler: measure_sampler(model, sampler, setting, batch) for sampler in SAMPLERS}
     for sampler in SAMPLERS[1:]:
-        cell[sampler]["speedup"] = cell[sampler]["tokens_per_second"] / cell["reference"]["tokens_per_second"]
+        cell[sampler]["speedup"] = (
+            cell[sampler]["tokens_per_second"] / cell["reference"]["tokens_per_second"]
+        )
     return cell
 
 

@@ -1,9 +1,11 @@
-"""Scaling: cost against length, batch, vocabulary, threads and sampling steps; two processes; the plan on paper.
+"""Scaling: cost against length, batch, vocabulary, threads and sampling steps; two processes; the
+plan on paper.
 
     python benchmarks/scaling.py [--seconds 80]     (section `scaling` of the record, and a picture beside it)
 
-One thing varies at a time, the rest is as in `BASE`. Where the two-process efficiency is measured (CPU, gloo), each
-process has one thread and a batch of its own: 1 means that two do twice the work of one in the same time.
+One thing varies at a time, the rest is as in `BASE`. Where the two-process efficiency is measured
+(CPU, gloo), each process has one thread and a batch of its own: 1 means that two do twice the work
+of one in the same time.
 """
 
 import argparse
@@ -20,7 +22,11 @@ from measuring import build, device_type, interleaved, run_section, timed
 from training_step import steps
 
 BASE = {"length": 128, "batch": 4, "vocab_size": 4096}
-AXES = {"length": (64, 128, 256, 512), "batch": (1, 2, 4, 8), "vocab_size": (1024, 4096, 16384, 50258)}
+AXES = {
+    "length": (64, 128, 256, 512),
+    "batch": (1, 2, 4, 8),
+    "vocab_size": (1024, 4096, 16384, 50258),
+}
 SAMPLING_STEPS = (8, 16, 32, 64)
 SMOKE_AXES = {"length": (8, 16), "batch": (1, 2)}
 DDP_STEPS = 4
@@ -55,7 +61,12 @@ def steps_axis(size: str, values) -> list[dict]:
     model, rows = build(size, BASE["vocab_size"], BASE["length"]).eval(), []
     for value in values:
         setting = {"length": BASE["length"], "steps": value}
-        rows.append({"steps": value, "seconds": timed(sampling.runner(model, "sequential", setting, BASE["batch"]))})
+        rows.append(
+            {
+                "steps": value,
+                "seconds": timed(sampling.runner(model, "sequential", setting, BASE["batch"])),
+            }
+        )
     return rows
 
 
@@ -63,7 +74,8 @@ def steps_axis(size: str, values) -> list[dict]:
 
 
 def ddp_efficiency(size: str, vocab_size: int, length: int) -> dict:
-    """Seconds of a step with one process and with two, and what share of the second process is not lost."""
+    """Seconds of a step with one process and with two, and what share of the second process is not
+    lost."""
     alone = _processes(1, size, vocab_size, length)
     both = _processes(2, size, vocab_size, length)
     return {"one_process": alone, "two_processes": both, "efficiency": alone / both}
@@ -79,7 +91,9 @@ def _processes(world_size: int, *cell) -> float:
         return float(Path(folder, "seconds").read_text())
 
 
-def _ddp_worker(rank: int, world_size: int, port: int, folder: str, size: str, vocab_size: int, length: int) -> None:
+def _ddp_worker(
+    rank: int, world_size: int, port: int, folder: str, size: str, vocab_size: int, length: int
+) -> None:
     """Trains a few steps under DDP; process 0 writes the median seconds of a step."""
     torch.set_num_threads(1)
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
@@ -111,7 +125,13 @@ def plot(axes: dict[str, list[dict]], path: Path) -> None:
     for panel, (axis, rows) in zip(panels[0], axes.items(), strict=True):
         values, seconds = [row[axis] for row in rows], [row["seconds"] for row in rows]
         panel.loglog(values, seconds, "o-", label="measured")
-        panel.loglog(values, [seconds[0] * value / values[0] for value in values], ":", color="grey", label="linear")
+        panel.loglog(
+            values,
+            [seconds[0] * value / values[0] for value in values],
+            ":",
+            color="grey",
+            label="linear",
+        )
         panel.set_xlabel(axis.replace("_", " "))
         panel.set_xticks(values, [str(value) for value in values], minor=False)
         panel.minorticks_off()

@@ -2,8 +2,9 @@
 
     python benchmarks/short_run.py [--max_steps 60]      (outputs/benchmarks/short_run-<device>.json)
 
-The runs are `training_scripts/train.py` on tiny.yaml: characters of the reference that ships with CPython. They show
-that training works on this device and what a step costs; they are too short to compare the systems.
+The runs are `training_scripts/train.py` on tiny.yaml: characters of the reference that ships with
+CPython. They show that training works on this device and what a step costs; they are too short to
+compare the systems.
 """
 
 import argparse
@@ -27,8 +28,12 @@ SEED = 1
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--max_steps", type=whole(1), default=60 if not torch.cuda.is_available() else 300)
-    parser.add_argument("--output", type=nonempty, help="default outputs/benchmarks/short_run-<device>.json")
+    parser.add_argument(
+        "--max_steps", type=whole(1), default=60 if not torch.cuda.is_available() else 300
+    )
+    parser.add_argument(
+        "--output", type=nonempty, help="default outputs/benchmarks/short_run-<device>.json"
+    )
     options = parser.parse_args()
     steps, device = options.max_steps, "cuda" if torch.cuda.is_available() else "cpu"
     where = environment(device, torch.float32, SEED)
@@ -56,7 +61,9 @@ def train(rate_type: str, steps: int) -> dict[str, float]:
         subprocess.run(list(map(str, command)), check=True, stdout=sys.stderr)
         metrics = json.loads((Path(folder) / "eval_results.json").read_text())
         state = json.loads((Path(folder) / "trainer_state.json").read_text())
-    metrics["train_runtime"] = next(row["train_runtime"] for row in state["log_history"] if "train_runtime" in row)
+    metrics["train_runtime"] = next(
+        row["train_runtime"] for row in state["log_history"] if "train_runtime" in row
+    )
     return metrics
 
 

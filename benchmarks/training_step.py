@@ -2,9 +2,9 @@
 
     python benchmarks/training_step.py [--seconds 240] [--compile]     (section `training` of the record)
 
-A step is forward and backward of one batch; the optimizer does the same on all sides and is left out. Texts have fixed
-quantiles whose mean masks half of the positions. Each cell prints the ratio of floating point operations on paper
-(`flops.py`) beside the measured one.
+A step is forward and backward of one batch; the optimizer does the same on all sides and is left
+out. Texts have fixed quantiles whose mean masks half of the positions. Each cell prints the ratio
+of floating point operations on paper (`flops.py`) beside the measured one.
 """
 
 import argparse
@@ -18,7 +18,8 @@ from measuring import autocast, build, device_type, interleaved, matmul_ceiling,
 
 VOCABULARIES = (4096, 50258)
 LENGTHS = (128, 256, 1024)
-TOKENS = {"cuda": 32768, "cpu": {"tiny": 2048, "small": 256, "toy": 32}}  # of a batch, or one row if that is longer
+# of a batch, or one row if that is longer
+TOKENS = {"cuda": 32768, "cpu": {"tiny": 2048, "small": 256, "toy": 32}}
 RATIOS = {  # name: numerator, denominator, texts or views
     "mdlm / reference": ("mdlm", "mdlm_reference", 1),
     "lomdm / reference": ("lomdm", "mdlm_reference", 1),
@@ -43,7 +44,8 @@ def steps(
     checkpointing: bool = False,
     attention: str | None = None,
 ) -> dict[str, Callable]:
-    """A closure for each of the systems: forward and backward of one batch. All share the weights of one backbone.
+    """A closure for each of the systems: forward and backward of one batch. All share the weights
+    of one backbone.
 
     `attention` is the model's `attn_implementation`.
     """
@@ -59,7 +61,9 @@ def steps(
     clean = torch.randint(vocab_size - 1, (batch, length), device=device)
     quantiles = (torch.arange(batch, device=device) + 0.5) / batch
     losses = {
-        "mdlm_reference": lambda: reference.mdlm_loss(uniform, clean, reference.draw_masks(quantiles, length)),
+        "mdlm_reference": lambda: reference.mdlm_loss(
+            uniform, clean, reference.draw_masks(quantiles, length)
+        ),
         "mdlm": lambda: uniform(input_ids=clean, labels=clean, quantiles=quantiles).loss,
         "naive_lomdm": lambda: reference.naive_lomdm_loss(
             learned, clean, quantiles, tuple(-torch.rand(2, batch, length, device=device).log())
@@ -101,7 +105,11 @@ def measure_cell(size: str, vocab_size: int, length: int, seconds: float, compil
     for name, (ours, theirs, views) in RATIOS.items():
         measured = taken[ours]["seconds"] / taken[theirs]["seconds"] / views
         analytic = paper[ours] / paper[theirs] / views
-        cell["ratios"][name] = {"measured": measured, "analytic": analytic, "excess": measured / analytic}
+        cell["ratios"][name] = {
+            "measured": measured,
+            "analytic": analytic,
+            "excess": measured / analytic,
+        }
     return cell
 
 
@@ -109,20 +117,37 @@ def cells(smoke: bool) -> list[tuple[str, int, int]]:
     """Sizes, vocabularies and lengths, the cheapest first."""
     if smoke:
         return [("toy", 64, 16)]
-    return [(size, vocab, length) for size in ("tiny", "small") for length in LENGTHS for vocab in VOCABULARIES]
+    return [
+        (size, vocab, length)
+        for size in ("tiny", "small")
+        for length in LENGTHS
+        for vocab in VOCABULARIES
+    ]
 
 
 def measure(options: argparse.Namespace) -> dict:
-    """The section: cells until the time is spent, those left out with the seconds that they would have taken."""
+    """The section: cells until the time is spent, those left out with the seconds that they would
+    have taken."""
     start = time.perf_counter()
-    ceiling = matmul_ceiling(64 if options.smoke else 4096 if device_type() == "cuda" else 1024, options.seconds / 100)
-    section = {"compile": options.compile, "matmul_flops_per_second": ceiling, "cells": [], "left_out": []}
+    ceiling = matmul_ceiling(
+        64 if options.smoke else 4096 if device_type() == "cuda" else 1024, options.seconds / 100
+    )
+    section = {
+        "compile": options.compile,
+        "matmul_flops_per_second": ceiling,
+        "cells": [],
+        "left_out": [],
+    }
     todo, speed = cells(options.smoke), None
     for index, cell in enumerate(todo):
         left = options.seconds - (time.perf_counter() - start)
         size, vocab_size, length = cell
         config = build(size, vocab_size, length).config
-        work = sum(flops.of_system(name, config, length) for name in flops.SYSTEMS) * batch_size(size, length) * length
+        work = (
+            sum(flops.of_system(name, config, length) for name in flops.SYSTEMS)
+            * batch_size(size, length)
+            * length
+        )
         if speed is not None and work / speed > left:
             section["left_out"].append([*cell, work / speed])
             continue

@@ -1,4 +1,5 @@
-"""A page on which a LoMDM writes text live, every token coloured by its time of reveal, with the rates that decide.
+"""A page on which a LoMDM writes text live, every token coloured by its time of reveal, with the
+rates that decide.
 
 Laptop:  python space/app.py --model checkpoints/lomdm-enwiki
 Space:   set the variable MODEL to a Hub id; the Hub starts this file by itself
@@ -32,7 +33,16 @@ LARGEST_SEED, HOTTEST = 2**53, 2.0  # numbers of a browser are exact up to that 
 BODY_BYTES = 2**16
 # What the page asks of gradio, by how the paths begin. Uploads, files and all else are closed.
 API = ("app_id", "heartbeat/", "info", "queue/data", "startup-events")
-FILES = ("assets/", "config", "favicon.ico", "manifest.json", "pwa_icon", "robots.txt", "static/", "theme.css")
+FILES = (
+    "assets/",
+    "config",
+    "favicon.ico",
+    "manifest.json",
+    "pwa_icon",
+    "robots.txt",
+    "static/",
+    "theme.css",
+)
 OPEN = {
     "GET": (*(f"/{name}" for name in FILES), *(f"/gradio_api/{name}" for name in API)),
     "POST": tuple(f"/gradio_api/{name}" for name in ("cancel", "queue/join", "reset")),
@@ -45,22 +55,35 @@ such as `The {mask}{mask} of London` the blanks are filled in."""
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     model = os.environ.get("MODEL")
-    parser.add_argument("--model", default=model, help="folder or Hub id; default: the environment variable MODEL")
-    parser.add_argument("--port", type=whole(1, 2**16 - 1), help="default: the first free one from 7860")
+    parser.add_argument(
+        "--model", default=model, help="folder or Hub id; default: the environment variable MODEL"
+    )
+    parser.add_argument(
+        "--port", type=whole(1, 2**16 - 1), help="default: the first free one from 7860"
+    )
     options = parser.parse_args(arguments)
     if not options.model:
-        parser.error("no model: pass --model FOLDER_OR_HUB_ID or set the environment variable MODEL")
+        parser.error(
+            "no model: pass --model FOLDER_OR_HUB_ID or set the environment variable MODEL"
+        )
     return options
 
 
 def load(model: str) -> LoMDMPipeline:
-    """The pipeline, on a GPU if there is one. The package's own classes load it: no code of the repository runs."""
+    """The pipeline, on a GPU if there is one. The package's own classes load it: no code of the
+    repository runs."""
     with loading("--model", model):
-        pipe = LoMDMPipeline.from_pretrained(model, dtype=None if torch.cuda.is_available() else torch.float32)
+        pipe = LoMDMPipeline.from_pretrained(
+            model, dtype=None if torch.cuda.is_available() else torch.float32
+        )
     if pipe.tokenizer is None:
-        raise ValueError(f"--model {model} has no tokenizer (tokenizer_config.json), so there is no text to show.")
+        raise ValueError(
+            f"--model {model} has no tokenizer (tokenizer_config.json), so there is no text to show."
+        )
     pipe.model.eval()  # once: users share the model, and no call may change its mode
     return pipe.to("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -85,7 +108,9 @@ class Gate:
             message = await receive()
             body, more = body + message.get("body", b""), message.get("more_body", False)
         if len(body) > BODY_BYTES:
-            return await PlainTextResponse("too large", 413, {"connection": "close"})(scope, receive, send)
+            return await PlainTextResponse("too large", 413, {"connection": "close"})(
+                scope, receive, send
+            )
         messages = [{"type": "http.request", "body": body, "more_body": False}]
 
         async def replay() -> dict:
@@ -115,7 +140,8 @@ def check(settings: dict[str, Any], longest: int) -> None:
 
 
 def writer(pipe: LoMDMPipeline, title: str) -> Any:
-    """The function behind the button: settings in; live text, finished text, page of the order out, step by step."""
+    """The function behind the button: settings in; live text, finished text, page of the order out,
+    step by step."""
     longest = longest_text(pipe)
 
     def write(prompt, steps, length, sampler, temperature, seed) -> Iterator[tuple[str, str, str]]:
@@ -125,9 +151,15 @@ def writer(pipe: LoMDMPipeline, title: str) -> Any:
             numbers = (int(steps), int(length), sampler, temperature, int(seed or 0))
             for state in stream(pipe, prompt or None, *numbers):
                 finished = state.text is not None
-                yield live_html(state), state.text or "", order_frame(state, title) if finished else ""
+                yield (
+                    live_html(state),
+                    state.text or "",
+                    order_frame(state, title) if finished else "",
+                )
         except ValueError as error:  # what the user typed; anything else is a bug and stays one
-            raise gr.Error(str(error), title="This cannot be written", print_exception=False) from error
+            raise gr.Error(
+                str(error), title="This cannot be written", print_exception=False
+            ) from error
 
     return write
 
@@ -144,12 +176,20 @@ def build(pipe: LoMDMPipeline, name: str) -> gr.Blocks:
         gr.Markdown(INTRODUCTION.format(mask=mask) + f" Model: `{name}`.")
         with gr.Row():
             with gr.Column(scale=1):
-                prompt = gr.Textbox(label="Prompt or template", lines=2, max_length=PROMPT_CHARACTERS)
+                prompt = gr.Textbox(
+                    label="Prompt or template", lines=2, max_length=PROMPT_CHARACTERS
+                )
                 steps = gr.Slider(1, MOST_STEPS, value=min(64, longest), step=1, label="Steps")
                 length = gr.Slider(
-                    1, longest, value=min(64, longest), step=1, label="Length in tokens, with the prompt"
+                    1,
+                    longest,
+                    value=min(64, longest),
+                    step=1,
+                    label="Length in tokens, with the prompt",
                 )
-                sampler = gr.Dropdown(SAMPLERS, value=pipe.scheduler.config.sampler, label="Sampler")
+                sampler = gr.Dropdown(
+                    SAMPLERS, value=pipe.scheduler.config.sampler, label="Sampler"
+                )
                 temperature = gr.Slider(0, HOTTEST, value=1, step=0.05, label="Temperature")
                 seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=LARGEST_SEED)
                 with gr.Row():
@@ -157,7 +197,9 @@ def build(pipe: LoMDMPipeline, name: str) -> gr.Blocks:
                 gr.Examples([["The city of"], [f"The {mask}{mask} of London"]], inputs=prompt)
             with gr.Column(scale=2):
                 live = gr.HTML(label="Text", elem_id="live")
-                text = gr.Textbox(label="Finished text", interactive=False, buttons=["copy"], elem_id="finished")
+                text = gr.Textbox(
+                    label="Finished text", interactive=False, buttons=["copy"], elem_id="finished"
+                )
         order = gr.HTML(label="Order", elem_id="order")
         settings = [prompt, steps, length, sampler, temperature, seed]
         function = writer(pipe, f"Order of reveal: {name}")

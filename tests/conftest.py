@@ -2,7 +2,8 @@
 
 import os
 
-# Tiny tensors: a second thread would only wait for the first. Before torch is imported, and for subprocesses too.
+# Tiny tensors: a second thread would only wait for the first. Before torch is imported, and for
+# subprocesses too.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
@@ -40,5 +41,6 @@ def build_model(**overrides) -> LoMDMForMaskedDiffusion:
 
 @pytest.fixture
 def make_model():
-    """The factory `build_model`: keyword arguments override the tiny configuration, `seed` the weights."""
+    """The factory `build_model`: keyword arguments override the tiny configuration, `seed` the
+    weights."""
     return build_model

@@ -1,10 +1,11 @@
-"""What every system of the family computes from fixed seeds: losses, gradients, rates, samples, evaluations.
+"""What every system of the family computes from fixed seeds: losses, gradients, rates, samples,
+evaluations.
 
     python tests/golden_records.py > before.json       # and after a change of structure: cmp before.json after.json
     python tests/golden_records.py --write             # where a behaviour was changed on purpose
 
-The models are in float64, so that processors agree to five digits (rotary tables are float32); on one machine the
-records are equal bit for bit.
+The models are in float64, so that processors agree to five digits (rotary tables are float32); on
+one machine the records are equal bit for bit.
 """
 
 import json
@@ -18,7 +19,11 @@ from hf_lomdm import LoMDMPipeline, LoMDMScheduler
 from hf_lomdm.evaluation import exact_log_likelihood, nelbo
 
 FILE = Path(__file__).parent / "golden" / "records.json"
-FAMILY = [(rate_type, size) for rate_type in ("learned", "uniform", "token", "score") for size in (None, 4)]
+FAMILY = [
+    (rate_type, size)
+    for rate_type in ("learned", "uniform", "token", "score")
+    for size in (None, 4)
+]
 FAMILY.append(("uniform", 1))
 SAMPLERS = ("sequential", "ancestral", "random", "left_to_right", "confidence", "margin", "entropy")
 TEXTS = torch.tensor([[1, 3, 4, 5, 6, 7, 8, 9, 3, 2], [1, 9, 8, 7, 6, 5, 4, 3, 2, 0]])
@@ -35,19 +40,26 @@ def numbers(values: torch.Tensor) -> list:
 
 
 def loss_record(model, bound: str) -> dict:
-    """The loss of two texts in training, its terms, and for each weight the sum and a projection of its gradient."""
+    """The loss of two texts in training, its terms, and for each weight the sum and a projection of
+    its gradient."""
     model.train().zero_grad()
     labels = TEXTS.masked_fill(MASK == 0, -100)
     labels[0, 2] = -100  # given
     quantiles = torch.tensor([0.3, 0.8], dtype=torch.float64)
-    out = model(TEXTS, MASK, labels=labels, quantiles=quantiles, generator=generator(1), bound=bound)
+    out = model(
+        TEXTS, MASK, labels=labels, quantiles=quantiles, generator=generator(1), bound=bound
+    )
     out.loss.backward()
     model.eval()
-    record = {name: numbers(out[name]) for name in ("loss", "nelbo", "main", "velocity", "forward_rates")}
+    record = {
+        name: numbers(out[name]) for name in ("loss", "nelbo", "main", "velocity", "forward_rates")
+    }
     for name, weight in model.named_parameters():
         if weight.grad is not None:
             ramp = torch.linspace(-1, 1, weight.numel(), dtype=torch.float64).view_as(weight)
-            record[f"gradient of {name}"] = numbers(torch.stack((weight.grad.sum(), (weight.grad * ramp).sum())))
+            record[f"gradient of {name}"] = numbers(
+                torch.stack((weight.grad.sum(), (weight.grad * ramp).sum()))
+            )
     return record
 
 
@@ -55,13 +67,18 @@ def sampling_record(model) -> dict:
     """Sequences and orders of every sampler, from prefixes and templates of unequal length."""
     size, record = model.config.block_size, {}
     for sampler in SAMPLERS:
-        pipe = LoMDMPipeline(model, LoMDMScheduler(mask_token_id=10, sampler=sampler, block_size=size))
+        pipe = LoMDMPipeline(
+            model, LoMDMScheduler(mask_token_id=10, sampler=sampler, block_size=size)
+        )
         pipe.set_progress_bar_config(disable=True)
         options = {"num_inference_steps": 5, "max_length": 12, "output_type": "seq"}
         out = pipe(PROMPTS, generator=[generator(seed) for seed in (1, 2, 3)], **options)
         long = pipe(num_inference_steps=3, max_length=44, generator=generator(4), output_type="seq")
         record[sampler] = {"sequences": out.sequences.tolist(), "order": out.order.tolist()}
-        record[sampler] |= {"beyond the context": long.sequences.tolist(), "passes": long.num_forward_passes}
+        record[sampler] |= {
+            "beyond the context": long.sequences.tolist(),
+            "passes": long.num_forward_passes,
+        }
     return record
 
 

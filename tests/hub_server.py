@@ -1,11 +1,13 @@
-"""An in-memory Hugging Face Hub on the standard library: as much of the protocol as push and pull need.
+"""An in-memory Hugging Face Hub on the standard library: as much of the protocol as push and pull
+need.
 
     with HubServer() as hub:                     # hub.endpoint is http://127.0.0.1:PORT
         hub.drop("POST", "/commit/")             # the next commit is broken off
         subprocess.run(..., env={"HF_ENDPOINT": hub.endpoint, "HF_HUB_DISABLE_XET": "1", ...})
 
-`huggingface_hub` reads its endpoint when it is imported, so the client runs in a process of its own. Without xet the
-client uploads large files by the LFS batch protocol and a plain PUT, which is what this server speaks.
+`huggingface_hub` reads its endpoint when it is imported, so the client runs in a process of its
+own. Without xet the client uploads large files by the LFS batch protocol and a plain PUT, which is
+what this server speaks.
 """
 
 import base64
@@ -23,7 +25,9 @@ KINDS = {None: "model", "models": "model", "datasets": "dataset", "spaces": "spa
 DATE = "2026-01-01T00:00:00.000Z"
 
 VERBS = "preupload|commit|tree|revision|paths-info|refs|branch|tag|commits"
-API = re.compile(rf"^/api/(models|datasets|spaces)/([^/]+/[^/]+?)(?:/({VERBS})(?:/([^/]+))?(?:/(.*))?)?$")
+API = re.compile(
+    rf"^/api/(models|datasets|spaces)/([^/]+/[^/]+?)(?:/({VERBS})(?:/([^/]+))?(?:/(.*))?)?$"
+)
 BATCH = re.compile(r"^/(?:(?:datasets|spaces)/)?[^/]+/[^/]+\.git/info/lfs/objects/batch$")
 BLOB = re.compile(r"^/_lfs/([0-9a-f]{64})$")
 RESOLVE = re.compile(r"^/(?:(datasets|spaces)/)?([^/]+/[^/]+)/(?:resolve|raw)/([^/]+)/(.+)$")
@@ -47,7 +51,9 @@ class Repo:
         self.refs["main"] = self.add_commit({}, "initial commit")
 
     def add_commit(self, files: dict, message: str) -> str:
-        sha = hashlib.sha1(f"{self.id}{message}{sorted(files)}{time.time_ns()}".encode()).hexdigest()
+        sha = hashlib.sha1(
+            f"{self.id}{message}{sorted(files)}{time.time_ns()}".encode()
+        ).hexdigest()
         self.commits[sha] = files
         return sha
 
@@ -62,7 +68,14 @@ class Repo:
     def info(self, revision: str | None) -> dict:
         sha = self.resolve(revision)
         siblings = [{"rfilename": path} for path in sorted(self.commits[sha])]
-        flags = {"private": self.private, "disabled": False, "gated": False, "downloads": 0, "likes": 0, "tags": []}
+        flags = {
+            "private": self.private,
+            "disabled": False,
+            "gated": False,
+            "downloads": 0,
+            "likes": 0,
+            "tags": [],
+        }
         names = {"_id": "0" * 24, "id": self.id, "modelId": self.id, "sha": sha}
         return {**names, **flags, "lastModified": DATE, "createdAt": DATE, "siblings": siblings}
 
@@ -75,11 +88,17 @@ class Handler(BaseHTTPRequestHandler):
     def log_message(self, *args) -> None:
         """Silence: requests are kept in `HubServer.requests`."""
 
-    def answer(self, body: bytes | dict | list = b"", status: int = 200, headers: dict | None = None) -> None:
+    def answer(
+        self, body: bytes | dict | list = b"", status: int = 200, headers: dict | None = None
+    ) -> None:
         if not isinstance(body, bytes):
             body = json.dumps(body).encode()
         self.send_response(status)
-        fields = {"Content-Type": "application/json", "Content-Length": str(len(body)), **(headers or {})}
+        fields = {
+            "Content-Type": "application/json",
+            "Content-Length": str(len(body)),
+            **(headers or {}),
+        }
         for name, value in fields.items():
             self.send_header(name, value)
         self.end_headers()
@@ -123,14 +142,19 @@ class Handler(BaseHTTPRequestHandler):
                 self.check_token()
             hub.route(self, url.path, parse_qs(url.query), self.read_body())
         except HubError as error:
-            headers = {"X-Error-Code": error.code, "X-Error-Message": error.message, **error.headers}
+            headers = {
+                "X-Error-Code": error.code,
+                "X-Error-Message": error.message,
+                **error.headers,
+            }
             self.answer({"error": error.message}, error.status, headers)
 
     do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = handle_request
 
 
 class HubServer:
-    """The server, a context manager. `endpoint`: its address; `requests`: `(method, path)` of all that was asked."""
+    """The server, a context manager. `endpoint`: its address; `requests`: `(method, path)` of all
+    that was asked."""
 
     def __init__(self, user: str = "tester"):
         self.user = user
@@ -152,7 +176,8 @@ class HubServer:
         self.server.server_close()
 
     def drop(self, method: str, part: str, times: int = 1, after: int = 0) -> None:
-        """Breaks the connection of the next `times` requests whose path contains `part`, `after` bytes of the body."""
+        """Breaks the connection of the next `times` requests whose path contains `part`, `after`
+        bytes of the body."""
         self.dropped, self.drops_left, self.drop_after = (method, part), times, after
 
     def takes_drop(self, method: str, path: str) -> bool:
@@ -188,7 +213,9 @@ class HubServer:
             repo = self.find(KINDS[match[1]], match[2])
             return self.api(http, repo, match[3], match[4], unquote(match[5] or ""), query, body)
         if match := RESOLVE.match(path):
-            return self.download(http, self.find(KINDS[match[1]], match[2]), match[3], unquote(match[4]))
+            return self.download(
+                http, self.find(KINDS[match[1]], match[2]), match[3], unquote(match[4])
+            )
         raise HubError(404, "NotFound", f"no route for {http.command} {path}")
 
     def url(self, kind: str, repo_id: str) -> str:
@@ -208,7 +235,9 @@ class HubServer:
         for wanted in objects:
             offer = {"oid": wanted["oid"], "size": wanted["size"]}
             if wanted["oid"] not in self.blobs:
-                offer["actions"] = {"upload": {"href": f"{self.endpoint}/_lfs/{wanted['oid']}", "header": {}}}
+                offer["actions"] = {
+                    "upload": {"href": f"{self.endpoint}/_lfs/{wanted['oid']}", "header": {}}
+                }
             offers.append(offer)
         return {"transfer": "basic", "objects": offers}
 
@@ -227,14 +256,24 @@ class HubServer:
             raise HubError(404, "EntryNotFound", "Entry not found", {"X-Repo-Commit": sha})
         blob = self.blobs[file["oid"]] if file["lfs"] else file["data"]
         etag = f'"{file["oid"]}"'
-        headers = {"X-Repo-Commit": sha, "ETag": etag, "X-Linked-Etag": etag, "Accept-Ranges": "bytes"}
+        headers = {
+            "X-Repo-Commit": sha,
+            "ETag": etag,
+            "X-Linked-Etag": etag,
+            "Accept-Ranges": "bytes",
+        }
         http.answer_blob(blob, {**headers, "X-Linked-Size": str(len(blob))})
 
-    def api(self, http: Handler, repo: Repo, verb, revision, rest: str, query: dict, body: bytes) -> None:
+    def api(
+        self, http: Handler, repo: Repo, verb, revision, rest: str, query: dict, body: bytes
+    ) -> None:
         if verb in (None, "revision"):
             return http.answer(repo.info(revision))
         if verb == "refs":
-            branches = [{"name": n, "ref": f"refs/heads/{n}", "targetCommit": sha} for n, sha in repo.refs.items()]
+            branches = [
+                {"name": n, "ref": f"refs/heads/{n}", "targetCommit": sha}
+                for n, sha in repo.refs.items()
+            ]
             return http.answer({"branches": branches, "converts": [], "tags": []})
         files = repo.commits[repo.resolve(revision)]
         if verb == "tree":
@@ -242,12 +281,21 @@ class HubServer:
             return http.answer(list_tree(files, rest, recursive))
         if verb == "paths-info":
             is_json = http.headers.get("Content-Type", "").startswith("application/json")
-            paths = json.loads(body)["paths"] if is_json else parse_qs(body.decode()).get("paths", [])
+            paths = (
+                json.loads(body)["paths"] if is_json else parse_qs(body.decode()).get("paths", [])
+            )
             return http.answer([describe(path, files[path]) for path in paths if path in files])
         if verb == "preupload":
-            return http.answer({"files": [upload_mode(file, files) for file in json.loads(body)["files"]]})
+            return http.answer(
+                {"files": [upload_mode(file, files) for file in json.loads(body)["files"]]}
+            )
         if verb == "commit":
-            return self.commit(http, repo, revision, [json.loads(line) for line in body.splitlines() if line.strip()])
+            return self.commit(
+                http,
+                repo,
+                revision,
+                [json.loads(line) for line in body.splitlines() if line.strip()],
+            )
         raise HubError(404, "NotFound", f"no verb {verb}")
 
     def commit(self, http: Handler, repo: Repo, revision: str, operations: list[dict]) -> None:
@@ -256,7 +304,12 @@ class HubServer:
             value = operation["value"]
             if operation["key"] == "file":
                 data = base64.b64decode(value["content"])
-                files[value["path"]] = {"lfs": False, "data": data, "oid": git_oid(data), "size": len(data)}
+                files[value["path"]] = {
+                    "lfs": False,
+                    "data": data,
+                    "oid": git_oid(data),
+                    "size": len(data),
+                }
             elif operation["key"] == "lfsFile":
                 if value["oid"] not in self.blobs:
                     raise HubError(400, "BadRequest", "LFS object missing")
@@ -266,7 +319,13 @@ class HubServer:
                 files.pop(value["path"], None)
         sha = repo.add_commit(files, operations[0]["value"].get("summary", ""))
         repo.refs[unquote(revision)] = sha
-        http.answer({"success": True, "commitOid": sha, "commitUrl": f"{self.url(repo.kind, repo.id)}/commit/{sha}"})
+        http.answer(
+            {
+                "success": True,
+                "commitOid": sha,
+                "commitUrl": f"{self.url(repo.kind, repo.id)}/commit/{sha}",
+            }
+        )
 
 
 def git_oid(data: bytes) -> str:
@@ -300,7 +359,8 @@ def list_tree(files: dict, folder: str, recursive: bool) -> list[dict]:
 
 
 def upload_mode(wanted: dict, files: dict) -> dict:
-    """How the client shall send a file: weights and large files by LFS, the others inside the commit."""
+    """How the client shall send a file: weights and large files by LFS, the others inside the
+    commit."""
     path = wanted["path"]
     mode = "lfs" if path.endswith(LFS_SUFFIXES) or wanted["size"] > LFS_BYTES else "regular"
     oid = files[path]["oid"] if path in files else None

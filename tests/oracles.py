@@ -1,8 +1,10 @@
-"""Exact values of docs/method.md by enumeration: plain, slow, and free of the library's own formulas.
+"""Exact values of docs/method.md by enumeration: plain, slow, and free of the library's own
+formulas.
 
-A text with `n` maskable positions has `2^n` partly masked copies. `Tables` holds what the network says about each of
-them; every bound, probability and law here is a sum over those copies, over all `n!` orders, or a quadrature over the
-local time. Everything is float64 and differentiable, so exact gradients come from autograd.
+A text with `n` maskable positions has `2^n` partly masked copies. `Tables` holds what the network
+says about each of them; every bound, probability and law here is a sum over those copies, over all
+`n!` orders, or a quadrature over the local time. Everything is float64 and differentiable, so exact
+gradients come from autograd.
 """
 
 import itertools
@@ -44,7 +46,8 @@ def tables(
     attention_mask: Tensor | None = None,
     given: Tensor | None = None,
 ) -> Tables:
-    """Enumerate one text `[L]`; `maskable` lists the positions that are neither given nor padding (default: all).
+    """Enumerate one text `[L]`; `maskable` lists the positions that are neither given nor padding
+    (default: all).
 
     `given` `[L]` bool is what phi is told; default: all that is not maskable.
     """
@@ -64,7 +67,9 @@ def tables(
 
 def not_in(positions, text: Tensor) -> Tensor:
     """`[L]` bool: all positions of a text but these."""
-    return torch.ones_like(text, dtype=torch.bool).index_fill(0, torch.as_tensor(positions, dtype=torch.int64), False)
+    return torch.ones_like(text, dtype=torch.bool).index_fill(
+        0, torch.as_tensor(positions, dtype=torch.int64), False
+    )
 
 
 def blocks_of(model, text: Tensor) -> list[range]:
@@ -74,29 +79,41 @@ def blocks_of(model, text: Tensor) -> list[range]:
 
 
 def block_tables(model, text: Tensor, maskable: list[int] | None = None) -> list[Tables]:
-    """A table for each block of a text: clean before it and cut after it, so that nothing later can matter.
+    """A table for each block of a text: clean before it and cut after it, so that nothing later can
+    matter.
 
-    Bounds, probabilities and laws of a text are those of its blocks added up. Blocks with nothing maskable have none.
+    Bounds, probabilities and laws of a text are those of its blocks added up. Blocks with nothing
+    maskable have none.
     """
     maskable = list(range(len(text))) if maskable is None else maskable
     given = not_in(maskable, text)
     inside = [(block.stop, [i for i in block if i in maskable]) for block in blocks_of(model, text)]
-    return [tables(model, text[:stop], positions, given=given[:stop]) for stop, positions in inside if positions]
+    return [
+        tables(model, text[:stop], positions, given=given[:stop])
+        for stop, positions in inside
+        if positions
+    ]
 
 
 def add_up(function, parts: list[Tables], *args, **options) -> Tensor | tuple[Tensor, ...]:
     """The sum of `function(table)`, or of each of its values, over the blocks of a text."""
     values = [function(table, *args, **options) for table in parts]
-    return tuple(map(sum, zip(*values, strict=True))) if isinstance(values[0], tuple) else sum(values)
+    return (
+        tuple(map(sum, zip(*values, strict=True))) if isinstance(values[0], tuple) else sum(values)
+    )
 
 
 def keep_gradient(table: Tables, *names: str) -> Tables:
     """The same tables where only the named ones carry gradients."""
-    return replace(table, **{k: getattr(table, k).detach() for k in ("nll", "reverse", "forward") if k not in names})
+    return replace(
+        table,
+        **{k: getattr(table, k).detach() for k in ("nll", "reverse", "forward") if k not in names},
+    )
 
 
 def order_probabilities(rates: Tensor) -> Iterator[tuple[tuple[int, ...], Tensor]]:
-    """Every order of `n` positions with its Plackett-Luce probability: next is `i` with `rates_i / sum(rates left)`."""
+    """Every order of `n` positions with its Plackett-Luce probability: next is `i` with `rates_i /
+    sum(rates left)`."""
     for order in itertools.permutations(range(len(rates))):
         left, probability = list(range(len(rates))), torch.ones((), dtype=torch.float64)
         for i in order:
@@ -106,7 +123,8 @@ def order_probabilities(rates: Tensor) -> Iterator[tuple[tuple[int, ...], Tensor
 
 
 def steps(order: tuple[int, ...]) -> Iterator[tuple[int, int]]:
-    """`(state, next position)` for each reveal of an order, the state as a bit set of masked positions."""
+    """`(state, next position)` for each reveal of an order, the state as a bit set of masked
+    positions."""
     state = 2 ** len(order) - 1
     for i in order:
         yield state, i
@@ -129,7 +147,8 @@ def log_likelihood(table: Tables) -> Tensor:
 
 
 def order_terms(table: Tables, state: int) -> tuple[Tensor, Tensor]:
-    """Main and velocity part of one reveal from one state, by the definition of a KL between categorical laws."""
+    """Main and velocity part of one reveal from one state, by the definition of a KL between
+    categorical laws."""
     at = table.masked[state]
     forward = table.forward[at] / table.forward[at].sum()
     reverse = table.reverse[state, at] / table.reverse[state, at].sum()
@@ -142,12 +161,16 @@ def order_bound(table: Tables) -> tuple[Tensor, Tensor]:
     for order, probability in order_probabilities(table.forward):
         for state, _ in steps(order):
             reveal_main, reveal_velocity = order_terms(table, state)
-            main, velocity = main + probability * reveal_main, velocity + probability * reveal_velocity
+            main, velocity = (
+                main + probability * reveal_main,
+                velocity + probability * reveal_velocity,
+            )
     return main, velocity
 
 
 def prefix_law(rates: Tensor, k: int) -> Tensor:
-    """`[2^n]`: probability of each masked set after the first `k` reveals of a Plackett-Luce order."""
+    """`[2^n]`: probability of each masked set after the first `k` reveals of a Plackett-Luce
+    order."""
     law = [torch.zeros((), dtype=torch.float64)] * 2 ** len(rates)
     for order, probability in order_probabilities(rates):
         state = 2 ** len(rates) - 1 - sum(2**i for i in order[:k])
@@ -156,23 +179,26 @@ def prefix_law(rates: Tensor, k: int) -> Tensor:
 
 
 def time_law(table: Tables, u: Tensor) -> Tensor:
-    """`[T, 2^n]`: probability of each masked set at local times `u` `[T]`; every position is masked with `u^w`."""
+    """`[T, 2^n]`: probability of each masked set at local times `u` `[T]`; every position is masked
+    with `u^w`."""
     hidden = u[:, None, None] ** table.forward
     return torch.where(table.masked, hidden, 1 - hidden).prod(-1)
 
 
 def rate_terms(table: Tables) -> tuple[Tensor, Tensor]:
-    """`[2^n]` each: main and velocity part of the time bound in each state, before the weight `1/u`."""
+    """`[2^n]` each: main and velocity part of the time bound in each state, before the weight
+    `1/u`."""
     w, v = table.forward, table.reverse
     velocity = w * (w / v).log() - (w - v)
     return (table.masked * w * table.nll).sum(-1), (table.masked * velocity).sum(-1)
 
 
 def time_bound(table: Tables, cut: float = 0.0, nodes: int = 200) -> tuple[Tensor, Tensor]:
-    """Main and velocity part of the time bound over `u` in `[cut, 1]`, by Gauss-Legendre quadrature.
+    """Main and velocity part of the time bound over `u` in `[cut, 1]`, by Gauss-Legendre
+    quadrature.
 
-    With `u = r^m` the integrand in `r` behaves as `r^(m w - 1)` near 0; `m = 4 / min w` makes it `r^3` or flatter, so
-    that small rates do no harm.
+    With `u = r^m` the integrand in `r` behaves as `r^(m w - 1)` near 0; `m = 4 / min w` makes it
+    `r^3` or flatter, so that small rates do no harm.
     """
     power = 4.0 / float(table.forward.detach().min())
     low = cut ** (1 / power)
@@ -224,23 +250,32 @@ class StateTables:
 
 @torch.no_grad()
 def state_tables(model, n: int, start: Tensor | None = None) -> StateTables:
-    """Enumerate all `V^n` states; `start` `[n]` keeps its unmasked positions fixed (a prompt or a template)."""
+    """Enumerate all `V^n` states; `start` `[n]` keeps its unmasked positions fixed (a prompt or a
+    template)."""
     mask, vocab = model.config.mask_token_id, model.config.vocab_size
-    choices = [range(vocab) if start is None or start[i] == mask else [int(start[i])] for i in range(n)]
+    choices = [
+        range(vocab) if start is None or start[i] == mask else [int(start[i])] for i in range(n)
+    ]
     states = torch.tensor(list(itertools.product(*choices)))
     out = model(input_ids=states)
     return StateTables(states, out.logits.double().log_softmax(-1), out.rates.double(), mask)
 
 
-def _flow(table: StateTables, law: dict[tuple[int, ...], float], moves) -> dict[tuple[int, ...], float]:
-    """Push probability one step on: each state's masked positions are revealed as `moves(state row)` says."""
+def _flow(
+    table: StateTables, law: dict[tuple[int, ...], float], moves
+) -> dict[tuple[int, ...], float]:
+    """Push probability one step on: each state's masked positions are revealed as `moves(state
+    row)` says."""
     row_of = {tuple(s): r for r, s in enumerate(table.states.tolist())}
     token_law = table.log_law.exp().tolist()  # [S][n][V]; indexing tensors would be slow
     onward: dict[tuple[int, ...], float] = {}
     for state, mass in law.items():
         row = row_of[state]
         for revealed, probability in moves(row):
-            tokens = [range(table.log_law.shape[-1]) if i in revealed else [y] for i, y in enumerate(state)]
+            tokens = [
+                range(table.log_law.shape[-1]) if i in revealed else [y]
+                for i, y in enumerate(state)
+            ]
             for after in itertools.product(*tokens):
                 p = math.prod(token_law[row][i][after[i]] for i in revealed)
                 if p > 0:
@@ -272,8 +307,9 @@ def ancestral_law(table: StateTables, times: list[float] | int) -> dict[tuple[in
 
     Args:
         table: the model's states.
-        times: the grid `t_0 = 1 > t_1 > ... > 0` (the last step goes to 0), or the number of steps of the adaptive
-            grid, where each state solves `sum_i (1 - rho^v_i) = remaining / steps left`.
+        times: the grid `t_0 = 1 > t_1 > ... > 0` (the last step goes to 0), or the number of steps
+            of the adaptive grid, where each state solves `sum_i (1 - rho^v_i) = remaining / steps
+            left`.
     """
     count = times if isinstance(times, int) else len(times)
     law = _start(table)
@@ -287,7 +323,9 @@ def ancestral_law(table: StateTables, times: list[float] | int) -> dict[tuple[in
             stays = rho**v if rho > 0 else np.zeros(len(v))
             for chosen in itertools.product([False, True], repeat=len(masked)):
                 revealed = tuple(i for i, c in zip(masked, chosen, strict=True) if c)
-                probability = math.prod(1 - s if c else s for s, c in zip(stays, chosen, strict=True))
+                probability = math.prod(
+                    1 - s if c else s for s, c in zip(stays, chosen, strict=True)
+                )
                 if probability > 0:
                     yield revealed, probability
 
@@ -316,7 +354,8 @@ def total_variation(a: dict, b: dict) -> float:
 
 
 def chi_square_z(counts: Tensor, probabilities: Tensor) -> float:
-    """Pearson's statistic in standard deviations from its mean (Wilson-Hilferty), cells under 5 expected pooled."""
+    """Pearson's statistic in standard deviations from its mean (Wilson-Hilferty), cells under 5
+    expected pooled."""
     expected = probabilities * counts.sum()
     small = expected < 5
     if small.any():
@@ -330,22 +369,30 @@ def chi_square_z(counts: Tensor, probabilities: Tensor) -> float:
 
 
 def z_score(samples: Tensor, exact: Tensor | float) -> Tensor:
-    """Deviation of the mean of independent `samples` `[R, ...]` from `exact` in standard errors, elementwise."""
+    """Deviation of the mean of independent `samples` `[R, ...]` from `exact` in standard errors,
+    elementwise."""
     return (samples.mean(0) - exact) / (samples.std(0) / math.sqrt(len(samples)))
 
 
 def vivid(model, seed: int = 3):
-    """The model in float64 with large random weights of our own, so that a wrong term moves every value clearly.
+    """The model in float64 with large random weights of our own, so that a wrong term moves every
+    value clearly.
 
-    Tests that enumerate thereby do not depend on how the library initialises its weights. Of the first few seeds, 3
-    depends most on the order: writing in a random order moves 3.5 % of the probability over texts.
+    Tests that enumerate thereby do not depend on how the library initialises its weights. Of the
+    first few seeds, 3 depends most on the order: writing in a random order moves 3.5 % of the
+    probability over texts.
     """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         named = model.double().named_parameters()
-        for name, parameter in sorted(named, key=lambda item: item[0].endswith("given")):  # last: leaves the others
-            ends = {"out.weight": 4.0, "rho": 1.5, "given": 4.0}  # of the order heads and the token rates
-            spread = next((ends[end] for end in ends if name.endswith(end)), 0.8 if parameter.dim() > 1 else 0.1)
+        # last: leaves the others
+        for name, parameter in sorted(named, key=lambda item: item[0].endswith("given")):
+            # of the order heads and the token rates
+            ends = {"out.weight": 4.0, "rho": 1.5, "given": 4.0}
+            spread = next(
+                (ends[end] for end in ends if name.endswith(end)),
+                0.8 if parameter.dim() > 1 else 0.1,
+            )
             centre = 0.0 if parameter.dim() > 1 else parameter
             noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
             parameter.copy_(centre + spread * noise)

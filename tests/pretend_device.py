@@ -1,8 +1,9 @@
-"""An accelerator that is none: tensors on a device of their own, with their values on the CPU, to see what a GPU would.
+"""An accelerator that is none: tensors on a device of their own, with their values on the CPU, to
+see what a GPU would.
 
-As on a GPU an operation on tensors of both devices is an error, and the times that the host has to wait for values are
-counted in `waits`, for the operations that are named here. The device stays registered as long as the process lives:
-use it in a process of its own.
+As on a GPU an operation on tensors of both devices is an error, and the times that the host has to
+wait for values are counted in `waits`, for the operations that are named here. The device stays
+registered as long as the process lives: use it in a process of its own.
 """
 
 from collections import Counter
@@ -13,11 +14,21 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils._pytree import tree_leaves, tree_map
 
 DEVICE = "pretend"
-AVAILABLE = hasattr(backend_registration, "_setup_privateuseone_for_python_backend")  # since torch 2.10
+# since torch 2.10
+AVAILABLE = hasattr(backend_registration, "_setup_privateuseone_for_python_backend")
 # What has a result whose size, or whose value on the host, depends on the values of a tensor.
-WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "allclose", "repeat_interleave", "bincount")
+WAITS = (
+    "_local_scalar_dense",
+    "nonzero",
+    "masked_select",
+    "equal",
+    "allclose",
+    "repeat_interleave",
+    "bincount",
+)
 WAITS += ("_unique2", "unique_consecutive", "unique_dim", "multinomial", "histc")
-INDEXED = ("index", "index_put", "index_put_", "_index_put_impl_")  # a mask is looked up, indices on the CPU are copied
+# a mask is looked up, indices on the CPU are copied
+INDEXED = ("index", "index_put", "index_put_", "_index_put_impl_")
 COPIES = ("_to_copy", "copy_")
 waits: Counter[str] = Counter()
 
@@ -27,8 +38,14 @@ class DeviceTensor(torch.Tensor):
 
     @staticmethod
     def __new__(cls, values: torch.Tensor) -> "DeviceTensor":
-        layout = {"strides": values.stride(), "storage_offset": values.storage_offset(), "dtype": values.dtype}
-        return torch.Tensor._make_wrapper_subclass(cls, values.size(), device=torch.device(DEVICE, 0), **layout)
+        layout = {
+            "strides": values.stride(),
+            "storage_offset": values.storage_offset(),
+            "dtype": values.dtype,
+        }
+        return torch.Tensor._make_wrapper_subclass(
+            cls, values.size(), device=torch.device(DEVICE, 0), **layout
+        )
 
     def __init__(self, values: torch.Tensor):
         self.values_on_cpu = values
@@ -49,19 +66,30 @@ class PretendDevice(TorchDispatchMode):
 
 
 def run(function, args: tuple, kwargs: dict):
-    """One operation, on the values; what it gives is on the device of its arguments, or on the one it is told."""
+    """One operation, on the values; what it gives is on the device of its arguments, or on the one
+    it is told."""
     name = function._schema.name.removeprefix("aten::")
     tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
     there = [tensor for tensor in tensors if isinstance(tensor, DeviceTensor)]
     told = None if kwargs.get("device") is None else torch.device(kwargs["device"]).type
-    on_device = isinstance(args[0], DeviceTensor) if name == "copy_" else told == DEVICE if told else bool(there)
+    on_device = (
+        isinstance(args[0], DeviceTensor)
+        if name == "copy_"
+        else told == DEVICE
+        if told
+        else bool(there)
+    )
     if there:
         check_devices(name, tensors)
     if there or on_device:
         count_wait(name, args, kwargs, on_device)
-    plain_args, plain_kwargs = tree_map(lambda leaf: getattr(leaf, "values_on_cpu", leaf), (args, kwargs))
+    plain_args, plain_kwargs = tree_map(
+        lambda leaf: getattr(leaf, "values_on_cpu", leaf), (args, kwargs)
+    )
     if told:
-        plain_kwargs |= {"device": "cpu", "pin_memory": False} if "pin_memory" in kwargs else {"device": "cpu"}
+        plain_kwargs |= (
+            {"device": "cpu", "pin_memory": False} if "pin_memory" in kwargs else {"device": "cpu"}
+        )
     with _disable_current_modes():
         result = function(*plain_args, **plain_kwargs)
     if name == "copy_":
@@ -77,21 +105,29 @@ def run(function, args: tuple, kwargs: dict):
 
 
 def check_devices(name: str, tensors: list[torch.Tensor]) -> None:
-    """Raises `RuntimeError` for tensors of both devices; numbers may come from the CPU, and so may indices."""
+    """Raises `RuntimeError` for tensors of both devices; numbers may come from the CPU, and so may
+    indices."""
     if name in INDEXED:  # by indices of either device
-        tensors = [one for one in tensors if one.dtype not in (torch.int64, torch.bool)] or tensors[:1]
+        tensors = [one for one in tensors if one.dtype not in (torch.int64, torch.bool)] or tensors[
+            :1
+        ]
     strangers = [one for one in tensors if one.dim() and not isinstance(one, DeviceTensor)]
     if strangers and name not in COPIES:
         shapes = [list(one.shape) for one in strangers]
-        raise RuntimeError(f"{name}: all tensors must be on one device, those of shapes {shapes} are not.")
+        raise RuntimeError(
+            f"{name}: all tensors must be on one device, those of shapes {shapes} are not."
+        )
 
 
 def count_wait(name: str, args: tuple, kwargs: dict, on_device: bool) -> None:
-    """Counts `name` in `waits` if the host waits: for values, or for the end of a copy that it does not leave alone."""
+    """Counts `name` in `waits` if the host waits: for values, or for the end of a copy that it does
+    not leave alone."""
     waited = name in WAITS
     if name in INDEXED:
         indices = [index for index in args[1] if index is not None]
-        waited = any(one.dtype == torch.bool or not isinstance(one, DeviceTensor) for one in indices)
+        waited = any(
+            one.dtype == torch.bool or not isinstance(one, DeviceTensor) for one in indices
+        )
     elif name in COPIES:
         source = args[1] if name == "copy_" else args[0]
         left_alone = on_device and (kwargs.get("non_blocking") or args[2:3] == (True,))
@@ -106,6 +142,7 @@ def start() -> torch.device:
     backend.get_amp_supported_dtype = lambda: [torch.bfloat16]  # gradient checkpointing asks for it
     backend.get_rng_state = lambda device=None: torch.get_rng_state()
     backend_registration._setup_privateuseone_for_python_backend(DEVICE, backend_module=backend)
-    torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor(values, device=...) then passes through the mode
+    # torch.tensor(values, device=...) then passes through the mode
+    torch._C._set_only_lift_cpu_tensors(True)
     PretendDevice().__enter__()
     return torch.device(DEVICE, 0)

@@ -1,4 +1,5 @@
-"""Every Python block of README.md, docs/ and studies/ runs; every option in their commands of our scripts exists."""
+"""Every Python block of README.md, docs/ and studies/ runs; every option in their commands of our
+scripts exists."""
 
 import importlib.util
 import os
@@ -16,9 +17,14 @@ from hf_lomdm.hub import export_to_hub_folder
 ROOT = Path(__file__).parents[1]
 SHIPPED = "checkpoints/lomdm-enwiki"
 PLACEHOLDER = "org/lomdm-owt"
-PAGES = [ROOT / "README.md", *(page for room in ("docs", "studies") for page in sorted((ROOT / room).rglob("*.md")))]
+PAGES = [
+    ROOT / "README.md",
+    *(page for room in ("docs", "studies") for page in sorted((ROOT / room).rglob("*.md"))),
+]
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
-COMMAND = re.compile(r"^ {4}(?:\$ )?(?:python|accelerate launch)\b.*\n(?:(?<=\\\n) {4}.*\n)*", re.MULTILINE)
+COMMAND = re.compile(
+    r"^ {4}(?:\$ )?(?:python|accelerate launch)\b.*\n(?:(?<=\\\n) {4}.*\n)*", re.MULTILINE
+)
 NEEDS = {"torchao": "torchao"}  # what a block imports that the package does not bring
 TRAIN = "training_scripts/train.py"
 PASSES_ON = {
@@ -42,17 +48,24 @@ def commands(text: str) -> list[list[str]]:
     return found
 
 
-ALL_COMMANDS = sorted({tuple(words) for page in PAGES for words in commands(page.read_text(encoding="utf-8"))})
+ALL_COMMANDS = sorted(
+    {tuple(words) for page in PAGES for words in commands(page.read_text(encoding="utf-8"))}
+)
 
 
 @pytest.fixture(scope="module")
 def hub_folder(tmp_path_factory) -> Path:
-    """The shipped checkpoint as `make hub-folders` exports it, in place of a repository of the Hub."""
+    """The shipped checkpoint as `make hub-folders` exports it, in place of a repository of the
+    Hub."""
     return export_to_hub_folder(ROOT / SHIPPED, tmp_path_factory.mktemp("export") / "lomdm-owt")
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=lambda page: page.name)
-def test_every_python_block_of_the_page_runs_from_the_root_of_the_repository(page, tmp_path, hub_folder):
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if blocks(page)], ids=lambda page: page.name
+)
+def test_every_python_block_of_the_page_runs_from_the_root_of_the_repository(
+    page, tmp_path, hub_folder
+):
     code = "\n".join(blocks(page)).replace(PLACEHOLDER, str(hub_folder))
     for word, module in NEEDS.items():
         if word in code and importlib.util.find_spec(module) is None:
@@ -60,9 +73,16 @@ def test_every_python_block_of_the_page_runs_from_the_root_of_the_repository(pag
     script = tmp_path / "blocks.py"
     script.write_text(code)
     # a process of its own: blocks compile, quantise and set up accelerators
-    environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "OMP_NUM_THREADS": "1", "TMPDIR": str(tmp_path)}
+    environment = {
+        **os.environ,
+        "HF_HOME": str(tmp_path / "home"),
+        "OMP_NUM_THREADS": "1",
+        "TMPDIR": str(tmp_path),
+    }
     command = [sys.executable, str(script)]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr[-4000:]
 
 
@@ -75,7 +95,9 @@ SCRIPTS = sorted({script_of(words) for words in ALL_COMMANDS})
 
 
 @pytest.mark.parametrize("script, subcommand", SCRIPTS)
-def test_every_option_in_a_command_of_the_pages_is_one_of_its_script(script, subcommand, monkeypatch, capsys):
+def test_every_option_in_a_command_of_the_pages_is_one_of_its_script(
+    script, subcommand, monkeypatch, capsys
+):
     if script.startswith("space/"):
         pytest.importorskip("gradio")
     known = {"--config"}
@@ -93,19 +115,31 @@ def test_every_option_in_a_command_of_the_pages_is_one_of_its_script(script, sub
 
 
 def test_tokenizers_are_loaded_without_asking_whether_to_run_code():
-    """For a folder whose config.json names code, transformers asks before it reads a tokenizer that has none."""
+    """For a folder whose config.json names code, transformers asks before it reads a tokenizer that
+    has none."""
     folders = ("src", "training_scripts", "benchmarks", "space")
-    files = [*PAGES, *ROOT.glob("space/*.md"), *(path for name in folders for path in (ROOT / name).rglob("*.py"))]
+    files = [
+        *PAGES,
+        *ROOT.glob("space/*.md"),
+        *(path for name in folders for path in (ROOT / name).rglob("*.py")),
+    ]
     calls = [
         (path.name, call)
         for path in files
-        for call in re.findall(r"AutoTokenizer\.from_pretrained\([^()]*\)", path.read_text(encoding="utf-8"))
+        for call in re.findall(
+            r"AutoTokenizer\.from_pretrained\([^()]*\)", path.read_text(encoding="utf-8")
+        )
     ]
     assert len(calls) > 5 and not [one for one in calls if "trust_remote_code=False" not in one[1]]
 
 
 def test_every_configuration_and_checkpoint_in_a_command_exists():
-    named = {word for words in ALL_COMMANDS for word in words if re.match(r"(training_scripts|checkpoints)/", word)}
+    named = {
+        word
+        for words in ALL_COMMANDS
+        for word in words
+        if re.match(r"(training_scripts|checkpoints)/", word)
+    }
     assert named and not [name for name in sorted(named) if not (ROOT / name).exists()]
 
 

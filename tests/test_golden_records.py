@@ -1,4 +1,5 @@
-"""Moving code changes nothing: every system computes what it computed before, from the same seeds."""
+"""Moving code changes nothing: every system computes what it computed before, from the same
+seeds."""
 
 import json
 
@@ -28,7 +29,8 @@ def systems() -> list[str]:
 
 @pytest.mark.parametrize("system", systems())
 def test_losses_gradients_samples_and_evaluations_are_the_recorded_ones(found, system):
-    """Whole numbers exactly, others to five digits: rotary tables are float32, in which processors differ."""
+    """Whole numbers exactly, others to five digits: rotary tables are float32, in which processors
+    differ."""
     expected = dict(leaves(json.loads(FILE.read_text(encoding="utf-8"))[system]))
     got = dict(leaves(found[system]))
     assert got.keys() == expected.keys()

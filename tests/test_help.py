@@ -10,7 +10,10 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("benchmarks", "studies", "tools", "training_scripts", "space", "metrics")
 SCRIPTS = [
-    path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py")) if "__main__" in path.read_text()
+    path
+    for folder in FOLDERS
+    for path in sorted((ROOT / folder).rglob("*.py"))
+    if "__main__" in path.read_text()
 ]
 
 
@@ -29,5 +32,7 @@ def test_help_runs_nothing(script, monkeypatch, capsys, tmp_path):
 
 def test_help_of_the_script_that_runs_all_benchmarks_runs_none():
     command = ["bash", str(ROOT / "benchmarks" / "run_all.sh"), "--help"]
-    done = subprocess.run(command, env={"PYTHON": "false", "PATH": "/usr/bin:/bin"}, capture_output=True, text=True)
+    done = subprocess.run(
+        command, env={"PYTHON": "false", "PATH": "/usr/bin:/bin"}, capture_output=True, text=True
+    )
     assert done.returncode == 0 and "short_run" in done.stdout

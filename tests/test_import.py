@@ -9,7 +9,9 @@ import pytest
 import hf_lomdm
 
 SHIPPED = Path(__file__).parents[1] / "checkpoints" / "lomdm-enwiki"
-LOAD = f"print(type(transformers.AutoModelForMaskedLM.from_pretrained({str(SHIPPED)!r})).__module__)"
+LOAD = (
+    f"print(type(transformers.AutoModelForMaskedLM.from_pretrained({str(SHIPPED)!r})).__module__)"
+)
 
 
 def run(code: str) -> str:
@@ -21,7 +23,10 @@ def run(code: str) -> str:
 
 def test_the_import_brings_no_library_that_the_model_does_not_need():
     heavy = ("diffusers", "datasets", "evaluate", "matplotlib")
-    assert run(f"import sys, hf_lomdm; print([name for name in {heavy} if name in sys.modules])") == "[]"
+    assert (
+        run(f"import sys, hf_lomdm; print([name for name in {heavy} if name in sys.modules])")
+        == "[]"
+    )
 
 
 @pytest.mark.parametrize(
@@ -41,7 +46,9 @@ def test_auto_classes_know_the_model_in_any_order_of_imports_without_remote_code
     assert run(f"{imports}; {LOAD}") == "hf_lomdm.modeling.modeling_lomdm"
 
 
-@pytest.mark.parametrize("imports", ["import hf_lomdm", "from transformers import AutoConfig; import hf_lomdm"])
+@pytest.mark.parametrize(
+    "imports", ["import hf_lomdm", "from transformers import AutoConfig; import hf_lomdm"]
+)
 def test_auto_config_alone_knows_the_configuration_without_remote_code(imports):
     load = f"print(type(AutoConfig.from_pretrained({str(SHIPPED)!r})).__module__)"
     code = f"{imports}; from transformers import AutoConfig; {load}"
@@ -49,7 +56,10 @@ def test_auto_config_alone_knows_the_configuration_without_remote_code(imports):
 
 
 def test_saved_models_take_their_code_along_where_no_auto_class_was_imported():
-    assert run("from hf_lomdm import LoMDMForMaskedDiffusion as M; print(M._auto_class)") == "AutoModel"
+    assert (
+        run("from hf_lomdm import LoMDMForMaskedDiffusion as M; print(M._auto_class)")
+        == "AutoModel"
+    )
 
 
 def test_every_public_name_is_there_and_another_is_an_attribute_error():
@@ -64,5 +74,7 @@ def test_a_dependency_that_breaks_at_its_import_is_named(monkeypatch):
         raise AttributeError("module 'torch' has no attribute 'new'")
 
     monkeypatch.setattr(hf_lomdm.importlib, "import_module", break_down)
-    with pytest.raises(ImportError, match="LoMDMPipeline cannot be imported: module 'torch' has no attribute 'new'"):
+    with pytest.raises(
+        ImportError, match="LoMDMPipeline cannot be imported: module 'torch' has no attribute 'new'"
+    ):
         from hf_lomdm import LoMDMPipeline  # noqa: F401

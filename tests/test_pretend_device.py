@@ -1,6 +1,8 @@
-"""Whether everything runs on a device that is not the CPU, with the same results, and how often the host waits for it.
+"""Whether everything runs on a device that is not the CPU, with the same results, and how often the
+host waits for it.
 
-Each check runs in a process of its own, `python tests/test_pretend_device.py NAME`, for a device cannot be taken back.
+Each check runs in a process of its own, `python tests/test_pretend_device.py NAME`, for a device
+cannot be taken back.
 """
 
 import subprocess
@@ -42,28 +44,40 @@ def numbers(result) -> list[float]:
 
 
 def on_both(device: torch.device, measure: Callable, **settings) -> None:
-    """`measure(model, place)` gives the same numbers on the CPU and on the device; `place` moves a tensor there."""
+    """`measure(model, place)` gives the same numbers on the CPU and on the device; `place` moves a
+    tensor there."""
     here = numbers(measure(build_model(**settings), lambda values: values))
     there = numbers(measure(build_model(**settings).to(device), lambda values: values.to(device)))
     assert len(here) > 0
-    # both compute with the CPU's kernels, but a CPU reads rows a few at a time and sums a loss in other chunks
-    torch.testing.assert_close(there, here, rtol=2e-4, atol=2e-5, msg=lambda text: f"{settings}: {text}")
+    # both compute with the CPU's kernels, but a CPU reads rows a few at a time and sums a loss in
+    # other chunks
+    torch.testing.assert_close(
+        there, here, rtol=2e-4, atol=2e-5, msg=lambda text: f"{settings}: {text}"
+    )
 
 
 def check_device(device: torch.device) -> None:
     """The device itself: it computes, refuses to mix, and notices waiting."""
     values = torch.arange(3.0).to(device, non_blocking=True)
     assert (values + 1).tolist() == [1, 2, 3] and waits == {"_to_copy": 1}  # back to the host
-    assert float(values.sum()) == 3 and values[values > 0].shape == (2,) and waits["_local_scalar_dense"] == 1
+    assert (
+        float(values.sum()) == 3
+        and values[values > 0].shape == (2,)
+        and waits["_local_scalar_dense"] == 1
+    )
     assert waits["index"] == 1 and torch.tensor([1, 2], device=device).device == device
     assert waits["_to_copy"] == 2
-    for mixed in (lambda: values + torch.ones(3), lambda: torch.ones(3)[torch.tensor([0], device=device)]):
+    for mixed in (
+        lambda: values + torch.ones(3),
+        lambda: torch.ones(3)[torch.tensor([0], device=device)],
+    ):
         with pytest.raises(RuntimeError, match="all tensors must be on one device"):
             mixed()
 
 
 def check_losses(device: torch.device) -> None:
-    """Loss and gradients of every member of the family; the host waits once, for where the masks are."""
+    """Loss and gradients of every member of the family; the host waits once, for where the masks
+    are."""
 
     token_losses_lomdm.DEVICE_LOGITS = 40  # several chunks
 
@@ -74,11 +88,17 @@ def check_losses(device: torch.device) -> None:
         generators = [torch.Generator().manual_seed(seed) for seed in (1, 2)]
         texts, mask = place(TEXTS), place(REAL) if padded else None
         waits.clear()
-        out = model(input_ids=texts, labels=texts, attention_mask=mask, generator=generators, bound=bound)
+        out = model(
+            input_ids=texts, labels=texts, attention_mask=mask, generator=generators, bound=bound
+        )
         out.loss.backward()
         if texts.device == device:
             assert waits == {"nonzero": 1}, (model.config, waits)
-        return [out.loss, out.nelbo, *(weight.grad for weight in model.parameters() if weight.grad is not None)]
+        return [
+            out.loss,
+            out.nelbo,
+            *(weight.grad for weight in model.parameters() if weight.grad is not None),
+        ]
 
     for settings in FAMILY:
         for bound, padded in product(("order", "time"), (False, True)):
@@ -90,12 +110,16 @@ def check_texts(device: torch.device) -> None:
     """Texts of every sampler; but for `ancestral` the host waits no more often in more steps."""
 
     def write(model, place, sampler: str, steps: int = 4):
-        scheduler = LoMDMScheduler(mask_token_id=10, sampler=sampler, block_size=model.config.block_size)
+        scheduler = LoMDMScheduler(
+            mask_token_id=10, sampler=sampler, block_size=model.config.block_size
+        )
         pipe = LoMDMPipeline(model=model, scheduler=scheduler)
         pipe.set_progress_bar_config(disable=True)
         generators = [torch.Generator().manual_seed(seed) for seed in (1, 2)]
         waits.clear()
-        out = pipe([[1, 3, 4], [1, 5]], steps, max_new_tokens=9, generator=generators, output_type="seq")
+        out = pipe(
+            [[1, 3, 4], [1, 5]], steps, max_new_tokens=9, generator=generators, output_type="seq"
+        )
         counts[steps] = waits.total()
         return [out.sequences, out.order]
 
@@ -111,7 +135,9 @@ def check_measures(device: torch.device) -> None:
 
     labels = TEXTS.clone()
     labels[:, 5:] = -100
-    rows = [{"input_ids": text[real.bool()].tolist()} for text, real in zip(TEXTS, REAL, strict=True)]
+    rows = [
+        {"input_ids": text[real.bool()].tolist()} for text, real in zip(TEXTS, REAL, strict=True)
+    ]
 
     def bound(model, place, **options):
         generator = torch.Generator().manual_seed(1)
@@ -122,7 +148,9 @@ def check_measures(device: torch.device) -> None:
         return exact_log_likelihood(model, place(TEXTS), labels=place(labels))
 
     def records(model, place):
-        return evaluate_corpus(model, rows, progress=False), evaluate_order(model, rows, num_samples=2, progress=False)
+        return evaluate_corpus(model, rows, progress=False), evaluate_order(
+            model, rows, num_samples=2, progress=False
+        )
 
     for settings in (FAMILY[0], FAMILY[3], FAMILY[4]):
         for options in ({}, {"bound": "time"}, {"num_orders": 2}):
@@ -131,10 +159,17 @@ def check_measures(device: torch.device) -> None:
         on_both(device, records, **settings)
 
 
-CHECKS = {"device": check_device, "losses": check_losses, "texts": check_texts, "measures": check_measures}
+CHECKS = {
+    "device": check_device,
+    "losses": check_losses,
+    "texts": check_texts,
+    "measures": check_measures,
+}
 
 
-@pytest.mark.skipif(not pretend_device.AVAILABLE, reason="this torch has no devices that are written in Python")
+@pytest.mark.skipif(
+    not pretend_device.AVAILABLE, reason="this torch has no devices that are written in Python"
+)
 @pytest.mark.parametrize("name", CHECKS)
 def test_on_a_device_that_is_not_the_cpu(name):
     command = [sys.executable, str(Path(__file__)), name]

@@ -10,7 +10,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "hf_lomdm"
-# From the lowest to the highest: a room may import from those before it. CONTRIBUTING.md has the same table.
+# From the lowest to the highest: a room may import from those before it. CONTRIBUTING.md has the
+# same table.
 ROOMS = {
     "modeling": "configuration, formulas, backbone, model, scheduler; travels to the Hub",
     "schedulers": "the scheduler under its older name",
@@ -31,7 +32,8 @@ EXCEPTIONS: dict[tuple[str, str], str] = {}
 
 @dataclass(frozen=True)
 class Import:
-    """One name that a file of the package imports from another; `name` is empty for a whole module."""
+    """One name that a file of the package imports from another; `name` is empty for a whole
+    module."""
 
     file: str
     line: int
@@ -60,12 +62,19 @@ def _room(module: str) -> str:
 
 def imports_of(package: Path) -> list[Import]:
     """Every import of one file of `package` from another, wherever in a file it stands."""
-    return [found for path in sorted(package.rglob("*.py")) for found in _imports_of_file(path, package)]
+    return [
+        found for path in sorted(package.rglob("*.py")) for found in _imports_of_file(path, package)
+    ]
 
 
 def _imports_of_file(path: Path, package: Path) -> Iterator[Import]:
-    tree, file = ast.parse(path.read_text(encoding="utf-8")), path.relative_to(package.parent).as_posix()
-    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    tree, file = (
+        ast.parse(path.read_text(encoding="utf-8")),
+        path.relative_to(package.parent).as_posix(),
+    )
+    functions = [
+        node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    ]
     inside = {id(node) for function in functions for node in ast.walk(function)}
     modules = {}  # by the name that this file gives them
     for node in ast.walk(tree):
@@ -73,12 +82,17 @@ def _imports_of_file(path: Path, package: Path) -> Iterator[Import]:
             modules |= {} if name else {alias: module}
             yield Import(file, node.lineno, module, name, id(node) in inside)
     for node in ast.walk(tree):  # `module._name` needs no import of `_name`
-        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in modules:
+        if (
+            isinstance(node, ast.Attribute)
+            and isinstance(node.value, ast.Name)
+            and node.value.id in modules
+        ):
             yield Import(file, node.lineno, modules[node.value.id], node.attr, id(node) in inside)
 
 
 def _targets(node: ast.AST, path: Path, package: Path) -> Iterator[tuple[str, str, str]]:
-    """What a statement imports from `package`: the module, the name in it or nothing, the name here."""
+    """What a statement imports from `package`: the module, the name in it or nothing, the name
+    here."""
     if isinstance(node, ast.Import):
         for alias in node.names:
             if alias.name.split(".")[0] == package.name:
@@ -109,7 +123,11 @@ def drawing(imports: list[Import]) -> str:
 
 def upward(imports: list[Import]) -> list[str]:
     """The imports from a lower room of a higher one."""
-    return [str(found) for found in imports if HEIGHT[found.target] > HEIGHT[found.source] and not _excepted(found)]
+    return [
+        str(found)
+        for found in imports
+        if HEIGHT[found.target] > HEIGHT[found.source] and not _excepted(found)
+    ]
 
 
 def _excepted(found: Import) -> bool:
@@ -137,7 +155,9 @@ def test_imports_run_downwards_only(imports):
 
 
 def test_a_private_name_stays_in_its_file(imports):
-    assert not private(imports), "\n".join(["names with an underscore, used in another file:", *private(imports)])
+    assert not private(imports), "\n".join(
+        ["names with an underscore, used in another file:", *private(imports)]
+    )
 
 
 def test_every_exception_is_still_needed(imports):
@@ -172,14 +192,18 @@ def write_package(folder: Path, **files: str) -> Path:
     ],
 )
 def test_an_arrow_upwards_is_seen_in_every_form(source, tmp_path):
-    package = write_package(tmp_path, data__rows=source, training__trainer="from ..data import rows")
+    package = write_package(
+        tmp_path, data__rows=source, training__trainer="from ..data import rows"
+    )
     up = upward(imports_of(package))
     assert len(up) == 1 and up[0].startswith("hf_lomdm/data/rows.py:")
     assert ("(inside a function)" in up[0]) == source.startswith("def")
     assert "data -> " in drawing(imports_of(package)) and "(UP)" in drawing(imports_of(package))
 
 
-@pytest.mark.parametrize("use", ["from ..data.rows import _encode", "from ..data import rows\nrows._encode()"])
+@pytest.mark.parametrize(
+    "use", ["from ..data.rows import _encode", "from ..data import rows\nrows._encode()"]
+)
 def test_a_private_name_of_another_file_is_seen(use, tmp_path):
     package = write_package(tmp_path, data__rows="def _encode(): pass", training__trainer=use)
     assert len(private(imports_of(package))) == 1 and not upward(imports_of(package))

@@ -83,13 +83,18 @@ def test_they_are_small_and_name_no_place_of_a_machine(folder):
 def test_the_one_of_enwiki_writes_text_with_a_learned_order():
     pipe = load(FOLDERS[0])
     out = pipe("The city of", num_inference_steps=8, generator=torch.Generator().manual_seed(0))
-    assert out.texts[0].startswith("The city of") and not (out.sequences == pipe.model.config.mask_token_id).any()
+    assert (
+        out.texts[0].startswith("The city of")
+        and not (out.sequences == pipe.model.config.mask_token_id).any()
+    )
     rates = pipe.model(input_ids=out.sequences).rates
     assert rates.std() > 0.01
 
 
 def test_the_one_of_sudoku_solves_a_puzzle_of_30_clues():
-    out = load(FOLDERS[1])(PUZZLE, num_inference_steps=81, generator=torch.Generator().manual_seed(0))
+    out = load(FOLDERS[1])(
+        PUZZLE, num_inference_steps=81, generator=torch.Generator().manual_seed(0)
+    )
     assert out.texts == [SOLUTION]
 
 
@@ -101,7 +106,11 @@ def test_stripping_an_exported_folder_gives_the_checkpoint_again(folder, tmp_pat
     for path in (path for path in folder.rglob("*") if path.suffix in (".md", ".safetensors")):
         assert (exported / path.relative_to(folder)).read_bytes() == path.read_bytes(), path.name
     assert not [
-        path for path in exported.rglob("*") if path.name not in {Path(f).name for f in FILES} and path.is_file()
+        path
+        for path in exported.rglob("*")
+        if path.name not in {Path(f).name for f in FILES} and path.is_file()
     ]
-    config, shipped = (json.loads((where / "config.json").read_text()) for where in (exported, folder))
+    config, shipped = (
+        json.loads((where / "config.json").read_text()) for where in (exported, folder)
+    )
     assert config == shipped

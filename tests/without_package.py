@@ -26,14 +26,27 @@ sys.argv = {arguments!r}
 
 
 def run_without_package(code: str, *arguments, folder: Path, **environment: str) -> list:
-    """What `code` prints, as JSON, after `RESULT`; run in a fresh interpreter in `folder`, its cache there too.
+    """What `code` prints, as JSON, after `RESULT`; run in a fresh interpreter in `folder`, its
+    cache there too.
 
     Args:
         arguments: become `sys.argv[1:]`.
         environment: further environment variables.
     """
-    environment = {**os.environ, "HF_HOME": str(folder / "home"), "OMP_NUM_THREADS": "1", **environment}
-    command = [sys.executable, "-I", "-c", BLOCK.format(arguments=["", *map(str, arguments)]) + code]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    environment = {
+        **os.environ,
+        "HF_HOME": str(folder / "home"),
+        "OMP_NUM_THREADS": "1",
+        **environment,
+    }
+    command = [
+        sys.executable,
+        "-I",
+        "-c",
+        BLOCK.format(arguments=["", *map(str, arguments)]) + code,
+    ]
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr[-4000:]
     return json.loads(done.stdout.split("RESULT", 1)[1])

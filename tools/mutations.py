@@ -2,8 +2,9 @@
 
     python tools/mutations.py        # about half an hour on two cores; exit status 1 if a mutation survives
 
-Each mutation replaces one piece of source in a temporary copy of the project and runs the tests that ought to fail
-there. The table says which test killed it. `mutations_more.py` holds those of the files around the mathematics.
+Each mutation replaces one piece of source in a temporary copy of the project and runs the tests
+that ought to fail there. The table says which test killed it. `mutations_more.py` holds those of
+the files around the mathematics.
 """
 
 import argparse
@@ -47,7 +48,8 @@ BLOCK_SAMPLING = ("tests/pipelines/test_block_sampling.py",)
 
 @dataclass(frozen=True)
 class Mutation:
-    """One piece of `src/hf_lomdm/<file>`, what to put in its place, and the test files that must notice."""
+    """One piece of `src/hf_lomdm/<file>`, what to put in its place, and the test files that must
+    notice."""
 
     name: str
     file: str
@@ -58,7 +60,11 @@ class Mutation:
 
 MUTATIONS = (
     Mutation(
-        "drop the score term", MODEL, "objective = nelbo + score - score.detach()", "objective = nelbo", GRADIENTS
+        "drop the score term",
+        MODEL,
+        "objective = nelbo + score - score.detach()",
+        "objective = nelbo",
+        GRADIENTS,
     ),
     Mutation(
         "use the same draw for both views",
@@ -123,7 +129,13 @@ MUTATIONS = (
         "return self.rate_law.num_views",
         FAMILY,
     ),
-    Mutation("drop the velocity term of the loss", MODEL, "nelbo = (main + velocity)", "nelbo = main", VALUES),
+    Mutation(
+        "drop the velocity term of the loss",
+        MODEL,
+        "nelbo = (main + velocity)",
+        "nelbo = main",
+        VALUES,
+    ),
     Mutation(
         "drop the velocity term of the order bound",
         PROCESS,
@@ -204,8 +216,8 @@ MUTATIONS = (
     Mutation(
         "leak temperature into the reveal of sequential",
         SCHEDULER,
-        "return uniforms.log() / rates  #",
-        "return uniforms.log() / rates ** (1 / self.config.temperature)  #",
+        "return uniforms.log() / rates\n",
+        "return uniforms.log() / rates ** (1 / self.config.temperature)\n",
         SAMPLING,
     ),
     Mutation(
@@ -330,7 +342,11 @@ MUTATIONS = (
     Mutation(
         "weigh the score of a text instead of those of its blocks",
         MODEL,
-        "rloo_score((terms.main + terms.velocity).view(by_view), log_q.view(by_view)).sum(-1)",
+        (
+            "rloo_score(\n"
+            "                (terms.main + terms.velocity).view(by_view), log_q.view(by_view)\n"
+            "            ).sum(-1)"
+        ),
         "rloo_score((terms.main + terms.velocity).view(by_view).sum(-1), log_q.view(by_view).sum(-1))",
         FAMILY,
     ),
@@ -341,7 +357,13 @@ MUTATIONS = (
         "(bounds - bounds.mean(0)).detach()",
         GRADIENTS,
     ),
-    Mutation("drop 1/u of clipped times", PROCESS, "u.log(), 1 / u", "u.log(), torch.ones_like(u)", FAMILY),
+    Mutation(
+        "drop 1/u of clipped times",
+        PROCESS,
+        "u.log(), 1 / u",
+        "u.log(), torch.ones_like(u)",
+        FAMILY,
+    ),
     Mutation(
         "clip the times of evaluation",
         MODEL,
@@ -363,11 +385,17 @@ MUTATIONS = (
         "(distance < reach)",
         ATTENTION,
     ),
-    Mutation("let a view see the clean text of its block", MASKS, "((distance > 0)", "((distance >= 0)", ATTENTION),
+    Mutation(
+        "let a view see the clean text of its block",
+        MASKS,
+        "((distance > 0)",
+        "((distance >= 0)",
+        ATTENTION,
+    ),
     Mutation(
         "leave the clean text out of the last layer",
         BACKBONE,
-        "hidden = hidden[:, first_output:] + (nn",
+        ("hidden = hidden[:, first_output:] + (\n            nn"),
         "hidden = hidden[:, : hidden.shape[1] - first_output] + (nn",
         ATTENTION,
     ),
@@ -448,7 +476,8 @@ def mutate(text: str, mutation: Mutation) -> str:
 
 
 def failing_tests(tests: tuple[str, ...], mutation: Mutation | None = None) -> list[str]:
-    """The tests, among `tests` (files), that fail first in a copy of the project with the mutation; none: it survives.
+    """The tests, among `tests` (files), that fail first in a copy of the project with the mutation;
+    none: it survives.
 
     Raises:
         RuntimeError: if the tests could not run in the copy at all.
@@ -460,27 +489,52 @@ def failing_tests(tests: tuple[str, ...], mutation: Mutation | None = None) -> l
         shutil.copy(ROOT / "pyproject.toml", copy)
         if mutation is not None:
             source = copy / "src" / "hf_lomdm" / mutation.file
-            source.write_text(mutate(source.read_text(encoding="utf-8"), mutation), encoding="utf-8")
+            source.write_text(
+                mutate(source.read_text(encoding="utf-8"), mutation), encoding="utf-8"
+            )
         return _run(copy, tests)
 
 
 def _run(copy: Path, tests: tuple[str, ...]) -> list[str]:
     environment = {**os.environ, "PYTHONPATH": str(copy / "src"), "PYTHONDONTWRITEBYTECODE": "1"}
-    where = [sys.executable, "-c", "import importlib.util as u; print(u.find_spec('hf_lomdm').origin)"]
-    origin = subprocess.run(where, cwd=copy, env=environment, capture_output=True, text=True, check=True).stdout
+    where = [
+        sys.executable,
+        "-c",
+        "import importlib.util as u; print(u.find_spec('hf_lomdm').origin)",
+    ]
+    origin = subprocess.run(
+        where, cwd=copy, env=environment, capture_output=True, text=True, check=True
+    ).stdout
     if not Path(origin.strip()).resolve().is_relative_to(copy.resolve()):
         raise RuntimeError(f"the copy's tests would import the package from {origin.strip()}")
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-m", "not slow", "-p", "no:cacheprovider", *tests]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-x",
+        "-q",
+        "-m",
+        "not slow",
+        "-p",
+        "no:cacheprovider",
+        *tests,
+    ]
     done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True)
     if done.returncode not in (0, 1):  # pytest: 1 is a failed test, all else is no answer
-        raise RuntimeError(f"pytest ended with status {done.returncode}:\n{done.stdout}\n{done.stderr}")
+        raise RuntimeError(
+            f"pytest ended with status {done.returncode}:\n{done.stdout}\n{done.stderr}"
+        )
     return re.findall(r"^(?:FAILED|ERROR) (\S+)", done.stdout, flags=re.MULTILINE)
 
 
 def main() -> int:
     """Runs everything, prints the table; 1 if a mutation survives or the tests fail without one."""
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter).parse_args()
-    broken = failing_tests(tuple(sorted({test for mutation in MUTATIONS for test in mutation.tests})))
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    ).parse_args()
+    broken = failing_tests(
+        tuple(sorted({test for mutation in MUTATIONS for test in mutation.tests}))
+    )
     if broken:
         print(f"the tests fail without any mutation: {broken[0]}")
         return 1

@@ -1,6 +1,8 @@
-"""The second table of tools/mutations.py: `MORE`, rows `(name, file, what is replaced, by what, tests that notice)`.
+"""The second table of tools/mutations.py: `MORE`, rows `(name, file, what is replaced, by what,
+tests that notice)`.
 
-Most of these lie in files that the first table does not touch. Quotes are short: they name one expression each.
+Most of these lie in files that the first table does not touch. Quotes are short: they name one
+expression each.
 """
 
 # for each file and the tests that must notice: (name, what is replaced, by what)
@@ -19,7 +21,11 @@ TABLE = (
                 "place.where(attention_mask.bool(), width)",
                 "place.where(attention_mask.bool(), 0)",
             ),
-            ("count the unused positions of RoBERTa", "table.padding_idx + 1", "0 * table.padding_idx"),
+            (
+                "count the unused positions of RoBERTa",
+                "table.padding_idx + 1",
+                "0 * table.padding_idx",
+            ),
         ),
     ),
     (
@@ -52,12 +58,22 @@ TABLE = (
     ),
     (
         "data/batches.py",
-        ("tests/data/test_batches.py::test_batches_hold_similar_lengths_and_no_more_tokens_than_asked_for",),
-        (("fill a batch one row too far", "(len(batches[-1]) + 1) * longest", "len(batches[-1]) * longest"),),
+        (
+            "tests/data/test_batches.py::test_batches_hold_similar_lengths_and_no_more_tokens_than_asked_for",
+        ),
+        (
+            (
+                "fill a batch one row too far",
+                "(len(batches[-1]) + 1) * longest",
+                "len(batches[-1]) * longest",
+            ),
+        ),
     ),
     (
         "evaluation/corpus.py",
-        ("tests/evaluation/test_corpus.py::test_few_texts_that_happen_to_agree_have_at_least_their_monte_carlo_error",),
+        (
+            "tests/evaluation/test_corpus.py::test_few_texts_that_happen_to_agree_have_at_least_their_monte_carlo_error",
+        ),
         (("report less than the Monte-Carlo error", "error = max(error, monte_carlo)", "pass"),),
     ),
     (
@@ -79,9 +95,21 @@ TABLE = (
         "evaluation/generation.py",
         ("tests/evaluation/test_generation.py",),
         (
-            ("step twice by the length of a power of two", "if count < length]", "if count <= length]"),
-            ("draw the start token of an autoregressive model", "logits[:, config.bos_token_id] = -torch.inf", "pass"),
-            ("end a text at a BOS that is EOS", "first = int(row[0] == config.bos_token_id)", "first = 0"),
+            (
+                "step twice by the length of a power of two",
+                "if count < length]",
+                "if count <= length]",
+            ),
+            (
+                "draw the start token of an autoregressive model",
+                "logits[:, config.bos_token_id] = -torch.inf",
+                "pass",
+            ),
+            (
+                "end a text at a BOS that is EOS",
+                "first = int(row[0] == config.bos_token_id)",
+                "first = 0",
+            ),
             (
                 "count an EOS in the entropy",
                 "for token in row[first:end] if token not in special",
@@ -112,8 +140,16 @@ TABLE = (
         "evaluation/likelihood.py",
         ("tests/evaluation/test_loss_by_share.py",),
         (
-            ("do not halve the variance of two samples", ".square().sum() / 2\n", ".square().sum()\n"),
-            ("take main from the first order", "view(num_orders, -1).mean(0)", "view(num_orders, -1)[0]"),
+            (
+                "do not halve the variance of two samples",
+                ".square().sum() / 2\n",
+                ".square().sum()\n",
+            ),
+            (
+                "take main from the first order",
+                "view(num_orders, -1).mean(0)",
+                "view(num_orders, -1)[0]",
+            ),
         ),
     ),
     (
@@ -133,20 +169,40 @@ TABLE = (
     (
         "data/rows.py",
         ("tests/data/test_rows.py",),
-        (("put a separator behind every piece", "((ids, *back) if is_end else (ids,))", "(ids, *back)"),),
+        (
+            (
+                "put a separator behind every piece",
+                "((ids, *back) if is_end else (ids,))",
+                "(ids, *back)",
+            ),
+        ),
     ),
     (
         "data/sudoku.py",
         ("tests/data/test_puzzles.py",),
-        (("accept a grid that changes a clue", " & ((clues == EMPTY) | (grids == clues)).all(-1)", ""),),
+        (
+            (
+                "accept a grid that changes a clue",
+                " & ((clues == EMPTY) | (grids == clues)).all(-1)",
+                "",
+            ),
+        ),
     ),
     (
         "evaluation/sudoku.py",
         ("tests/evaluation/test_sudoku.py",),
         (
             ("take any possible place for forced", "(places == 1)", "(places >= 1)"),
-            ("count clues among the cells right", "(grids == solutions)[revealed]", "(grids == solutions)"),
-            ("take all reveals for those of the step", "(forced & now).sum(-1)", "(forced & masked).sum(-1)"),
+            (
+                "count clues among the cells right",
+                "(grids == solutions)[revealed]",
+                "(grids == solutions)",
+            ),
+            (
+                "take all reveals for those of the step",
+                "(forced & now).sum(-1)",
+                "(forced & masked).sum(-1)",
+            ),
         ),
     ),
     (
@@ -170,7 +226,11 @@ TABLE = (
         "modeling/context_lomdm.py",
         ("tests/pipelines/test_long_prompts.py",),
         (
-            ("read the chunks of a long prompt without padding", "None if mask is None else mask[:, :-behind]", "None"),
+            (
+                "read the chunks of a long prompt without padding",
+                "None if mask is None else mask[:, :-behind]",
+                "None",
+            ),
             (
                 "read the chunks of a long prompt with the padding of its beginning",
                 "mask[:, :-behind]",
@@ -184,7 +244,7 @@ TABLE = (
         (
             (
                 "take 1 - exp for expm1 in the probability of masks",
-                "log_revealed = torch.log(-torch.expm1(",
+                ("log_revealed = torch.log(\n        -torch.expm1("),
                 "log_revealed = torch.log(1 - torch.exp(",
             ),
         ),
@@ -193,7 +253,11 @@ TABLE = (
         "modeling/process_lomdm.py",
         ("tests/schedulers/test_scheduler_edges.py",),
         (
-            ("end a window before its end", "since_start * num_blocks <= 1", "since_start * num_blocks < 1"),
+            (
+                "end a window before its end",
+                "since_start * num_blocks <= 1",
+                "since_start * num_blocks < 1",
+            ),
             ("begin a window behind its beginning", "since_start >= 0", "since_start > 0"),
         ),
     ),
@@ -203,7 +267,7 @@ TABLE = (
         (
             (
                 "draw from top_k + 1",
-                "(part[:, : self.config.top_k] for part",
+                ("(\n                part[:, : self.config.top_k]\n                for part"),
                 "(part[:, : self.config.top_k and self.config.top_k + 1] for part",
             ),
         ),
@@ -212,7 +276,11 @@ TABLE = (
         "modeling/scheduling_lomdm.py",
         ("tests/schedulers/test_scheduler_edges.py",),
         (
-            ("rank by the ratio of the two best", "best[:, 0] - best[:, 1]", "best[:, 0] / best[:, 1]"),
+            (
+                "rank by the ratio of the two best",
+                "best[:, 0] - best[:, 1]",
+                "best[:, 0] / best[:, 1]",
+            ),
             ("keep a token behind top_p", "total - best >= self", "total - best > self"),
             ("drop the token that crosses top_p", "total - best >= self", "total > self"),
         ),
@@ -220,7 +288,13 @@ TABLE = (
     (
         "modeling/scheduling_lomdm.py",
         ("tests/schedulers/test_scheduling_lomdm.py",),
-        (("mask padding in add_noise", "            masked &= attention_mask.bool()\n", "            pass\n"),),
+        (
+            (
+                "mask padding in add_noise",
+                "            masked &= attention_mask.bool()\n",
+                "            pass\n",
+            ),
+        ),
     ),
     (
         "pipelines/pipeline_lomdm.py",
@@ -264,7 +338,11 @@ TABLE = (
                 "counts.dropped += sum(max(",
                 "counts.dropped = sum(max(",
             ),
-            ("count the unknown tokens of the last batch", "counts.unknown += ", "counts.unknown = "),
+            (
+                "count the unknown tokens of the last batch",
+                "counts.unknown += ",
+                "counts.unknown = ",
+            ),
         ),
     ),
     (
@@ -287,7 +365,11 @@ TABLE = (
         "data/detokenizers.py",
         ("tests/data/test_detokenizers.py",),
         (
-            ("leave punctuation in front of quotes apart", 'text = _PUNCTUATION.sub(r"\\1", text)\n    for', "for"),
+            (
+                "leave punctuation in front of quotes apart",
+                'text = _PUNCTUATION.sub(r"\\1", text)\n    for',
+                "for",
+            ),
             ("read N within words", 'r"(?<!\\S)N(?!\\S)", "1"', 'r"\\bN\\b", "1"'),
             ("leave N at the ends", 'r"(?<!\\S)N(?!\\S)", "1"', 'r"(?<=\\s)N(?=\\s)", "1"'),
             ("leave N of WikiText", 'r" N (?=\\S)", " 1 "', 'r" N (?=\\d)", " 1 "'),
@@ -296,8 +378,16 @@ TABLE = (
     ),
     (
         "training/ema.py",
-        ("tests/hub/test_export.py::test_checkpoint_of_a_trainer_is_exported_with_its_averaged_weights",),
-        (("convert the weights in place of their average", "weights[name].copy_(value)", "weights[name].clone()"),),
+        (
+            "tests/hub/test_export.py::test_checkpoint_of_a_trainer_is_exported_with_its_averaged_weights",
+        ),
+        (
+            (
+                "convert the weights in place of their average",
+                "weights[name].copy_(value)",
+                "weights[name].clone()",
+            ),
+        ),
     ),
     (
         "training/ema.py",
@@ -312,13 +402,21 @@ TABLE = (
                 "min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))",
                 "self.decay",
             ),
-            ("forget the count of averaged steps", "self.num_updates = num_updates", "self.num_updates = 0"),
+            (
+                "forget the count of averaged steps",
+                "self.num_updates = num_updates",
+                "self.num_updates = 0",
+            ),
             (
                 "leave the average in a model whose evaluation fails",
                 "        try:\n            yield\n        finally:\n            _copy_weights(own, model)",
                 "        yield\n        _copy_weights(own, model)",
             ),
-            ("average in the precision of the weights", "weight.detach().float().clone()", "weight.detach().clone()"),
+            (
+                "average in the precision of the weights",
+                "weight.detach().float().clone()",
+                "weight.detach().clone()",
+            ),
         ),
     ),
     (
@@ -337,12 +435,24 @@ TABLE = (
     (
         "training/optimizer.py",
         ("tests/training/test_optimizer.py",),
-        (("do not decay the matrices of Muon", "weight_decay=weight_decay, adjust", "weight_decay=0.0, adjust"),),
+        (
+            (
+                "do not decay the matrices of Muon",
+                "weight_decay=weight_decay, adjust",
+                "weight_decay=0.0, adjust",
+            ),
+        ),
     ),
     (
         "training/optimizer.py",
         ("tests/training/test_trainer.py::test_muon_where_it_cannot_work_is_refused",),
-        (("let Muon train frozen matrices", "if weight.requires_grad and weight.dim()", "if weight.dim()"),),
+        (
+            (
+                "let Muon train frozen matrices",
+                "if weight.requires_grad and weight.dim()",
+                "if weight.dim()",
+            ),
+        ),
     ),
     (
         "data/sudoku.py",
@@ -364,7 +474,11 @@ TABLE = (
             ),
             ("drop a document with a single known paragraph", "share <= 0.5", "share <= 0"),
             ("take blank documents", "if text and not text.isspace()", "if text"),
-            ("cut a document within white space", "while end > 0 and text[end - 1].isspace():", "while False:"),
+            (
+                "cut a document within white space",
+                "while end > 0 and text[end - 1].isspace():",
+                "while False:",
+            ),
         ),
     ),
     (
@@ -381,7 +495,13 @@ TABLE = (
     (
         "data/tokenizers.py",
         ("tests/data/test_splits.py", "tests/data/test_rows.py", "tests/data/test_reading.py"),
-        (("read special tokens that a text spells out", "split_special_tokens=True", "split_special_tokens=False"),),
+        (
+            (
+                "read special tokens that a text spells out",
+                "split_special_tokens=True",
+                "split_special_tokens=False",
+            ),
+        ),
     ),
     (
         "data/tokenizers.py",
@@ -418,7 +538,7 @@ TABLE = (
         (
             (
                 "give every batch of evaluation the draws of the first",
-                "first = (step * self.accelerator",
+                ("first = (\n            step * self.accelerator"),
                 "first = (0 * self.accelerator",
             ),
         ),
@@ -438,7 +558,9 @@ TABLE = (
     ),
     (
         "training/trainer.py",
-        ("tests/training/test_trainer.py::test_four_accumulated_batches_of_two_equal_one_batch_of_eight",),
+        (
+            "tests/training/test_trainer.py::test_four_accumulated_batches_of_two_equal_one_batch_of_eight",
+        ),
         (
             (
                 "give every micro-step the draws of the first",
@@ -452,12 +574,20 @@ TABLE = (
         (
             "tests/training/test_trainer.py::test_rates_of_the_vocabulary_have_the_learning_rate_of_the_backbone_and_no_decay",
         ),
-        (("decay omega", ' if "omega" not in name.split(".")]', "]"),),
+        (("decay omega", (' if "omega" not in name.split(".")\n        ]'), "]"),),
     ),
     (
         "training/trainer.py",
-        ("tests/training/test_trainer.py::test_special_tokens_of_the_model_are_not_taken_over_from_the_tokenizer",),
-        (("let the Trainer set the special tokens", "setattr(self.model.config, name, own)", "pass"),),
+        (
+            "tests/training/test_trainer.py::test_special_tokens_of_the_model_are_not_taken_over_from_the_tokenizer",
+        ),
+        (
+            (
+                "let the Trainer set the special tokens",
+                "setattr(self.model.config, name, own)",
+                "pass",
+            ),
+        ),
     ),
     (
         "training/trainer.py",
@@ -492,7 +622,11 @@ TABLE = (
         (
             ("average the gradient of phi over texts", 'max(values["steps"], 1)', "texts"),
             ("take the mean square for the variance of scores", " - mean**2", ""),
-            ("never reset the sums of the log", "set(self._sums), {}", "set(self._sums), self._sums"),
+            (
+                "never reset the sums of the log",
+                "set(self._sums), {}",
+                "set(self._sums), self._sums",
+            ),
         ),
     ),
     (
@@ -547,9 +681,19 @@ TABLE = (
         "visualization/terminal.py",
         ("tests/visualization/test_terminal.py",),
         (
-            ("show a token one step late", "token if step <= last else", "token if step < last else"),
-            ("let given tokens take the first colour", "token if step < 0 else", "token if step < -9 else"),
+            (
+                "show a token one step late",
+                "token if step <= last else",
+                "token if step < last else",
+            ),
+            (
+                "let given tokens take the first colour",
+                "token if step < 0 else",
+                "token if step < -9 else",
+            ),
         ),
     ),
 )
-MORE = tuple((name, file, old, new, tests) for file, tests, rows in TABLE for name, old, new in rows)
+MORE = tuple(
+    (name, file, old, new, tests) for file, tests, rows in TABLE for name, old, new in rows
+)

@@ -1,9 +1,11 @@
-"""Turns an exported Hub folder into a checkpoint of this repository: weights, configurations, tokenizer, card.
+"""Turns an exported Hub folder into a checkpoint of this repository: weights, configurations,
+tokenizer, card.
 
     python training_scripts/export_to_hub.py --model outputs/enwiki --output checkpoints/lomdm-enwiki --dtype bfloat16
     python tools/strip_code.py checkpoints/lomdm-enwiki
 
-The code stands in `src/hf_lomdm`; `make hub-folders` writes the Hub folder of every checkpoint with its code again.
+The code stands in `src/hf_lomdm`; `make hub-folders` writes the Hub folder of every checkpoint with
+its code again.
 """
 
 import argparse
@@ -25,7 +27,9 @@ def strip_code(folder: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", type=Path, nargs="+", help="written by export_to_hub.py")
     for folder in parser.parse_args().folder:
         if not (folder / "config.json").is_file():

@@ -1,5 +1,5 @@
-"""Measures a model: likelihood of a text, zero-shot likelihood, quality of what it writes, the order that it learned,
-the Sudokus that it solves.
+"""Measures a model: likelihood of a text, zero-shot likelihood, quality of what it writes, the
+order that it learned, the Sudokus that it solves.
 
 On GPUs, on the seven sets of the paper:
 
@@ -15,13 +15,14 @@ Systems side by side, with error bars:
 
     python training_scripts/evaluate.py --compare lomdm.json mdlm.json --plot comparison.png
 
-With `order` records of several `checkpoint-N` of one run the picture shows the order over the steps of training.
+With `order` records of several `checkpoint-N` of one run the picture shows the order over the steps
+of training.
 
-Every command writes one JSON record (`--output`; the default name says what was measured on what) and prints a table.
-A record is replaced by one of the same command alone. All but `order` keep what is finished in `<output>.parts`: the
-same command, started again after an interruption, continues there. `likelihood` and `zero-shot`
-take autoregressive models too, whose likelihood is exact, and run on several processes by `accelerate launch` or
-`torchrun`.
+Every command writes one JSON record (`--output`; the default name says what was measured on what)
+and prints a table. A record is replaced by one of the same command alone. All but `order` keep what
+is finished in `<output>.parts`: the same command, started again after an interruption, continues
+there. `likelihood` and `zero-shot` take autoregressive models too, whose likelihood is exact, and
+run on several processes by `accelerate launch` or `torchrun`.
 """
 
 import argparse
@@ -42,7 +43,12 @@ from hf_lomdm.data.sudoku import CELLS, add_clues, load_puzzles
 from hf_lomdm.data.text import read_documents
 from hf_lomdm.data.tokenizers import load_tokenizer
 from hf_lomdm.evaluation.accuracy import compare_bounds, exact_gap, pilot
-from hf_lomdm.evaluation.compare import comparison_table, measure_table, plot_comparison, read_records
+from hf_lomdm.evaluation.compare import (
+    comparison_table,
+    measure_table,
+    plot_comparison,
+    read_records,
+)
 from hf_lomdm.evaluation.corpus import evaluate_corpus, is_diffusion, process_state, special_tokens
 from hf_lomdm.evaluation.density import measured_density
 from hf_lomdm.evaluation.likelihood import MAX_EXACT_POSITIONS
@@ -57,7 +63,8 @@ from hf_lomdm.visualization import visible
 DTYPES = ("float32", "bfloat16", "float64")
 # By the `model_type` of the configuration; all others are AR models.
 MODEL_CLASSES = {"lomdm": LoMDMForMaskedDiffusion, "lomdm_order_adapter": OrderAdapter}
-# Options on which no value depends: two records that differ in nothing else are of the same measurement.
+# Options on which no value depends: two records that differ in nothing else are of the same
+# measurement.
 NO_MEASUREMENT = ("model", "output", "quiet", "batch_size", "batch_tokens")
 # Options that need one of others beside them.
 COMPANIONS = {
@@ -65,7 +72,8 @@ COMPANIONS = {
     "span": ("exact_gap",),
     "num_texts": ("pilot", "fit_density", "compare_bounds", "exact_gap"),
 }
-# Options for what an autoregressive model does not have: its likelihood is exact, its order left to right.
+# Options for what an autoregressive model does not have: its likelihood is exact, its order left to
+# right.
 _OF_BOUNDS = ("bound", "num_samples", "num_orders", "seed", "without_order")
 _OF_BOUNDS += ("pilot", "fit_density", "compare_bounds", "exact_gap")
 OF_DIFFUSION = {
@@ -76,20 +84,35 @@ OF_DIFFUSION = {
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--compare", nargs="+", metavar="RECORD", help="records of one task, side by side")
-    parser.add_argument("--plot", type=nonempty, help="write the comparison as a picture to this file, a new one")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--compare", nargs="+", metavar="RECORD", help="records of one task, side by side"
+    )
+    parser.add_argument(
+        "--plot", type=nonempty, help="write the comparison as a picture to this file, a new one"
+    )
     commands = parser.add_subparsers(dest="command")
 
     likelihood = _command(commands, "likelihood", "nats per token of a text", run_likelihood)
     _add_text(likelihood)
     _add_bound(likelihood)
-    likelihood.add_argument("--pilot", action="store_true", help="first find out how many samples +-0.1 of PPL needs")
-    likelihood.add_argument("--fit_density", action="store_true", help="draw shares revealed by the measured loss")
-    likelihood.add_argument("--compare_bounds", action="store_true", help="also: samples for equal error, time : order")
+    likelihood.add_argument(
+        "--pilot", action="store_true", help="first find out how many samples +-0.1 of PPL needs"
+    )
+    likelihood.add_argument(
+        "--fit_density", action="store_true", help="draw shares revealed by the measured loss"
+    )
+    likelihood.add_argument(
+        "--compare_bounds", action="store_true", help="also: samples for equal error, time : order"
+    )
     positions = whole(1, MAX_EXACT_POSITIONS)
     likelihood.add_argument(
-        "--exact_gap", type=positions, metavar="N", help="also: gap to the exact value of N positions"
+        "--exact_gap",
+        type=positions,
+        metavar="N",
+        help="also: gap to the exact value of N positions",
     )
     likelihood.add_argument("--span", action="store_true", help="the N positions are neighbours")
     likelihood.add_argument(
@@ -98,18 +121,31 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
     zero_shot = _command(commands, "zero-shot", "nats per token of the seven sets", run_zero_shot)
     zero_shot.add_argument("--sets", nargs="+", choices=list(SETS), default=list(SETS))
-    zero_shot.add_argument("--file", action="append", default=[], metavar="SET=PATH", help="instead of the Hub")
+    zero_shot.add_argument(
+        "--file", action="append", default=[], metavar="SET=PATH", help="instead of the Hub"
+    )
     zero_shot.add_argument("--max_rows", type=whole(1), help="the first rows of each set only")
     _add_bound(zero_shot)
 
-    generation = _command(commands, "generation", "quality of samples under a judge", run_generation)
+    generation = _command(
+        commands, "generation", "quality of samples under a judge", run_generation
+    )
     generation.add_argument(
-        "--judge", type=nonempty, default="gpt2-large", help="a causal language model; or a .gguf file"
+        "--judge",
+        type=nonempty,
+        default="gpt2-large",
+        help="a causal language model; or a .gguf file",
     )
     generation.add_argument("--num_samples", type=whole(1), default=64)
-    generation.add_argument("--num_inference_steps", type=whole(1), default=256, help="of a diffusion model")
-    generation.add_argument("--sweep", action="store_true", help="steps 8, 16, 32, ... and one per token instead")
-    generation.add_argument("--max_length", type=whole(1), help="tokens; default: the model's longest")
+    generation.add_argument(
+        "--num_inference_steps", type=whole(1), default=256, help="of a diffusion model"
+    )
+    generation.add_argument(
+        "--sweep", action="store_true", help="steps 8, 16, 32, ... and one per token instead"
+    )
+    generation.add_argument(
+        "--max_length", type=whole(1), help="tokens; default: the model's longest"
+    )
     generation.add_argument("--batch_size", type=whole(1), default=16)
     generation.add_argument("--sampler", help="default: the folder's")
     generation.add_argument("--grid", help="default: the folder's")
@@ -121,13 +157,27 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     order.add_argument("--plots", type=nonempty, help="write pictures to this folder")
 
     sudoku = _command(commands, "sudoku", "puzzles solved, by a model of --task sudoku", run_sudoku)
-    sudoku.add_argument("--file", type=nonempty, required=True, help="a .csv file with the columns puzzle and solution")
     sudoku.add_argument(
-        "--start", type=whole(0), default=0, help="the first puzzle; take some that training has not seen"
+        "--file",
+        type=nonempty,
+        required=True,
+        help="a .csv file with the columns puzzle and solution",
+    )
+    sudoku.add_argument(
+        "--start",
+        type=whole(0),
+        default=0,
+        help="the first puzzle; take some that training has not seen",
     )
     sudoku.add_argument("--max_rows", type=whole(1), default=256, help="puzzles")
-    sudoku.add_argument("--clues", type=whole(0, CELLS), help="cells given of each, more than it has; default: its own")
-    sudoku.add_argument("--num_inference_steps", type=whole(1), default=CELLS, help="default: a cell at a time")
+    sudoku.add_argument(
+        "--clues",
+        type=whole(0, CELLS),
+        help="cells given of each, more than it has; default: its own",
+    )
+    sudoku.add_argument(
+        "--num_inference_steps", type=whole(1), default=CELLS, help="default: a cell at a time"
+    )
     sudoku.add_argument("--batch_size", type=whole(1), default=64)
     sudoku.add_argument("--sampler", help="default: the folder's")
     sudoku.add_argument("--without_order", action="store_true", help="all rates equal: c2 = 0")
@@ -138,7 +188,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         parser.error("--plot is for --compare RECORD ... Leave it out.")
     if options.command:
         default = commands.choices[options.command].get_default
-        options.given = {key: value for key, value in vars(options).items() if value != default(key)}
+        options.given = {
+            key: value for key, value in vars(options).items() if value != default(key)
+        }
         for key in ("command", "compare", "plot"):
             options.given.pop(key, None)
     return options
@@ -147,11 +199,15 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 def _command(commands, command: str, summary: str, run) -> argparse.ArgumentParser:
     parser = commands.add_parser(command, help=summary, description=summary)
     parser.set_defaults(run=run)
-    parser.add_argument("--model", type=nonempty, required=True, help="folder or repository of a model")
+    parser.add_argument(
+        "--model", type=nonempty, required=True, help="folder or repository of a model"
+    )
     if command != "sudoku":
         parser.add_argument("--tokenizer", type=nonempty, help="default: the model's")
     parser.add_argument(
-        "--output", type=nonempty, help=f"the record; default outputs/evaluation/{command}-MODEL-DATA.json"
+        "--output",
+        type=nonempty,
+        help=f"the record; default outputs/evaluation/{command}-MODEL-DATA.json",
     )
     parser.add_argument("--dtype", choices=DTYPES, default="float32")
     parser.add_argument("--seed", type=SEED, default=0)
@@ -161,19 +217,34 @@ def _command(commands, command: str, summary: str, run) -> argparse.ArgumentPars
 
 def _add_text(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--file", type=nonempty, required=True, help="a .txt, .jsonl, .csv or .parquet file, or a folder of them"
+        "--file",
+        type=nonempty,
+        required=True,
+        help="a .txt, .jsonl, .csv or .parquet file, or a folder of them",
     )
     parser.add_argument("--column", default="text", help="that holds the text")
-    parser.add_argument("--sample_by", default="paragraph", help="a document of a .txt file: line, paragraph, document")
+    parser.add_argument(
+        "--sample_by",
+        default="paragraph",
+        help="a document of a .txt file: line, paragraph, document",
+    )
     parser.add_argument("--detokenizer", choices=list(DETOKENIZERS))
-    parser.add_argument("--documents", action="store_true", help="each document on its own; default: packed rows")
-    parser.add_argument("--stride", type=whole(1), help="tokens counted per further window of a long document")
-    parser.add_argument("--max_rows", type=whole(1), help="the first packed rows, or documents, only")
+    parser.add_argument(
+        "--documents", action="store_true", help="each document on its own; default: packed rows"
+    )
+    parser.add_argument(
+        "--stride", type=whole(1), help="tokens counted per further window of a long document"
+    )
+    parser.add_argument(
+        "--max_rows", type=whole(1), help="the first packed rows, or documents, only"
+    )
 
 
 def _add_bound(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--bound", default="order", help="order or time")
-    parser.add_argument("--num_samples", type=whole(1), default=2, help="per text; 2 or more for an error")
+    parser.add_argument(
+        "--num_samples", type=whole(1), default=2, help="per text; 2 or more for an error"
+    )
     parser.add_argument("--num_orders", type=whole(1), help="orders of the tighter bound")
     parser.add_argument("--batch_tokens", type=whole(1), default=8192)
     parser.add_argument("--without_order", action="store_true", help="all rates equal: c2 = 0")
@@ -189,7 +260,8 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def measure(options: argparse.Namespace) -> None:
-    """Runs a command; writes its record, unless that would replace one of something else, and prints it."""
+    """Runs a command; writes its record, unless that would replace one of something else, and
+    prints it."""
     check_options(options)
     options.output = Path(options.output or default_output(options))
     given = {key: value for key, value in options.given.items() if key not in NO_MEASUREMENT}
@@ -206,7 +278,8 @@ def measure(options: argparse.Namespace) -> None:
 
 
 def check_options(options: argparse.Namespace) -> None:
-    """Refuses files that are not there and options that would change nothing, before anything is loaded.
+    """Refuses files that are not there and options that would change nothing, before anything is
+    loaded.
 
     Raises:
         ValueError: says which.
@@ -214,16 +287,31 @@ def check_options(options: argparse.Namespace) -> None:
     given = options.given
     for option, companions in COMPANIONS.items():
         if option in given and not given.keys() & set(companions):
-            raise ValueError(f"--{option} needs {' or '.join(f'--{one}' for one in companions)}. Leave it out.")
+            raise ValueError(
+                f"--{option} needs {' or '.join(f'--{one}' for one in companions)}. Leave it out."
+            )
     if "sweep" in given:
         refuse_unused(given, {"num_inference_steps": "is set by --sweep"})
-    files = list(set_files(options).values()) if options.command == "zero-shot" else [getattr(options, "file", None)]
-    for option, file in [*(("file", file) for file in files), ("judge", getattr(options, "judge", None))]:
+    files = (
+        list(set_files(options).values())
+        if options.command == "zero-shot"
+        else [getattr(options, "file", None)]
+    )
+    for option, file in [
+        *(("file", file) for file in files),
+        ("judge", getattr(options, "judge", None)),
+    ]:
         local = option == "file" or str(file).endswith(".gguf")
         if file is not None and local and not Path(file).exists():
             raise ValueError(f"--{option} {file} does not exist. Check the path.")
-    if "sample_by" in given and Path(options.file).is_file() and ".txt" not in Path(options.file).suffixes:
-        raise ValueError(f"--sample_by is for .txt files, and --file is {options.file}. Leave it out.")
+    if (
+        "sample_by" in given
+        and Path(options.file).is_file()
+        and ".txt" not in Path(options.file).suffixes
+    ):
+        raise ValueError(
+            f"--sample_by is for .txt files, and --file is {options.file}. Leave it out."
+        )
 
 
 def set_files(options: argparse.Namespace) -> dict[str, str]:
@@ -236,17 +324,27 @@ def set_files(options: argparse.Namespace) -> dict[str, str]:
     for words in options.file:
         one, _, path = words.partition("=")
         if not path.strip():
-            raise ValueError(f"--file must be SET=PATH, got {words!r}. For example: ptb=ptb.valid.txt.")
+            raise ValueError(
+                f"--file must be SET=PATH, got {words!r}. For example: ptb=ptb.valid.txt."
+            )
         if one not in options.sets or one in files:
-            raise ValueError(f"--file {words}: {one!r} must be one of --sets, once: {' '.join(options.sets)}.")
+            raise ValueError(
+                f"--file {words}: {one!r} must be one of --sets, once: {' '.join(options.sets)}."
+            )
         files[one] = path
     return files
 
 
 def default_output(options: argparse.Namespace) -> str:
     """A name that says what is measured on what."""
-    sets = "all" if getattr(options, "sets", None) == list(SETS) else "-".join(getattr(options, "sets", ()))
-    data = {"zero-shot": sets, "generation": getattr(options, "judge", "")}.get(options.command) or options.file
+    sets = (
+        "all"
+        if getattr(options, "sets", None) == list(SETS)
+        else "-".join(getattr(options, "sets", ()))
+    )
+    data = {"zero-shot": sets, "generation": getattr(options, "judge", "")}.get(
+        options.command
+    ) or options.file
     return f"outputs/evaluation/{record_name(options.command, options.model, data)}"
 
 
@@ -258,7 +356,9 @@ def check_plots(options: argparse.Namespace) -> None:
     """
     plots = getattr(options, "plots", None)
     if plots and not options.output.is_file() and any(Path(plots).glob("order_*.png")):
-        raise ValueError(f"--plots {plots} holds pictures of another record. Pass another folder, or delete them.")
+        raise ValueError(
+            f"--plots {plots} holds pictures of another record. Pass another folder, or delete them."
+        )
 
 
 def run_likelihood(options: argparse.Namespace) -> dict[str, Any]:
@@ -275,42 +375,72 @@ def run_likelihood(options: argparse.Namespace) -> dict[str, Any]:
         keep = {"parts_file": _parts(options, "bounds"), "progress": show}
         record["compare_bounds"] = compare_bounds(model, text.rows, **extra, **keep)
     if options.exact_gap is not None:
-        gap = {"positions": options.exact_gap, "span": options.span, "num_orders": options.num_orders}
+        gap = {
+            "positions": options.exact_gap,
+            "span": options.span,
+            "num_orders": options.num_orders,
+        }
         keep = {"parts_file": _parts(options, "exact_gap"), "progress": show}
         record["exact_gap"] = exact_gap(model, text.rows, **gap, **extra, **keep)
     density = None
     if options.fit_density:
         if options.bound != "order" or options.num_orders is not None:
-            raise ValueError("--fit_density is for the order bound without --num_orders. Leave one of them out.")
+            raise ValueError(
+                "--fit_density is for the order bound without --num_orders. Leave one of them out."
+            )
         names = ("num_samples", "num_texts", "batch_tokens", "seed")
-        density = measured_density(model, text.rows, **{name: getattr(options, name) for name in names})
+        density = measured_density(
+            model, text.rows, **{name: getattr(options, name) for name in names}
+        )
     size = {"characters": text.characters, "num_bytes": text.num_bytes, "groups": text.groups}
     parts = _parts(options, "likelihood")
-    return record | evaluate_corpus(model, text.rows, **size, **_bound(options), parts_file=parts, density=density)
+    return record | evaluate_corpus(
+        model, text.rows, **size, **_bound(options), parts_file=parts, density=density
+    )
 
 
 def run_zero_shot(options: argparse.Namespace) -> dict[str, Any]:
     model, tokenizer = load(options)
     keep = {"max_rows": options.max_rows, "parts_folder": _parts_folder(options)}
-    return evaluate_zero_shot(model, tokenizer, options.sets, files=set_files(options), **keep, **_bound(options))
+    return evaluate_zero_shot(
+        model, tokenizer, options.sets, files=set_files(options), **keep, **_bound(options)
+    )
 
 
 def run_generation(options: argparse.Namespace) -> dict[str, Any]:
-    from hf_lomdm.evaluation.generation import evaluate_generation, judge_written, load_judge, sweep, write_causal_texts
+    from hf_lomdm.evaluation.generation import (
+        evaluate_generation,
+        judge_written,
+        load_judge,
+        sweep,
+        write_causal_texts,
+    )
 
     with loading("--judge", options.judge):
         judge, judge_tokenizer = load_judge(options.judge)
     model, tokenizer = load(options)
     parts = _parts(options, "generation")
     if not is_diffusion(model):
-        common = {"batch_size": options.batch_size, "progress": not options.quiet, "parts_file": parts}
-        size = {"num_samples": options.num_samples, "max_length": options.max_length, "seed": options.seed}
+        common = {
+            "batch_size": options.batch_size,
+            "progress": not options.quiet,
+            "parts_file": parts,
+        }
+        size = {
+            "num_samples": options.num_samples,
+            "max_length": options.max_length,
+            "seed": options.seed,
+        }
         written = write_causal_texts(model, tokenizer, **size, **common)
         return judge_written(written, judge, judge_tokenizer, **common)
     pipe = LoMDMPipeline.from_pretrained(options.model, model=model, tokenizer=tokenizer)
     names = ("num_samples", "max_length", "batch_size", "seed", "sampler", "grid")
     settings = {name: getattr(options, name) for name in names}
-    settings |= {"learned_order": not options.without_order, "progress": not options.quiet, "parts_file": parts}
+    settings |= {
+        "learned_order": not options.without_order,
+        "progress": not options.quiet,
+        "parts_file": parts,
+    }
     if options.sweep:
         records = list(sweep(pipe, judge, judge_tokenizer, **settings))
         return records[-1] | {"sweep": records}
@@ -324,7 +454,11 @@ def run_order(options: argparse.Namespace) -> dict[str, Any]:
 
     model, tokenizer = load(options)
     text = read_text(options, model, tokenizer)
-    settings = {"num_samples": options.num_samples, "seed": options.seed, "progress": not options.quiet}
+    settings = {
+        "num_samples": options.num_samples,
+        "seed": options.seed,
+        "progress": not options.quiet,
+    }
     record = evaluate_order(model, text.rows, tokenizer=tokenizer, **settings)
     if options.plots:
         from hf_lomdm.visualization.plots import plot_order
@@ -351,14 +485,20 @@ def run_sudoku(options: argparse.Namespace) -> dict[str, Any]:
 
 def compare(options: argparse.Namespace) -> None:
     if options.plot and not Path(options.plot).suffix:
-        raise ValueError(f"--plot {options.plot} must end in the format, for example {options.plot}.png.")
+        raise ValueError(
+            f"--plot {options.plot} must end in the format, for example {options.plot}.png."
+        )
     if options.plot and Path(options.plot).exists():
-        raise ValueError(f"--plot {options.plot} is there already. Pass another name, or delete it.")
+        raise ValueError(
+            f"--plot {options.plot} is there already. Pass another name, or delete it."
+        )
     records = read_records(options.compare)
     try:
         print(visible(comparison_table(records)))
     except (AttributeError, KeyError, TypeError) as error:
-        raise ValueError(f"--compare: a record is not one of this script, or not whole: {error!r}.") from error
+        raise ValueError(
+            f"--compare: a record is not one of this script, or not whole: {error!r}."
+        ) from error
     if options.plot:
         by_step = checkpoints_by_step(records)
         if by_step:
@@ -372,7 +512,8 @@ def compare(options: argparse.Namespace) -> None:
 
 
 def checkpoints_by_step(records: dict[str, dict[str, Any]]) -> dict[int, dict[str, Any]]:
-    """Order records of two or more checkpoints `checkpoint-N` of one run, by `N`; of anything else nothing."""
+    """Order records of two or more checkpoints `checkpoint-N` of one run, by `N`; of anything else
+    nothing."""
     by_step, runs = {}, set()
     for record in records.values():
         folder = Path(str(record.get("model", "")))
@@ -385,18 +526,26 @@ def checkpoints_by_step(records: dict[str, dict[str, Any]]) -> dict[int, dict[st
 
 
 def load(options: argparse.Namespace) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
-    """The model on this process's device, in eval mode, and its tokenizer, which Sudoku has no use for."""
+    """The model on this process's device, in eval mode, and its tokenizer, which Sudoku has no use
+    for."""
     with loading("--model", options.model):
         kind = AutoConfig.from_pretrained(options.model, trust_remote_code=False).model_type
         model_class = MODEL_CLASSES.get(kind, AutoModelForCausalLM)
-        model = model_class.from_pretrained(options.model, dtype=getattr(torch, options.dtype)).eval()
+        model = model_class.from_pretrained(
+            options.model, dtype=getattr(torch, options.dtype)
+        ).eval()
         if take_average(model, Path(options.model)) and process_state().is_main_process:
-            print(f"{options.model} is a checkpoint: its averaged weights are measured, as by the trainer", flush=True)
+            print(
+                f"{options.model} is a checkpoint: its averaged weights are measured, as by the trainer",
+                flush=True,
+            )
     if not is_diffusion(model):
         purpose = f"is for diffusion models, and {options.model} is autoregressive"
         refuse_unused(options.given, dict.fromkeys(OF_DIFFUSION.get(options.command, ()), purpose))
     elif getattr(options, "without_order", False) and model.config.rate_type != "learned":
-        purpose = f"is for learned rates, and those of {options.model} are {model.config.rate_type!r}"
+        purpose = (
+            f"is for learned rates, and those of {options.model} are {model.config.rate_type!r}"
+        )
         refuse_unused(options.given, {"without_order": purpose})
     if options.command in ("likelihood", "zero-shot") and options.without_order:
         model.rate_law = EqualRates(model.config.c1)
@@ -407,13 +556,17 @@ def load(options: argparse.Namespace) -> tuple[PreTrainedModel, PreTrainedTokeni
         return model, load_tokenizer(options.tokenizer or options.model)
 
 
-def read_text(options: argparse.Namespace, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Rows:
+def read_text(
+    options: argparse.Namespace, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> Rows:
     """The rows of `--file`, and a line about them."""
     texts = read_documents(options.file, options.column, options.sample_by, options.detokenizer)
     *ends, separator = special_tokens(model, tokenizer)
     length = model.config.max_position_embeddings
     if options.documents:
-        rows = cut_documents(texts, tokenizer, length, ends, options.stride or max(1, length // 2), options.max_rows)
+        rows = cut_documents(
+            texts, tokenizer, length, ends, options.stride or max(1, length // 2), options.max_rows
+        )
     else:
         rows = pack_documents(texts, tokenizer, length, ends, separator, options.max_rows)
     if process_state().is_main_process:
@@ -422,9 +575,12 @@ def read_text(options: argparse.Namespace, model: PreTrainedModel, tokenizer: Pr
 
 
 def print_measures(record: dict[str, Any]) -> None:
-    """A readable table of the record, for zero-shot a column per set, for a sweep one per number of steps."""
+    """A readable table of the record, for zero-shot a column per set, for a sweep one per number of
+    steps."""
     columns = {name: {"task": "likelihood", **one} for name, one in record.get("sets", {}).items()}
-    columns |= {f"{one['num_inference_steps']} steps": record | one for one in record.get("sweep", ())}
+    columns |= {
+        f"{one['num_inference_steps']} steps": record | one for one in record.get("sweep", ())
+    }
     print(visible(measure_table(columns or {record["task"]: record})))
     for name, show in EXTRAS.items():
         if name in record:
@@ -442,7 +598,9 @@ def print_pilot(found: dict[str, Any]) -> None:
 
 def print_bounds(found: dict[str, Any]) -> None:
     low, high = found["time_over_order_interval"]
-    print(f"samples for equal error, time : order = {found['time_over_order']:.1f} ({low:.1f} to {high:.1f})")
+    print(
+        f"samples for equal error, time : order = {found['time_over_order']:.1f} ({low:.1f} to {high:.1f})"
+    )
     for bound in ("order", "time"):
         one = found[bound]
         print(
@@ -478,7 +636,11 @@ def _parts(options: argparse.Namespace, part: str) -> Path | None:
 
 def _parts_folder(options: argparse.Namespace) -> Path | None:
     """Beside the record; none beside a device or a pipe."""
-    return options.output.with_name(options.output.name + ".parts") if holds_file(options.output) else None
+    return (
+        options.output.with_name(options.output.name + ".parts")
+        if holds_file(options.output)
+        else None
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""Fine-tune a model on prompts and answers with LoRA: prompts are given, order heads are trained in full.
+"""Fine-tune a model on prompts and answers with LoRA: prompts are given, order heads are trained in
+full.
 
 On a GPU:
 
@@ -10,14 +11,14 @@ On a laptop, in a minute:
     python training_scripts/finetune_lora.py --model checkpoints/lomdm-enwiki --train_file pairs.jsonl \\
         --output_dir outputs/pairs --max_steps 50
 
-A line of the jsonl holds `prompt` and `completion`, or `messages` (`role` and `content`, the last by the assistant),
-which go through the chat template of the tokenizer; one without a template gets a plain one, saved with it. Special
-tokens that texts spell out are text. Answers are
-filled up with EOS to `--completion_length` tokens, which is the `max_new_tokens` to sample with. The same command
-started again continues from the newest complete checkpoint.
+A line of the jsonl holds `prompt` and `completion`, or `messages` (`role` and `content`, the last
+by the assistant), which go through the chat template of the tokenizer; one without a template gets
+a plain one, saved with it. Special tokens that texts spell out are text. Answers are
+filled up with EOS to `--completion_length` tokens, which is the `max_new_tokens` to sample with.
+The same command started again continues from the newest complete checkpoint.
 
-`OUTPUT_DIR/adapter` holds the adapter for `peft`, `OUTPUT_DIR/merged` the whole model as a Hub folder; both are
-averaged weights with `--ema_decay` (the default is 0: runs are short).
+`OUTPUT_DIR/adapter` holds the adapter for `peft`, `OUTPUT_DIR/merged` the whole model as a Hub
+folder; both are averaged weights with `--ema_decay` (the default is 0: runs are short).
 """
 
 from pathlib import Path
@@ -33,7 +34,12 @@ from hf_lomdm.data.splits import data_fingerprint
 from hf_lomdm.data.tokenizers import load_tokenizer
 from hf_lomdm.pipelines.hub_folder_lomdm import check_target
 from hf_lomdm.training.checkpointing import RunError
-from hf_lomdm.training.finetuning import FinetuningArguments, LoraTrainingArguments, add_lora, merge_adapter
+from hf_lomdm.training.finetuning import (
+    FinetuningArguments,
+    LoraTrainingArguments,
+    add_lora,
+    merge_adapter,
+)
 from hf_lomdm.training.model_card import TrainingRecord, describe_diffusion, model_card, say_value
 from hf_lomdm.training.trainer import LoMDMTrainer, make_pipeline
 from hf_lomdm.visualization import visible
@@ -96,7 +102,9 @@ def train(options: FinetuningArguments, trainer: LoMDMTrainer, length: int) -> N
 def check(args: LoraTrainingArguments) -> None:
     """Raises `ValueError` for what this script does not do."""
     if args.fsdp or args.deepspeed:
-        raise ValueError("finetune_lora.py trains on one device or with DDP: FSDP and DeepSpeed shard the adapter.")
+        raise ValueError(
+            "finetune_lora.py trains on one device or with DDP: FSDP and DeepSpeed shard the adapter."
+        )
     if args.push_to_hub:
         raise ValueError(
             "push_to_hub would upload checkpoints of the adapter. Upload the merged folder afterwards: "
@@ -113,7 +121,9 @@ def load_rows(options: FinetuningArguments, tokenizer, config) -> tuple[dict[str
     """Rows of both splits, and the tokens of an answer; prints what there is."""
     bos, eos, longest = config.bos_token_id, config.eos_token_id, config.max_position_embeddings
     if (options.completion_length or 0) > longest:
-        wrong = f"completion_length is {options.completion_length}, the model reads {longest} tokens"
+        wrong = (
+            f"completion_length is {options.completion_length}, the model reads {longest} tokens"
+        )
         raise ValueError(f"{wrong}. Leave it out for the longest answer of train_file.")
     train = read_examples(options.train_file, tokenizer, bos, eos)
     if options.validation_file:
@@ -132,20 +142,32 @@ def load_rows(options: FinetuningArguments, tokenizer, config) -> tuple[dict[str
 def report(before: dict[str, float], after: dict[str, float]) -> None:
     """The order bound of the validation answers before and after."""
     for name, metrics, prefix in (("before", before, "before"), ("after", after, "eval")):
-        print(f"order bound {name}: {say_value(metrics, f'{prefix}_nelbo')} of the answers", flush=True)
+        print(
+            f"order bound {name}: {say_value(metrics, f'{prefix}_nelbo')} of the answers",
+            flush=True,
+        )
 
 
-def describe_run(options: FinetuningArguments, args, trainer: LoMDMTrainer, metrics) -> TrainingRecord:
+def describe_run(
+    options: FinetuningArguments, args, trainer: LoMDMTrainer, metrics
+) -> TrainingRecord:
     """The record of the merged model."""
-    data = f"prompts and answers of `{Path(options.train_file).name}`, of which only the answers count"
+    data = (
+        f"prompts and answers of `{Path(options.train_file).name}`, of which only the answers count"
+    )
     record = TrainingRecord.of(args, trainer.state.global_step, metrics, data)
-    record.settings |= {name: getattr(options, name) for name in ("lora_rank", "lora_alpha", "lora_dropout")}
+    record.settings |= {
+        name: getattr(options, name) for name in ("lora_rank", "lora_alpha", "lora_dropout")
+    }
     record.base_model = None if Path(options.model).exists() else options.model
     return record
 
 
-def save_merged(options: FinetuningArguments, folder: Path, tokenizer, record: TrainingRecord) -> LoMDMPipeline:
-    """Writes the whole model, made from the adapter on the disk, as a Hub folder; returns it as it loads from there."""
+def save_merged(
+    options: FinetuningArguments, folder: Path, tokenizer, record: TrainingRecord
+) -> LoMDMPipeline:
+    """Writes the whole model, made from the adapter on the disk, as a Hub folder; returns it as it
+    loads from there."""
     merged = merge_adapter(load_base(options), folder / "adapter")
     card = model_card("merged", describe_diffusion(merged.config), record)
     make_pipeline(merged, tokenizer).save_pretrained(folder / "merged", model_card=card)
@@ -155,9 +177,13 @@ def save_merged(options: FinetuningArguments, folder: Path, tokenizer, record: T
 
 def show_answer(pipe: LoMDMPipeline, row: dict[str, list[int]], length: int) -> None:
     """Prints an answer to the first prompt of the validation text, a token at a time."""
-    prompt = [token for token, label in zip(row["input_ids"], row["labels"], strict=True) if label == -100]
+    prompt = [
+        token for token, label in zip(row["input_ids"], row["labels"], strict=True) if label == -100
+    ]
     generator = torch.Generator().manual_seed(0)
-    answer = pipe([prompt], num_inference_steps=length, max_new_tokens=length, generator=generator).texts[0]
+    answer = pipe(
+        [prompt], num_inference_steps=length, max_new_tokens=length, generator=generator
+    ).texts[0]
     print(f"--- an answer, seed 0\n{visible(answer)}", flush=True)
 
 

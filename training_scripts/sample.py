@@ -1,7 +1,8 @@
 """Writes text with a LoMDM and shows in which order it was written.
 
-GPU (seconds):            python training_scripts/sample.py --model org/lomdm-owt --num_inference_steps 256 --top_p 0.9
-Laptop (under a minute):  python training_scripts/sample.py --model outputs/tiny --max_length 128 --show_order
+GPU (seconds):            python training_scripts/sample.py --model org/lomdm-owt
+--num_inference_steps 256 --top_p 0.9 Laptop (under a minute):  python training_scripts/sample.py
+--model outputs/tiny --max_length 128 --show_order
 """
 
 import argparse
@@ -24,29 +25,48 @@ MOST_STEPS, MOST_TEXTS, MOST_TOKENS = 10**5, 10**4, 10**6
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=nonempty, required=True, help="folder or repository of a model")
-    parser.add_argument("--prompt", action="append", help="prefix, or template with mask tokens; may be repeated")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--model", type=nonempty, required=True, help="folder or repository of a model"
+    )
+    parser.add_argument(
+        "--prompt", action="append", help="prefix, or template with mask tokens; may be repeated"
+    )
     parser.add_argument("--num_inference_steps", type=whole(1, MOST_STEPS), default=256)
     parser.add_argument(
-        "--max_length", type=whole(1, MOST_TOKENS), help="tokens, prompt included; default: the model's longest"
+        "--max_length",
+        type=whole(1, MOST_TOKENS),
+        help="tokens, prompt included; default: the model's longest",
     )
     parser.add_argument("--sampler", choices=SAMPLERS, help="default: the folder's")
     parser.add_argument("--temperature", type=between(0), help="0 = the likeliest tokens")
-    parser.add_argument("--top_p", type=between(0, 1), help="keep the likeliest tokens up to this probability")
-    parser.add_argument("--seed", type=SEED, default=0, help="of the first text, the others follow")
-    parser.add_argument("--num_return_sequences", type=whole(1, MOST_TEXTS), default=1, help="texts per prompt")
-    parser.add_argument("--dtype", choices=DTYPES, help="default: as stored; on the CPU float32")
-    parser.add_argument("--show_order", action="store_true", help="colour the text by step of reveal")
-    parser.add_argument("--png", type=new_file, help="write a picture of the order of the first text to this file")
     parser.add_argument(
-        "--html", type=new_file, help="write a page to step through the order of all texts to this file"
+        "--top_p", type=between(0, 1), help="keep the likeliest tokens up to this probability"
+    )
+    parser.add_argument("--seed", type=SEED, default=0, help="of the first text, the others follow")
+    parser.add_argument(
+        "--num_return_sequences", type=whole(1, MOST_TEXTS), default=1, help="texts per prompt"
+    )
+    parser.add_argument("--dtype", choices=DTYPES, help="default: as stored; on the CPU float32")
+    parser.add_argument(
+        "--show_order", action="store_true", help="colour the text by step of reveal"
+    )
+    parser.add_argument(
+        "--png", type=new_file, help="write a picture of the order of the first text to this file"
+    )
+    parser.add_argument(
+        "--html",
+        type=new_file,
+        help="write a page to step through the order of all texts to this file",
     )
     return parser.parse_args(arguments)
 
 
 def load(options: argparse.Namespace, device: str) -> LoMDMPipeline:
-    """The pipeline on `device`; half precision is slow on most CPUs, so there float32 is the default."""
+    """The pipeline on `device`; half precision is slow on most CPUs, so there float32 is the
+    default."""
     dtype = options.dtype or ("float32" if device == "cpu" else None)
     keywords = {} if dtype is None else {"dtype": getattr(torch, dtype)}
     with loading("--model", options.model):
@@ -86,11 +106,15 @@ def main(arguments: list[str] | None = None) -> None:
         if options.png:
             order_picture(tokens[0], orders[0], options.png)
         if options.html:
-            write_order_html(options.html, tokens, orders, f"Order of reveal: {Path(options.model).name}")
+            write_order_html(
+                options.html, tokens, orders, f"Order of reveal: {Path(options.model).name}"
+            )
     finally:
         print_texts(options, output.texts, tokens, orders)
     written = sum(step >= 0 for order in orders for step in order)
-    print(f"--- {written} tokens in {output.num_forward_passes} forward passes, {seconds:.1f} s on {device}")
+    print(
+        f"--- {written} tokens in {output.num_forward_passes} forward passes, {seconds:.1f} s on {device}"
+    )
 
 
 def print_texts(
@@ -98,7 +122,11 @@ def print_texts(
 ) -> None:
     for number, text in enumerate(texts):
         print(f"--- text {number + 1}, seed {options.seed + number}")
-        print(order_text(tokens[number], orders[number], sys.stdout.isatty()) if options.show_order else visible(text))
+        print(
+            order_text(tokens[number], orders[number], sys.stdout.isatty())
+            if options.show_order
+            else visible(text)
+        )
 
 
 if __name__ == "__main__":

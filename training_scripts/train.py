@@ -1,4 +1,5 @@
-"""Train a language model of the family on text: LoMDM, MDLM, SEDD, BD3-LM, GenMD4, block-LoMDM, or an AR Transformer.
+"""Train a language model of the family on text: LoMDM, MDLM, SEDD, BD3-LM, GenMD4, block-LoMDM, or
+an AR Transformer.
 
 On GPUs:
 
@@ -8,23 +9,26 @@ On a laptop, in ten minutes, without a download:
 
     python training_scripts/train.py --config training_scripts/configs/tiny.yaml
 
-These train LoMDM. A second configuration names another system; `configs/README.md` has a command for each:
+These train LoMDM. A second configuration names another system; `configs/README.md` has a command
+for each:
 
     python training_scripts/train.py --config training_scripts/configs/tiny.yaml \\
         --config training_scripts/configs/systems/mdlm.yaml
 
-Any of them can start from a trained model, such as one that `convert_checkpoint.py` made of a public MDLM or BD3-LM:
+Any of them can start from a trained model, such as one that `convert_checkpoint.py` made of a
+public MDLM or BD3-LM:
 
     accelerate launch training_scripts/train.py --config training_scripts/configs/owt.yaml \\
         --init_from converted/mdlm-owt
 
-Every key of a configuration can be given on the command line (`--key value`), where it wins; of two files the later one
-wins; `--help` lists the keys. Without `--output_dir` a run writes to `outputs/` and the names of its files, here
-`outputs/tiny-mdlm`: every pair has a folder of its own. The same command started again continues from the newest
-complete checkpoint of `output_dir`, with the same result as if it had never stopped. At the end `output_dir` holds the
-evaluation, the log and the averaged weights, as a Hub folder that loads as a model and as a pipeline without this
-package (under FSDP: once `export_to_hub.py` has added the code), or with `--objective ar` by `AutoModelForCausalLM`;
-`--push_to_hub` uploads it.
+Every key of a configuration can be given on the command line (`--key value`), where it wins; of two
+files the later one wins; `--help` lists the keys. Without `--output_dir` a run writes to `outputs/`
+and the names of its files, here `outputs/tiny-mdlm`: every pair has a folder of its own. The same
+command started again continues from the newest complete checkpoint of `output_dir`, with the same
+result as if it had never stopped. At the end `output_dir` holds the evaluation, the log and the
+averaged weights, as a Hub folder that loads as a model and as a pipeline without this package
+(under FSDP: once `export_to_hub.py` has added the code), or with `--objective ar` by
+`AutoModelForCausalLM`; `--push_to_hub` uploads it.
 """
 
 from transformers import GPTNeoXForCausalLM, set_seed
@@ -38,7 +42,13 @@ from hf_lomdm.training.arguments import parse_arguments
 from hf_lomdm.training.causal import CausalTrainer
 from hf_lomdm.training.checkpointing import RunError, choose_checkpoint
 from hf_lomdm.training.model_card import describe_data, say_value
-from hf_lomdm.training.models import NO_TOKENIZER, causal_config, check_tokenizer, copy_trunk, diffusion_config
+from hf_lomdm.training.models import (
+    NO_TOKENIZER,
+    causal_config,
+    check_tokenizer,
+    copy_trunk,
+    diffusion_config,
+)
 from hf_lomdm.training.trainer import LoMDMTrainer
 from hf_lomdm.visualization import visible
 
@@ -79,11 +89,14 @@ def prepare() -> LoMDMTrainer:
     data_args, model_args, args = parse_arguments()
     set_seed(args.seed)
     make_config, model_class, trainer_class = OBJECTIVES[model_args.objective]
-    make_config(model_args, data_args.max_length, NO_TOKENIZER)  # what is wrong with it shows before the text is read
+    # what is wrong with it shows before the text is read
+    make_config(model_args, data_args.max_length, NO_TOKENIZER)
     with args.main_process_first(desc="tokenisation"):
         if data_args.task == "sudoku":
             if model_args.objective == "ar":
-                raise ValueError("objective ar reads from left to right and cannot take the clues of task sudoku.")
+                raise ValueError(
+                    "objective ar reads from left to right and cannot take the clues of task sudoku."
+                )
             (texts, tokenizer), token_ids = load_sudoku(data_args), TOKEN_IDS
         else:
             texts, tokenizer = load_data(data_args, args.output_dir)
@@ -91,8 +104,14 @@ def prepare() -> LoMDMTrainer:
     if model_args.init_from:
         check_tokenizer(tokenizer, model_args.init_from)
     model = model_class(make_config(model_args, data_args.max_length, token_ids))
-    print(f"model: {model_class.__name__}, {model.num_parameters() / 1e6:.2f} M parameters", flush=True)
-    if model_args.init_from and choose_checkpoint(args.resume_from_checkpoint, args.output_dir) is None:
+    print(
+        f"model: {model_class.__name__}, {model.num_parameters() / 1e6:.2f} M parameters",
+        flush=True,
+    )
+    if (
+        model_args.init_from
+        and choose_checkpoint(args.resume_from_checkpoint, args.output_dir) is None
+    ):
         copy_trunk(model, model_args.init_from)
     trainer = trainer_class(
         model=model,
@@ -108,7 +127,8 @@ def prepare() -> LoMDMTrainer:
 
 
 def evaluate(trainer: LoMDMTrainer) -> None:
-    """The measure of the objective on the validation text, and what of it is owed to a learned order."""
+    """The measure of the objective on the validation text, and what of it is owed to a learned
+    order."""
     metrics = trainer.evaluate()
     if trainer.has_learned_order:
         metrics |= trainer.evaluate_without_order()

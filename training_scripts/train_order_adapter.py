@@ -1,12 +1,14 @@
-"""Train order heads on a frozen masked language model: it stays as it is and gets a learned order of reveal.
+"""Train order heads on a frozen masked language model: it stays as it is and gets a learned order
+of reveal.
 
 On a GPU:
 
     python training_scripts/train_order_adapter.py --base answerdotai/ModernBERT-base --train_file text.txt \\
         --output_dir outputs/order-adapter --max_length 128 --max_steps 2000 --bf16 True
 
-`--base` is a Hub name or folder (`AutoModelForMaskedLM` with its tokenizer, or a converted MDLM). The same command
-started again continues from the newest complete checkpoint of `output_dir`, which in the end holds the heads alone.
+`--base` is a Hub name or folder (`AutoModelForMaskedLM` with its tokenizer, or a converted MDLM).
+The same command started again continues from the newest complete checkpoint of `output_dir`, which
+in the end holds the heads alone.
 """
 
 from contextlib import nullcontext
@@ -52,7 +54,8 @@ def prepare() -> LoMDMTrainer:
     """The trainer that the command line asks for, with its data and fresh heads on the base.
 
     Raises:
-        ValueError: an argument, a file, the base or the text cannot be used; says which and what to do.
+        ValueError: an argument, a file, the base or the text cannot be used; says which and what to
+            do.
     """
     adapter_args, data_args, args = HfArgumentParser(
         (AdapterArguments, DataArguments, LoMDMTrainingArguments), allow_abbrev=False
@@ -60,16 +63,20 @@ def prepare() -> LoMDMTrainer:
     set_seed(args.seed)
     settings = {"c1": adapter_args.c1, "c2": adapter_args.c2}
     with loading("--base", adapter_args.base):
-        model = OrderAdapter.from_pretrained(adapter_args.base, revision=adapter_args.base_revision, **settings)
+        model = OrderAdapter.from_pretrained(
+            adapter_args.base, revision=adapter_args.base_revision, **settings
+        )
     data_args.tokenizer = data_args.tokenizer or adapter_args.base
-    data_args.insert_special_tokens = model.config.bos_token_id is not None  # else the adapter puts them there itself
+    # else the adapter puts them there itself
+    data_args.insert_special_tokens = model.config.bos_token_id is not None
     with args.main_process_first(desc="tokenisation"):
         texts, tokenizer = load_data(data_args, args.output_dir)
     pad = TextCollator(tokenizer.pad_token_id, data_args.max_length)
 
     def collate(rows: list[dict]) -> dict[str, torch.Tensor]:
         batch = pad(rows)
-        never = model.labels_for(batch["input_ids"]) == -100  # tokens that are never revealed are given
+        # tokens that are never revealed are given
+        never = model.labels_for(batch["input_ids"]) == -100
         return {**batch, "labels": batch["labels"].masked_fill(never, -100)}
 
     trainer = LoMDMTrainer(
@@ -97,15 +104,20 @@ def train(trainer: LoMDMTrainer) -> None:
         print(visible(comparison_table(records)), flush=True)
 
 
-def evaluate_orders(model: OrderAdapter, rows: Dataset, args: LoMDMTrainingArguments) -> dict[str, dict]:
-    """Records of the order bound without and with the learned order, of the same draws: they compare text by text."""
+def evaluate_orders(
+    model: OrderAdapter, rows: Dataset, args: LoMDMTrainingArguments
+) -> dict[str, dict]:
+    """Records of the order bound without and with the learned order, of the same draws: they
+    compare text by text."""
     ids = [torch.as_tensor(row["input_ids"]) for row in rows]
     rows = [{"input_ids": one, "labels": model.labels_for(one)} for one in ids]
     batch_tokens = args.per_device_eval_batch_size * max(map(len, ids))
     records = {}
     for name, order in (("random order", model.without_order()), ("learned order", nullcontext())):
         with order:
-            found = evaluate_corpus(model, rows, num_samples=args.eval_num_samples, batch_tokens=batch_tokens)
+            found = evaluate_corpus(
+                model, rows, num_samples=args.eval_num_samples, batch_tokens=batch_tokens
+            )
         records[name] = {"task": "likelihood", "model": args.output_dir, **found}
     return records
 

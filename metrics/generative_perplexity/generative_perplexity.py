@@ -1,4 +1,5 @@
-"""Perplexity of written texts under a judge, beside their variety: `evaluate.load` takes this folder."""
+"""Perplexity of written texts under a judge, beside their variety: `evaluate.load` takes this
+folder."""
 
 import math
 
@@ -26,7 +27,15 @@ Returns:
     judge_entropy, repetition, distinct_1, distinct_2, distinct_3, tokens, empty_texts.
 """
 
-_KEPT = ("standard_error", "judge_entropy", "repetition", "distinct_1", "distinct_2", "distinct_3", "tokens")
+_KEPT = (
+    "standard_error",
+    "judge_entropy",
+    "repetition",
+    "distinct_1",
+    "distinct_2",
+    "distinct_3",
+    "tokens",
+)
 
 
 class GenerativePerplexity(evaluate.Metric):
@@ -50,13 +59,24 @@ class GenerativePerplexity(evaluate.Metric):
     ):
         if isinstance(model, str):
             if tokenizer is not None:
-                raise ValueError("tokenizer is for a judge that is passed as a model. Leave it out.")
+                raise ValueError(
+                    "tokenizer is for a judge that is passed as a model. Leave it out."
+                )
             model, tokenizer = load_judge(model, device)
         elif device is not None:
-            raise ValueError(f"device={device!r} is for a judge that is named. Move the model: model.to(device).")
+            raise ValueError(
+                f"device={device!r} is for a judge that is named. Move the model: model.to(device)."
+            )
         if tokenizer is None:
-            raise ValueError("tokenizer is None, but the judge was passed as a model. Pass its tokenizer too.")
-        options = {"batch_size": batch_size, "context": max_length, "with_bos": add_start_token, "progress": False}
+            raise ValueError(
+                "tokenizer is None, but the judge was passed as a model. Pass its tokenizer too."
+            )
+        options = {
+            "batch_size": batch_size,
+            "context": max_length,
+            "with_bos": add_start_token,
+            "progress": False,
+        }
         record = judge_texts(list(predictions), model, tokenizer, **options)
         each = zip(record["per_text"]["nats"], record["per_text"]["tokens"], strict=True)
         perplexities = [math.exp(nats / tokens) for nats, tokens in each if tokens]

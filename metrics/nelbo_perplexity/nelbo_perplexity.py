@@ -1,4 +1,5 @@
-"""Perplexity of texts under a masked diffusion language model, from a bound: `evaluate.load` takes this folder."""
+"""Perplexity of texts under a masked diffusion language model, from a bound: `evaluate.load` takes
+this folder."""
 
 import math
 import os
@@ -58,13 +59,19 @@ class NelboPerplexity(evaluate.Metric):
             pipe = LoMDMPipeline.from_pretrained(model, dtype=torch.float32)
             pipe.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         elif device is not None:
-            raise ValueError(f"device={device!r} is for a model that is named. Move the pipeline: pipe.to(device).")
+            raise ValueError(
+                f"device={device!r} is for a model that is named. Move the pipeline: pipe.to(device)."
+            )
         if pipe.tokenizer is None:
-            raise ValueError("model has no tokenizer, but predictions are texts. Pass a pipeline with one.")
+            raise ValueError(
+                "model has no tokenizer, but predictions are texts. Pass a pipeline with one."
+            )
         if not len(predictions):
             raise ValueError("predictions is empty. Pass at least one text.")
         config = pipe.model.config
-        texts = encode_texts(pipe.tokenizer, list(predictions), lambda index: f"predictions[{index}]")
+        texts = encode_texts(
+            pipe.tokenizer, list(predictions), lambda index: f"predictions[{index}]"
+        )
         empty = [i for i, text in enumerate(texts) if not text]
         if empty:
             raise ValueError(f"predictions {empty[:8]} have no tokens. Leave empty texts out.")
@@ -87,7 +94,9 @@ class NelboPerplexity(evaluate.Metric):
         each = record["per_text"]
         perplexities = [
             math.exp((main + velocity) / tokens)
-            for main, velocity, tokens in zip(each["main"], each["velocity"], each["tokens"], strict=True)
+            for main, velocity, tokens in zip(
+                each["main"], each["velocity"], each["tokens"], strict=True
+            )
         ]
         return {
             "perplexity": record["perplexity"],

@@ -1,7 +1,7 @@
 """hf_lomdm: learnable-order masked diffusion language models with transformers and diffusers.
 
-The model is imported at once, so that `AutoModel` knows it wherever `hf_lomdm` is imported. The names that
-need diffusers are imported when first used.
+The model is imported at once, so that `AutoModel` knows it wherever `hf_lomdm` is imported. The
+names that need diffusers are imported when first used.
 """
 
 import importlib

@@ -1,4 +1,5 @@
-"""Systems at a matched budget: trains each on the same text, evaluates each on the same rows, prints one table.
+"""Systems at a matched budget: trains each on the same text, evaluates each on the same rows,
+prints one table.
 
 On a GPU:
 
@@ -11,17 +12,18 @@ On a laptop, a few minutes for each system:
 
 A budget is the same for every system and buys each as many optimizer steps as fit into it:
 
-- `tokens`: tokens of text that are read, BOS and EOS included. A text counts once, however many masked views are made
-  of it and however often the network reads it.
+- `tokens`: tokens of text that are read, BOS and EOS included. A text counts once, however many
+  masked views are made of it and however often the network reads it.
 - `flops`: floating point operations of training, counted by `benchmarks/flops.py`.
-- `seconds`: of optimizer steps on this machine, without start, checkpoints and evaluation, as two runs of a few steps
-  measure it first.
+- `seconds`: of optimizer steps on this machine, without start, checkpoints and evaluation, as two
+  runs of a few steps measure it first.
 
-A system is a file in `training_scripts/configs/systems`, or any other overlay (`--systems mine.yaml`). Every other
-option goes to `training_scripts/train.py` (`--hidden_size 64`, `--warmup_steps 0.1`), for all systems alike: mind the
-warm-up, which a small budget may never leave. The runs are in `--output_dir`. The same command started again continues
-there: finished systems are not run again, one that was killed resumes from its newest checkpoint, or in its evaluation.
-All of it runs in one process, on one device.
+A system is a file in `training_scripts/configs/systems`, or any other overlay (`--systems
+mine.yaml`). Every other option goes to `training_scripts/train.py` (`--hidden_size 64`,
+`--warmup_steps 0.1`), for all systems alike: mind the warm-up, which a small budget may never
+leave. The runs are in `--output_dir`. The same command started again continues there: finished
+systems are not run again, one that was killed resumes from its newest checkpoint, or in its
+evaluation. All of it runs in one process, on one device.
 """
 
 import argparse
@@ -43,7 +45,12 @@ from hf_lomdm.evaluation.compare import comparison_table, difference
 from hf_lomdm.evaluation.corpus import evaluate_corpus, process_state
 from hf_lomdm.evaluation.parts import PartsFile
 from hf_lomdm.evaluation.records import check_output, write_record
-from hf_lomdm.training.arguments import LoMDMTrainingArguments, ModelArguments, parse_arguments, read_config
+from hf_lomdm.training.arguments import (
+    LoMDMTrainingArguments,
+    ModelArguments,
+    parse_arguments,
+    read_config,
+)
 from hf_lomdm.training.models import causal_config, diffusion_config
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
@@ -54,7 +61,8 @@ TRAIN = Path(__file__).resolve().parents[2] / "training_scripts" / "train.py"
 SYSTEMS = TRAIN.parent / "configs" / "systems"
 DEFAULT_SYSTEMS = ("lomdm", "mdlm", "sedd", "genmd4", "bd3lm_16", "block_lomdm", "ar")
 BUDGETS = ("tokens", "flops", "seconds")
-PROBE_STEPS = (4, 14)  # of the two runs that measure a step; what comes before the first step is the same for both
+# of the two runs that measure a step; what comes before the first step is the same for both
+PROBE_STEPS = (4, 14)
 EVALUATION_SEED = 0
 
 
@@ -71,7 +79,8 @@ class Budget(NamedTuple):
 class Run(NamedTuple):
     """One system: the words for `train.py` but for its folder and steps, and what they mean.
 
-    `setting` names all that its values depend on, but not the places of files, which may differ between two starts.
+    `setting` names all that its values depend on, but not the places of files, which may differ
+    between two starts.
     """
 
     name: str
@@ -89,7 +98,8 @@ def parse_budget(text: str) -> Budget:
     """`tokens=1e6` and the like.
 
     Raises:
-        argparse.ArgumentTypeError: another form, an unknown kind, or an amount that is not positive and finite.
+        argparse.ArgumentTypeError: another form, an unknown kind, or an amount that is not positive
+            and finite.
     """
     kind, _, number = text.partition("=")
     try:
@@ -110,7 +120,8 @@ def steps_within(budget: Budget, cost: float) -> int:
     Raises:
         ValueError: it does not buy a single one.
     """
-    steps = int(budget.amount / cost * (1 + 1e-12))  # what divides evenly may fall short by the last digit
+    # what divides evenly may fall short by the last digit
+    steps = int(budget.amount / cost * (1 + 1e-12))
     if steps < 1:
         raise ValueError(
             f"--budget {budget} is less than one optimizer step, which costs {cost:.4g} {budget.kind}. "
@@ -120,13 +131,20 @@ def steps_within(budget: Budget, cost: float) -> int:
 
 
 def tokens_per_step(training: LoMDMTrainingArguments, rows: Dataset) -> float:
-    """Tokens of text in the batch of one optimizer step, on average over `rows`; padding does not count."""
+    """Tokens of text in the batch of one optimizer step, on average over `rows`; padding does not
+    count."""
     lengths = sum(len(row["input_ids"]) for row in rows)
-    return training.per_device_train_batch_size * training.gradient_accumulation_steps * lengths / len(rows)
+    return (
+        training.per_device_train_batch_size
+        * training.gradient_accumulation_steps
+        * lengths
+        / len(rows)
+    )
 
 
 def step_seconds(short: float, long: float) -> float:
-    """Seconds of a step, from those of runs of `PROBE_STEPS`; where noise hides the difference, from the longer."""
+    """Seconds of a step, from those of runs of `PROBE_STEPS`; where noise hides the difference,
+    from the longer."""
     fewer, more = PROBE_STEPS
     return (long - short) / (more - fewer) if long > short else long / more
 
@@ -149,27 +167,51 @@ def make_runs(options: argparse.Namespace, words: list[str]) -> list[Run]:
     """What is to be trained.
 
     Raises:
-        ValueError: options of `train.py` that are wrong or set by the budget, systems twice or on different text.
+        ValueError: options of `train.py` that are wrong or set by the budget, systems twice or on
+            different text.
     """
     for name in ("--max_steps", "--num_train_epochs", "--resume_from_checkpoint"):
         if any(word.split("=")[0].replace("-", "_") == name.replace("-", "_") for word in words):
             raise ValueError(f"{name} is set by --budget. Leave it out.")
-    files = [Path(name) if name.endswith(".yaml") else SYSTEMS / f"{name}.yaml" for name in options.systems]
+    files = [
+        Path(name) if name.endswith(".yaml") else SYSTEMS / f"{name}.yaml"
+        for name in options.systems
+    ]
     if len({file.stem for file in files}) < len(files):
         raise ValueError(f"--systems {' '.join(options.systems)} has a name twice. Pass each once.")
     runs = []
     for file in files:
-        line = ["--config", str(options.config), "--config", str(file), *words, "--eval_strategy", "no"]
+        line = [
+            "--config",
+            str(options.config),
+            "--config",
+            str(file),
+            *words,
+            "--eval_strategy",
+            "no",
+        ]
         setting = {"settings": read_config(options.config) | read_config(file), "options": words}
         setting["budget"] = str(options.budget)
-        runs.append(Run(file.stem, line, setting, *parse_arguments([*line, "--output_dir", str(options.output_dir)])))
+        runs.append(
+            Run(
+                file.stem,
+                line,
+                setting,
+                *parse_arguments([*line, "--output_dir", str(options.output_dir)]),
+            )
+        )
         if runs[-1].data != runs[0].data:
-            raise ValueError(f"{file} changes the text or its rows, so values do not compare. Set them in --config.")
+            raise ValueError(
+                f"{file} changes the text or its rows, so values do not compare. Set them in --config."
+            )
     return runs
 
 
-def planned_steps(run: Run, options: argparse.Namespace, model: PreTrainedModel, tokens: float) -> dict[str, Any]:
-    """The plan of `run`: its steps and what they spend. Kept in the folder, so that resuming plans nothing anew.
+def planned_steps(
+    run: Run, options: argparse.Namespace, model: PreTrainedModel, tokens: float
+) -> dict[str, Any]:
+    """The plan of `run`: its steps and what they spend. Kept in the folder, so that resuming plans
+    nothing anew.
 
     Args:
         model: of the system, on any device. tokens: of text per step.
@@ -180,12 +222,22 @@ def planned_steps(run: Run, options: argparse.Namespace, model: PreTrainedModel,
     if path.exists():
         plan = _read(path)
         if any(plan[key] != value for key, value in run.setting.items()):
-            raise ValueError(f"{path} is of other settings or another budget. Pass another --output_dir, or delete it.")
+            raise ValueError(
+                f"{path} is of other settings or another budget. Pass another --output_dir, or delete it."
+            )
         return plan
     operations = tokens * flops.training(model.config, run.data.max_length)
-    costs = {"tokens": lambda: tokens, "flops": lambda: operations, "seconds": lambda: measure_step(run)}
+    costs = {
+        "tokens": lambda: tokens,
+        "flops": lambda: operations,
+        "seconds": lambda: measure_step(run),
+    }
     steps = steps_within(options.budget, costs[options.budget.kind]())
-    spent = {"train_tokens": steps * tokens, "train_flops": steps * operations, "parameters": model.num_parameters()}
+    spent = {
+        "train_tokens": steps * tokens,
+        "train_flops": steps * operations,
+        "parameters": model.num_parameters(),
+    }
     write_record(path, run.setting | {"steps": steps} | spent)
     return _read(path)
 
@@ -199,26 +251,39 @@ def new_model(run: Run, token_ids: dict[str, int | None]) -> PreTrainedModel:
 
 
 def train(run: Run, folder: Path, steps: int, extra: list[str]) -> None:
-    """Runs `train.py` in a process of its own, from the newest checkpoint of `folder` if there is one.
+    """Runs `train.py` in a process of its own, from the newest checkpoint of `folder` if there is
+    one.
 
     Raises:
         subprocess.CalledProcessError: it failed; its reason is on the screen.
     """
-    command = [sys.executable, str(TRAIN), *run.words, "--output_dir", str(folder), "--max_steps", str(steps), *extra]
+    command = [
+        sys.executable,
+        str(TRAIN),
+        *run.words,
+        "--output_dir",
+        str(folder),
+        "--max_steps",
+        str(steps),
+        *extra,
+    ]
     subprocess.run(command, check=True, stdout=sys.stderr)
 
 
 def evaluate(run: Run, folder: Path, rows: Dataset, parts: Path) -> dict[str, Any]:
     """The record of the trained model of `folder` on `rows`; finished rows are kept in `parts`."""
     model_class = AutoModelForCausalLM if run.model.objective == "ar" else LoMDMForMaskedDiffusion
-    model = model_class.from_pretrained(folder, dtype=torch.float32).eval().to(process_state().device)
+    model = (
+        model_class.from_pretrained(folder, dtype=torch.float32).eval().to(process_state().device)
+    )
     setting = {"num_samples": run.training.eval_num_samples, "seed": EVALUATION_SEED}
     batch_tokens = run.training.per_device_eval_batch_size * run.data.max_length
     return evaluate_corpus(model, rows, **setting, batch_tokens=batch_tokens, parts_file=parts)
 
 
 def finish(run: Run, plan: dict[str, Any], folder: Path, rows: Dataset) -> dict[str, Any]:
-    """The record of `run`, from the folder where it is finished, else after training and evaluating."""
+    """The record of `run`, from the folder where it is finished, else after training and
+    evaluating."""
     path = folder / f"{run.name}.json"
     if path.exists():
         print("  finished before", flush=True)
@@ -226,9 +291,16 @@ def finish(run: Run, plan: dict[str, Any], folder: Path, rows: Dataset) -> dict[
     train(run, folder / run.name, plan["steps"], [])
     parts = folder / f"{run.name}.parts.jsonl"
     found = evaluate(run, folder / run.name, rows, parts)
-    results = folder / run.name / "train_results.json"  # not there if it was killed between two lines of train.py
+    # not there if it was killed between two lines of train.py
+    results = folder / run.name / "train_results.json"
     runtime = _read(results)["train_runtime"] if results.exists() else None
-    record = {"task": "likelihood", "model": run.name, **plan, "train_seconds_of_last_start": runtime, **found}
+    record = {
+        "task": "likelihood",
+        "model": run.name,
+        **plan,
+        "train_seconds_of_last_start": runtime,
+        **found,
+    }
     record["curve"] = training_curve(folder / run.name)
     write_record(path, record)
     PartsFile(parts, {}).delete()
@@ -236,7 +308,8 @@ def finish(run: Run, plan: dict[str, Any], folder: Path, rows: Dataset) -> dict[
 
 
 def training_curve(folder: Path) -> list[list[float]]:
-    """Pairs of optimizer step and bound of the training batches since the line before, nats per token."""
+    """Pairs of optimizer step and bound of the training batches since the line before, nats per
+    token."""
     states = [_read(path) for path in folder.rglob("trainer_state.json")]
     newest = max(states, key=lambda state: state["global_step"])
     return [[line["step"], line["loss"]] for line in newest["log_history"] if "loss" in line]
@@ -257,7 +330,9 @@ def compare(options: argparse.Namespace, words: list[str]) -> dict[str, dict[str
     records = {}
     for number, run in enumerate(runs, start=1):
         if run.data.train_tokenizer:  # one tokenizer for all, so that rows are the same
-            run.words.extend(["--train_tokenizer", "", "--tokenizer", str(options.output_dir / "tokenizer")])
+            run.words.extend(
+                ["--train_tokenizer", "", "--tokenizer", str(options.output_dir / "tokenizer")]
+            )
         print(f"[{number}/{len(runs)}] {run.name}", flush=True)
         tokens = tokens_per_step(run.training, texts["train"])
         plan = planned_steps(run, options, new_model(run, token_ids), tokens)
@@ -267,7 +342,8 @@ def compare(options: argparse.Namespace, words: list[str]) -> dict[str, dict[str
 
 
 def summary(records: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The records without the values of single texts, with the differences to the first that need them."""
+    """The records without the values of single texts, with the differences to the first that need
+    them."""
     first = next(iter(records.values()))
     return {
         name: {key: value for key, value in record.items() if key != "per_text"}
@@ -278,7 +354,9 @@ def summary(records: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 def cost_table(records: dict[str, dict[str, Any]]) -> str:
     """A line per system: what was spent on it."""
-    lines = [f"{'':14s} {'parameters':>12s} {'steps':>9s} {'tokens':>10s} {'FLOPs':>10s} {'seconds':>9s}"]
+    lines = [
+        f"{'':14s} {'parameters':>12s} {'steps':>9s} {'tokens':>10s} {'FLOPs':>10s} {'seconds':>9s}"
+    ]
     for name, record in records.items():
         seconds = record["train_seconds_of_last_start"]
         lines.append(
@@ -291,18 +369,42 @@ def cost_table(records: dict[str, dict[str, Any]]) -> str:
 def parse_options(arguments: list[str] | None = None) -> tuple[argparse.Namespace, list[str]]:
     """The options of this script, and the words that are for `train.py`."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
-    parser.add_argument("--config", type=Path, required=True, help="the text and the scale, for all systems")
-    parser.add_argument("--systems", nargs="+", default=list(DEFAULT_SYSTEMS), help="the first one is the reference")
-    parser.add_argument("--budget", type=parse_budget, required=True, help="tokens=N, flops=N or seconds=N, for each")
-    parser.add_argument("--output", type=Path, help="default outputs/studies/compare-<config>-<budget>.json")
-    parser.add_argument("--output_dir", type=Path, help="of the runs; default outputs/compare-<config>-<budget>")
+    parser.add_argument(
+        "--config", type=Path, required=True, help="the text and the scale, for all systems"
+    )
+    parser.add_argument(
+        "--systems", nargs="+", default=list(DEFAULT_SYSTEMS), help="the first one is the reference"
+    )
+    parser.add_argument(
+        "--budget",
+        type=parse_budget,
+        required=True,
+        help="tokens=N, flops=N or seconds=N, for each",
+    )
+    parser.add_argument(
+        "--output", type=Path, help="default outputs/studies/compare-<config>-<budget>.json"
+    )
+    parser.add_argument(
+        "--output_dir", type=Path, help="of the runs; default outputs/compare-<config>-<budget>"
+    )
     options, words = parser.parse_known_args(arguments)
-    options.output = options.output or Path(f"outputs/studies/compare-{options.config.stem}-{options.budget}.json")
-    options.output_dir = options.output_dir or Path(f"outputs/compare-{options.config.stem}-{options.budget}")
-    if options.output.parent.resolve() == options.output_dir.resolve() and options.output.stem in options.systems:
-        parser.error(f"--output {options.output} is the place of the record of that system alone. Rename it.")
+    options.output = options.output or Path(
+        f"outputs/studies/compare-{options.config.stem}-{options.budget}.json"
+    )
+    options.output_dir = options.output_dir or Path(
+        f"outputs/compare-{options.config.stem}-{options.budget}"
+    )
+    if (
+        options.output.parent.resolve() == options.output_dir.resolve()
+        and options.output.stem in options.systems
+    ):
+        parser.error(
+            f"--output {options.output} is the place of the record of that system alone. Rename it."
+        )
     return options, words
 
 
@@ -314,7 +416,9 @@ def main(arguments: list[str] | None = None) -> None:
         check_output(options.output, header)
         records = compare(options, words)
     except subprocess.CalledProcessError as error:
-        sys.exit(f"error: training ended with status {error.returncode}. The same command again continues there.")
+        sys.exit(
+            f"error: training ended with status {error.returncode}. The same command again continues there."
+        )
     except ValueError as error:
         sys.exit(f"error: {error}")
     write_record(options.output, header | {"systems": summary(records)})

@@ -1,4 +1,5 @@
-"""Learning curves from the records of `compare_systems.py`, and how soon each system is where the first one ends.
+"""Learning curves from the records of `compare_systems.py`, and how soon each system is where the
+first one ends.
 
     python studies/family/compare_systems.py --config training_scripts/configs/tiny.yaml --systems mdlm lomdm \\
         --budget tokens=1e6 --output outputs/compare_tiny.json
@@ -6,9 +7,10 @@
 
 Systems of several records go into one picture; of one that is in two of them, the first counts.
 
-A curve is the bound of the training batches between two lines of the log: of text that was not seen before as long as a
-run is shorter than an epoch, with the weights as they are, not their average. It falls steeply at the end, where the
-learning rate decays, so that a longer run is at a loss in the middle: shares of steps are on the careful side.
+A curve is the bound of the training batches between two lines of the log: of text that was not seen
+before as long as a run is shorter than an epoch, with the weights as they are, not their average.
+It falls steeply at the end, where the learning rate decays, so that a longer run is at a loss in
+the middle: shares of steps are on the careful side.
 """
 
 import argparse
@@ -24,11 +26,15 @@ WINDOW = 5  # lines of the log that are averaged
 
 def smooth(values: list[float]) -> list[float]:
     """Each value averaged with up to `WINDOW - 1` before it."""
-    return [sum(part) / len(part) for part in (values[max(0, i + 1 - WINDOW) : i + 1] for i in range(len(values)))]
+    return [
+        sum(part) / len(part)
+        for part in (values[max(0, i + 1 - WINDOW) : i + 1] for i in range(len(values)))
+    ]
 
 
 def reached_at(curve: list[list[float]], value: float) -> float | None:
-    """The step at which the smoothed curve comes to `value`, between two lines by a straight line; None if it does not.
+    """The step at which the smoothed curve comes to `value`, between two lines by a straight line;
+    None if it does not.
 
     Args:
         curve: pairs of optimizer step and nats per token, by step.
@@ -44,7 +50,8 @@ def reached_at(curve: list[list[float]], value: float) -> float | None:
 
 
 def shares(systems: dict[str, dict[str, Any]]) -> dict[str, tuple[float, float] | None]:
-    """Shares of the first system's steps and operations after which each system is where the first one ends.
+    """Shares of the first system's steps and operations after which each system is where the first
+    one ends.
 
     None for those that never are.
     """
@@ -54,7 +61,9 @@ def shares(systems: dict[str, dict[str, Any]]) -> dict[str, tuple[float, float] 
     for name, one in systems.items():
         step = reached_at(one["curve"], goal)
         flops = one["train_flops"] / one["steps"]
-        found[name] = None if step is None else (step / first["steps"], step * flops / first["train_flops"])
+        found[name] = (
+            None if step is None else (step / first["steps"], step * flops / first["train_flops"])
+        )
     return found
 
 
@@ -65,7 +74,9 @@ def plot_curves(systems: dict[str, dict[str, Any]], path: Path) -> None:
         ImportError: without matplotlib. ValueError: the ending of `path` is none of a picture.
     """
     figure, panels = figure_and_axes(11, 4.2, 2)
-    for (cost, label), axes in zip({"train_tokens": "tokens", "train_flops": "FLOPs"}.items(), panels, strict=True):
+    for (cost, label), axes in zip(
+        {"train_tokens": "tokens", "train_flops": "FLOPs"}.items(), panels, strict=True
+    ):
         for number, (name, one) in enumerate(systems.items()):
             unit = one[cost] / one["steps"]
             heights = smooth([nats for _, nats in one["curve"]])
@@ -91,26 +102,37 @@ def read_systems(paths: list[Path]) -> dict[str, dict[str, Any]]:
         found = json.loads(path.read_text(encoding="utf-8"))["systems"]
         without = [name for name, one in found.items() if not one.get("curve")]
         if without:
-            raise ValueError(f"{path} has no curve of {without}. Run compare_systems.py again, with logging.")
+            raise ValueError(
+                f"{path} has no curve of {without}. Run compare_systems.py again, with logging."
+            )
         systems |= {name: one for name, one in found.items() if name not in systems}
     return systems
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("records", type=Path, nargs="+", help="of compare_systems.py")
     parser.add_argument("--output", type=Path, required=True, help="picture file, a new one")
     options = parser.parse_args(arguments)
     try:
         if options.output.exists():
-            raise ValueError(f"--output {options.output} is there already. Pass another name, or delete it.")
+            raise ValueError(
+                f"--output {options.output} is there already. Pass another name, or delete it."
+            )
         systems = read_systems(options.records)
         plot_curves(systems, options.output)
     except (ImportError, OSError, ValueError, KeyError) as error:
         sys.exit(f"error: {error}")
-    print("share of the first system's steps and FLOPs after which a system is where the first one ends")
+    print(
+        "share of the first system's steps and FLOPs after which a system is where the first one ends"
+    )
     for name, share in shares(systems).items():
-        print(f"{name:16s} " + ("never" if share is None else f"{share[0]:6.1%} of steps  {share[1]:6.1%} of FLOPs"))
+        print(
+            f"{name:16s} "
+            + ("never" if share is None else f"{share[0]:6.1%} of steps  {share[1]:6.1%} of FLOPs")
+        )
     print(f"picture: {options.output}")
 
 

@@ -1,20 +1,25 @@
-"""How much of phi's gradient is signal, and how much of the noise is the score term's, over numbers of views.
+"""How much of phi's gradient is signal, and how much of the noise is the score term's, over numbers
+of views.
 
     python studies/score_noise/score_noise.py --model MODEL --file enwiki.train.txt
     python studies/score_noise/score_noise.py --model outputs/sudoku --file sudoku17_solved.csv --clues 40
     python studies/score_noise/score_noise.py --model checkpoints/lomdm-sudoku --file sudoku17_solved.csv --batches 8 \\
-        --rows 4 --views 2                                                                     # in seconds
+        --rows 4 --views 2                                                                     # in
+        seconds
 
-The gradient of the loss in the weights of phi has two parts (docs/method.md): `path`, through the rates in the bound,
-and `score`, through the law of the masks, which RLOO estimates from the views of a text. Both are taken from the same
-batches, of other texts and draws each, without an update between them. Reported for each part and for both:
+The gradient of the loss in the weights of phi has two parts (docs/method.md): `path`, through the
+rates in the bound, and `score`, through the law of the masks, which RLOO estimates from the views
+of a text. Both are taken from the same batches, of other texts and draws each, without an update
+between them. Reported for each part and for both:
 
-- `signal`: length of the mean gradient, from products of gradients of different batches, which are not biased upwards
-  (0 where their mean is negative), and its square with a jackknife error;
+- `signal`: length of the mean gradient, from products of gradients of different batches, which are
+  not biased upwards (0 where their mean is negative), and its square with a jackknife error;
 - `noise`: root mean square distance of one batch's gradient from the mean;
-- `batches`: `(noise / signal)^2`, how many must be averaged until the mean shows (none where there is no signal).
+- `batches`: `(noise / signal)^2`, how many must be averaged until the mean shows (none where there
+  is no signal).
 
-A file that ends in .csv holds puzzles, any other text. Record: outputs/studies/score_noise-MODEL-FILE.json.
+A file that ends in .csv holds puzzles, any other text. Record:
+outputs/studies/score_noise-MODEL-FILE.json.
 """
 
 import argparse
@@ -41,8 +46,11 @@ PARTS = ("path", "score", "both")
 CLUES = 40
 
 
-def phi_gradients(model: LoMDMForMaskedDiffusion, rows: dict[str, Tensor], seed: int) -> tuple[Tensor, Tensor]:
-    """Gradients `[P]` in phi of one batch `[B, L]`, in nats per token: of the bound alone, and of the score alone."""
+def phi_gradients(
+    model: LoMDMForMaskedDiffusion, rows: dict[str, Tensor], seed: int
+) -> tuple[Tensor, Tensor]:
+    """Gradients `[P]` in phi of one batch `[B, L]`, in nats per token: of the bound alone, and of
+    the score alone."""
     found = []
     for training in (False, True):  # the score is in the loss of training alone
         generator = torch.Generator().manual_seed(seed)
@@ -53,7 +61,8 @@ def phi_gradients(model: LoMDMForMaskedDiffusion, rows: dict[str, Tensor], seed:
 
 
 def signal_and_noise(gradients: Tensor) -> dict[str, float | None]:
-    """Length of the mean of independent gradients `[N, P]`, `N >= 3`, the error of its square, the noise about it."""
+    """Length of the mean of independent gradients `[N, P]`, `N >= 3`, the error of its square, the
+    noise about it."""
     count = len(gradients)
     products = gradients.double() @ gradients.double().T  # [N, N]
     total, own, row = products.sum(), products.trace(), products.sum(1) - products.diagonal()
@@ -61,12 +70,19 @@ def signal_and_noise(gradients: Tensor) -> dict[str, float | None]:
     without = (total - own - 2 * row) / ((count - 1) * (count - 2))  # [N], each batch left out
     error = ((count - 1) / count * (without - without.mean()).square().sum()).sqrt()
     signal, noise = square.clamp(min=0).sqrt(), (own / count - square).clamp(min=0).sqrt()
-    found = {"signal": signal, "signal_squared": square, "signal_squared_error": error, "noise": noise}
+    found = {
+        "signal": signal,
+        "signal_squared": square,
+        "signal_squared_error": error,
+        "noise": noise,
+    }
     batches = float((noise / signal).square()) if signal > 0 else None
     return {name: float(value) for name, value in found.items()} | {"batches": batches}
 
 
-def load_rows(options: argparse.Namespace, model: LoMDMForMaskedDiffusion) -> list[dict[str, Tensor]]:
+def load_rows(
+    options: argparse.Namespace, model: LoMDMForMaskedDiffusion
+) -> list[dict[str, Tensor]]:
     """`--batches` batches of `--rows` texts or puzzles each, as the model takes them.
 
     Raises:
@@ -82,7 +98,9 @@ def load_rows(options: argparse.Namespace, model: LoMDMForMaskedDiffusion) -> li
         puzzles = load_puzzles(options.file, 0, options.max_rows)
         generator = torch.Generator().manual_seed(0)
         some = training_rows(add_clues(puzzle, options.clues, generator) for puzzle in puzzles)
-        ids, labels = (torch.tensor([row[name] for row in some]) for name in ("input_ids", "labels"))
+        ids, labels = (
+            torch.tensor([row[name] for row in some]) for name in ("input_ids", "labels")
+        )
     else:
         ids = labels = load_texts(options, model)
     if len(ids) < options.max_rows:
@@ -93,25 +111,48 @@ def load_rows(options: argparse.Namespace, model: LoMDMForMaskedDiffusion) -> li
     return [{"input_ids": one, "labels": other} for one, other in parts]
 
 
-def measure(model: LoMDMForMaskedDiffusion, batches: list[dict[str, Tensor]], num_views: int) -> dict:
+def measure(
+    model: LoMDMForMaskedDiffusion, batches: list[dict[str, Tensor]], num_views: int
+) -> dict:
     """`signal_and_noise` of each of `PARTS`."""
     model.config.num_views = num_views
-    pairs = [phi_gradients(model, rows, seed) for seed, rows in enumerate(tqdm(batches, desc=f"{num_views} views"))]
+    pairs = [
+        phi_gradients(model, rows, seed)
+        for seed, rows in enumerate(tqdm(batches, desc=f"{num_views} views"))
+    ]
     path, score = (torch.stack(part) for part in zip(*pairs, strict=True))
-    return {name: signal_and_noise(part) for name, part in zip(PARTS, (path, score, path + score), strict=True)}
+    return {
+        name: signal_and_noise(part)
+        for name, part in zip(PARTS, (path, score, path + score), strict=True)
+    }
 
 
 def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", type=nonempty, required=True, help="folder of a LoMDM")
     parser.add_argument(
-        "--file", type=nonempty, required=True, help="text, or a .csv file with the columns puzzle and solution"
+        "--file",
+        type=nonempty,
+        required=True,
+        help="text, or a .csv file with the columns puzzle and solution",
     )
-    parser.add_argument("--clues", type=whole(0, CELLS), default=CLUES, help="cells given of each puzzle")
+    parser.add_argument(
+        "--clues", type=whole(0, CELLS), default=CLUES, help="cells given of each puzzle"
+    )
     parser.add_argument("--rows", type=whole(1), default=32, help="texts in a batch")
     parser.add_argument("--batches", type=whole(3), default=64, help="3 or more, for an error")
-    parser.add_argument("--views", type=whole(2), nargs="+", default=[2, 4, 8], help="2 or more, which RLOO compares")
-    parser.add_argument("--output", type=nonempty, help="default outputs/studies/score_noise-MODEL-FILE.json")
+    parser.add_argument(
+        "--views",
+        type=whole(2),
+        nargs="+",
+        default=[2, 4, 8],
+        help="2 or more, which RLOO compares",
+    )
+    parser.add_argument(
+        "--output", type=nonempty, help="default outputs/studies/score_noise-MODEL-FILE.json"
+    )
     return parser.parse_args(arguments)
 
 
@@ -126,10 +167,14 @@ def main(arguments: list[str] | None = None) -> None:
         with loading("--model", options.model):
             model = LoMDMForMaskedDiffusion.from_pretrained(options.model, dtype=torch.float32)
         if model.phi is None:
-            raise ValueError(f"--model {options.model} has no phi: its rate_type is {model.config.rate_type!r}.")
+            raise ValueError(
+                f"--model {options.model} has no phi: its rate_type is {model.config.rate_type!r}."
+            )
         batches = load_rows(options, model)
     model.requires_grad_(False).phi.requires_grad_(True)
-    print(f"{'views':>5s} {'part':6s} {'signal':>10s} {'its square':>22s} {'noise':>10s} {'batches':>10s}")
+    print(
+        f"{'views':>5s} {'part':6s} {'signal':>10s} {'its square':>22s} {'noise':>10s} {'batches':>10s}"
+    )
     found = {}
     for num_views in options.views:
         found[num_views] = measure(model, batches, num_views)

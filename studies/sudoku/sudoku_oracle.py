@@ -1,20 +1,25 @@
-"""What an order by certainty would give on Sudoku within a law of the rates, with oracles in place of the order heads.
+"""What an order by certainty would give on Sudoku within a law of the rates, with oracles in place
+of the order heads.
 
     python studies/sudoku/sudoku_oracle.py --model checkpoints/lomdm-sudoku --file sudoku17_solved.csv --start 43000
     python studies/sudoku/sudoku_oracle.py --model checkpoints/lomdm-sudoku --file sudoku17_solved.csv --start 43000 \\
-        --max_rows 16 --laws uniform "normsig 20"                                              # in a minute
+        --max_rows 16 --laws uniform "normsig 20"                                              # in
+        a minute
 
-The token law is the model's. Rates come from its entropy at each cell, in nats (0 at cells that are known): forward
-rates from the state in which the clues alone are known, reverse rates from the state that is filled. A learned phi may
-do better, for it reads the solution, and can tell more of the later states than the first one shows. Laws:
+The token law is the model's. Rates come from its entropy at each cell, in nats (0 at cells that are
+known): forward rates from the state in which the clues alone are known, reverse rates from the
+state that is filled. A learned phi may do better, for it reads the solution, and can tell more of
+the later states than the first one shows. Laws:
 
 - `uniform`: all rates 1;
-- `normsig SLOPE [C2]`: LoMDM's `c1 + c2 NormSig(g)`, `g = -SLOPE entropy` centred as in the model, with its c1 and c2;
+- `normsig SLOPE [C2]`: LoMDM's `c1 + c2 NormSig(g)`, `g = -SLOPE entropy` centred as in the model,
+  with its c1 and c2;
 - `exp SLOPE`: `exp(-SLOPE entropy)`, without bounds on the ratio of two rates.
 
-For each: the main part of the order bound, to which the heads would come if psi could follow phi exactly; the whole
-bound with these reverse rates, which do not know the clues from the rest, and what it is over that of the first law,
-paired; and the share of puzzles that `sequential` solves, a cell at a time. Record: outputs/studies/.
+For each: the main part of the order bound, to which the heads would come if psi could follow phi
+exactly; the whole bound with these reverse rates, which do not know the clues from the rest, and
+what it is over that of the first law, paired; and the share of puzzles that `sequential` solves, a
+cell at a time. Record: outputs/studies/.
 """
 
 import argparse
@@ -57,12 +62,15 @@ class OracleRates(RateLaw):
         hidden = model.model(start, batch.attention_mask).last_hidden_state
         return self.law(token_entropy(model, hidden) * batch.maskable)
 
-    def reverse_rates(self, model: LoMDMForMaskedDiffusion, hidden: Tensor, batch: Batch, *_, **__) -> Tensor:
+    def reverse_rates(
+        self, model: LoMDMForMaskedDiffusion, hidden: Tensor, batch: Batch, *_, **__
+    ) -> Tensor:
         return self.law(token_entropy(model, hidden) * (batch.ids == model.config.mask_token_id))
 
 
 def token_entropy(model: LoMDMForMaskedDiffusion, hidden: Tensor) -> Tensor:
-    """Entropy of the token law of hidden states `[..., D]`, in nats; it means nothing where a token is known."""
+    """Entropy of the token law of hidden states `[..., D]`, in nats; it means nothing where a token
+    is known."""
     log_law = model.token_logits(hidden).float().log_softmax(-1)
     return torch.special.entr(log_law.exp()).sum(-1)
 
@@ -88,13 +96,20 @@ def make_law(words: str, c1: float, c2: float) -> Callable[[Tensor], Tensor]:
 def measure(
     model: LoMDMForMaskedDiffusion, pipe: LoMDMPipeline, puzzles: list[Puzzle], num_samples: int
 ) -> tuple[dict, Tensor]:
-    """Main part and whole of the order bound in nats per cell and the share of puzzles solved, with standard errors.
+    """Main part and whole of the order bound in nats per cell and the share of puzzles solved, with
+    standard errors.
 
     Also the bound of each puzzle `[B]`, whose draws are the same for every law.
     """
     rows = training_rows(puzzles)
     ids, labels = (torch.tensor([row[name] for row in rows]) for name in ("input_ids", "labels"))
-    found = nelbo(model, ids, labels=labels, num_samples=num_samples, generator=torch.Generator().manual_seed(0))
+    found = nelbo(
+        model,
+        ids,
+        labels=labels,
+        num_samples=num_samples,
+        generator=torch.Generator().manual_seed(0),
+    )
     cells = (labels != -100).sum(-1)
     bounds = found.nelbo / cells
     parts = describe("main", found.main / cells) | describe("bound", bounds)
@@ -109,15 +124,28 @@ def describe(name: str, values: Tensor) -> dict[str, float]:
 
 
 def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=nonempty, required=True, help="folder of a LoMDM of --task sudoku")
-    parser.add_argument("--file", type=nonempty, required=True, help="a .csv file with the columns puzzle and solution")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--model", type=nonempty, required=True, help="folder of a LoMDM of --task sudoku"
+    )
+    parser.add_argument(
+        "--file",
+        type=nonempty,
+        required=True,
+        help="a .csv file with the columns puzzle and solution",
+    )
     parser.add_argument("--start", type=whole(0), default=0, help="the first puzzle")
     parser.add_argument("--max_rows", type=whole(2), default=256, help="puzzles, 2 or more")
     parser.add_argument("--clues", type=whole(0, CELLS), default=40, help="cells given of each")
-    parser.add_argument("--num_samples", type=whole(1), default=8, help="draws per puzzle for the bound")
+    parser.add_argument(
+        "--num_samples", type=whole(1), default=8, help="draws per puzzle for the bound"
+    )
     parser.add_argument("--laws", nargs="+", default=list(LAWS))
-    parser.add_argument("--output", type=nonempty, help="default outputs/studies/sudoku_oracle-MODEL-FILE.json")
+    parser.add_argument(
+        "--output", type=nonempty, help="default outputs/studies/sudoku_oracle-MODEL-FILE.json"
+    )
     return parser.parse_args(arguments)
 
 
@@ -135,17 +163,23 @@ def main(arguments: list[str] | None = None) -> None:
         generator = torch.Generator().manual_seed(0)
         puzzles = [add_clues(puzzle, options.clues, generator) for puzzle in puzzles]
         if len(puzzles) < 2:
-            raise ValueError(f"--max_rows must leave at least 2 puzzles for an error, got {len(puzzles)}.")
+            raise ValueError(
+                f"--max_rows must leave at least 2 puzzles for an error, got {len(puzzles)}."
+            )
     pipe = LoMDMPipeline.from_pretrained(options.model, model=model)
     pipe.set_progress_bar_config(disable=True)
-    print(f"{'law':15s} {'main, nats per cell':>19s} {'over the first':>19s} {'solved':>15s} {'forced reveals':>15s}")
+    print(
+        f"{'law':15s} {'main, nats per cell':>19s} {'over the first':>19s} {'solved':>15s} {'forced reveals':>15s}"
+    )
     found, first = {}, None
     for words, law in laws.items():
         with model.with_rates(OracleRates(law)):
             one, bounds = measure(model, pipe, puzzles, options.num_samples)
         first = bounds if first is None else first
         found[words] = one = one | describe("over_first", bounds - first)
-        parts = (f"{one[name]:.4f} +- {one[f'{name}_error']:.4f}" for name in ("main", "over_first"))
+        parts = (
+            f"{one[name]:.4f} +- {one[f'{name}_error']:.4f}" for name in ("main", "over_first")
+        )
         solved = f"{one['value']:.3f} +- {one['standard_error']:.3f}"
         print(
             f"{words:15s}",

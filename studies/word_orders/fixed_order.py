@@ -1,4 +1,5 @@
-"""Trains a masked diffusion model in an order that leans to the left and is given, not learned: what it is worth.
+"""Trains a masked diffusion model in an order that leans to the left and is given, not learned:
+what it is worth.
 
     python studies/word_orders/fixed_order.py --law "exp 0.05" --output outputs/fixed_order_exp.json \\
         --config training_scripts/configs/enwiki.yaml --train_file enwiki.train.txt \\
@@ -9,17 +10,19 @@ On a laptop, in two minutes:
     python studies/word_orders/fixed_order.py --law "exp 0.05" --output outputs/fixed_order_tiny.json \\
         --config training_scripts/configs/tiny.yaml --max_steps 200 --eval_strategy no
 
-Forward and reverse rates are the same function of the position `i = 0, 1, ..`, so nothing of the order has to be
-learned and the velocity part is zero. Laws:
+Forward and reverse rates are the same function of the position `i = 0, 1, ..`, so nothing of the
+order has to be learned and the velocity part is zero. Laws:
 
 - `uniform`: MDLM;
-- `normsig SLOPE`: LoMDM's `c1 + c2 NormSig(g)`, `g = -SLOPE i` centred, with its c1 and c2. Such scores are high in one
-  half and low in the other: with 0.7 and 0.65 two rates differ by a factor of 2.7 at most, where the law allows 14;
+- `normsig SLOPE`: LoMDM's `c1 + c2 NormSig(g)`, `g = -SLOPE i` centred, with its c1 and c2. Such
+  scores are high in one half and low in the other: with 0.7 and 0.65 two rates differ by a factor
+  of 2.7 at most, where the law allows 14;
 - `exp SLOPE`: `exp(-SLOPE i)`. Neighbours are in order with probability `1 / (1 + exp(-SLOPE))`.
 
-All other words are for `training_scripts/train.py`, whose `rate_type` is `uniform` here; one process. One view per text
-unless `--num_views` says otherwise. The model in `output_dir` is an MDLM that does not know its order, though the bound
-on its card is that of its order. The record holds this bound, of the same rows and draws as `compare_systems.py`.
+All other words are for `training_scripts/train.py`, whose `rate_type` is `uniform` here; one
+process. One view per text unless `--num_views` says otherwise. The model in `output_dir` is an MDLM
+that does not know its order, though the bound on its card is that of its order. The record holds
+this bound, of the same rows and draws as `compare_systems.py`.
 """
 
 import argparse
@@ -61,7 +64,12 @@ def rates_by_position(law: str, length: int, c1: float, c2: float) -> Tensor:
         slopes = None
     if (name, slopes) == ("uniform", []):
         return torch.ones(length)
-    if name in ("normsig", "exp") and slopes and len(slopes) == 1 and abs(slopes[0]) * (length - 1) <= STEEPEST:
+    if (
+        name in ("normsig", "exp")
+        and slopes
+        and len(slopes) == 1
+        and abs(slopes[0]) * (length - 1) <= STEEPEST
+    ):
         scores = -slopes[0] * position
         return scores.exp() if name == "exp" else learned_rates(centre(scores[None]), c1, c2)[0]
     raise ValueError(
@@ -79,7 +87,9 @@ class PositionRates(RateLaw):
     def forward_rates(self, model: LoMDMForMaskedDiffusion, batch: Batch) -> Tensor:
         return self.rates.to(batch.position.device)[batch.position]
 
-    def reverse_rates(self, model: LoMDMForMaskedDiffusion, hidden: Tensor, batch: Batch, *_, **__) -> Tensor:
+    def reverse_rates(
+        self, model: LoMDMForMaskedDiffusion, hidden: Tensor, batch: Batch, *_, **__
+    ) -> Tensor:
         return self.forward_rates(model, batch)
 
 
@@ -87,21 +97,36 @@ def parse_options(arguments: list[str] | None = None) -> tuple[argparse.Namespac
     """The options of this script, the run that they describe, and the rates of its positions `[L]`.
 
     Raises:
-        ValueError: a law that does not exist; a system with blocks or without masks, or a task with given positions.
+        ValueError: a law that does not exist; a system with blocks or without masks, or a task with
+            given positions.
     """
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument("--law", required=True)
     parser.add_argument("--output", type=Path, required=True, help="the record")
-    parser.add_argument("--output_dir", help="of the run; default outputs/fixed-<law>: a folder for each law")
+    parser.add_argument(
+        "--output_dir", help="of the run; default outputs/fixed-<law>: a folder for each law"
+    )
     options, words = parser.parse_known_args(arguments)
     folder = options.output_dir or f"outputs/fixed-{options.law.replace(' ', '-')}"
     words = [*words, "--rate_type", "uniform", "--output_dir", folder]
     run = Run("fixed_order", words, {}, *parse_arguments(words))
-    if run.model.objective != "diffusion" or run.model.block_size is not None or run.data.task != "text":
-        raise ValueError("a fixed order is for --objective diffusion and --task text, without --block_size.")
-    return options, run, rates_by_position(options.law, run.data.max_length, run.model.c1, run.model.c2)
+    if (
+        run.model.objective != "diffusion"
+        or run.model.block_size is not None
+        or run.data.task != "text"
+    ):
+        raise ValueError(
+            "a fixed order is for --objective diffusion and --task text, without --block_size."
+        )
+    return (
+        options,
+        run,
+        rates_by_position(options.law, run.data.max_length, run.model.c1, run.model.c2),
+    )
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -111,7 +136,8 @@ def main(arguments: list[str] | None = None) -> None:
         check_output(options.output, measured)
     except ValueError as error:
         sys.exit(f"error: {error}")
-    RATE_LAWS["uniform"] = PositionRates(rates)  # of the models that train.py makes and that are loaded here
+    # of the models that train.py makes and that are loaded here
+    RATE_LAWS["uniform"] = PositionRates(rates)
     sys.argv = [str(TRAIN), *run.words]
     runpy.run_path(str(TRAIN), run_name="__main__")
     folder = Path(run.training.output_dir)
@@ -120,7 +146,9 @@ def main(arguments: list[str] | None = None) -> None:
     found = evaluate(run, folder, texts["validation"], parts)
     write_record(options.output, measured | found)
     PartsFile(parts, {}).delete()
-    print(f"order bound in its order: {found['value']:.4f} +- {found['standard_error']:.4f} nats per token")
+    print(
+        f"order bound in its order: {found['value']:.4f} +- {found['standard_error']:.4f} nats per token"
+    )
     print(f"record: {options.output}")
 
 

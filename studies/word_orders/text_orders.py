@@ -1,20 +1,27 @@
-"""What texts cost a trained network when they are written in another order, without training it again.
+"""What texts cost a trained network when they are written in another order, without training it
+again.
 
     python studies/word_orders/text_orders.py --model checkpoints/lomdm-enwiki --file enwiki.test.txt
     python studies/word_orders/text_orders.py --model checkpoints/lomdm-enwiki --file enwiki.test.txt --max_rows 4 \\
-        --orders random left_to_right                                                          # in seconds
+        --orders random left_to_right                                                          # in
+        seconds
 
-In an order that is fixed by what is already revealed, `-log P(x)` is exactly the sum of `-log p_i(x_i)` at each reveal;
-where the order is drawn, this sum is a bound. Every token of a row counts, BOS and EOS too. Next comes:
+In an order that is fixed by what is already revealed, `-log P(x)` is exactly the sum of `-log
+p_i(x_i)` at each reveal; where the order is drawn, this sum is a bound. Every token of a row
+counts, BOS and EOS too. Next comes:
 
 - `random`: any position (four orders of each text);
-- `learned`: a position drawn with the model's reverse rates (with learned rates; four orders of each text);
+- `learned`: a position drawn with the model's reverse rates (with learned rates; four orders of
+  each text);
 - `left_to_right`, `right_to_left`;
-- `certain`, `uncertain`: where the entropy of the token law is least, or greatest, ties to the left;
-- `near`, `far`: the position nearest to one that is known, or farthest from all; the first one and ties are drawn.
+- `certain`, `uncertain`: where the entropy of the token law is least, or greatest, ties to the
+  left;
+- `near`, `far`: the position nearest to one that is known, or farthest from all; the first one and
+  ties are drawn.
 
-Were the network the exact law of the texts, every order would cost the same. What a network gains that is trained in an
-order, `fixed_order.py` measures. Record: outputs/studies/text_orders-MODEL-FILE.json.
+Were the network the exact law of the texts, every order would cost the same. What a network gains
+that is trained in an order, `fixed_order.py` measures. Record:
+outputs/studies/text_orders-MODEL-FILE.json.
 """
 
 import argparse
@@ -46,14 +53,16 @@ BATCH_ROWS = 64
 
 
 def distance_to_known(masked: Tensor) -> Tensor:
-    """Positions between each one and the nearest that is not masked: `[B, L]`, 0 where it is known, inf without any."""
+    """Positions between each one and the nearest that is not masked: `[B, L]`, 0 where it is known,
+    inf without any."""
     position = torch.arange(masked.shape[1], device=masked.device)
     between = (position[:, None] - position).abs().to(torch.float64)  # [L, L]
     return between.masked_fill(masked[:, None], torch.inf).amin(-1)
 
 
 class State(NamedTuple):
-    """What an order may look at, each `[B, L]`: what is masked, entropy of the token law in nats, reverse rates, noise.
+    """What an order may look at, each `[B, L]`: what is masked, entropy of the token law in nats,
+    reverse rates, noise.
 
     `noise` is uniform on `[0, 1)` and float64, as all preferences are.
     """
@@ -64,10 +73,15 @@ class State(NamedTuple):
     noise: Tensor
 
     def position(self) -> Tensor:
-        return torch.arange(self.noise.shape[1], device=self.noise.device).expand_as(self.noise).to(self.noise)
+        return (
+            torch.arange(self.noise.shape[1], device=self.noise.device)
+            .expand_as(self.noise)
+            .to(self.noise)
+        )
 
     def most(self, values: Tensor) -> Tensor:
-        """Whether `values` `[B, L]` are within `TIE` of the largest at a masked position, as 0 and 1: `[B, L]`."""
+        """Whether `values` `[B, L]` are within `TIE` of the largest at a masked position, as 0 and
+        1: `[B, L]`."""
         largest = values.masked_fill(~self.masked, -torch.inf).amax(-1, keepdim=True)
         return (values >= largest - TIE).to(self.noise)
 
@@ -77,7 +91,8 @@ class State(NamedTuple):
 
 ORDERS: dict[str, Callable[[State], Tensor]] = {  # how much each position is preferred
     "random": lambda state: state.noise,
-    "learned": lambda state: state.noise.log() / state.rates,  # minus the time of an exponential clock: Plackett-Luce
+    # minus the time of an exponential clock: Plackett-Luce
+    "learned": lambda state: state.noise.log() / state.rates,
     "left_to_right": lambda state: -state.position(),
     "right_to_left": lambda state: state.position(),
     "certain": lambda state: state.most(-state.entropy),
@@ -88,15 +103,19 @@ ORDERS: dict[str, Callable[[State], Tensor]] = {  # how much each position is pr
 
 
 @torch.no_grad()
-def cost_in_order(model: LoMDMForMaskedDiffusion, texts: Tensor, order: str, generator: torch.Generator) -> Tensor:
-    """`-log p` of each reveal of `texts` `[B, L]` in one of `ORDERS`: `[B, L]`, in order of reveal, in nats."""
+def cost_in_order(
+    model: LoMDMForMaskedDiffusion, texts: Tensor, order: str, generator: torch.Generator
+) -> Tensor:
+    """`-log p` of each reveal of `texts` `[B, L]` in one of `ORDERS`: `[B, L]`, in order of reveal,
+    in nats."""
     masked, costs = torch.ones_like(texts, dtype=torch.bool), []
     for _ in tqdm(range(texts.shape[1]), desc=order, leave=False):
         out = model(texts.masked_fill(masked, model.config.mask_token_id))
         law = out.logits.double().log_softmax(-1)  # [B, L, V]
         noise = torch.rand(texts.shape, generator=generator, dtype=torch.float64).to(texts.device)
         state = State(masked, torch.special.entr(law.exp()).sum(-1), out.rates, noise)
-        place = ORDERS[order](state).masked_fill(~masked, -torch.inf).argmax(-1, keepdim=True)  # [B, 1]
+        # [B, 1]
+        place = ORDERS[order](state).masked_fill(~masked, -torch.inf).argmax(-1, keepdim=True)
         costs.append(-law.gather(-1, texts[..., None]).squeeze(-1).gather(1, place))
         masked = masked.scatter(1, place, False)
     return torch.cat(costs, dim=1)
@@ -107,7 +126,9 @@ def measure(model: LoMDMForMaskedDiffusion, texts: Tensor, order: str) -> dict:
     generator = torch.Generator().manual_seed(0)
     repeats = DRAWN.get(order, 1)
     parts = [
-        torch.stack([cost_in_order(model, rows, order, generator) for _ in range(repeats)]).mean(0).cpu()
+        torch.stack([cost_in_order(model, rows, order, generator) for _ in range(repeats)])
+        .mean(0)
+        .cpu()
         for rows in texts.split(BATCH_ROWS)
     ]
     costs = torch.cat(parts)
@@ -120,13 +141,19 @@ def summary(found: dict[str, dict]) -> dict[str, dict]:
     first = torch.tensor(next(iter(found.values()))["per_text"])
     return {
         name: _mean(torch.tensor(one["per_text"]))
-        | {"minus_first": _mean(torch.tensor(one["per_text"]) - first), "by_quarter": one["by_quarter"]}
+        | {
+            "minus_first": _mean(torch.tensor(one["per_text"]) - first),
+            "by_quarter": one["by_quarter"],
+        }
         for name, one in found.items()
     }
 
 
 def _mean(values: Tensor) -> dict:
-    return {"value": float(values.mean()), "standard_error": float(values.std() / len(values) ** 0.5)}
+    return {
+        "value": float(values.mean()),
+        "standard_error": float(values.std() / len(values) ** 0.5),
+    }
 
 
 def load_texts(options: argparse.Namespace, model: LoMDMForMaskedDiffusion) -> Tensor:
@@ -152,14 +179,26 @@ def load_texts(options: argparse.Namespace, model: LoMDMForMaskedDiffusion) -> T
 
 
 def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument(
-        "--model", type=nonempty, required=True, help="folder of a masked diffusion model without blocks"
+        "--model",
+        type=nonempty,
+        required=True,
+        help="folder of a masked diffusion model without blocks",
     )
     parser.add_argument("--file", type=nonempty, required=True, help="text to measure")
     parser.add_argument("--max_rows", type=whole(2), default=128)
-    parser.add_argument("--orders", nargs="+", choices=ORDERS, help="the first is the reference; default all there are")
-    parser.add_argument("--output", type=nonempty, help="default outputs/studies/text_orders-MODEL-FILE.json")
+    parser.add_argument(
+        "--orders",
+        nargs="+",
+        choices=ORDERS,
+        help="the first is the reference; default all there are",
+    )
+    parser.add_argument(
+        "--output", type=nonempty, help="default outputs/studies/text_orders-MODEL-FILE.json"
+    )
     return parser.parse_args(arguments)
 
 
@@ -170,20 +209,31 @@ def main(arguments: list[str] | None = None) -> None:
         measured |= {"max_rows": options.max_rows, "only": options.orders}
         path = record_place(options.output, measured, "studies")
         with loading("--model", options.model):
-            model = LoMDMForMaskedDiffusion.from_pretrained(options.model, dtype=torch.float32).eval()
+            model = LoMDMForMaskedDiffusion.from_pretrained(
+                options.model, dtype=torch.float32
+            ).eval()
         if model.config.block_size is not None:
-            raise ValueError(f"--model {options.model} writes block after block. Pass one without blocks.")
+            raise ValueError(
+                f"--model {options.model} writes block after block. Pass one without blocks."
+            )
         learned = model.config.rate_type == "learned"
         options.orders = options.orders or [name for name in ORDERS if learned or name != "learned"]
         if "learned" in options.orders and not learned:
-            raise ValueError(f"--orders learned needs learned rates, {options.model} has none. Leave it out.")
+            raise ValueError(
+                f"--orders learned needs learned rates, {options.model} has none. Leave it out."
+            )
         texts = load_texts(options, model)
-    print(f"{'order':15s} {'nats per token':>20s} {'minus ' + options.orders[0]:>22s}   in each quarter of the reveals")
+    print(
+        f"{'order':15s} {'nats per token':>20s} {'minus ' + options.orders[0]:>22s}   in each quarter of the reveals"
+    )
     found = {}
     for order in options.orders:
         found[order] = measure(model, texts, order)
         one = summary(found)[order]
-        values = [f"{part['value']:.3f} +- {part['standard_error']:.3f}" for part in (one, one["minus_first"])]
+        values = [
+            f"{part['value']:.3f} +- {part['standard_error']:.3f}"
+            for part in (one, one["minus_first"])
+        ]
         quarters = " ".join(f"{part:.2f}" for part in one["by_quarter"])
         print(f"{order:15s} {values[0]:>20s} {values[1]:>22s}   {quarters}", flush=True)
     where = environment("cpu", torch.float32, seed=0)

@@ -1,4 +1,5 @@
-"""Order heads on a frozen base: the contract of LoMDM models, the base as it was, and what the order is worth."""
+"""Order heads on a frozen base: the contract of LoMDM models, the base as it was, and what the
+order is worth."""
 
 import hashlib
 import json
@@ -57,18 +58,30 @@ def bert(**overrides):
 
 
 def modernbert():
-    ends = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "cls_token_id": 1, "sep_token_id": 2}
+    ends = {
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "cls_token_id": 1,
+        "sep_token_id": 2,
+    }
     sizes = {**SIZES, **FEED, "intermediate_size": 16}
-    return ModernBertForMaskedLM(ModernBertConfig(**sizes, **ends, local_attention=4, initializer_cutoff_factor=3.0))
+    return ModernBertForMaskedLM(
+        ModernBertConfig(**sizes, **ends, local_attention=4, initializer_cutoff_factor=3.0)
+    )
 
 
 def roberta():
-    return RobertaForMaskedLM(RobertaConfig(**SIZES, **FEED, pad_token_id=0, bos_token_id=1, eos_token_id=2))
+    return RobertaForMaskedLM(
+        RobertaConfig(**SIZES, **FEED, pad_token_id=0, bos_token_id=1, eos_token_id=2)
+    )
 
 
 def distilbert():
     return DistilBertForMaskedLM(
-        DistilBertConfig(vocab_size=8, dim=16, hidden_dim=32, n_layers=2, n_heads=2, max_position_embeddings=24)
+        DistilBertConfig(
+            vocab_size=8, dim=16, hidden_dim=32, n_layers=2, n_heads=2, max_position_embeddings=24
+        )
     )
 
 
@@ -77,7 +90,13 @@ def electra():
 
 
 def uniform():
-    ids = {"vocab_size": 8, "mask_token_id": 7, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    ids = {
+        "vocab_size": 8,
+        "mask_token_id": 7,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
     return build_model(rate_type="uniform", **ids)
 
 
@@ -125,7 +144,9 @@ def same(actual, expected):
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_the_token_law_is_that_of_the_base_around_cls_and_sep_without_its_special_tokens(kind, adapter):
+def test_the_token_law_is_that_of_the_base_around_cls_and_sep_without_its_special_tokens(
+    kind, adapter
+):
     base = adapter.model.base
     framed = NOISY
     if kind != "lomdm":
@@ -171,7 +192,9 @@ def test_bounds_agree_with_enumeration_and_are_ordered(kind):
     assert exact < values["order"] < values["time"]
     for bound, value in values.items():
         generator = torch.Generator().manual_seed(0)
-        estimate = nelbo(model, text.repeat(256, 1), bound=bound, num_samples=8, generator=generator).nelbo
+        estimate = nelbo(
+            model, text.repeat(256, 1), bound=bound, num_samples=8, generator=generator
+        ).nelbo
         assert oracles.z_score(estimate, value.detach()).abs() < 4
 
 
@@ -193,7 +216,8 @@ def test_the_loss_trains_the_heads_by_the_exact_gradient_and_nothing_else():
         exact = sum(oracles.order_bound(oracles.keep_gradient(table, visible)))
         (gradient,) = torch.autograd.grad(exact, weight, retain_graph=True)
         assert gradient.abs().max() > 0.003, name  # the test could tell
-        # 16 components that hang together: 4 standard errors, with the tails of Student's t at 39 degrees of freedom
+        # 16 components that hang together: 4 standard errors, with the tails of Student's t at 39
+        # degrees of freedom
         assert oracles.z_score(torch.stack(samples[name]), gradient[0]).abs().max() < 4.5, name
 
 
@@ -201,7 +225,9 @@ def test_the_base_has_no_dropout_and_no_gradient_in_training_mode():
     adapter = attach(bert(hidden_dropout_prob=0.5)).train()
     assert adapter.phi.training and not any(module.training for module in adapter.model.modules())
     same(adapter(input_ids=NOISY).logits, adapter(input_ids=NOISY).logits)
-    assert {name.split(".")[0] for name, weight in adapter.named_parameters() if weight.requires_grad} == {"phi", "psi"}
+    assert {
+        name.split(".")[0] for name, weight in adapter.named_parameters() if weight.requires_grad
+    } == {"phi", "psi"}
 
 
 def test_a_saved_adapter_holds_the_heads_alone_and_comes_back_with_its_base(tmp_path, kind):
@@ -214,10 +240,14 @@ def test_a_saved_adapter_holds_the_heads_alone_and_comes_back_with_its_base(tmp_
     assert {name.split(".")[0] for name in stored} == {"phi", "psi"}
     again = OrderAdapter.from_pretrained(tmp_path / "adapter")
     assert (again.config.c2, again.config.bound) == (0.5, "time")
-    for one, two in zip(again(input_ids=NOISY).to_tuple(), adapter(input_ids=NOISY).to_tuple(), strict=True):
+    for one, two in zip(
+        again(input_ids=NOISY).to_tuple(), adapter(input_ids=NOISY).to_tuple(), strict=True
+    ):
         assert torch.equal(one, two)
     again.save_pretrained(tmp_path / "again")
-    assert (tmp_path / "again" / "config.json").read_text() == (tmp_path / "adapter" / "config.json").read_text()
+    assert (tmp_path / "again" / "config.json").read_text() == (
+        tmp_path / "adapter" / "config.json"
+    ).read_text()
 
 
 PRECISIONS = (torch.float32, torch.float16, torch.bfloat16)
@@ -227,19 +257,32 @@ PRECISIONS = (torch.float32, torch.float16, torch.bfloat16)
 def test_an_adapter_knows_its_base_in_every_precision(tmp_path, kind, trained):
     make_base(kind).save_pretrained(tmp_path / "base")
     special = {} if kind == "lomdm" else SPECIAL
-    OrderAdapter.from_pretrained(tmp_path / "base", dtype=trained, **special).save_pretrained(tmp_path / "adapter")
+    OrderAdapter.from_pretrained(tmp_path / "base", dtype=trained, **special).save_pretrained(
+        tmp_path / "adapter"
+    )
     for dtype in PRECISIONS:
         loaded = OrderAdapter.from_pretrained(tmp_path / "adapter", dtype=dtype)
-        assert loaded.model.base.dtype == dtype and loaded(input_ids=NOISY).rates.dtype == torch.float32
+        assert (
+            loaded.model.base.dtype == dtype
+            and loaded(input_ids=NOISY).rates.dtype == torch.float32
+        )
         OrderAdapter.from_pretrained(tmp_path / "adapter", base=make_base(kind).to(dtype))
     changed = make_base(kind).to(trained)
     next(changed.parameters()).data[3] += 0.01
-    refused("does not have the weights", OrderAdapter.from_pretrained, tmp_path / "adapter", base=changed)
+    refused(
+        "does not have the weights",
+        OrderAdapter.from_pretrained,
+        tmp_path / "adapter",
+        base=changed,
+    )
 
 
 def test_a_folder_of_the_version_before_with_a_hash_of_bfloat16_loads(tmp_path):
     adapter = attach(make_base())
-    adapter.config.base_fingerprint, adapter.config.base_fingerprint_float16 = "1ee5cbe0d6a5b8f1", None
+    adapter.config.base_fingerprint, adapter.config.base_fingerprint_float16 = (
+        "1ee5cbe0d6a5b8f1",
+        None,
+    )
     adapter.save_pretrained(tmp_path)
     refused("does not have the weights", OrderAdapter.from_pretrained, tmp_path, base=make_base())
     digest = hashlib.blake2b(digest_size=16)
@@ -257,16 +300,27 @@ def test_a_folder_of_the_version_before_with_a_hash_of_bfloat16_loads(tmp_path):
 
 def test_loading_takes_what_loading_by_transformers_takes(tmp_path):
     make_base().save_pretrained(tmp_path / "base")
-    fresh, info = OrderAdapter.from_pretrained(tmp_path / "base", output_loading_info=True, **SPECIAL)
+    fresh, info = OrderAdapter.from_pretrained(
+        tmp_path / "base", output_loading_info=True, **SPECIAL
+    )
     assert info["missing_keys"] == set(fresh.state_dict()) and not info["unexpected_keys"]
     fresh.config.gradient_checkpointing = True
     fresh.save_pretrained(tmp_path / "adapter")
-    assert sorted(path.name for path in (tmp_path / "adapter").iterdir()) == ["config.json", "model.safetensors"]
+    assert sorted(path.name for path in (tmp_path / "adapter").iterdir()) == [
+        "config.json",
+        "model.safetensors",
+    ]
     for auto in (OrderAdapter, AutoModel):
         options = {"attn_implementation": "eager", "output_loading_info": True}
-        adapter, info = auto.from_pretrained(pretrained_model_name_or_path=tmp_path / "adapter", **options)
+        adapter, info = auto.from_pretrained(
+            pretrained_model_name_or_path=tmp_path / "adapter", **options
+        )
         assert not any(info.values())
-        assert adapter.config._attn_implementation == adapter.model.base.config._attn_implementation == "eager"
+        assert (
+            adapter.config._attn_implementation
+            == adapter.model.base.config._attn_implementation
+            == "eager"
+        )
         assert adapter.phi.layer.gradient_checkpointing and adapter.psi.layer.gradient_checkpointing
         adapter.train()(input_ids=TEXTS, labels=TEXTS).loss.backward()
         assert adapter.phi.out.weight.grad is not None
@@ -275,7 +329,8 @@ def test_loading_takes_what_loading_by_transformers_takes(tmp_path):
 def test_the_settings_of_its_outputs_change_nothing_but_those(kind, adapter):
     expected = adapter(input_ids=NOISY)
     configs = [adapter.config, adapter.model.base.config]
-    for config in configs[:1] if kind == "modernbert" else configs:  # which itself fails with tuples
+    # which itself fails with tuples
+    for config in configs[:1] if kind == "modernbert" else configs:
         config.return_dict, config.output_hidden_states = False, True
     found = adapter(input_ids=NOISY, return_dict=True)
     assert torch.equal(found.logits, expected.logits) and torch.equal(found.rates, expected.rates)
@@ -296,7 +351,8 @@ def test_a_half_precision_base_carries_float32_heads(tmp_path):
     assert half.model.base.dtype == torch.bfloat16 and half.psi.out.weight.dtype == torch.float32
     out = half(input_ids=NOISY)
     assert out.logits.dtype == torch.bfloat16 and out.rates.dtype == torch.float32
-    torch.testing.assert_close(out.rates, adapter(input_ids=NOISY).rates, rtol=0, atol=0.1)  # features in 8 bits
+    # features in 8 bits
+    torch.testing.assert_close(out.rates, adapter(input_ids=NOISY).rates, rtol=0, atol=0.1)
 
 
 def test_the_tokenizer_of_the_base_tells_the_special_tokens(tmp_path):
@@ -305,8 +361,14 @@ def test_the_tokenizer_of_the_base_tells_the_special_tokens(tmp_path):
     BertTokenizerFast(str(tmp_path / "vocab.txt")).save_pretrained(tmp_path)
     make_base().save_pretrained(tmp_path)
     config = OrderAdapter.from_pretrained(tmp_path).config
-    ids = (config.mask_token_id, config.pad_token_id, config.prefix_token_id, config.suffix_token_id)
-    assert ids == (4, 0, 2, 3) and config.suppressed_token_ids == [0, 2, 3]  # unknown stays possible
+    ids = (
+        config.mask_token_id,
+        config.pad_token_id,
+        config.prefix_token_id,
+        config.suffix_token_id,
+    )
+    # unknown stays possible
+    assert ids == (4, 0, 2, 3) and config.suppressed_token_ids == [0, 2, 3]
     assert config.max_position_embeddings == 22 and config.bos_token_id is None
 
 
@@ -339,10 +401,14 @@ def test_the_exact_sampler_writes_by_the_enumerated_law(kind):
     pipe = LoMDMPipeline(adapter, LoMDMScheduler(mask_token_id=7))
     pipe.set_progress_bar_config(disable=True)
     count = 2000
-    drawn = pipe([[7, 7]], 2, num_return_sequences=count, generator=torch.Generator().manual_seed(0)).sequences
+    drawn = pipe(
+        [[7, 7]], 2, num_return_sequences=count, generator=torch.Generator().manual_seed(0)
+    ).sequences
     texts = list(law)
     index = {text: i for i, text in enumerate(texts)}
-    counts = torch.bincount(torch.tensor([index[tuple(row)] for row in drawn.tolist()]), minlength=len(texts))
+    counts = torch.bincount(
+        torch.tensor([index[tuple(row)] for row in drawn.tolist()]), minlength=len(texts)
+    )
     probabilities = torch.tensor([law[text] for text in texts], dtype=torch.float64)
     assert oracles.chi_square_z(counts.double(), probabilities) < 4
 
@@ -350,7 +416,9 @@ def test_the_exact_sampler_writes_by_the_enumerated_law(kind):
 def test_a_pipeline_saved_with_an_adapter_comes_back_with_it(tmp_path):
     make_base().save_pretrained(tmp_path / "base")
     adapter = OrderAdapter.from_pretrained(tmp_path / "base", **SPECIAL)
-    LoMDMPipeline(adapter, LoMDMScheduler(mask_token_id=7, temperature=0.7)).save_pretrained(tmp_path / "pipe")
+    LoMDMPipeline(adapter, LoMDMScheduler(mask_token_id=7, temperature=0.7)).save_pretrained(
+        tmp_path / "pipe"
+    )
     pipe = LoMDMPipeline.from_pretrained(tmp_path / "pipe")
     assert pipe.scheduler.config.temperature == 0.7 and isinstance(pipe.model, OrderAdapter)
     same(pipe.model(input_ids=NOISY).logits, adapter(input_ids=NOISY).logits)
@@ -396,10 +464,14 @@ def test_a_base_that_moved_or_changed_is_found_or_refused(tmp_path):
     refused("vocab_size=9", OrderAdapter.from_pretrained, folder, base=wider, verify_base=False)
 
 
-def test_heads_are_judged_before_the_base_is_loaded_and_before_memory_is_asked_for(tmp_path, monkeypatch):
+def test_heads_are_judged_before_the_base_is_loaded_and_before_memory_is_asked_for(
+    tmp_path, monkeypatch
+):
     folder = tmp_path / "adapter"
     OrderAdapter.attach(make_base(), mask_token_id=7).save_pretrained(folder)
-    monkeypatch.setattr(order_adapter, "load_base", lambda *_, **__: pytest.fail("the base was loaded"))
+    monkeypatch.setattr(
+        order_adapter, "load_base", lambda *_, **__: pytest.fail("the base was loaded")
+    )
     content = json.loads((folder / "config.json").read_text())
     for field, value, message in (
         ("intermediate_size", 2**24, "does not fit its config.json"),
@@ -415,10 +487,14 @@ def test_heads_are_judged_before_the_base_is_loaded_and_before_memory_is_asked_f
     refused("is cut off, or no safetensors file", OrderAdapter.from_pretrained, folder)
 
 
-def test_the_base_is_fetched_at_the_commit_of_the_adapter_and_one_that_is_passed_as_it_is(tmp_path, monkeypatch):
+def test_the_base_is_fetched_at_the_commit_of_the_adapter_and_one_that_is_passed_as_it_is(
+    tmp_path, monkeypatch
+):
     folder, asked = save_adapter(tmp_path), []
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "base_name": "me/base", "base_revision": "v1"}))
+    (folder / "config.json").write_text(
+        json.dumps({**config, "base_name": "me/base", "base_revision": "v1"})
+    )
 
     def load_base(name, revision, **_):
         asked.append((str(name), revision))
@@ -467,7 +543,8 @@ def test_tokens_that_are_never_revealed_are_given_or_refused():
 def make_rows(count: int, seed: int, length: int = 8) -> list[dict]:
     """Texts whose second half follows from the first, but not the other way round.
 
-    The first half is random; each position of the second half is the larger of two neighbours in the first.
+    The first half is random; each position of the second half is the larger of two neighbours in
+    the first.
     """
     half = length // 2
     first = torch.randint(0, 3, (count, half), generator=torch.Generator().manual_seed(seed))
@@ -481,11 +558,19 @@ def collate(rows: list[dict]) -> dict[str, torch.Tensor]:
 
 
 def make_trainer(folder, adapter, steps: int, **settings) -> LoMDMTrainer:
-    quiet = {"report_to": "none", "disable_tqdm": True, "use_cpu": True, "save_strategy": "no", "logging_steps": 50}
+    quiet = {
+        "report_to": "none",
+        "disable_tqdm": True,
+        "use_cpu": True,
+        "save_strategy": "no",
+        "logging_steps": 50,
+    }
     rates = {"head_learning_rate": 3e-3, "ema_decay": 0.9, "per_device_train_batch_size": 32}
     return LoMDMTrainer(
         model=adapter,
-        args=LoMDMTrainingArguments(str(folder), **{**quiet, **rates, "max_steps": steps, **settings}),
+        args=LoMDMTrainingArguments(
+            str(folder), **{**quiet, **rates, "max_steps": steps, **settings}
+        ),
         train_dataset=make_rows(512, seed=1),
         eval_dataset=make_rows(16, seed=2),
         data_collator=collate,
@@ -501,7 +586,12 @@ def test_training_changes_the_heads_and_resumes_bit_by_bit_and_leaves_the_base(t
         adapter = attach(make_base())
         before = weights_of(adapter.model)
         trainer = make_trainer(
-            folder, adapter, steps, save_strategy="steps", save_steps=2, lr_scheduler_type="constant"
+            folder,
+            adapter,
+            steps,
+            save_strategy="steps",
+            save_steps=2,
+            lr_scheduler_type="constant",
         )
         trainer.train("auto")
         after = weights_of(adapter.model)
@@ -519,7 +609,9 @@ def test_training_changes_the_heads_and_resumes_bit_by_bit_and_leaves_the_base(t
         assert not torch.equal(one["out.weight"], fresh["out.weight"])
 
 
-def test_the_folder_of_a_trained_adapter_loads_as_an_adapter_without_base_weights(tmp_path, monkeypatch):
+def test_the_folder_of_a_trained_adapter_loads_as_an_adapter_without_base_weights(
+    tmp_path, monkeypatch
+):
     make_base().save_pretrained(tmp_path / "base")
     adapter = OrderAdapter.from_pretrained(tmp_path / "base", **SPECIAL)
     trainer = make_trainer(tmp_path / "run", adapter, 2)
@@ -531,7 +623,9 @@ def test_the_folder_of_a_trained_adapter_loads_as_an_adapter_without_base_weight
     averaged = trainer.ema.average["psi.out.weight"]
     assert torch.equal(again.psi.out.weight, averaged)
     monkeypatch.chdir(tmp_path)
-    (code,) = re.findall(r"```python\n(.*?)```", (tmp_path / "run" / "README.md").read_text(), flags=re.DOTALL)
+    (code,) = re.findall(
+        r"```python\n(.*?)```", (tmp_path / "run" / "README.md").read_text(), flags=re.DOTALL
+    )
     names: dict = {}
     exec(code, names)  # the card's
     assert isinstance(names["pipe"].model, OrderAdapter) and not (names["out"].sequences == 7).any()
@@ -543,34 +637,75 @@ def test_auto_model_loads_a_saved_adapter_of_this_package(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["lomdm", "bert"])
-def test_the_script_measures_what_the_order_is_worth_on_the_draws_of_the_base(tmp_path, monkeypatch, capsys, kind):
-    base = bert(vocab_size=11) if kind == "bert" else build_model(rate_type="uniform", max_position_embeddings=8)
+def test_the_script_measures_what_the_order_is_worth_on_the_draws_of_the_base(
+    tmp_path, monkeypatch, capsys, kind
+):
+    base = (
+        bert(vocab_size=11)
+        if kind == "bert"
+        else build_model(rate_type="uniform", max_position_embeddings=8)
+    )
     base.save_pretrained(tmp_path / "base")
     build_tokenizer().save_pretrained(tmp_path / "base")
     (tmp_path / "text.txt").write_text("abcdefgab\n\ncagdeb\n\nabcabcabcdefggg\n\n" * 8)
-    files = {"train_file": str(tmp_path / "text.txt"), "validation_file": str(tmp_path / "text.txt"), "max_length": 8}
+    files = {
+        "train_file": str(tmp_path / "text.txt"),
+        "validation_file": str(tmp_path / "text.txt"),
+        "max_length": 8,
+    }
     steps = {"max_steps": 3, "head_learning_rate": 0.1, "eval_num_samples": 2, "ema_decay": 0.0}
-    quiet = {"report_to": "none", "use_cpu": True, "save_strategy": "no", "output_dir": str(tmp_path / "out")}
+    quiet = {
+        "report_to": "none",
+        "use_cpu": True,
+        "save_strategy": "no",
+        "output_dir": str(tmp_path / "out"),
+    }
     words = {"base": tmp_path / "base", **files, **steps, **quiet}
-    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *(str(word) for pair in words.items() for word in pair)])
+    monkeypatch.setattr(
+        sys, "argv", [str(SCRIPT), *(str(word) for pair in words.items() for word in pair)]
+    )
     sys.argv[1::2] = [f"--{name}" for name in words]
     runpy.run_path(str(SCRIPT), run_name="__main__")
     assert "minus the first" in capsys.readouterr().out
-    records = [json.loads((tmp_path / "out" / f"{name}_order.json").read_text()) for name in ("random", "learned")]
+    records = [
+        json.loads((tmp_path / "out" / f"{name}_order.json").read_text())
+        for name in ("random", "learned")
+    ]
     random, learned = records
-    assert random["rows"] == learned["rows"] and random["value"] != learned["value"] and learned["velocity"] > 1e-6
+    assert (
+        random["rows"] == learned["rows"]
+        and random["value"] != learned["value"]
+        and learned["velocity"] > 1e-6
+    )
     assert OrderAdapter.from_pretrained(tmp_path / "out").psi.out.weight.abs().sum() > 0
-    words = ["likelihood", "--model", str(tmp_path / "out"), "--file", str(tmp_path / "text.txt"), "--max_rows", "4"]
-    monkeypatch.setattr(sys, "argv", ["evaluate.py", *words, "--output", str(tmp_path / "own.json"), "--quiet"])
+    words = [
+        "likelihood",
+        "--model",
+        str(tmp_path / "out"),
+        "--file",
+        str(tmp_path / "text.txt"),
+        "--max_rows",
+        "4",
+    ]
+    monkeypatch.setattr(
+        sys, "argv", ["evaluate.py", *words, "--output", str(tmp_path / "own.json"), "--quiet"]
+    )
     runpy.run_path(str(SCRIPT.with_name("evaluate.py")), run_name="__main__")
     assert json.loads((tmp_path / "own.json").read_text())["velocity"] > 1e-6
     if kind == "lomdm":  # with all rates equal an adapter is its base
         rows, _ = load_data(DataArguments(**files, tokenizer=str(tmp_path / "base")), tmp_path)
-        own = evaluate_corpus(LoMDMForMaskedDiffusion.from_pretrained(tmp_path / "base"), rows["validation"])
-        assert random["value"] == pytest.approx(own["value"], rel=1e-6) and random["rows"] == own["rows"]
+        own = evaluate_corpus(
+            LoMDMForMaskedDiffusion.from_pretrained(tmp_path / "base"), rows["validation"]
+        )
+        assert (
+            random["value"] == pytest.approx(own["value"], rel=1e-6)
+            and random["rows"] == own["rows"]
+        )
 
 
-@pytest.mark.parametrize(("words", "wrong"), [("--c1 -1", "c1"), ("--max_length 0", "max_length"), ("--x 1", "--x")])
+@pytest.mark.parametrize(
+    ("words", "wrong"), [("--c1 -1", "c1"), ("--max_length 0", "max_length"), ("--x 1", "--x")]
+)
 def test_the_script_says_in_one_line_what_it_cannot_use(tmp_path, monkeypatch, words, wrong):
     build_model(rate_type="uniform").save_pretrained(tmp_path / "base")
     build_tokenizer().save_pretrained(tmp_path / "base")

@@ -1,4 +1,5 @@
-"""benchmarks/: the reference does the same as our model, the paper counts what torch counts, the scripts run."""
+"""benchmarks/: the reference does the same as our model, the paper counts what torch counts, the
+scripts run."""
 
 import json
 import math
@@ -51,7 +52,13 @@ def assert_same_loss_and_gradients(model, ours, theirs) -> None:
     for loss in (ours, theirs):
         model.zero_grad()
         loss.backward()
-        gradients.append({name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None})
+        gradients.append(
+            {
+                name: weight.grad
+                for name, weight in model.named_parameters()
+                if weight.grad is not None
+            }
+        )
     torch.testing.assert_close(ours, theirs, **EXACT)
     assert gradients[0].keys() == gradients[1].keys()
     assert all(gradient.abs().max() > 0 for gradient in gradients[0].values())
@@ -59,9 +66,16 @@ def assert_same_loss_and_gradients(model, ours, theirs) -> None:
         torch.testing.assert_close(gradient, gradients[1][name], **EXACT)
 
 
-def test_reference_mdlm_loss_and_gradients_equal_ours_for_the_same_masks(make_model, clean, quantiles):
+def test_reference_mdlm_loss_and_gradients_equal_ours_for_the_same_masks(
+    make_model, clean, quantiles
+):
     model = make_model(rate_type="uniform").double().train()
-    ours = model(input_ids=clean, labels=clean, quantiles=quantiles, generator=torch.Generator().manual_seed(5))
+    ours = model(
+        input_ids=clean,
+        labels=clean,
+        quantiles=quantiles,
+        generator=torch.Generator().manual_seed(5),
+    )
     seeds = row_seeds(torch.Generator().manual_seed(5), BATCH, "cpu")
     ones = torch.ones(BATCH, LENGTH, dtype=torch.float64)
     draws = position_exponentials(seeds, torch.arange(LENGTH)[None])
@@ -72,9 +86,17 @@ def test_reference_mdlm_loss_and_gradients_equal_ours_for_the_same_masks(make_mo
 def test_naive_lomdm_loss_and_gradients_equal_ours_for_the_same_draws(make_model, clean, quantiles):
     model = make_model().double().train()
     model.phi.given.requires_grad_(False)  # nothing is given
-    ours = model(input_ids=clean, labels=clean, quantiles=quantiles, generator=torch.Generator().manual_seed(5))
+    ours = model(
+        input_ids=clean,
+        labels=clean,
+        quantiles=quantiles,
+        generator=torch.Generator().manual_seed(5),
+    )
     generator = torch.Generator().manual_seed(5)
-    draws = [position_exponentials(row_seeds(generator, BATCH, "cpu"), torch.arange(LENGTH)[None]) for _ in range(2)]
+    draws = [
+        position_exponentials(row_seeds(generator, BATCH, "cpu"), torch.arange(LENGTH)[None])
+        for _ in range(2)
+    ]
     theirs = reference.naive_lomdm_loss(model, clean, quantiles.double(), tuple(draws))
     assert_same_loss_and_gradients(model, ours.loss, theirs)
 
@@ -86,17 +108,24 @@ def test_reference_masks_the_share_that_its_quantile_says(quantiles):
 
 @pytest.mark.parametrize("rate_type", ["uniform", "learned"])
 def test_reference_sampler_has_the_law_of_our_ancestral_sampler(make_model, rate_type):
-    # three tokens and the mask at three positions, after two of three steps: 64 states; p-value of a chi-square test of
-    # the two samples, at a fixed seed
+    # three tokens and the mask at three positions, after two of three steps: 64 states; p-value of
+    # a chi-square test of the two samples, at a fixed seed
     model = make_model(
-        rate_type=rate_type, vocab_size=4, mask_token_id=3, pad_token_id=None, bos_token_id=None, eos_token_id=None
+        rate_type=rate_type,
+        vocab_size=4,
+        mask_token_id=3,
+        pad_token_id=None,
+        bos_token_id=None,
+        eos_token_id=None,
     )
     torch.manual_seed(0)
     count, steps = 4000, 3
     ends = iter([False, True])
     start, after = torch.full((count, 3), 3), lambda: next(ends)
     theirs = reference.ancestral_sample(model, start, steps, after_step=after, rows=1500)
-    pipe = LoMDMPipeline(model, LoMDMScheduler(mask_token_id=3, sampler="ancestral", grid="uniform"))
+    pipe = LoMDMPipeline(
+        model, LoMDMScheduler(mask_token_id=3, sampler="ancestral", grid="uniform")
+    )
     pipe.set_progress_bar_config(disable=True)
     out = pipe(None, steps, max_length=3, num_return_sequences=count, output_type="seq")
     ours = out.sequences.masked_fill(out.order > 1, 3)
@@ -122,22 +151,29 @@ def counted(function) -> float:
 
 @pytest.mark.parametrize("system", flops.SYSTEMS)
 def test_operations_on_paper_are_those_that_torch_counts(make_model, clean, system):
-    # to 1 %: the paper projects half of the positions, here the quantile masks exactly that; the rest is equal
+    # to 1 %: the paper projects half of the positions, here the quantile masks exactly that; the
+    # rest is equal
     rate_type = "uniform" if system.startswith("mdlm") else "learned"
     model = make_model(rate_type=rate_type, attn_implementation="eager", hidden_size=32).train()
     half, draws = torch.full((BATCH,), 0.5), -torch.rand(2, BATCH, LENGTH).log()
     losses = {
-        "mdlm_reference": lambda: reference.mdlm_loss(model, clean, reference.draw_masks(half, LENGTH)),
+        "mdlm_reference": lambda: reference.mdlm_loss(
+            model, clean, reference.draw_masks(half, LENGTH)
+        ),
         "naive_lomdm": lambda: reference.naive_lomdm_loss(model, clean, half, tuple(draws)),
     }
     ours = lambda: model(input_ids=clean, labels=clean, quantiles=half).loss  # noqa: E731
     found = counted(lambda: losses.get(system, ours)().backward())
-    assert found == pytest.approx(BATCH * LENGTH * flops.of_system(system, model.config, LENGTH), rel=0.01)
+    assert found == pytest.approx(
+        BATCH * LENGTH * flops.of_system(system, model.config, LENGTH), rel=0.01
+    )
 
 
 @pytest.mark.parametrize("rate_type", ["uniform", "learned"])
 def test_operations_of_blocks_on_paper_are_those_that_torch_counts(make_model, clean, rate_type):
-    model = make_model(rate_type=rate_type, block_size=4, attn_implementation="eager", hidden_size=32).train()
+    model = make_model(
+        rate_type=rate_type, block_size=4, attn_implementation="eager", hidden_size=32
+    ).train()
     half = torch.full((BATCH,), 0.5)
     # 2 %: quantiles differ between blocks, so that the masked share is half on average only
     found = counted(lambda: model(input_ids=clean, labels=clean, quantiles=half).loss.backward())
@@ -146,7 +182,9 @@ def test_operations_of_blocks_on_paper_are_those_that_torch_counts(make_model, c
 
 def test_operations_of_a_sampling_step_on_paper_are_those_that_torch_counts(make_model, clean):
     model = make_model(attn_implementation="eager")
-    found = counted(lambda: model.token_logits(model(clean, output_logits=False).last_hidden_state[:, :2]))
+    found = counted(
+        lambda: model.token_logits(model(clean, output_logits=False).last_hidden_state[:, :2])
+    )
     assert found == BATCH * flops.sampling_step(model.config, LENGTH, projected=2)
 
 
@@ -197,10 +235,15 @@ def test_projections_print_a_row_for_each_setting_and_number_of_gpus():
     ]
 
 
-@pytest.mark.parametrize("change, message", [({"utilisation": 1.2}, "utilisation"), ({"gpus": 7}, "gpus=7")])
+@pytest.mark.parametrize(
+    "change, message", [({"utilisation": 1.2}, "utilisation"), ({"gpus": 7}, "gpus=7")]
+)
 def test_a_plan_that_cannot_be_is_an_error_that_names_it(change, message):
     with pytest.raises(ValueError, match=message):
-        projection.project(LoMDMConfig(), **({"gpus": 8, "peak": 1e15, "utilisation": 0.4, "sharded": True} | change))
+        projection.project(
+            LoMDMConfig(),
+            **({"gpus": 8, "peak": 1e15, "utilisation": 0.4, "sharded": True} | change),
+        )
 
 
 # ----------------------------------------------------------------------------------------------------------- scripts
@@ -208,7 +251,9 @@ def test_a_plan_that_cannot_be_is_an_error_that_names_it(change, message):
 
 def test_timing_interleaves_runs_and_leaves_the_first_round_out():
     calls = []
-    taken = measuring.interleaved({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 60, rounds=3)
+    taken = measuring.interleaved(
+        {"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 60, rounds=3
+    )
     assert calls == ["a", "b"] * 4
     assert [one["rounds"] for one in taken.values()] == [3, 3]
     assert all(0 < one["seconds"] < 1 for one in taken.values())
@@ -216,7 +261,9 @@ def test_timing_interleaves_runs_and_leaves_the_first_round_out():
 
 def test_partly_revealed_states_have_the_share_of_masks_of_their_step():
     config, setting = LoMDMConfig(vocab_size=11, mask_token_id=10), {"length": 32, "steps": 8}
-    shares = [(sampling.state(config, setting, 2, step) == 10).sum(-1).tolist() for step in (0, 4, 7)]
+    shares = [
+        (sampling.state(config, setting, 2, step) == 10).sum(-1).tolist() for step in (0, 4, 7)
+    ]
     assert shares == [[32, 32], [16, 16], [4, 4]]
 
 
@@ -229,17 +276,23 @@ def test_a_timed_run_ends_after_the_steps_that_are_timed(make_model, sampler):
 
 def test_one_row_is_timed_at_three_places_and_more_rows_in_the_middle(make_model):
     model, setting = make_model().eval(), {"length": 16, "steps": 8}
-    found = {batch: sampling.measure_sampler(model, "reference", setting, batch) for batch in (1, 2)}
+    found = {
+        batch: sampling.measure_sampler(model, "reference", setting, batch) for batch in (1, 2)
+    }
     assert {batch: list(one["seconds_per_step"]) for batch, one in found.items()} == {
         1: ["first", "middle", "last"],
         2: ["middle"],
     }
     two = found[2]
-    assert two["tokens_per_second"] == pytest.approx(2 * 16 / (8 * two["seconds_per_step"]["middle"]))
+    assert two["tokens_per_second"] == pytest.approx(
+        2 * 16 / (8 * two["seconds_per_step"]["middle"])
+    )
     assert 0 < two["share_outside_network"] < 1
 
 
-def test_network_time_collects_every_call_of_backbone_and_psi_and_removes_its_hooks(make_model, clean):
+def test_network_time_collects_every_call_of_backbone_and_psi_and_removes_its_hooks(
+    make_model, clean
+):
     model = make_model()
     with sampling.network_time(model) as calls:
         model(clean)
@@ -251,8 +304,14 @@ def test_network_time_collects_every_call_of_backbone_and_psi_and_removes_its_ho
 @pytest.mark.parametrize(("attention", "some"), [("eager", True), ("sdpa", False)])
 def test_each_step_runs_the_attention_that_it_is_asked_for(attention, some, monkeypatch):
     calls, plain = [], attention_lomdm.eager_attention
-    monkeypatch.setattr(attention_lomdm, "eager_attention", lambda *args, **kw: calls.append(1) or plain(*args, **kw))
-    for step in training_step.steps(["mdlm", "lomdm"], "toy", 64, 16, 2, attention=attention).values():
+    monkeypatch.setattr(
+        attention_lomdm,
+        "eager_attention",
+        lambda *args, **kw: calls.append(1) or plain(*args, **kw),
+    )
+    for step in training_step.steps(
+        ["mdlm", "lomdm"], "toy", 64, 16, 2, attention=attention
+    ).values():
         calls.clear()
         step()
         assert bool(calls) == some
@@ -264,7 +323,10 @@ def test_a_section_replaces_itself_and_leaves_the_others(tmp_path):
     measuring.save_section(path, "import", {"value": 2})
     measuring.save_section(path, "blocks", {"value": 3})
     record = json.loads(path.read_text())
-    assert {name: section["value"] for name, section in record.items()} == {"blocks": 3, "import": 2}
+    assert {name: section["value"] for name, section in record.items()} == {
+        "blocks": 3,
+        "import": 2,
+    }
     assert record["blocks"]["environment"]["device_type"] == measuring.device_type()
 
 
@@ -273,13 +335,18 @@ def test_records_of_toy_sizes_and_of_other_devices_are_kept_apart(tmp_path, monk
     parser = measuring.options("a", 1, compiles=True)
     device = measuring.device_type()
     real, toy = (measuring.record_path(parser.parse_args(words)) for words in ([], ["--smoke"]))
-    assert (real.name, toy.name) == (f"performance_{device}.json", f"performance_smoke_{device}.json")
+    assert (real.name, toy.name) == (
+        f"performance_{device}.json",
+        f"performance_smoke_{device}.json",
+    )
     measuring.save_section(real, "blocks", {"value": 1})
     assert measuring.record_path(parser.parse_args([])) == real
     with pytest.raises(ValueError, match="its blocks is .*'smoke': False}, not .*'smoke': True"):
         measuring.record_path(parser.parse_args(["--smoke", "--output", str(real)]))
     monkeypatch.setattr(measuring, "environment", lambda *_: {"device": "another"})
-    with pytest.raises(ValueError, match="is the record of something else: .*not {'device': 'another'"):
+    with pytest.raises(
+        ValueError, match="is the record of something else: .*not {'device': 'another'"
+    ):
         measuring.record_path(parser.parse_args([]))
     for seconds in ("0", "-1", "nan", "inf"):
         with pytest.raises(SystemExit, match="2"):
@@ -292,7 +359,9 @@ def test_records_of_toy_sizes_and_of_other_devices_are_kept_apart(tmp_path, monk
 
 def test_correctness_is_written_apart_from_the_records_of_the_repository(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(correctness, "check", lambda device: {"largest_difference": {}, "failed": []})
+    monkeypatch.setattr(
+        correctness, "check", lambda device: {"largest_difference": {}, "failed": []}
+    )
     for _ in range(2):
         with pytest.raises(SystemExit, match="0"):
             correctness.main([])
@@ -305,7 +374,15 @@ def test_correctness_is_written_apart_from_the_records_of_the_repository(tmp_pat
 
 def test_smoke_run_writes_every_section_and_prints_its_tables(tmp_path):
     output = tmp_path / "performance.json"
-    command = ["bash", str(ROOT / "benchmarks" / "run_all.sh"), "--smoke", "--seconds", "8", "--output", str(output)]
+    command = [
+        "bash",
+        str(ROOT / "benchmarks" / "run_all.sh"),
+        "--smoke",
+        "--seconds",
+        "8",
+        "--output",
+        str(output),
+    ]
     environment = {**os.environ, "PYTHON": sys.executable}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -313,15 +390,23 @@ def test_smoke_run_writes_every_section_and_prints_its_tables(tmp_path):
     assert record.keys() == performance.SECTIONS.keys()
     (cell,) = record["training"]["cells"]
     for ratio in cell["ratios"].values():
-        assert ratio["excess"] == pytest.approx(ratio["measured"] / ratio["analytic"]) and ratio["analytic"] > 0
+        assert (
+            ratio["excess"] == pytest.approx(ratio["measured"] / ratio["analytic"])
+            and ratio["analytic"] > 0
+        )
     systems = [cell["system"] for cell in record["sampling"]["cells"]] + [
         one[0] for one in record["sampling"]["left_out"]
     ]
-    assert record["sampling"]["cells"] and systems == ["mdlm", "lomdm"]  # a slow machine leaves the second out
+    # a slow machine leaves the second out
+    assert record["sampling"]["cells"] and systems == ["mdlm", "lomdm"]
     assert all(math.isfinite(one["speedup"]) for one in record["blocks"]["cache"].values())
     plain, checkpointed, many = record["memory"]["settings"]
     assert not plain["gradient_checkpointing"] and checkpointed["gradient_checkpointing"]
-    assert many["batch"] == 16 and record["memory"]["left_out"] and "naive_lomdm" not in many["step_memory_mb"]
+    assert (
+        many["batch"] == 16
+        and record["memory"]["left_out"]
+        and "naive_lomdm" not in many["step_memory_mb"]
+    )
     assert checkpointed["batch"] >= 4 and plain["step_memory_mb"]["mdlm_reference"] >= 0
     assert tables(record) in done.stdout
     assert (tmp_path / "performance_scaling.png").exists()

@@ -23,7 +23,12 @@ def test_whole_numbers_have_a_range(text):
 def test_numbers_have_a_range_and_are_finite(text):
     assert refused(between(0, 2), text) == f"must be a number from 0 to 2, got {text!r}"
     assert refused(positive, "0" if text == "2.1" else text)
-    assert [between(0, 2)("0"), between(0)("1e9"), between(0, 2)("2"), positive("2.1")] == [0, 1e9, 2, 2.1]
+    assert [between(0, 2)("0"), between(0)("1e9"), between(0, 2)("2"), positive("2.1")] == [
+        0,
+        1e9,
+        2,
+        2.1,
+    ]
 
 
 def test_seeds_are_those_that_every_library_takes():

@@ -17,13 +17,17 @@ def test_collator_pads_on_the_right_and_labels_padding():
 
 
 def test_collator_gives_no_mask_when_nothing_is_padded_even_if_a_text_has_the_padding_id():
-    batch = TextCollator(pad_token_id=3, max_length=3)([{"input_ids": [5, 3, 3]}, {"input_ids": [1, 2, 4]}])
+    batch = TextCollator(pad_token_id=3, max_length=3)(
+        [{"input_ids": [5, 3, 3]}, {"input_ids": [1, 2, 4]}]
+    )
     assert sorted(batch) == ["input_ids", "labels"]
     assert batch["labels"].tolist() == [[5, 3, 3], [1, 2, 4]]
 
 
 def test_collator_keeps_given_positions():
-    batch = TextCollator(pad_token_id=0, max_length=4)([{"input_ids": [5, 6, 7], "labels": [-100, -100, 7]}])
+    batch = TextCollator(pad_token_id=0, max_length=4)(
+        [{"input_ids": [5, 6, 7], "labels": [-100, -100, 7]}]
+    )
     assert batch["input_ids"].tolist() == [[5, 6, 7, 0]]
     assert batch["labels"].tolist() == [[-100, -100, 7, -100]]
 

@@ -1,4 +1,5 @@
-"""What is counted: tokens that are dropped or unknown, over all documents and batches, and entries of a vocabulary."""
+"""What is counted: tokens that are dropped or unknown, over all documents and batches, and entries
+of a vocabulary."""
 
 import numpy as np
 import pytest
@@ -17,10 +18,14 @@ def build_tokenizer(**words: int) -> PreTrainedTokenizerFast:
     vocabulary = {f"[{name}]": index for name, index in SPECIAL.items()} | words
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[unk]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **{f"{name}_token": f"[{name}]" for name in SPECIAL})
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, **{f"{name}_token": f"[{name}]" for name in SPECIAL}
+    )
 
 
-@pytest.mark.parametrize("characters", [1, 4, 1 << 20], ids=["a document a batch", "two a batch", "one batch"])
+@pytest.mark.parametrize(
+    "characters", [1, 4, 1 << 20], ids=["a document a batch", "two a batch", "one batch"]
+)
 def test_unknown_tokens_of_all_batches_are_counted(monkeypatch, characters):
     monkeypatch.setattr(data, "BATCH_CHARACTERS", characters)
     counts = RowCounts()
@@ -31,8 +36,11 @@ def test_unknown_tokens_of_all_batches_are_counted(monkeypatch, characters):
 
 def test_dropped_tokens_of_all_cut_documents_are_counted():
     counts, ids = RowCounts(), np.arange(10, dtype=np.int32)
-    pieces = [[(ids, False), (ids[:2], True), (ids[:3], True)], [(ids[:7], True)]]  # documents of 12, 3 and 7 tokens
-    rows = [row.tolist() for block in truncate_documents(pieces, 7, (1, 2), counts) for row in block]
+    # documents of 12, 3 and 7 tokens
+    pieces = [[(ids, False), (ids[:2], True), (ids[:3], True)], [(ids[:7], True)]]
+    rows = [
+        row.tolist() for block in truncate_documents(pieces, 7, (1, 2), counts) for row in block
+    ]
     assert rows == [[1, 0, 1, 2, 3, 4, 2], [1, 0, 1, 2, 2], [1, 0, 1, 2, 3, 4, 2]]
     assert counts.dropped == 7 + 0 + 2
 

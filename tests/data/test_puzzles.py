@@ -57,9 +57,14 @@ def test_puzzles_load_from_csv_by_blocks_and_are_checked(tmp_path):
     path.write_text("a,b\n")
     with pytest.raises(ValueError, match="has no column 'puzzle', only a, b"):
         load_puzzles(path)
-    path.write_text("\ufeffpuzzle,more,solution\n" + lines[0].replace(",", ",NA,") + "\n" + lines[1][:81] + "\n")
+    path.write_text(
+        "\ufeffpuzzle,more,solution\n" + lines[0].replace(",", ",NA,") + "\n" + lines[1][:81] + "\n"
+    )
     assert load_puzzles(path, count=1) == puzzles[:1]
-    with pytest.raises(ValueError, match="puzzles.csv, puzzle 1: grid must hold 81 digits or dots, got 0 characters"):
+    with pytest.raises(
+        ValueError,
+        match="puzzles.csv, puzzle 1: grid must hold 81 digits or dots, got 0 characters",
+    ):
         load_puzzles(path)
     for start, count in ((-1, None), (0, 0), (0, -1)):
         with pytest.raises(ValueError, match=f"number of puzzles 1, got {start} and {count}"):
@@ -70,8 +75,13 @@ def test_add_clues_reveals_cells_of_the_solution():
     puzzle = make_random_puzzle(3, clues=30)
     easier = add_clues(puzzle, 40, torch.Generator().manual_seed(0))
     assert sum(map(bool, easier.clues)) == 40
-    assert all(new in (old or solution, old) for new, old, solution in zip(easier.clues, *puzzle, strict=True))
-    assert make_puzzle("".join(map(str, easier.clues)), "".join(map(str, easier.solution))) == easier
+    assert all(
+        new in (old or solution, old)
+        for new, old, solution in zip(easier.clues, *puzzle, strict=True)
+    )
+    assert (
+        make_puzzle("".join(map(str, easier.clues)), "".join(map(str, easier.solution))) == easier
+    )
     with pytest.raises(ValueError, match="total must be in 30 to 81"):
         add_clues(puzzle, 29)
 
@@ -89,8 +99,13 @@ def test_an_augmented_puzzle_is_another_puzzle_with_as_many_clues_and_its_own_so
 
 def test_an_augmented_puzzle_turns_lines_into_columns_half_of_the_time():
     solution = make_solution()
-    line = Puzzle(tuple(digit if cell < 9 else EMPTY for cell, digit in enumerate(solution)), tuple(solution))
-    grids = [torch.tensor(augment(line, torch.Generator().manual_seed(seed)).clues).view(9, 9) for seed in range(100)]
+    line = Puzzle(
+        tuple(digit if cell < 9 else EMPTY for cell, digit in enumerate(solution)), tuple(solution)
+    )
+    grids = [
+        torch.tensor(augment(line, torch.Generator().manual_seed(seed)).clues).view(9, 9)
+        for seed in range(100)
+    ]
     columns = sum(bool((grid > 0).all(0).any()) for grid in grids)
     lines = sum(bool((grid > 0).all(1).any()) for grid in grids)
     assert lines + columns == 100 and 30 < columns < 70  # four standard deviations
@@ -107,13 +122,17 @@ def test_sudoku_rows_are_the_same_whenever_they_are_read_and_give_from_their_own
     given = (clues != EMPTY).sum(-1)
     counts = given.bincount(minlength=MOST_CLUES + 1)[20:].double()  # even over 20 to 64
     assert given.min() == 20 and given.max() == MOST_CLUES
-    assert (counts - counts.mean()).square().sum() / counts.mean() < 90  # chi-square, 44 degrees of freedom
+    # chi-square, 44 degrees of freedom
+    assert (counts - counts.mean()).square().sum() / counts.mean() < 90
 
 
 def test_sudoku_splits_whole_blocks_and_refuses_what_is_no_sudoku(tmp_path):
     path = write_puzzles(tmp_path / "sudoku.csv", 20)
     rows, tokenizer = load_sudoku(DataArguments(task="sudoku", train_file=str(path), max_length=81))
-    assert rows["train"].puzzles == load_puzzles(path)[:18] and rows["validation"].puzzles == load_puzzles(path)[18:]
+    assert (
+        rows["train"].puzzles == load_puzzles(path)[:18]
+        and rows["validation"].puzzles == load_puzzles(path)[18:]
+    )
     own = write_puzzles(tmp_path / "valid.csv", 3)
     few = {"validation_file": str(own), "max_train_rows": 4, "max_validation_rows": 2}
     rows, _ = load_sudoku(DataArguments(task="sudoku", train_file=str(path), max_length=81, **few))

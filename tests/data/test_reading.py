@@ -47,7 +47,16 @@ NAMES = [
     "**",
     "é\n.txt",
 ]
-NAMES += ["[!a].txt", "zip::a.txt", "file:a.txt", "$HOME.txt", "caf\udce9.txt", ".hidden.txt", "a.txt.gz.txt", "..txt"]
+NAMES += [
+    "[!a].txt",
+    "zip::a.txt",
+    "file:a.txt",
+    "$HOME.txt",
+    "caf\udce9.txt",
+    ".hidden.txt",
+    "a.txt.gz.txt",
+    "..txt",
+]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -71,8 +80,16 @@ def test_a_folder_gives_each_file_once_and_no_hidden_one(tmp_path):
     (folder / "again").symlink_to(folder / "sub", target_is_directory=True)
     (folder / "sub/around").symlink_to(folder, target_is_directory=True)
     (folder / "broken.txt").symlink_to(folder / "nothing.txt")
-    (folder / "elsewhere").symlink_to(write(tmp_path / "other/d.txt", "linked").parent, target_is_directory=True)
-    assert texts(folder) == ["text of a1.txt", "text of a[1].txt", "text of sub/c.TXT", "text of b.txt", "linked"]
+    (folder / "elsewhere").symlink_to(
+        write(tmp_path / "other/d.txt", "linked").parent, target_is_directory=True
+    )
+    assert texts(folder) == [
+        "text of a1.txt",
+        "text of a[1].txt",
+        "text of sub/c.TXT",
+        "text of b.txt",
+        "linked",
+    ]
 
 
 def test_a_file_that_was_written_again_is_read_again(tmp_path):
@@ -112,7 +129,10 @@ def quoted(cell: str) -> str:
 @pytest.mark.parametrize("quote", [True, False])
 def test_cells_of_csv_are_texts_as_they_are_written(tmp_path, end, quote):
     cells = [quoted(cell) if quote or set(cell) & set('\n",') else cell for cell in CELLS]
-    path = write(tmp_path / "a.csv", end.join(["id,text", *(f"{i},{cell}" for i, cell in enumerate(cells)), ""]))
+    path = write(
+        tmp_path / "a.csv",
+        end.join(["id,text", *(f"{i},{cell}" for i, cell in enumerate(cells)), ""]),
+    )
     assert texts(path) == CELLS
 
 
@@ -143,7 +163,15 @@ def test_a_text_may_be_as_long_as_it_likes(tmp_path):
 @pytest.mark.parametrize("block", [1, 2, 3, 1000])
 def test_paragraphs_are_what_split_gives(tmp_path, block, monkeypatch):
     monkeypatch.setattr(reading, "BATCH_DOCUMENTS", block)
-    for content in ("a\n\nb", "a\n\n\nb\n", "\n\n\na\n\n\n\n\nb\n\n", "a\n", "\na", " \n\n \nb", "a\n \n\nb"):
+    for content in (
+        "a\n\nb",
+        "a\n\n\nb\n",
+        "\n\n\na\n\n\n\n\nb\n\n",
+        "a\n",
+        "\na",
+        " \n\n \nb",
+        "a\n \n\nb",
+    ):
         expected = [part for part in content.split("\n\n") if part]
         assert texts(write(tmp_path / f"{len(content)}.txt", content)) == expected
     assert texts(write(tmp_path / "dos.txt", "a\r\n\r\nb\rc\r\n")) == ["a", "b\nc\n"]
@@ -151,11 +179,22 @@ def test_paragraphs_are_what_split_gives(tmp_path, block, monkeypatch):
 
 @pytest.mark.parametrize("column", ["text", "body"])
 def test_other_keys_of_jsonl_decide_nothing(tmp_path, column):
-    lines = [{column: "one", "id": 1}, {"id": "x", column: "two"}, {column: None, "id": [1, {"a": 2}]}, {"id": {}}]
+    lines = [
+        {column: "one", "id": 1},
+        {"id": "x", column: "two"},
+        {column: None, "id": [1, {"a": 2}]},
+        {"id": {}},
+    ]
     lines += [{column: f"text {i}"} for i in range(3000)] + [{"new": 2**70, column: "2020-01-01"}]
-    path = write(tmp_path / "a.jsonl", "".join(json.dumps(line) + "\n" for line in lines) + '{"n": NaN}')
+    path = write(
+        tmp_path / "a.jsonl", "".join(json.dumps(line) + "\n" for line in lines) + '{"n": NaN}'
+    )
     found = texts(path, columns=(column,))
-    assert found[:4] == ["one", "two", None, None] and found[-2:] == ["2020-01-01", None] and len(found) == 3006
+    assert (
+        found[:4] == ["one", "two", None, None]
+        and found[-2:] == ["2020-01-01", None]
+        and len(found) == 3006
+    )
 
 
 STRINGS = {
@@ -170,7 +209,9 @@ STRINGS = {
 @pytest.mark.parametrize("kind", list(STRINGS))
 def test_every_string_type_of_arrow_is_text(tmp_path, kind):
     values = pa.array(["a", None, "é", "a"]).cast(STRINGS[kind])
-    pyarrow.parquet.write_table(pa.table({"id": range(4), "text": values}), tmp_path / "a.parquet", row_group_size=3)
+    pyarrow.parquet.write_table(
+        pa.table({"id": range(4), "text": values}), tmp_path / "a.parquet", row_group_size=3
+    )
     assert texts(tmp_path / "a.parquet") == ["a", None, "é", "a"]
     found = load_text(DataArguments(dataset_name=str(tmp_path), validation_split="train[:1]"))
     assert found["train"]["text"][:] == ["a", None, "é", "a"]
@@ -180,8 +221,12 @@ def test_files_of_a_folder_need_the_text_column_in_common_and_nothing_else(tmp_p
     one, two = tmp_path / "one", tmp_path / "two"
     one.mkdir()
     pyarrow.parquet.write_table(pa.table({"text": ["a"], "id": [1]}), one / "a.parquet")
-    pyarrow.parquet.write_table(pa.table({"id": ["x"], "n": [{"m": 1}], "text": pa.nulls(1)}), one / "b.parquet")
-    pyarrow.parquet.write_table(pa.table({"text": pa.array(["c"], pa.string_view())}), one / "c.parquet")
+    pyarrow.parquet.write_table(
+        pa.table({"id": ["x"], "n": [{"m": 1}], "text": pa.nulls(1)}), one / "b.parquet"
+    )
+    pyarrow.parquet.write_table(
+        pa.table({"text": pa.array(["c"], pa.string_view())}), one / "c.parquet"
+    )
     write(two / "a.csv", "text,id\na,1\n")
     write(two / "b.csv", "")
     write(two / "c.csv.gz", gzip.compress(b"more,text\nx,c\n"))
@@ -218,7 +263,9 @@ def test_compressed_files_are_read(tmp_path, suffix):
         texts(write(tmp_path / f"latin.txt{suffix}", compressed(b"caf\xe9", suffix.lower())))
 
 
-@pytest.mark.parametrize("name, content", [("a.txt", "a"), ("a.jsonl", '{"text": "a"}'), ("a.csv", 'text,id\n"a",1')])
+@pytest.mark.parametrize(
+    "name, content", [("a.txt", "a"), ("a.jsonl", '{"text": "a"}'), ("a.csv", 'text,id\n"a",1')]
+)
 def test_a_byte_order_mark_is_no_text(tmp_path, name, content):
     for folder in ("one", "two"):
         write(tmp_path / folder / name, "\ufeff" + content)
@@ -226,7 +273,10 @@ def test_a_byte_order_mark_is_no_text(tmp_path, name, content):
 
 
 def test_lone_surrogates_are_replaced_and_pairs_are_joined(tmp_path):
-    path = write(tmp_path / "a.jsonl", r'{"text": "ok \ud83d done"}' + "\n" + r'{"text": "\uD83D\uDE00 \udE00"}')
+    path = write(
+        tmp_path / "a.jsonl",
+        r'{"text": "ok \ud83d done"}' + "\n" + r'{"text": "\uD83D\uDE00 \udE00"}',
+    )
     assert texts(path) == ["ok \ufffd done", "\U0001f600 \ufffd"]
 
 
@@ -234,10 +284,16 @@ def test_lone_surrogates_are_replaced_in_prompts_and_in_texts_that_are_passed_on
     tokenizer = train_tokenizer("byte", [])
     model = make_model(vocab_size=261, mask_token_id=tokenizer.mask_token_id)
     pipe = LoMDMPipeline(model, LoMDMScheduler(mask_token_id=tokenizer.mask_token_id), tokenizer)
-    texts = [pipe(prompt, max_new_tokens=1, num_inference_steps=1).texts[0] for prompt in ("caf\udce9", "\ud83d\ude00")]
+    texts = [
+        pipe(prompt, max_new_tokens=1, num_inference_steps=1).texts[0]
+        for prompt in ("caf\udce9", "\ud83d\ude00")
+    ]
     assert texts[0].startswith("caf\ufffd") and texts[1].startswith("\U0001f600")
     rows = pack_documents(["ok \ud83d"], tokenizer, 16)
-    assert tokenizer.decode(rows.rows[0]["input_ids"]) == "ok \ufffd" and (rows.characters, rows.num_bytes) == (4, 6)
+    assert tokenizer.decode(rows.rows[0]["input_ids"]) == "ok \ufffd" and (
+        rows.characters,
+        rows.num_bytes,
+    ) == (4, 6)
 
 
 @pytest.mark.parametrize(
@@ -247,8 +303,16 @@ def test_lone_surrogates_are_replaced_in_prompts_and_in_texts_that_are_passed_on
         ("a.jsonl", b'{"text": "a"}\n[1]', r"a.jsonl, line 2 is no JSON object, but \[1\]"),
         ("a.jsonl", b"[" * 100_000, "a.jsonl, line 1 is no JSON: maximum recursion"),
         ("a.jsonl", b'{"id": 1}\n{"n": 2}', "a.jsonl has no column 'text', only id, n"),
-        ("a.jsonl", b'{"text": ["a"]}', "column 'text' of .*a.jsonl must hold strings, line 1 holds"),
-        ("a.csv", b'id,text\n1,"a\n2,b\n', "a.csv is not a well-formed .csv file: a quote is not closed.*1,a"),
+        (
+            "a.jsonl",
+            b'{"text": ["a"]}',
+            "column 'text' of .*a.jsonl must hold strings, line 1 holds",
+        ),
+        (
+            "a.csv",
+            b'id,text\n1,"a\n2,b\n',
+            "a.csv is not a well-formed .csv file: a quote is not closed.*1,a",
+        ),
         ("a.csv", b'id,"text\n1,a\n2,b\n', "a.csv has no column 'text'|a quote is not closed"),
         ("a.csv", b"id\n1\n", "a.csv has no column 'text', only id"),
         ("a.txt.xz", b"a", "must hold files of one kind of .txt, .jsonl, .csv, .parquet, got .xz"),
@@ -262,5 +326,7 @@ def test_what_cannot_be_read_is_named_with_its_place(tmp_path, name, content, me
 def test_strings_of_parquet_that_are_not_utf8_are_refused(tmp_path):
     broken = pa.array([b"caf\xe9"]).view(pa.string())
     pyarrow.parquet.write_table(pa.table({"text": broken}), tmp_path / "a.parquet")
-    with pytest.raises(ValueError, match="a.parquet is not a well-formed .parquet file: Invalid UTF8"):
+    with pytest.raises(
+        ValueError, match="a.parquet is not a well-formed .parquet file: Invalid UTF8"
+    ):
         texts(tmp_path / "a.parquet")

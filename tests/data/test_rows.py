@@ -30,16 +30,22 @@ def encode(text: str) -> list[int]:
 @pytest.mark.parametrize("separator", [None, 2])
 @pytest.mark.parametrize("length", [4, 6, 64])
 def test_rows_are_the_joined_documents_to_the_last_token(tokenizer, ends, separator, length):
-    stream = list(chain.from_iterable(encode(text) + [separator] * (separator is not None) for text in TEXTS))
+    stream = list(
+        chain.from_iterable(encode(text) + [separator] * (separator is not None) for text in TEXTS)
+    )
     width = length - 2 * (ends[0] is not None)
     front, back = ([], []) if ends[0] is None else ([1], [2])
-    expected = [front + stream[start : start + width] + back for start in range(0, len(stream), width)]
+    expected = [
+        front + stream[start : start + width] + back for start in range(0, len(stream), width)
+    ]
     rows = pack_documents(TEXTS, tokenizer, length, ends, separator)
     assert ids_of(rows) == expected
     assert (rows.counts.documents, rows.counts.rows, rows.counts.dropped) == (4, len(expected), 0)
     assert rows.counts.tokens == sum(map(len, expected)) and rows.groups is None
     assert (rows.characters, rows.num_bytes) == (15, 15)
-    assert rows.describe("x") == f"x: {len(expected)} rows, {rows.counts.tokens} tokens, 4 documents"
+    assert (
+        rows.describe("x") == f"x: {len(expected)} rows, {rows.counts.tokens} tokens, 4 documents"
+    )
 
 
 def test_a_text_shorter_than_the_context_is_one_short_row(tokenizer):
@@ -50,13 +56,16 @@ def test_rows_do_not_depend_on_how_much_is_tokenised_at_once(tokenizer, monkeypa
     reference = ids_of(pack_documents(TEXTS, tokenizer, 6, (1, 2)))
     monkeypatch.setattr("hf_lomdm.data.rows.BATCH_CHARACTERS", 1)
     assert ids_of(pack_documents(TEXTS, tokenizer, 6, (1, 2))) == reference
-    limited = pack_documents(TEXTS, tokenizer, 6, (1, 2), max_rows=2)  # reads no further than it must
+    # reads no further than it must
+    limited = pack_documents(TEXTS, tokenizer, 6, (1, 2), max_rows=2)
     assert ids_of(limited) == reference[:2] and limited.counts.documents == 3
 
 
 def test_a_separator_stands_behind_documents_not_behind_their_pieces(tokenizer, monkeypatch):
     monkeypatch.setattr(text, "PIECE_CHARACTERS", 2)
-    assert ids_of(pack_documents(["abcde", "f"], tokenizer, 20, separator=2)) == [[3, 4, 5, 6, 7, 2, 8, 2]]
+    assert ids_of(pack_documents(["abcde", "f"], tokenizer, 20, separator=2)) == [
+        [3, 4, 5, 6, 7, 2, 8, 2]
+    ]
 
 
 def test_the_size_of_limited_text_is_that_of_the_rows_or_unknown():
@@ -68,7 +77,8 @@ def test_the_size_of_limited_text_is_that_of_the_rows_or_unknown():
     assert (limited.characters, limited.num_bytes) == (2, 2)
     whole = pack_documents(texts, byte, 3, max_rows=1000)
     assert (whole.characters, whole.num_bytes) == (56, 59)
-    lossy, texts = train_tokenizer("char", ["zwolf"]), ["zwölf" + "zwolf" * 20]  # ö is unknown to it
+    # ö is unknown to it
+    lossy, texts = train_tokenizer("char", ["zwolf"]), ["zwölf" + "zwolf" * 20]
     assert pack_documents(texts, lossy, 4, max_rows=1).characters is None
     assert pack_documents(texts, lossy, 4).counts.unknown == 1
 
@@ -76,16 +86,22 @@ def test_the_size_of_limited_text_is_that_of_the_rows_or_unknown():
 @pytest.mark.parametrize("make", [pack_documents, cut_documents])
 def test_text_of_another_kind_than_the_tokenizer_is_refused(make):
     lossy = train_tokenizer("char", ["abc "])
-    with pytest.raises(ValueError, match="does not know 2 of the 100 tokens of the text: more than 1%.*tokenizer"):
+    with pytest.raises(
+        ValueError, match="does not know 2 of the 100 tokens of the text: more than 1%.*tokenizer"
+    ):
         make(["abc " * 24 + "abxx"], lossy, 8)
     assert make(["abc " * 24 + "abcx"], lossy, 8).counts.unknown == 1
 
 
 @pytest.mark.parametrize("make", [pack_documents, cut_documents])
 def test_the_word_of_the_mask_token_in_a_clean_text_is_refused(make):
-    with pytest.raises(ValueError, match=r"document 2 of the text contains the mask token '<mask>', in 'c <mask> a'"):
+    with pytest.raises(
+        ValueError,
+        match=r"document 2 of the text contains the mask token '<mask>', in 'c <mask> a'",
+    ):
         make(["a b", "c <mask> a"], build_word_tokenizer(), 8)
-    assert len(make(["a b", "c <eos> <masks>"], build_word_tokenizer(), 8).rows)  # other words are text
+    # other words are text
+    assert len(make(["a b", "c <eos> <masks>"], build_word_tokenizer(), 8).rows)
 
 
 @pytest.mark.parametrize("limit", [0, -1])
@@ -99,7 +115,11 @@ def test_a_limit_below_one_drops_nothing_silently(limit, tokenizer):
 def test_documents_on_their_own_are_cut_into_windows(tokenizer):
     rows = cut_documents(TEXTS, tokenizer, 6, (1, 2), stride=3)
     assert rows.groups == [0, 1, 2, 2, 2, 3] and rows.counts.rows == 6
-    assert ids_of(rows)[:3] == [[1, *encode("abcd"), 2], [1, *encode("ef"), 2], [1, *encode("gabcd")]]
+    assert ids_of(rows)[:3] == [
+        [1, *encode("abcd"), 2],
+        [1, *encode("ef"), 2],
+        [1, *encode("gabcd")],
+    ]
     assert rows.counts.tokens == sum(len(text) + 2 for text in TEXTS)
     assert (rows.characters, rows.num_bytes) == (15, 15)
     first = cut_documents(TEXTS, tokenizer, 6, (None, None), stride=3, max_documents=2)
@@ -113,12 +133,24 @@ def test_text_that_cannot_work_is_an_error_with_a_remedy(tokenizer, tmp_path):
     for call, message in [
         (lambda: pack_documents([], tokenizer, 6), "no document that is not blank"),
         (lambda: pack_documents(TEXTS, tokenizer, 2, (1, 2)), "must leave room for text, got 2"),
-        (lambda: pack_documents(TEXTS, tokenizer, 6, max_rows=0), "must leave room for text, got 6 and 0"),
+        (
+            lambda: pack_documents(TEXTS, tokenizer, 6, max_rows=0),
+            "must leave room for text, got 6 and 0",
+        ),
         (lambda: read_documents(tmp_path / "none.txt", "text", "line"), "does not exist"),
         (lambda: read_documents(tmp_path / "empty.txt", "text", "line"), "is empty"),
-        (lambda: read_documents(tmp_path / "blank.jsonl", "text", "line"), "no document that is not blank"),
-        (lambda: read_documents(tmp_path / "blank.jsonl", "body", "line"), "has no column 'body', only text"),
-        (lambda: read_documents(tmp_path / "latin.txt", "text", "line"), "not UTF-8.*byte offset 3.*iconv"),
+        (
+            lambda: read_documents(tmp_path / "blank.jsonl", "text", "line"),
+            "no document that is not blank",
+        ),
+        (
+            lambda: read_documents(tmp_path / "blank.jsonl", "body", "line"),
+            "has no column 'body', only text",
+        ),
+        (
+            lambda: read_documents(tmp_path / "latin.txt", "text", "line"),
+            "not UTF-8.*byte offset 3.*iconv",
+        ),
     ]:
         with pytest.raises(ValueError, match=message):
             call()

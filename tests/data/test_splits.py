@@ -17,13 +17,21 @@ from hf_lomdm.data import splits, text
 from hf_lomdm.data.arguments import DataArguments
 from hf_lomdm.data.reading import check_utf8
 from hf_lomdm.data.rows import RowCounts, token_batches
-from hf_lomdm.data.splits import check_arguments, data_fingerprint, load_data, model_token_ids, tokenize
+from hf_lomdm.data.splits import (
+    check_arguments,
+    data_fingerprint,
+    load_data,
+    model_token_ids,
+    tokenize,
+)
 from hf_lomdm.data.text import documents, hold_out_end, load_files, load_text, split_document
 from hf_lomdm.data.tokenizers import load_tokenizer, special_token_ids, train_tokenizer
 from tiny_tokenizer import build_word_tokenizer
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
-WORDS = "some words of a text that is read in order , not more ;  with\tblanks\n and ends .".split(" ")
+WORDS = "some words of a text that is read in order , not more ;  with\tblanks\n and ends .".split(
+    " "
+)
 
 
 @pytest.fixture(autouse=True)
@@ -55,7 +63,10 @@ def write_rows(texts, tokenizer, **settings) -> list[list[int]]:
 
 def expected_stream(texts, tokenizer) -> list[int]:
     """All documents, EOS behind each, tokenised one by one: the definition."""
-    ids = (tokenizer(one, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id] for one in texts)
+    ids = (
+        tokenizer(one, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
+        for one in texts
+    )
     return list(chain.from_iterable(ids))
 
 
@@ -84,8 +95,11 @@ def test_rows_do_not_depend_on_batch_and_piece_sizes(tokenizer, monkeypatch):
 
 @pytest.mark.parametrize("kind", ["gpt2", "bert", "bpe:300", "char", "byte"])
 def test_pieces_of_a_long_document_have_the_tokens_of_the_whole(kind, monkeypatch):
-    # Runs of up to 29 blanks, so that some lie across a cut; bpe:300 has tokens of many blanks, so that it would show.
-    document = "".join(one + " " * (1 + 7 * index % 29) for index, one in enumerate(random_texts(60, 15)))
+    # Runs of up to 29 blanks, so that some lie across a cut; bpe:300 has tokens of many blanks, so
+    # that it would show.
+    document = "".join(
+        one + " " * (1 + 7 * index % 29) for index, one in enumerate(random_texts(60, 15))
+    )
     if kind in ("gpt2", "bert"):
         tokenizer = load_tokenizer(str(FIXTURES / f"{kind}_tokenizer"))
     else:
@@ -98,7 +112,9 @@ def test_pieces_of_a_long_document_have_the_tokens_of_the_whole(kind, monkeypatc
     assert [end for batch in batches for _, end in batch].count(True) == 1
 
 
-@pytest.mark.parametrize("document", ["x" * 999, "", " " * 300, "ab " * 100, "a" * 99 + " " * 150 + "b" * 99])
+@pytest.mark.parametrize(
+    "document", ["x" * 999, "", " " * 300, "ab " * 100, "a" * 99 + " " * 150 + "b" * 99]
+)
 def test_pieces_are_bounded_and_lose_nothing(document, monkeypatch):
     monkeypatch.setattr(text, "PIECE_CHARACTERS", 60)
     pieces = list(split_document(document))
@@ -107,7 +123,9 @@ def test_pieces_are_bounded_and_lose_nothing(document, monkeypatch):
 
 
 def test_special_tokens_spelled_out_in_a_text_are_text(tokenizer):
-    rows = write_rows(["a [MASK] b [PAD] <|endoftext|> " * 9], tokenizer, insert_special_tokens=False)
+    rows = write_rows(
+        ["a [MASK] b [PAD] <|endoftext|> " * 9], tokenizer, insert_special_tokens=False
+    )
     flat = list(chain.from_iterable(rows))
     assert tokenizer.mask_token_id not in flat and tokenizer.pad_token_id not in flat
     assert tokenizer.decode(flat).startswith("a [MASK] b [PAD] <|endoftext|>")
@@ -126,14 +144,22 @@ def test_unknown_characters_are_counted(capsys):
     write_rows(["abc" * 66 + "xy"], known, max_length=8)
     assert "; 2 tokens unknown to the tokenizer" in capsys.readouterr().out
     with pytest.raises(
-        ValueError, match="does not know 3 of the 201 tokens of the train text: more than 1%.*train_tok"
+        ValueError,
+        match="does not know 3 of the 201 tokens of the train text: more than 1%.*train_tok",
     ):
         write_rows(["abc" * 66 + "xyz"], known, max_length=8)
 
 
 def test_unknown_tokens_are_a_share_of_the_text_that_was_read_not_of_the_rows_that_are_kept():
     texts = as_dataset(["abc" * 100 + "xy"])
-    assert len(tokenize(texts, train_tokenizer("char", ["abc"]), DataArguments(max_length=8), max_rows=1)) == 1
+    assert (
+        len(
+            tokenize(
+                texts, train_tokenizer("char", ["abc"]), DataArguments(max_length=8), max_rows=1
+            )
+        )
+        == 1
+    )
 
 
 @pytest.mark.parametrize("batch", [1, 5, 1000])
@@ -141,10 +167,15 @@ def test_the_word_of_the_mask_token_in_a_text_is_found_while_rows_are_made(batch
     monkeypatch.setattr("hf_lomdm.data.rows.BATCH_CHARACTERS", batch)
     monkeypatch.setattr(text, "PIECE_CHARACTERS", 8)
     texts = ["a b", "c d e f g a", "", "a b c d <mask> e", "f"]
-    with pytest.raises(ValueError, match=r"document 3 of the text contains the mask token '<mask>', in .*<mask>"):
+    with pytest.raises(
+        ValueError, match=r"document 3 of the text contains the mask token '<mask>', in .*<mask>"
+    ):
         write_rows(texts, build_word_tokenizer(), max_length=4)
     rows = write_rows(
-        texts[:3] + ["<masks> <eos> <bos>"], build_word_tokenizer(), max_length=4, insert_special_tokens=False
+        texts[:3] + ["<masks> <eos> <bos>"],
+        build_word_tokenizer(),
+        max_length=4,
+        insert_special_tokens=False,
     )
     assert 10 not in chain.from_iterable(rows)
 
@@ -188,7 +219,11 @@ def test_whatever_rows_depend_on_changes_the_cached_file(tokenizer):
         (as_dataset(["a"]), tokenizer, base, 5),
         *(
             (as_dataset(["a"]), tokenizer, replace(base, **{name: value}), None)
-            for name, value in [("max_length", 17), ("packing", False), ("insert_special_tokens", False)]
+            for name, value in [
+                ("max_length", 17),
+                ("packing", False),
+                ("insert_special_tokens", False),
+            ]
         ),
         (as_dataset(["a"]), tokenizer, replace(base, detokenizer="ptb"), None),
     ]
@@ -219,7 +254,8 @@ def test_an_interrupted_write_leaves_nothing_that_is_used(tokenizer, tmp_path, m
 
 
 def test_of_two_writers_at_once_the_first_stays_and_both_read_it(tokenizer, tmp_path, monkeypatch):
-    """As two containers do whose processes have the same id: the second starts while the first is writing."""
+    """As two containers do whose processes have the same id: the second starts while the first is
+    writing."""
     texts, arguments = as_dataset(random_texts(60, 30)), DataArguments(max_length=16)
     write_blocks, paths, others = splits._write_blocks, [], []
 
@@ -244,7 +280,10 @@ def test_a_damaged_folder_of_the_cache_is_named(tokenizer, tmp_path, damage):
     (folder,) = (tmp_path / "cache/hf_lomdm").iterdir()
     if damage == "fewer rows":
         table = pa.ipc.open_stream(folder / "data.arrow").read_all()
-        with pa.OSFile(str(folder / "data.arrow"), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
+        with (
+            pa.OSFile(str(folder / "data.arrow"), "wb") as sink,
+            pa.ipc.new_stream(sink, table.schema) as writer,
+        ):
             writer.write_table(table.slice(0, 3))
     elif damage == "cut":
         (folder / "data.arrow").write_bytes((folder / "data.arrow").read_bytes()[:100])
@@ -254,7 +293,9 @@ def test_a_damaged_folder_of_the_cache_is_named(tokenizer, tmp_path, damage):
         write_rows(texts, tokenizer)
 
 
-def test_the_fingerprint_is_that_of_rows_and_tokenizer_wherever_they_come_from(tokenizer, tmp_path, monkeypatch):
+def test_the_fingerprint_is_that_of_rows_and_tokenizer_wherever_they_come_from(
+    tokenizer, tmp_path, monkeypatch
+):
     texts, base = random_texts(20, 30), DataArguments(max_length=16)
 
     def fingerprint(texts=texts, tokenizer=tokenizer, **settings):
@@ -263,7 +304,8 @@ def test_the_fingerprint_is_that_of_rows_and_tokenizer_wherever_they_come_from(t
 
     first = fingerprint()
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "another")
-    assert fingerprint() == first == fingerprint(detokenizer="ptb")  # which changes nothing in these texts
+    # which changes nothing in these texts
+    assert fingerprint() == first == fingerprint(detokenizer="ptb")
     other = load_tokenizer(str(FIXTURES / "gpt2_tokenizer"))
     other.add_tokens("another")
     changed = [
@@ -284,9 +326,27 @@ def test_the_fingerprint_is_that_of_rows_and_tokenizer_wherever_they_come_from(t
 @pytest.mark.parametrize(
     "file, column, detokenizer, count, start",
     [
-        ("lm1b", "text", "lm1b", 18, "The harbour master said the ferry wouldn't sail before noon."),
-        ("openwebtext", "text", None, 10, "The garden behind the old school was open to everyone.\n\nIn spring"),
-        ("ptb.jsonl", "sentence", "ptb", 3, "the board said it will sell 1 1 of its shares for $1 million"),
+        (
+            "lm1b",
+            "text",
+            "lm1b",
+            18,
+            "The harbour master said the ferry wouldn't sail before noon.",
+        ),
+        (
+            "openwebtext",
+            "text",
+            None,
+            10,
+            "The garden behind the old school was open to everyone.\n\nIn spring",
+        ),
+        (
+            "ptb.jsonl",
+            "sentence",
+            "ptb",
+            3,
+            "the board said it will sell 1 1 of its shares for $1 million",
+        ),
         ("wikitext.jsonl", "text", "wikitext", 4, " = River otter = "),
         ("lambada.jsonl", "text", "lambada", 2, '\n" where did you leave it ? " asked mara'),
         ("ag_news.csv", "text", None, 3, "Oil prices slip as stocks rise, traders say"),
@@ -297,7 +357,9 @@ def test_the_fingerprint_is_that_of_rows_and_tokenizer_wherever_they_come_from(t
 def test_files_with_the_columns_of_the_real_sets_load(file, column, detokenizer, count, start):
     path = FIXTURES / file
     source = {"dataset_name": str(path)} if path.is_dir() else {"train_file": str(path)}
-    found = text._load_split(DataArguments(text_column=column, **source), "train", source.get("train_file"))
+    found = text._load_split(
+        DataArguments(text_column=column, **source), "train", source.get("train_file")
+    )
     texts = list(documents(found, detokenizer))
     assert len(texts) == count
     assert texts[0].startswith(start)
@@ -329,13 +391,19 @@ def test_documents_of_a_text_file_are_lines_paragraphs_or_the_file(tmp_path, sam
 def test_an_unknown_sample_by_is_refused_with_the_choices():
     for refuse in (
         lambda: load_files(str(FIXTURES / "text8.train.txt"), "sentence"),
-        lambda: check_arguments(DataArguments(train_file="a.txt", tokenizer="gpt2", sample_by="sentence")),
+        lambda: check_arguments(
+            DataArguments(train_file="a.txt", tokenizer="gpt2", sample_by="sentence")
+        ),
     ):
-        with pytest.raises(ValueError, match="sample_by must be one of line, paragraph, document, got 'sentence'"):
+        with pytest.raises(
+            ValueError, match="sample_by must be one of line, paragraph, document, got 'sentence'"
+        ):
             refuse()
 
 
-@pytest.mark.parametrize("name, content", [("a.csv", "text\n"), ("a.txt", "\n\n"), ("a.jsonl", "\n")])
+@pytest.mark.parametrize(
+    "name, content", [("a.csv", "text\n"), ("a.txt", "\n\n"), ("a.jsonl", "\n")]
+)
 def test_a_file_without_rows_is_refused_with_the_remedy(tmp_path, name, content):
     (tmp_path / name).write_text(content)
     with pytest.raises(ValueError, match=f"{name} has no rows. Put text into it"):
@@ -349,7 +417,10 @@ def test_blank_and_missing_documents_are_left_out():
 def test_splits_and_slices_of_a_data_set_are_used():
     arguments = DataArguments(dataset_name=str(FIXTURES / "openwebtext"), train_split="train[:-3]")
     texts = load_text(replace(arguments, validation_split="train[-3:]"))
-    whole = [json.loads(line)["text"] for line in (FIXTURES / "openwebtext/train.jsonl").read_text().splitlines()]
+    whole = [
+        json.loads(line)["text"]
+        for line in (FIXTURES / "openwebtext/train.jsonl").read_text().splitlines()
+    ]
     assert texts["train"]["text"][:] + texts["validation"]["text"][:] == whole
     assert len(texts["validation"]) == 3
     lm1b = load_text(DataArguments(dataset_name=str(FIXTURES / "lm1b"), validation_split="test"))
@@ -358,14 +429,21 @@ def test_splits_and_slices_of_a_data_set_are_used():
 
 def test_validation_files_are_read():
     texts = load_text(
-        DataArguments(train_file=str(FIXTURES / "text8.train.txt"), validation_file=str(FIXTURES / "text8.valid.txt"))
+        DataArguments(
+            train_file=str(FIXTURES / "text8.train.txt"),
+            validation_file=str(FIXTURES / "text8.valid.txt"),
+        )
     )
     assert texts["validation"][0]["text"] == (FIXTURES / "text8.valid.txt").read_text()
 
 
-@pytest.mark.parametrize("lengths, kept", [([10] * 20, 18), ([100, 1, 1], 1), ([1, 1, 100], 2), ([None, 5, 5, 1], 2)])
+@pytest.mark.parametrize(
+    "lengths, kept", [([10] * 20, 18), ([100, 1, 1], 1), ([1, 1, 100], 2), ([None, 5, 5, 1], 2)]
+)
 def test_validation_is_the_last_tenth_cut_between_documents(lengths, kept):
-    texts = [None if length is None else chr(97 + index) * length for index, length in enumerate(lengths)]
+    texts = [
+        None if length is None else chr(97 + index) * length for index, length in enumerate(lengths)
+    ]
     train, validation = hold_out_end(as_dataset(texts))
     assert train["text"][:] + validation["text"][:] == texts
     assert len(train) == kept
@@ -386,12 +464,18 @@ def test_pydoc_topics_are_split_nine_to_one_without_known_text(tmp_path):
     assert 0.05 < share < 0.15
     assert set(train + validation) <= set(topics.values()) and not set(train) & set(validation)
     assert topics["with"] not in validation  # it stands in the topic `compound`, too
-    paragraphs = {paragraph for one in train for paragraph in one.split("\n\n") if len(paragraph) > 50}
-    shared = sum(len(part) for one in validation for part in one.split("\n\n") if part in paragraphs)
+    paragraphs = {
+        paragraph for one in train for paragraph in one.split("\n\n") if len(paragraph) > 50
+    }
+    shared = sum(
+        len(part) for one in validation for part in one.split("\n\n") if part in paragraphs
+    )
     assert shared < 0.03 * sum(map(len, validation))
 
     rows, tokenizer = load_data(arguments, tmp_path / "out")
-    decoded = "".join(tokenizer.decode(row["input_ids"][1:-1]) for row in rows["train"].select(range(300)))
+    decoded = "".join(
+        tokenizer.decode(row["input_ids"][1:-1]) for row in rows["train"].select(range(300))
+    )
     assert len(decoded) > 300 * 126 and "[EOS]".join(train).startswith(decoded)
     assert rows["train"][0]["input_ids"].shape == (128,)
     assert (tmp_path / "out/tokenizer/tokenizer.json").is_file()
@@ -412,10 +496,13 @@ def test_a_run_gets_rows_and_a_complete_tokenizer_from_a_set_with_two_splits(tmp
     assert len(rows["train"]) == 6 and len(rows["validation"]) > 2
     first = rows["train"][0]["input_ids"].tolist()
     bare = AutoTokenizer.from_pretrained(FIXTURES / "bert_tokenizer")
-    sentence = bare("The harbour master said the ferry wouldn't sail before noon.", add_special_tokens=False)[
-        "input_ids"
-    ]
-    assert first[0] == tokenizer.cls_token_id and first[1 : 1 + min(30, len(sentence))] == sentence[:30]
+    sentence = bare(
+        "The harbour master said the ferry wouldn't sail before noon.", add_special_tokens=False
+    )["input_ids"]
+    assert (
+        first[0] == tokenizer.cls_token_id
+        and first[1 : 1 + min(30, len(sentence))] == sentence[:30]
+    )
 
 
 # ----------------------------------------------------------------------------------------------------------- bad input
@@ -427,7 +514,11 @@ def test_a_run_gets_rows_and_a_complete_tokenizer_from_a_set_with_two_splits(tmp
         ("missing.txt", None, "missing.txt does not exist"),
         ("empty.txt", b"", "empty.txt is empty"),
         ("odd.md", b"text", "must hold files of one kind of .txt, .jsonl, .csv, .parquet, got .md"),
-        ("bad.jsonl", b'{"text": "a"}\n{"text" "b"}\n', "bad.jsonl, line 2 is no JSON: Expecting ':' delimiter"),
+        (
+            "bad.jsonl",
+            b'{"text": "a"}\n{"text" "b"}\n',
+            "bad.jsonl, line 2 is no JSON: Expecting ':' delimiter",
+        ),
         ("bad.parquet", b"not parquet at all", "bad.parquet is not a well-formed .parquet file"),
         ("latin.txt", b"caf\xe9 noir", "latin.txt is not UTF-8.* at byte offset 3.*iconv"),
         ("cut.txt", "déjà".encode()[:-1], "cut.txt is not UTF-8.* at byte offset 4"),
@@ -462,10 +553,16 @@ def test_folders_without_files_or_of_two_kinds_are_refused(tmp_path):
     "settings, message",
     [
         ({"text_column": "body"}, "lm1b has no column 'body', only text.*text_column"),
-        ({"train_split": "trian"}, r"split 'trian' of dataset_name .*Should be one of \['train', 'test'\]"),
+        (
+            {"train_split": "trian"},
+            r"split 'trian' of dataset_name .*Should be one of \['train', 'test'\]",
+        ),
         ({"dataset_config": "en"}, "dataset_config 'en'.*BuilderConfig 'en' not found"),
         ({"dataset_name": "no/such/folder"}, "dataset_name 'no/such/folder'.* cannot be loaded"),
-        ({"dataset_name": "pydoc_topics", "validation_split": "test"}, "validation_split 'test' needs a data set"),
+        (
+            {"dataset_name": "pydoc_topics", "validation_split": "test"},
+            "validation_split 'test' needs a data set",
+        ),
     ],
 )
 def test_names_that_do_not_exist_are_named(settings, message):
@@ -483,7 +580,9 @@ def test_a_column_that_holds_no_text_is_refused(kind, tmp_path):
     else:
         pyarrow.parquet.write_table(pa.table({"label": [1]}), file)
     source = {"dataset_name": str(folder)} if kind == "hub" else {"train_file": str(file)}
-    message = "column 'label' of .* must hold strings, " + ("line 3 holds 1" if kind == "jsonl" else "got int64")
+    message = "column 'label' of .* must hold strings, " + (
+        "line 3 holds 1" if kind == "jsonl" else "got int64"
+    )
     with pytest.raises(ValueError, match=message):
         load_text(DataArguments(text_column="label", **source))
 
@@ -510,14 +609,18 @@ def test_arguments_that_contradict_or_are_out_of_range_are_refused(settings, mes
 
 
 def test_text_shorter_than_one_row_names_the_remedies_and_can_be_padded(tokenizer):
-    with pytest.raises(ValueError, match="train text has 2 tokens, too few.*max_length is 16.*Lower.*packing=False"):
+    with pytest.raises(
+        ValueError, match="train text has 2 tokens, too few.*max_length is 16.*Lower.*packing=False"
+    ):
         write_rows(["a"], tokenizer)
     assert len(write_rows(["a"], tokenizer, packing=False)) == 1
 
 
 @pytest.mark.parametrize("texts", [[], [""], [None, " \n"]])
 def test_text_without_documents_is_refused(tokenizer, texts):
-    empty = datasets.Dataset.from_dict({"text": texts}, features=datasets.Features({"text": datasets.Value("string")}))
+    empty = datasets.Dataset.from_dict(
+        {"text": texts}, features=datasets.Features({"text": datasets.Value("string")})
+    )
     with pytest.raises(ValueError, match="the train text holds no document that is not blank"):
         tokenize(empty, tokenizer, DataArguments(max_length=16))
 
@@ -532,9 +635,14 @@ def test_the_model_knows_bos_and_eos_exactly_where_rows_hold_them(packing, inser
     ids = model_token_ids(own, arguments)
     assert (ids["bos_token_id"] == own.bos_token_id) == any(own.bos_token_id in row for row in rows)
     assert (ids["eos_token_id"] == own.eos_token_id) == any(own.eos_token_id in row for row in rows)
-    assert ids["bos_token_id"] in (own.bos_token_id, None) and ids["eos_token_id"] in (own.eos_token_id, None)
+    assert ids["bos_token_id"] in (own.bos_token_id, None) and ids["eos_token_id"] in (
+        own.eos_token_id,
+        None,
+    )
     others = ("vocab_size", "mask_token_id", "pad_token_id")
-    assert {name: ids[name] for name in others} == {name: special_token_ids(own)[name] for name in others}
+    assert {name: ids[name] for name in others} == {
+        name: special_token_ids(own)[name] for name in others
+    }
 
 
 def test_no_data_argument_hides_a_training_argument():
@@ -549,10 +657,13 @@ def test_a_hundred_megabytes_of_characters_on_one_line_take_bounded_memory_and_t
 
     text_file = tmp_path / "text8.txt"
     text_file.write_text("the quick brown fox jumps over a lazy dog " * 2_400_000)
-    arguments = DataArguments(train_file=str(text_file), sample_by="document", train_tokenizer="char", max_length=256)
+    arguments = DataArguments(
+        train_file=str(text_file), sample_by="document", train_tokenizer="char", max_length=256
+    )
     before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
     rows, _ = load_data(arguments, tmp_path / "out")
     assert len(rows["train"]) == 2_400_000 * 42 * 9 // 10 // 254
-    # A Python list of the ids alone would be 0.8 GB; text, pieces and one batch of tokens stay below (units: kB).
+    # A Python list of the ids alone would be 0.8 GB; text, pieces and one batch of tokens stay
+    # below (units: kB).
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1_500_000
     assert time.monotonic() - start < 300

@@ -31,7 +31,9 @@ def test_decoding_gives_the_encoded_text_back(kind, text):
     assert tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"]) == text
     plain = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
     assert tokenizer.decode(plain) == text
-    assert not set(plain) & {tokenizer.convert_tokens_to_ids(token) for token in SPECIAL_TOKENS.values()}
+    assert not set(plain) & {
+        tokenizer.convert_tokens_to_ids(token) for token in SPECIAL_TOKENS.values()
+    }
 
 
 @pytest.mark.parametrize("kind", ["bpe:300", "byte"])
@@ -46,7 +48,13 @@ def test_char_has_one_token_per_character_and_unk_for_others():
     tokenizer = train_tokenizer("char", ["banana ", "nab"])
     assert len(tokenizer) == len(SPECIAL_TOKENS) + len("abn ")
     ids = tokenizer("ban x", add_special_tokens=False)["input_ids"]
-    assert [tokenizer.convert_ids_to_tokens(index) for index in ids] == ["b", "a", "n", " ", "[UNK]"]
+    assert [tokenizer.convert_ids_to_tokens(index) for index in ids] == [
+        "b",
+        "a",
+        "n",
+        " ",
+        "[UNK]",
+    ]
 
 
 @pytest.mark.parametrize("kind, size", [("byte", 261), ("bpe:290", 290)])
@@ -62,7 +70,13 @@ def test_special_tokens_have_distinct_ids_and_survive_saving(kind, tmp_path):
     loaded = AutoTokenizer.from_pretrained(tmp_path / "tokenizer")
     ids = special_token_ids(made)
     assert ids == special_token_ids(loaded)
-    assert len({ids[f"{name}_token_id"] for name in ("mask", "pad", "bos", "eos")} | {made.unk_token_id}) == 5
+    assert (
+        len(
+            {ids[f"{name}_token_id"] for name in ("mask", "pad", "bos", "eos")}
+            | {made.unk_token_id}
+        )
+        == 5
+    )
     assert loaded(AWKWARD)["input_ids"] == made(AWKWARD)["input_ids"]
     assert loaded.decode(loaded(TEXTS[0])["input_ids"]) == TEXTS[0]
 
@@ -72,9 +86,13 @@ def test_a_tokenizer_is_made_once_and_reused(tmp_path):
     again = train_tokenizer("char", iter(["abc"]), tmp_path / "tokenizer")
     assert again.get_vocab() == made.get_vocab()
     for text in (["abcd"], ["ab", "c"], []):
-        with pytest.raises(ValueError, match="'char', but .* made from another train text.*another output_dir"):
+        with pytest.raises(
+            ValueError, match="'char', but .* made from another train text.*another output_dir"
+        ):
             train_tokenizer("char", text, tmp_path / "tokenizer")
-    with pytest.raises(ValueError, match="train_tokenizer is 'byte', but .* of kind 'char'.*another output_dir"):
+    with pytest.raises(
+        ValueError, match="train_tokenizer is 'byte', but .* of kind 'char'.*another output_dir"
+    ):
         train_tokenizer("byte", ["abc"], tmp_path / "tokenizer")
 
 
@@ -92,7 +110,10 @@ def test_no_text_decides_on_bytes_and_what_an_earlier_version_made_is_reused(tmp
 def test_a_tokenizer_is_made_from_text_with_lone_surrogates():
     for kind in ("char", "byte", "bpe:300"):
         tokenizer = train_tokenizer(kind, ["ok \ud83d done", "\ud83d\ude00"])
-        assert "".join(tokenizer.decode(ids) for ids in encode_texts(tokenizer, ["ok \ud83d"], str)) == "ok \ufffd"
+        assert (
+            "".join(tokenizer.decode(ids) for ids in encode_texts(tokenizer, ["ok \ud83d"], str))
+            == "ok \ufffd"
+        )
         assert tokenizer.get_vocab().get("\ud83d") is None
 
 
@@ -151,7 +172,9 @@ def test_bert_style_stays_as_it_is_with_cls_and_sep_as_ends(capsys):
 
 
 def test_bert_gives_no_token_types_also_after_saving(tmp_path):
-    (tmp_path / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b"]))
+    (tmp_path / "vocab.txt").write_text(
+        "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b"])
+    )
     BertTokenizer(str(tmp_path / "vocab.txt")).save_pretrained(tmp_path / "bert")
     assert "token_type_ids" in AutoTokenizer.from_pretrained(tmp_path / "bert")("a b")
     tokenizer = load_tokenizer(str(tmp_path / "bert"))

@@ -35,7 +35,10 @@ def test_the_samples_that_the_pilot_asks_for_reach_the_target(smallest):
 def test_what_the_texts_leave_open_is_the_spread_of_their_exact_values(smallest):
     found = pilot(smallest, ROWS, num_texts=6, num_samples=400, **QUIET)
     with torch.no_grad():
-        exact = [float(sum(oracles.order_bound(oracles.tables(smallest, torch.tensor(text))))) for text in TEXTS]
+        exact = [
+            float(sum(oracles.order_bound(oracles.tables(smallest, torch.tensor(text)))))
+            for text in TEXTS
+        ]
     exact = torch.tensor(exact, dtype=torch.float64)
     expected = 1.96 * math.exp(float(exact.sum()) / 24) * float(exact.std()) * math.sqrt(6) / 24
     assert found["perplexity_text_error"] == pytest.approx(expected, rel=0.1)
@@ -45,8 +48,10 @@ def test_equal_texts_leave_nothing_open_however_noisy_their_values(smallest):
     rows = [{"input_ids": TEXTS[0]}] * 200
     found = pilot(smallest, rows, num_texts=200, num_samples=4, **QUIET)
     width = 1.96 * found["perplexity"] / (4 * 200)
-    noise = width * math.sqrt(200 * found["variance_per_sample"] / 4)  # what the draws alone add to the spread
-    assert 0 <= found["perplexity_text_error"] < 0.6 * noise  # of 200 texts the variance is known to a tenth
+    # what the draws alone add to the spread
+    noise = width * math.sqrt(200 * found["variance_per_sample"] / 4)
+    # of 200 texts the variance is known to a tenth
+    assert 0 <= found["perplexity_text_error"] < 0.6 * noise
 
 
 def test_the_pilot_draws_some_texts_for_all(smallest):
@@ -60,7 +65,9 @@ def test_time_over_order_is_the_ratio_of_variances_of_repeated_draws(smallest):
     variances = {}
     for bound in ("order", "time"):
         draws = torch.tensor(TEXTS).repeat(800, 1)
-        samples = nelbo(smallest, draws, bound=bound, num_samples=4, generator=torch.Generator().manual_seed(1))
+        samples = nelbo(
+            smallest, draws, bound=bound, num_samples=4, generator=torch.Generator().manual_seed(1)
+        )
         variances[bound] = float(samples.nelbo.view(800, 6).var(0).mean())
         deviation = found[bound]["deviation_per_sample"] * 24 / 6
         # 20 strata against 2: variances within 15 %, strata narrow them further
@@ -93,13 +100,19 @@ def test_gaps_are_those_of_enumeration(smallest):
             found[name]["gap"],
         )
         # the error holds the spread of the texts too, which are all of them here: 3 of it is much
-        assert abs(estimate["value"] - float(gaps.mean())) < 3 * estimate["standard_error"] < 3 * float(gaps.mean())
+        assert (
+            abs(estimate["value"] - float(gaps.mean()))
+            < 3 * estimate["standard_error"]
+            < 3 * float(gaps.mean())
+        )
         assert estimate["standard_error"] > 0.6 * float(gaps.std()) / math.sqrt(6)
         assert found[name]["value"] - found["exact"]["value"] == pytest.approx(estimate["value"])
 
 
 def test_several_orders_close_the_gap(smallest):
-    found = exact_gap(smallest, ROWS, positions=4, num_texts=6, num_samples=60, num_orders=30, **QUIET)
+    found = exact_gap(
+        smallest, ROWS, positions=4, num_texts=6, num_samples=60, num_orders=30, **QUIET
+    )
     assert abs(found["order, 30 orders"]["gap"]["value"]) < 0.5 * found["order"]["gap"]["value"]
 
 
@@ -107,28 +120,44 @@ def test_all_but_the_positions_asked_for_are_given(smallest, monkeypatch):
     seen = []
     monkeypatch.setattr(
         "hf_lomdm.evaluation.accuracy.exact_log_likelihood",
-        lambda model, ids, labels: seen.append(labels[0].tolist()) or torch.zeros(1, dtype=torch.float64),
+        lambda model, ids, labels: (
+            seen.append(labels[0].tolist()) or torch.zeros(1, dtype=torch.float64)
+        ),
     )
     rows = [{"input_ids": [0, 1, 2, 0, 1, 2, 0], "labels": [-100, 1, 2, 0, 1, 2, -100]}] * 20
     for span in (False, True):
         seen.clear()
         exact_gap(smallest, rows, positions=3, num_texts=20, num_samples=2, span=span, **QUIET)
         places = {tuple(i for i, label in enumerate(labels) if label != -100) for labels in seen}
-        assert len(places) > 2 and all(len(one) == 3 and one[0] > 0 and one[-1] < 6 for one in places)
+        assert len(places) > 2 and all(
+            len(one) == 3 and one[0] > 0 and one[-1] < 6 for one in places
+        )
         assert all(one[-1] - one[0] == 2 for one in places) == span
 
 
 def test_input_that_cannot_work_is_an_error_with_a_remedy(smallest):
     for call, message in [
         (lambda: exact_gap(smallest, ROWS, positions=15), "positions must be in 1 to 14, got 15"),
-        (lambda: exact_gap(smallest, ROWS, positions=5), "2 or more texts with 5 tokens to count, got 0"),
+        (
+            lambda: exact_gap(smallest, ROWS, positions=5),
+            "2 or more texts with 5 tokens to count, got 0",
+        ),
         (lambda: pilot(smallest, ROWS, num_samples=2), "num_samples of 4 or more"),
         (lambda: pilot(smallest, ROWS[:1]), "2 or more texts, got 16 and 1"),
         (lambda: pilot(smallest, ROWS, num_texts=-1), "2 or more texts, got 16 and -1"),
-        (lambda: exact_gap(smallest, ROWS, positions=1, num_texts=0), "2 or more texts with 1 tokens to count, got 0"),
+        (
+            lambda: exact_gap(smallest, ROWS, positions=1, num_texts=0),
+            "2 or more texts with 1 tokens to count, got 0",
+        ),
         (lambda: compare_bounds(smallest, ROWS[:1]), "compare_bounds needs 2 or more texts, got 1"),
-        (lambda: compare_bounds(smallest, [{"input_ids": [1]}] * 3, **QUIET), "no Monte-Carlo error to compare with"),
-        (lambda: compare_bounds(build_causal(), ROWS), "GPTNeoXForCausalLM has an exact likelihood"),
+        (
+            lambda: compare_bounds(smallest, [{"input_ids": [1]}] * 3, **QUIET),
+            "no Monte-Carlo error to compare with",
+        ),
+        (
+            lambda: compare_bounds(build_causal(), ROWS),
+            "GPTNeoXForCausalLM has an exact likelihood",
+        ),
     ]:
         with pytest.raises(ValueError, match=message):
             call()

@@ -25,8 +25,14 @@ def records(make_model) -> dict:
     """Two models on the same rows."""
     rows = [{"input_ids": text} for text in TEXTS]
     options = {"num_samples": 8, "progress": False, "characters": 40, "num_bytes": 44}
-    both = {name: oracles.vivid(make_model(**oracles.SMALLEST), seed) for name, seed in (("one", 0), ("two", 1))}
-    return {k: {"task": "likelihood", **evaluate_corpus(model, rows, **options)} for k, model in both.items()}
+    both = {
+        name: oracles.vivid(make_model(**oracles.SMALLEST), seed)
+        for name, seed in (("one", 0), ("two", 1))
+    }
+    return {
+        k: {"task": "likelihood", **evaluate_corpus(model, rows, **options)}
+        for k, model in both.items()
+    }
 
 
 def nelbo_of(record) -> torch.Tensor:
@@ -52,7 +58,10 @@ def test_records_of_the_same_rows_are_paired_text_by_text(records):
 def test_a_pair_that_differs_by_a_constant_per_token_has_no_error(records):
     one = records["one"]
     table = one["per_text"]
-    moved = {**table, "main": [main + 0.5 * n for main, n in zip(table["main"], table["tokens"], strict=True)]}
+    moved = {
+        **table,
+        "main": [main + 0.5 * n for main, n in zip(table["main"], table["tokens"], strict=True)],
+    }
     found = difference({**one, "per_text": moved}, one)
     assert found.value == pytest.approx(0.5) and found.standard_error == pytest.approx(0, abs=1e-7)
 
@@ -72,8 +81,11 @@ def test_other_rows_are_not_paired(records):
     one, two = records.values()
     found = difference({**two, "rows": "others"}, one)
     assert not found.paired
-    assert found.standard_error == pytest.approx(math.hypot(one["standard_error"], two["standard_error"]))
-    assert not difference({**two, "groups": "others"}, one).paired  # the same rows, joined to other texts
+    assert found.standard_error == pytest.approx(
+        math.hypot(one["standard_error"], two["standard_error"])
+    )
+    # the same rows, joined to other texts
+    assert not difference({**two, "groups": "others"}, one).paired
     assert difference({**two, "rows": "others", "standard_error": None}, one).standard_error is None
     alone = {**one, "per_text": {name: values[:1] for name, values in one["per_text"].items()}}
     assert difference(alone, alone).standard_error is None
@@ -85,11 +97,19 @@ def test_the_table_has_measures_errors_and_differences(records):
     assert table.splitlines()[0].split() == ["one", "two"]
     error = records["one"]["standard_error"] * records["one"]["perplexity"]
     assert f"{records['one']['perplexity']:.2f} +- {error:.2f}" in lines["perplexity"]
-    for label in ("nats per token", "bits per byte", "bits per character", "95 % of the perplexity", "tokens counted"):
+    for label in (
+        "nats per token",
+        "bits per byte",
+        "bits per character",
+        "95 % of the perplexity",
+        "tokens counted",
+    ):
         assert label in lines
     assert lines["tokens counted"].split() == ["tokens", "counted", "21", "21"]
     assert "(paired)" in lines["nats per token, minus the first"]
-    assert "(other rows)" in comparison_table({"one": records["one"], "two": {**records["two"], "rows": "x"}})
+    assert "(other rows)" in comparison_table(
+        {"one": records["one"], "two": {**records["two"], "rows": "x"}}
+    )
     assert "minus" not in measure_table(records)
 
 
@@ -102,7 +122,9 @@ def test_zero_shot_records_are_compared_set_by_set(records):
     lines = {line.split("  ")[0]: line for line in comparison_table(both).splitlines()}
     assert measures(both["b"]) == {"ptb: perplexity": measures(two)["perplexity"]}
     assert "(paired)" in lines["ptb: nats per token, minus the first"]
-    assert lines["lm1b: perplexity"].endswith("-") and lines["lm1b: nats per token, minus the first"].endswith("-")
+    assert lines["lm1b: perplexity"].endswith("-") and lines[
+        "lm1b: nats per token, minus the first"
+    ].endswith("-")
 
 
 def test_other_records_show_their_value_errors_and_costs(tmp_path):
@@ -132,7 +154,9 @@ def test_the_plot_is_written(records, tmp_path, name):
     pytest.importorskip("matplotlib")
     plot_comparison(records, tmp_path / name)
     content = (tmp_path / name).read_bytes()
-    assert len(content) > 5_000 and (content[:4] == b"\x89PNG" or b"perplexity" in content or b"<svg" in content)
+    assert len(content) > 5_000 and (
+        content[:4] == b"\x89PNG" or b"perplexity" in content or b"<svg" in content
+    )
 
 
 def test_records_are_named_by_what_tells_them_apart(records, tmp_path):
@@ -156,8 +180,14 @@ def test_input_that_cannot_work_is_an_error_with_a_remedy(records, tmp_path):
         (lambda: read_records([good, bad]), "bad.json is no record"),
         (lambda: read_records([good, good]), "the same record twice"),
         (lambda: read_records([good, order]), "must be of one task"),
-        (lambda: plot_comparison(records, tmp_path / "x.docx"), "cannot be written to .*comparison.png"),
-        (lambda: plot_comparison({"a": {"task": "zero-shot", "sets": {}}}, tmp_path / "x.png"), "nothing to draw"),
+        (
+            lambda: plot_comparison(records, tmp_path / "x.docx"),
+            "cannot be written to .*comparison.png",
+        ),
+        (
+            lambda: plot_comparison({"a": {"task": "zero-shot", "sets": {}}}, tmp_path / "x.png"),
+            "nothing to draw",
+        ),
     ]:
         with pytest.raises(ValueError, match=message):
             call()

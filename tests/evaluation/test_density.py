@@ -17,12 +17,23 @@ CHECKPOINT = Path(__file__).parents[2] / "checkpoints/lomdm-enwiki"
 
 
 @pytest.mark.parametrize("block_size", [None, 2])
-def test_a_measured_density_keeps_the_value_whatever_the_batches_of_the_pilot(make_model, block_size):
-    model, rows = oracles.vivid(make_model(**{**oracles.SMALLEST, "block_size": block_size})), as_rows(TEXTS[:4])
+def test_a_measured_density_keeps_the_value_whatever_the_batches_of_the_pilot(
+    make_model, block_size
+):
+    model, rows = (
+        oracles.vivid(make_model(**{**oracles.SMALLEST, "block_size": block_size})),
+        as_rows(TEXTS[:4]),
+    )
     density = measured_density(model, rows, num_samples=1, bins=4, batch_tokens=8)
     assert density == measured_density(model, rows, num_samples=1, bins=4, batch_tokens=100)
-    assert sum(density) == pytest.approx(4, abs=1e-3) and min(density) >= UNIFORM_PART and len(set(density)) > 1
-    even, fitted = (evaluate(model, rows * 500, num_samples=2, density=one) for one in (None, density))
+    assert (
+        sum(density) == pytest.approx(4, abs=1e-3)
+        and min(density) >= UNIFORM_PART
+        and len(set(density)) > 1
+    )
+    even, fitted = (
+        evaluate(model, rows * 500, num_samples=2, density=one) for one in (None, density)
+    )
     error = math.hypot(even["monte_carlo_error"], fitted["monte_carlo_error"])
     assert abs(even["value"] - fitted["value"]) < Z * error < 0.1 and fitted["density"] == density
 
@@ -34,7 +45,9 @@ def test_a_measured_density_lowers_the_error_of_a_trained_model():
     rows = [{"input_ids": ids[start : start + 64]} for start in range(0, 40 * 64, 64)]
     density = measured_density(model, rows, bins=8, num_texts=32)
     assert density[0] > density[4]  # early reveals cost most, and two samples are one stratum each
-    even, fitted = (evaluate(model, rows * 4, density=one)["monte_carlo_error"] for one in (None, density))
+    even, fitted = (
+        evaluate(model, rows * 4, density=one)["monte_carlo_error"] for one in (None, density)
+    )
     # 0.65 on the text of docs/evaluation.md; each error is known to about a tenth from 160 rows
     assert fitted < 0.85 * even
 
@@ -50,7 +63,10 @@ def test_the_fitted_density_is_even_only_where_that_is_predicted_to_be_best():
 
 def test_input_that_cannot_work_is_an_error_with_a_remedy(make_model):
     for call, message in (
-        (lambda: measured_density(make_model(), as_rows([[3]]), bins=0), "bins must be at least 1, got 0"),
+        (
+            lambda: measured_density(make_model(), as_rows([[3]]), bins=0),
+            "bins must be at least 1, got 0",
+        ),
         (lambda: measured_density(make_model(), as_rows([[3, 10]])), "contain the mask token"),
         (lambda: measured_density(build_causal(), as_rows([[3]])), "has an exact likelihood"),
     ):

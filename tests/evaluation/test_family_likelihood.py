@@ -1,4 +1,5 @@
-"""Bounds, bounds with several orders and the exact likelihood of every system of the family, against enumeration."""
+"""Bounds, bounds with several orders and the exact likelihood of every system of the family,
+against enumeration."""
 
 import itertools
 
@@ -41,13 +42,17 @@ def seeded(seed=0):
 
 @torch.no_grad()
 @systems
-def test_exact_likelihood_is_the_sum_over_the_orders_of_each_block(build, rate_type, block_size, text):
+def test_exact_likelihood_is_the_sum_over_the_orders_of_each_block(
+    build, rate_type, block_size, text
+):
     model, ids = build(rate_type, block_size), torch.tensor(text)
     expected = oracles.add_up(oracles.log_likelihood, oracles.block_tables(model, ids))
     torch.testing.assert_close(exact_log_likelihood(model, ids[None])[0], expected, **EXACT)
 
 
-@pytest.mark.parametrize(("rate_type", "block_size"), [("token", None), ("score", None), ("learned", 2), ("token", 2)])
+@pytest.mark.parametrize(
+    ("rate_type", "block_size"), [("token", None), ("score", None), ("learned", 2), ("token", 2)]
+)
 def test_exact_probabilities_of_all_texts_sum_to_one(build, rate_type, block_size):
     texts = torch.tensor(list(itertools.product(range(3), repeat=3)))
     total = exact_log_likelihood(build(rate_type, block_size), texts).exp().sum()
@@ -60,17 +65,22 @@ def test_exact_probabilities_of_all_texts_sum_to_one(build, rate_type, block_siz
 def test_bound_is_unbiased_part_by_part(build, rate_type, block_size, text, bound):
     model, ids = build(rate_type, block_size), torch.tensor(text)
     exact = oracles.add_up(
-        oracles.order_bound if bound == "order" else oracles.time_bound, oracles.block_tables(model, ids)
+        oracles.order_bound if bound == "order" else oracles.time_bound,
+        oracles.block_tables(model, ids),
     )
     estimate = nelbo(model, ids.expand(3_000, -1), bound=bound, num_samples=2, generator=seeded())
-    for drawn, expected in zip((estimate.main, estimate.nelbo), (exact[0], sum(exact)), strict=True):
+    for drawn, expected in zip(
+        (estimate.main, estimate.nelbo), (exact[0], sum(exact)), strict=True
+    ):
         if drawn.std() < 1e-9:  # an AR model has no variance
             torch.testing.assert_close(drawn.mean(), expected, **EXACT)
         else:
             assert abs(oracles.z_score(drawn, expected)) < Z
     # the standard error that comes with each text is that of its mean
     spread = (estimate.nelbo - sum(exact)) ** 2
-    assert spread.max() < 1e-15 or abs(oracles.z_score(estimate.standard_error**2 - spread, 0.0)) < Z
+    assert (
+        spread.max() < 1e-15 or abs(oracles.z_score(estimate.standard_error**2 - spread, 0.0)) < Z
+    )
 
 
 @torch.no_grad()
@@ -91,7 +101,9 @@ def test_several_orders_bound_each_block_by_itself(build, rate_type, block_size,
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(("rate_type", "block_size"), [("learned", 2), ("token", 2), ("score", 2), ("score", None)])
+@pytest.mark.parametrize(
+    ("rate_type", "block_size"), [("learned", 2), ("token", 2), ("score", 2), ("score", None)]
+)
 @pytest.mark.parametrize("options", OPTIONS)
 def test_given_positions_condition_the_estimate(build, rate_type, block_size, options):
     model, text = build(rate_type, block_size), torch.tensor([0, 2, 1, 2, 1, 0])
@@ -100,12 +112,20 @@ def test_given_positions_condition_the_estimate(build, rate_type, block_size, op
     labels[maskable] = text[maskable]
     parts = oracles.block_tables(model, text, maskable)
     function = {"order": oracles.order_bound, "time": oracles.time_bound}.get(options.get("bound"))
-    exact = sum(oracles.add_up(function, parts)) if function else oracles.add_up(oracles.multi_order_bound, parts, 3)
+    exact = (
+        sum(oracles.add_up(function, parts))
+        if function
+        else oracles.add_up(oracles.multi_order_bound, parts, 3)
+    )
     batch = text.expand(2_000, -1)
-    estimate = nelbo(model, batch, labels=labels.expand(2_000, -1), num_samples=1, generator=seeded(), **options)
+    estimate = nelbo(
+        model, batch, labels=labels.expand(2_000, -1), num_samples=1, generator=seeded(), **options
+    )
     assert abs(oracles.z_score(estimate.nelbo, exact)) < Z
     log_likelihood = oracles.add_up(oracles.log_likelihood, parts)
-    torch.testing.assert_close(exact_log_likelihood(model, text[None], labels[None])[0], log_likelihood, **EXACT)
+    torch.testing.assert_close(
+        exact_log_likelihood(model, text[None], labels[None])[0], log_likelihood, **EXACT
+    )
 
 
 @pytest.mark.parametrize("rate_type", ["learned", "uniform", "token", "score"])
@@ -126,34 +146,54 @@ def test_an_estimate_adds_up_those_of_the_blocks_on_the_same_draws(build, rate_t
     assert all(part.nelbo > 0.1 for part in parts)
 
 
-@pytest.mark.parametrize(("rate_type", "block_size"), [("learned", 2), ("token", 3), ("score", 2), ("score", None)])
+@pytest.mark.parametrize(
+    ("rate_type", "block_size"), [("learned", 2), ("token", 3), ("score", 2), ("score", None)]
+)
 @pytest.mark.parametrize("left", [True, False], ids=["left", "right"])
-def test_a_text_alone_padded_or_in_a_batch_has_the_same_estimate(build, rate_type, block_size, left):
-    model, texts = build(rate_type, block_size), [torch.tensor([0, 2, 1]), torch.tensor([2, 1, 0, 0, 1])]
+def test_a_text_alone_padded_or_in_a_batch_has_the_same_estimate(
+    build, rate_type, block_size, left
+):
+    model, texts = (
+        build(rate_type, block_size),
+        [torch.tensor([0, 2, 1]), torch.tensor([2, 1, 0, 0, 1])],
+    )
     ids, mask = torch.ones(2, 7, dtype=torch.long), torch.zeros(2, 7, dtype=torch.long)
     for row, text in enumerate(texts):
         at = slice(7 - len(text), 7) if left else slice(0, len(text))
         ids[row, at], mask[row, at] = text, 1
     likelihoods = exact_log_likelihood(model, ids, attention_mask=mask)
     for options in OPTIONS:
-        together = nelbo(model, ids, mask, num_samples=4, generator=[seeded(0), seeded(1)], **options)
+        together = nelbo(
+            model, ids, mask, num_samples=4, generator=[seeded(0), seeded(1)], **options
+        )
         for row, text in enumerate(texts):
             alone = nelbo(model, text[None], num_samples=4, generator=[seeded(row)], **options)
             for name in ("nelbo", "standard_error", "main", "velocity"):
-                torch.testing.assert_close(getattr(together, name)[row], getattr(alone, name)[0], **EXACT)
-            torch.testing.assert_close(likelihoods[row], exact_log_likelihood(model, text[None])[0], **EXACT)
+                torch.testing.assert_close(
+                    getattr(together, name)[row], getattr(alone, name)[0], **EXACT
+                )
+            torch.testing.assert_close(
+                likelihoods[row], exact_log_likelihood(model, text[None])[0], **EXACT
+            )
 
 
 @pytest.mark.parametrize(("rate_type", "block_size"), [("score", None), ("learned", 2)])
 def test_chunks_of_passes_change_nothing(build, monkeypatch, rate_type, block_size):
     model, ids = build(rate_type, block_size), torch.tensor([[0, 2, 1, 1, 2]])
-    whole, orders = exact_log_likelihood(model, ids), nelbo(model, ids, num_orders=5, generator=seeded())
+    whole, orders = (
+        exact_log_likelihood(model, ids),
+        nelbo(model, ids, num_orders=5, generator=seeded()),
+    )
     monkeypatch.setattr(likelihood, "CHUNK_ELEMENTS", 1)  # one row per pass
     torch.testing.assert_close(exact_log_likelihood(model, ids), whole, **EXACT)
-    torch.testing.assert_close(nelbo(model, ids, num_orders=5, generator=seeded()).nelbo, orders.nelbo, **EXACT)
+    torch.testing.assert_close(
+        nelbo(model, ids, num_orders=5, generator=seeded()).nelbo, orders.nelbo, **EXACT
+    )
 
 
-def test_the_exact_value_of_long_texts_is_there_for_short_blocks_and_the_limit_counts_a_block(make_model):
+def test_the_exact_value_of_long_texts_is_there_for_short_blocks_and_the_limit_counts_a_block(
+    make_model,
+):
     text = torch.full((1, 20), 3)
     assert torch.isfinite(exact_log_likelihood(make_model(block_size=2), text)).all()
     with pytest.raises(ValueError, match="\\(or block\\) with 15 maskable positions.*at most 14"):
@@ -163,7 +203,12 @@ def test_the_exact_value_of_long_texts_is_there_for_short_blocks_and_the_limit_c
 @torch.no_grad()
 @pytest.mark.parametrize("rate_type", ["learned", "token"])
 def test_texts_beyond_the_context_are_evaluated_as_the_model_reads_them(make_model, rate_type):
-    settings = {**oracles.SMALLEST, "rate_type": rate_type, "block_size": 2, "max_position_embeddings": 4}
+    settings = {
+        **oracles.SMALLEST,
+        "rate_type": rate_type,
+        "block_size": 2,
+        "max_position_embeddings": 4,
+    }
     model, text = oracles.vivid(make_model(**settings), seed=1), torch.tensor([0, 2, 1, 1, 2, 0, 0])
     parts = oracles.block_tables(model, text)
     exact = oracles.add_up(oracles.log_likelihood, parts)

@@ -1,4 +1,5 @@
-"""evaluate_generation: what a system writes, what it costs, and that nothing of the pipeline is left changed."""
+"""evaluate_generation: what a system writes, what it costs, and that nothing of the pipeline is
+left changed."""
 
 import itertools
 import json
@@ -35,10 +36,18 @@ def test_the_record_holds_what_the_judge_says_of_what_the_pipeline_writes():
     written = write_texts(pipe, seed=3, **OPTIONS)
     judged = judge_texts([item.text for item in written.items], judge, tokenizer, progress=False)
     assert judged.items() <= record.items()
-    assert record["forward_passes"] == 4 and record["tokens_per_forward"] == 3 and record["seconds"] > 0
+    assert (
+        record["forward_passes"] == 4
+        and record["tokens_per_forward"] == 3
+        and record["seconds"] > 0
+    )
     lengths = [len(item.ids) for item in written.items]
     assert record["tokens_per_text"] == sum(lengths) / 5
-    assert record["draw_precision"] == "float64" and record["seed"] == 3 and record["sampler"] == "sequential"
+    assert (
+        record["draw_precision"] == "float64"
+        and record["seed"] == 3
+        and record["sampler"] == "sequential"
+    )
     assert record["examples"] == [item.text for item in written.items][:4]
     assert 0 < record["entropy"] < math.log(11)
     json.dumps(record)
@@ -95,14 +104,17 @@ def test_an_interrupted_evaluation_keeps_its_finished_texts(tmp_path, monkeypatc
 
 
 def test_learned_order_false_makes_the_reveal_order_even():
-    # the first reveal of a template: even over its masked positions with c2 = 0, far from it with the learned rates
+    # the first reveal of a template: even over its masked positions with c2 = 0, far from it with
+    # the learned rates
     pipe, template = build_pipeline(), [3, 10, 9, 10, 10, 4, 10, 7]
     vivid(pipe.model)  # whose rates differ widely
     masked = torch.tensor(template) == 10
     z = {}
     for learned in (True, False):
         with changed_pipeline(pipe, None, None, learned):
-            out = pipe([template], num_return_sequences=600, generator=torch.Generator().manual_seed(0))
+            out = pipe(
+                [template], num_return_sequences=600, generator=torch.Generator().manual_seed(0)
+            )
         counts = (out.order[:, masked] == 0).sum(0).double()
         z[learned] = chi_square_z(counts, torch.full((4,), 1 / 4, dtype=torch.float64))
     assert z[False] < 4 < z[True]
@@ -121,25 +133,44 @@ def test_the_pipeline_is_as_before_afterwards(fails):
             write_texts(pipe, **options, grid="uniform", learned_order=False)
     else:
         setting = write_texts(pipe, **options, grid="uniform", learned_order=False).setting
-        assert (setting["grid"], setting["temperature"], setting["learned_order"]) == ("uniform", 0.5, False)
+        assert (setting["grid"], setting["temperature"], setting["learned_order"]) == (
+            "uniform",
+            0.5,
+            False,
+        )
     assert before == (pipe.scheduler, pipe.model.rate_law, pipe._progress_bar_config)
     assert pipe.scheduler.config.grid == "adaptive" and before[1].uses_psi
 
 
 def test_grid_and_sampler_change_the_texts():
     pipe = build_pipeline()
-    variants = [{}, {"sampler": "ancestral"}, {"sampler": "ancestral", "grid": "uniform"}, {"sampler": "confidence"}]
-    texts = [tuple(item.text for item in write_texts(pipe, **OPTIONS, **one).items) for one in variants]
+    variants = [
+        {},
+        {"sampler": "ancestral"},
+        {"sampler": "ancestral", "grid": "uniform"},
+        {"sampler": "confidence"},
+    ]
+    texts = [
+        tuple(item.text for item in write_texts(pipe, **OPTIONS, **one).items) for one in variants
+    ]
     assert len(set(texts)) == 4
 
 
 def test_a_sweep_gives_each_record_out_as_it_is_finished():
     pipe = build_pipeline()
-    records = sweep(pipe, build_judge(), build_judge_tokenizer(), max_length=20, num_samples=2, progress=False)
+    records = sweep(
+        pipe, build_judge(), build_judge_tokenizer(), max_length=20, num_samples=2, progress=False
+    )
     assert next(records)["num_inference_steps"] == 8
     assert [record["forward_passes"] for record in records] == [16, 20]
-    assert pass_counts(8) == [8] and pass_counts(64) == [8, 16, 32, 64] and pass_counts(100)[-2:] == [64, 100]
-    chosen = sweep(pipe, build_judge(), build_judge_tokenizer(), steps=[3], num_samples=2, progress=False)
+    assert (
+        pass_counts(8) == [8]
+        and pass_counts(64) == [8, 16, 32, 64]
+        and pass_counts(100)[-2:] == [64, 100]
+    )
+    chosen = sweep(
+        pipe, build_judge(), build_judge_tokenizer(), steps=[3], num_samples=2, progress=False
+    )
     assert [record["forward_passes"] for record in chosen] == [3]
 
 
@@ -148,7 +179,9 @@ def test_the_family_is_judged_too(block_size, rate_type):
     pipe = build_pipeline(block_size=block_size, rate_type=rate_type)
     record = evaluate_generation(pipe, build_judge(), build_judge_tokenizer(), **OPTIONS)
     assert record["learned_order"] is False and record["value"] > 1
-    with pytest.raises(ValueError, match="learned_order=False needs a model with rate_type='learned'"):
+    with pytest.raises(
+        ValueError, match="learned_order=False needs a model with rate_type='learned'"
+    ):
         write_texts(pipe, **OPTIONS, learned_order=False)
 
 
@@ -156,7 +189,9 @@ def test_what_cannot_be_written_is_an_error():
     pipe = build_pipeline()
     with pytest.raises(ValueError, match="num_samples must be a whole number of at least 1, got 0"):
         write_texts(pipe, **{**OPTIONS, "num_samples": 0})
-    with pytest.raises(ValueError, match="grid='uniform' is for sampler='ancestral', got 'sequential'"):
+    with pytest.raises(
+        ValueError, match="grid='uniform' is for sampler='ancestral', got 'sequential'"
+    ):
         write_texts(pipe, **OPTIONS, grid="uniform")
     bare = LoMDMPipeline(build_model(), LoMDMScheduler(mask_token_id=10))
     with pytest.raises(ValueError, match="pipe.tokenizer is None"):
@@ -167,19 +202,24 @@ def test_what_cannot_be_written_is_an_error():
 @pytest.mark.parametrize("name", ["max_length", "num_samples", "batch_size"])
 def test_counts_of_an_autoregressive_model_are_whole_numbers(name, value):
     options = {"num_samples": 2, "max_length": 8, name: value}
-    with pytest.raises(ValueError, match=f"{name} must be a whole number of at least 1, got {value!r}"):
+    with pytest.raises(
+        ValueError, match=f"{name} must be a whole number of at least 1, got {value!r}"
+    ):
         write_causal_texts(build_causal(), build_tokenizer(), **options)
 
 
 def test_texts_that_no_memory_holds_are_refused_before():
-    with pytest.raises(ValueError, match="max_length=1000000000 and batch_size=16 make more than 2097152 tokens"):
+    with pytest.raises(
+        ValueError, match="max_length=1000000000 and batch_size=16 make more than 2097152 tokens"
+    ):
         write_causal_texts(build_causal(), build_tokenizer(), num_samples=2, max_length=10**9)
     with pytest.raises(ValueError, match="max_length=1000000000 make .* tokens, more than 2097152"):
         write_texts(build_pipeline(), **{**OPTIONS, "max_length": 10**9})
 
 
 def test_autoregressive_texts_follow_the_law_that_causal_nll_measures():
-    # all 36 texts of two tokens that the model can write (7 ids without the start token), EOS or not
+    # all 36 texts of two tokens that the model can write (7 ids without the start token), EOS or
+    # not
     model = build_causal(eos_token_id=None)
     generators = [torch.Generator().manual_seed(seed) for seed in range(2000)]
     texts = torch.tensor(list(itertools.product(range(6), repeat=2)))
@@ -192,13 +232,17 @@ def test_autoregressive_texts_follow_the_law_that_causal_nll_measures():
 def test_autoregressive_texts_end_at_eos_and_do_not_hang_on_their_batch(tmp_path):
     model = build_causal(vocab_size=11, start=10, eos_token_id=2, bos_token_id=10)
     options = {"num_samples": 6, "max_length": 16, "progress": False}
-    written = write_causal_texts(model, build_tokenizer(), **options, parts_file=tmp_path / "parts.jsonl")
+    written = write_causal_texts(
+        model, build_tokenizer(), **options, parts_file=tmp_path / "parts.jsonl"
+    )
     alone = write_causal_texts(model, build_tokenizer(), **options, batch_size=1)
     assert [item.text for item in written.items] == [item.text for item in alone.items]
     assert all(item.passes == item.tokens for item in alone.items)
     assert any(item.tokens < 16 for item in alone.items)
     record = judge_written(written, build_judge(), build_judge_tokenizer(), progress=False)
-    assert record["sampler"] == "autoregressive" and record["forward_passes"] == max(i.tokens for i in alone.items)
+    assert record["sampler"] == "autoregressive" and record["forward_passes"] == max(
+        i.tokens for i in alone.items
+    )
     with pytest.raises(ValueError, match="bos_token_id is None"):
         model.config.bos_token_id = None
         write_causal_texts(model, build_tokenizer(), **options)

@@ -1,4 +1,5 @@
-"""Every measure tells phi which positions are given, as training does: else it would be of another forward process."""
+"""Every measure tells phi which positions are given, as training does: else it would be of another
+forward process."""
 
 import pytest
 import torch
@@ -16,10 +17,17 @@ def seeded() -> torch.Generator:
 
 MEASURES = {
     "bound": lambda model: nelbo(model, TEXT, labels=LABELS, generator=seeded()),
-    "several orders": lambda model: nelbo(model, TEXT, labels=LABELS, generator=seeded(), num_orders=2),
-    "loss by share": lambda model: loss_by_share(model, TEXT, labels=LABELS, bins=2, generators=[seeded()]),
+    "several orders": lambda model: nelbo(
+        model, TEXT, labels=LABELS, generator=seeded(), num_orders=2
+    ),
+    "loss by share": lambda model: loss_by_share(
+        model, TEXT, labels=LABELS, bins=2, generators=[seeded()]
+    ),
     "order": lambda model: evaluate_order(
-        model, [{"input_ids": TEXT[0].tolist(), "labels": LABELS[0].tolist()}] * 2, num_generated=1, progress=False
+        model,
+        [{"input_ids": TEXT[0].tolist(), "labels": LABELS[0].tolist()}] * 2,
+        num_generated=1,
+        progress=False,
     ),
 }
 
@@ -29,7 +37,9 @@ def test_phi_is_told_what_is_given(make_model, monkeypatch, measure):
     model, told = make_model(), []
     plain = model.forward_rates
     monkeypatch.setattr(
-        model, "forward_rates", lambda *args, given=None: told.append(given) or plain(*args, given=given)
+        model,
+        "forward_rates",
+        lambda *args, given=None: told.append(given) or plain(*args, given=given),
     )
     MEASURES[measure](model)
     assert told and all((given == (LABELS == -100)).all() for given in told)

@@ -19,7 +19,8 @@ def pieces(text: str) -> list[int]:
 
 @torch.no_grad()
 def nats_token_by_token(judge, row: list[int], window: int = 64) -> float:
-    """One unpadded pass per token, read behind what its window holds: windows start every half window."""
+    """One unpadded pass per token, read behind what its window holds: windows start every half
+    window."""
     total = 0.0
     for i in range(1, len(row)):
         start = 0 if i < window else (i - window) // (window // 2) * (window // 2) + window // 2
@@ -35,7 +36,9 @@ def test_perplexity_is_that_of_one_pass_per_token_over_the_whole_corpus(bos):
     rows = [[0] * bos + pieces(text) for text in TEXTS if text]
     nats = [nats_token_by_token(judge, row) for row in rows]
     tokens = [len(row) - 1 for row in rows]
-    assert record["per_text"]["tokens"] == tokens and record["tokens"] == sum(tokens) == (18 if bos else 14)
+    assert record["per_text"]["tokens"] == tokens and record["tokens"] == sum(tokens) == (
+        18 if bos else 14
+    )
     assert record["per_text"]["nats"] == pytest.approx(nats, rel=1e-5)  # float32 logits
     assert record["value"] == pytest.approx(math.exp(sum(nats) / sum(tokens)), rel=1e-5)
     assert (record["n"], record["empty_texts"], record["judge_reads_bos"]) == (5, 1, bos)
@@ -44,7 +47,9 @@ def test_perplexity_is_that_of_one_pass_per_token_over_the_whole_corpus(bos):
 
 
 def test_with_bos_false_reads_the_first_token_without_counting_it():
-    record = judge_texts(TEXTS, build_judge(), build_judge_tokenizer(), with_bos=False, progress=False)
+    record = judge_texts(
+        TEXTS, build_judge(), build_judge_tokenizer(), with_bos=False, progress=False
+    )
     other = judge_texts(TEXTS, build_judge(), build_judge_tokenizer(bos=False), progress=False)
     assert record["tokens"] == 14 and not record["judge_reads_bos"]
     assert record["value"] == other["value"]
@@ -52,7 +57,9 @@ def test_with_bos_false_reads_the_first_token_without_counting_it():
 
 def test_the_batch_size_changes_nothing_but_rounding():
     values = [
-        judge_texts(TEXTS, build_judge(), build_judge_tokenizer(), batch_size=size, progress=False)["nats_per_token"]
+        judge_texts(TEXTS, build_judge(), build_judge_tokenizer(), batch_size=size, progress=False)[
+            "nats_per_token"
+        ]
         for size in (1, 3, 16)
     ]
     assert values == pytest.approx([values[0]] * 3, rel=1e-5)
@@ -72,13 +79,16 @@ def test_a_text_longer_than_the_judge_reads_is_read_in_windows():
     judge, text = build_judge(positions=8), "abcdefgfedcba" * 4
     record = judge_texts([text], judge, build_judge_tokenizer(), progress=False)
     assert record["judge_window"] == 8 and record["tokens"] == 26
-    assert record["per_text"]["nats"][0] == pytest.approx(nats_token_by_token(judge, [0, *pieces(text)], 8), rel=1e-5)
+    assert record["per_text"]["nats"][0] == pytest.approx(
+        nats_token_by_token(judge, [0, *pieces(text)], 8), rel=1e-5
+    )
     shorter = judge_texts([text], build_judge(), build_judge_tokenizer(), context=8, progress=False)
     assert shorter["judge_window"] == 8
 
 
 def test_the_standard_error_covers_the_value_of_the_language_as_often_as_it_says():
-    # texts of one random source, judged by a fixed judge: the true nats per token come from a large sample
+    # texts of one random source, judged by a fixed judge: the true nats per token come from a large
+    # sample
     judge, tokenizer = build_judge(), build_judge_tokenizer()
     generator = torch.Generator().manual_seed(0)
     lengths = torch.randint(2, 20, (1200,), generator=generator).tolist()
@@ -87,24 +97,38 @@ def test_the_standard_error_covers_the_value_of_the_language_as_often_as_it_says
     truth = judge_texts(texts, judge, tokenizer, batch_size=500, progress=False)["nats_per_token"]
     inside = 0
     for part in range(0, 1200, 20):  # 60 corpora of 20 texts
-        record = judge_texts(texts[part : part + 20], judge, tokenizer, batch_size=20, progress=False)
-        inside += abs(record["nats_per_token"] - truth) < 1.96 * record["nats_per_token_standard_error"]
-    assert 51 <= inside <= 59  # 56 expected of 60 (Student's t of 19 degrees), binomial standard deviation 1.9
+        record = judge_texts(
+            texts[part : part + 20], judge, tokenizer, batch_size=20, progress=False
+        )
+        inside += (
+            abs(record["nats_per_token"] - truth) < 1.96 * record["nats_per_token_standard_error"]
+        )
+    # 56 expected of 60 (Student's t of 19 degrees), binomial standard deviation 1.9
+    assert 51 <= inside <= 59
 
 
 def test_the_standard_error_is_that_of_a_ratio_over_texts():
     record = judge_texts(TEXTS, build_judge(), build_judge_tokenizer(), progress=False)
-    nats, tokens = (torch.tensor(record["per_text"][name], dtype=torch.float64) for name in ("nats", "tokens"))
-    spread = (nats - nats.sum() / tokens.sum() * tokens).square().sum() * 4 / 3  # four texts are not empty
-    assert record["nats_per_token_standard_error"] == pytest.approx(float(spread.sqrt() / tokens.sum()))
-    assert record["standard_error"] == pytest.approx(record["value"] * record["nats_per_token_standard_error"])
+    nats, tokens = (
+        torch.tensor(record["per_text"][name], dtype=torch.float64) for name in ("nats", "tokens")
+    )
+    # four texts are not empty
+    spread = (nats - nats.sum() / tokens.sum() * tokens).square().sum() * 4 / 3
+    assert record["nats_per_token_standard_error"] == pytest.approx(
+        float(spread.sqrt() / tokens.sum())
+    )
+    assert record["standard_error"] == pytest.approx(
+        record["value"] * record["nats_per_token_standard_error"]
+    )
 
 
 def test_entropy_is_that_of_the_counts_of_each_row():
     result = entropy([[1, 1, 2, 2], [7, 8, 9, 9], [5], []], "e")
     each = [math.log(2), 1.5 * math.log(2), 0.0]
     assert result["e"] == pytest.approx(sum(each) / 3)
-    assert result["e_standard_error"] == pytest.approx(torch.tensor(each).std().item() / 3**0.5, rel=1e-6)
+    assert result["e_standard_error"] == pytest.approx(
+        torch.tensor(each).std().item() / 3**0.5, rel=1e-6
+    )
     assert entropy([[]], "e") == {"e": None, "e_standard_error": None}
 
 
@@ -117,7 +141,12 @@ def test_repetition_and_distinct_ngrams_by_hand():
     assert result["distinct_3"] == pytest.approx(6 / 8)
     # a phrase is repeated within its text, not where another text has it, too
     assert variety([[1, 2, 3, 4], [1, 2, 3, 4]])["repetition"] == 0
-    assert variety([[1]]) == {"repetition": None, "distinct_1": 1.0, "distinct_2": None, "distinct_3": None}
+    assert variety([[1]]) == {
+        "repetition": None,
+        "distinct_1": 1.0,
+        "distinct_2": None,
+        "distinct_3": None,
+    }
 
 
 def test_texts_without_anything_to_count_are_an_error():

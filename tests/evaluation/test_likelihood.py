@@ -50,7 +50,8 @@ def test_exact_probabilities_of_all_texts_sum_to_one(model):
     texts = torch.tensor(list(itertools.product(range(3), repeat=3)))
     probabilities = exact_log_likelihood(model, texts).exp()
     torch.testing.assert_close(probabilities.sum(), torch.ones((), dtype=torch.float64), **EXACT)
-    law = oracles.sequential_law(oracles.state_tables(model, 3))  # forward through all states, not text by text
+    # forward through all states, not text by text
+    law = oracles.sequential_law(oracles.state_tables(model, 3))
     expected = torch.tensor([law[tuple(t)] for t in texts.tolist()], dtype=torch.float64)
     torch.testing.assert_close(probabilities, expected, **EXACT)
 
@@ -64,7 +65,9 @@ def test_exact_likelihood_given_some_positions_is_conditional_and_free_of_paddin
         first = oracles.log_likelihood(oracles.tables(model, texts[0], maskable=[1, 2, 4, 5]))
         second = oracles.log_likelihood(oracles.tables(model, texts[1, :3]))
     torch.testing.assert_close(actual, torch.stack([first, second]), **EXACT)
-    assert exact_log_likelihood(model, texts[:1], torch.full_like(texts[:1], -100)).tolist() == [0.0]
+    assert exact_log_likelihood(model, texts[:1], torch.full_like(texts[:1], -100)).tolist() == [
+        0.0
+    ]
 
 
 def test_chunks_of_passes_change_nothing(model, monkeypatch):
@@ -72,7 +75,9 @@ def test_chunks_of_passes_change_nothing(model, monkeypatch):
     orders = nelbo(model, TEXT[None], num_orders=5, generator=seeded())
     monkeypatch.setattr(likelihood, "CHUNK_ELEMENTS", 1)  # one row per pass
     torch.testing.assert_close(exact_log_likelihood(model, TEXT[None]), whole, **EXACT)
-    torch.testing.assert_close(nelbo(model, TEXT[None], num_orders=5, generator=seeded()).nelbo, orders.nelbo, **EXACT)
+    torch.testing.assert_close(
+        nelbo(model, TEXT[None], num_orders=5, generator=seeded()).nelbo, orders.nelbo, **EXACT
+    )
 
 
 def test_too_many_positions_for_the_exact_value_is_an_error_that_says_what_to_do(make_model):
@@ -87,9 +92,13 @@ def test_too_many_positions_for_the_exact_value_is_an_error_that_says_what_to_do
 @pytest.mark.parametrize("num_samples", [1, 3])
 def test_bound_is_unbiased_part_by_part_for_each_text(model, table, bound, num_samples):
     copies = 6_000
-    estimate = nelbo(model, TEXT.expand(copies, -1), bound=bound, num_samples=num_samples, generator=seeded())
+    estimate = nelbo(
+        model, TEXT.expand(copies, -1), bound=bound, num_samples=num_samples, generator=seeded()
+    )
     exact = oracles.order_bound(table) if bound == "order" else oracles.time_bound(table)
-    for drawn, expected in zip((estimate.main, estimate.velocity, estimate.nelbo), (*exact, sum(exact)), strict=True):
+    for drawn, expected in zip(
+        (estimate.main, estimate.velocity, estimate.nelbo), (*exact, sum(exact)), strict=True
+    ):
         assert drawn.dtype == torch.float64
         assert abs(oracles.z_score(drawn, expected)) < Z
         assert drawn.std() / math.sqrt(copies) < 0.05 * expected  # the test could tell
@@ -148,7 +157,8 @@ def test_strata_cover_the_unit_interval_once_per_replicate(model, monkeypatch):
 
 
 def test_weighted_shares_give_every_number_of_reveals_its_due():
-    # bins that do not divide the numbers of reveals: the integral over quantiles, on a fine grid of midpoints
+    # bins that do not divide the numbers of reveals: the integral over quantiles, on a fine grid of
+    # midpoints
     density, n, points = torch.tensor([3.0, 1.0, 0.5, 2.0, 0.2]), 7, 700_000
     quantiles = (torch.arange(points).double() + 0.5) / points
     shares, weights = weighted_shares(quantiles, density)
@@ -168,7 +178,9 @@ def test_a_density_leaves_the_bound_unbiased_and_changes_the_draws(model, table,
         assert abs(oracles.z_score(drawn, expected)) < Z
     even = nelbo(model, batch, num_samples=num_samples, generator=seeded())
     assert not torch.allclose(even.nelbo, estimate.nelbo)
-    flat = nelbo(model, batch, num_samples=num_samples, generator=seeded(), density=torch.full((4,), 5.0))
+    flat = nelbo(
+        model, batch, num_samples=num_samples, generator=seeded(), density=torch.full((4,), 5.0)
+    )
     torch.testing.assert_close(flat.nelbo, even.nelbo, **EXACT)
 
 
@@ -178,7 +190,9 @@ def test_a_density_leaves_the_bound_of_each_block_unbiased(make_model):
     with torch.no_grad():
         exact = oracles.add_up(oracles.order_bound, oracles.block_tables(model, text))
     density = torch.tensor([0.3, 2.0, 0.5])
-    estimate = nelbo(model, text.expand(6_000, -1), num_samples=1, generator=seeded(), density=density)
+    estimate = nelbo(
+        model, text.expand(6_000, -1), num_samples=1, generator=seeded(), density=density
+    )
     assert abs(oracles.z_score(estimate.main, exact[0])) < Z
     assert abs(oracles.z_score(estimate.velocity, exact[1])) < Z
 
@@ -191,15 +205,17 @@ def test_standard_error_measures_the_spread_and_covers_the_exact_value(model, ta
     spread = (estimate.nelbo - exact) ** 2
     # unbiased: the mean squared error equals the mean squared standard error
     assert abs(oracles.z_score(squares - spread, 0.0)) < Z
-    # and coverage: Student's t with 4 degrees of freedom, 97.5 % quantile 2.776; 1.5 % more for replicates that are
-    # not normal, and a binomial bound
+    # and coverage: Student's t with 4 degrees of freedom, 97.5 % quantile 2.776; 1.5 % more for
+    # replicates that are not normal, and a binomial bound
     covered = ((estimate.nelbo - exact).abs() < 2.776 * estimate.standard_error).double().mean()
     assert abs(covered - 0.95) < 0.015 + Z * math.sqrt(0.95 * 0.05 / copies)
 
 
 def test_standard_error_with_several_orders_measures_the_spread(model):
     copies = 400
-    estimate = nelbo(model, TEXT.expand(copies, -1), num_orders=1, num_samples=4, generator=seeded())
+    estimate = nelbo(
+        model, TEXT.expand(copies, -1), num_orders=1, num_samples=4, generator=seeded()
+    )
     squares, spread = estimate.standard_error**2, (estimate.nelbo - estimate.nelbo.mean()) ** 2
     assert abs(oracles.z_score(squares - spread * copies / (copies - 1), 0.0)) < Z
 
@@ -232,14 +248,18 @@ def test_given_positions_condition_the_estimate(model, options):
     expected = {"order": oracles.order_bound, "time": oracles.time_bound}.get(options.get("bound"))
     expected = sum(expected(table)) if expected else oracles.multi_order_bound(table, 3)
     batch = text.expand(3_000, -1)
-    estimate = nelbo(model, batch, labels=labels.expand(3_000, -1), num_samples=1, generator=seeded(), **options)
+    estimate = nelbo(
+        model, batch, labels=labels.expand(3_000, -1), num_samples=1, generator=seeded(), **options
+    )
     assert abs(oracles.z_score(estimate.nelbo, expected)) < Z
 
 
 @pytest.mark.parametrize("options", [{"bound": "order"}, {"bound": "time"}, {"num_orders": 2}])
 def test_a_text_with_nothing_to_mask_is_zero(model, options):
     labels = torch.stack([torch.full_like(TEXT, -100), TEXT])
-    estimate = nelbo(model, TEXT.expand(2, -1), labels=labels, num_samples=16, generator=seeded(), **options)
+    estimate = nelbo(
+        model, TEXT.expand(2, -1), labels=labels, num_samples=16, generator=seeded(), **options
+    )
     assert estimate.nelbo[0] == 0 and estimate.standard_error[0] == 0 and estimate.nelbo[1] != 0
 
 
@@ -273,7 +293,8 @@ def test_the_global_generator_is_left_alone_when_one_is_given(model):
         nelbo(model, TEXT[None], generator=seeded(), **options)
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.equal(
-        nelbo(model, TEXT[None], generator=seeded()).nelbo, nelbo(model, TEXT[None], generator=seeded()).nelbo
+        nelbo(model, TEXT[None], generator=seeded()).nelbo,
+        nelbo(model, TEXT[None], generator=seeded()).nelbo,
     )
 
 
@@ -284,10 +305,16 @@ def test_the_global_generator_is_left_alone_when_one_is_given(model):
         ({"num_samples": 0}, "num_samples must be at least 1, got 0"),
         ({"num_orders": 0}, "num_orders must be None or at least 1, got 0"),
         ({"density": torch.ones(2), "bound": "time"}, "density is for bound='order'"),
-        ({"density": torch.ones(2), "num_orders": 2}, "density is for bound='order' without num_orders"),
+        (
+            {"density": torch.ones(2), "num_orders": 2},
+            "density is for bound='order' without num_orders",
+        ),
         ({"density": torch.tensor([1.0, 0.0])}, r"density must be \[bins\], finite and positive"),
         ({"num_orders": 2, "bound": "time"}, "num_orders=2 needs bound='order'"),
-        ({"labels": torch.zeros(1, 2, dtype=torch.long)}, "labels must have the shape of input_ids"),
+        (
+            {"labels": torch.zeros(1, 2, dtype=torch.long)},
+            "labels must have the shape of input_ids",
+        ),
         ({"attention_mask": torch.ones(1, 2)}, "attention_mask must have the shape of input_ids"),
         ({"input_ids": torch.tensor([[0, 3, 1]])}, "input_ids contain the mask token"),
         ({"input_ids": torch.tensor([[0, 9, 1]])}, "input_ids must be in"),

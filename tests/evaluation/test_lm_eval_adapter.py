@@ -49,7 +49,9 @@ def exact(pipe, context: str, continuation: str) -> float:
 @pytest.mark.parametrize("overrides", [{}, {"block_size": 4}, {"bos_token_id": None}])
 def test_loglikelihood_is_a_lower_bound_of_the_continuation_given_the_context(overrides):
     lm = build(build_pipeline(**overrides), num_samples=100)
-    values = [value for value, _ in lm.loglikelihood(requests("loglikelihood", PAIRS), disable_tqdm=True)]
+    values = [
+        value for value, _ in lm.loglikelihood(requests("loglikelihood", PAIRS), disable_tqdm=True)
+    ]
     for (context, continuation), value in zip(PAIRS, values, strict=True):
         truth = exact(lm.pipe, context, continuation)
         # below the truth but for Monte-Carlo error (about 0.04 nats a token), and not far below
@@ -59,7 +61,10 @@ def test_loglikelihood_is_a_lower_bound_of_the_continuation_given_the_context(ov
 def test_a_bound_of_many_orders_is_tighter():
     pair = [PAIRS[3]]
     loose, tight = (
-        build(num_samples=24, num_orders=k).loglikelihood(requests("loglikelihood", pair), True)[0][0] for k in (1, 8)
+        build(num_samples=24, num_orders=k).loglikelihood(requests("loglikelihood", pair), True)[0][
+            0
+        ]
+        for k in (1, 8)
     )
     assert loose < tight < exact(build_pipeline(), *pair[0]) + 0.05
 
@@ -80,7 +85,8 @@ def test_choices_of_one_question_are_measured_on_the_same_draws(monkeypatch):
         return nelbo(*args, generator=generator, **options)
 
     monkeypatch.setattr(lm_eval_adapter, "nelbo", measure)
-    asked = requests("loglikelihood", [("abc", "gg"), ("abc", "d"), ("ab", "c")])  # the longest is measured first
+    # the longest is measured first
+    asked = requests("loglikelihood", [("abc", "gg"), ("abc", "d"), ("ab", "c")])
     build(num_samples=2).loglikelihood(asked, True)
     assert seeds[0] == seeds[1] != seeds[2]
 
@@ -92,7 +98,9 @@ def test_loglikelihood_is_minus_the_bound_that_was_chosen(bound):
     row = torch.tensor([[1, *ids(lm.pipe, "abcde")]])
     labels = row.clone()
     labels[:, :4] = -100
-    estimate = nelbo(lm.model, row, labels=labels, bound=bound, num_samples=4, generator=[lm._generator("abc")])
+    estimate = nelbo(
+        lm.model, row, labels=labels, bound=bound, num_samples=4, generator=[lm._generator("abc")]
+    )
     assert value == pytest.approx(-estimate.nelbo.item())
 
 
@@ -109,7 +117,11 @@ def test_is_greedy_says_whether_the_likeliest_tokens_from_left_to_right_are_the_
         written = row[0, len(start) :]
         depends += not torch.equal(at_once, written)
         wrong = torch.where(written == 5, 6, 5)
-        choices = [written, torch.cat([written[:2], wrong[2:]]), torch.cat([wrong[:1], written[1:]])]
+        choices = [
+            written,
+            torch.cat([written[:2], wrong[2:]]),
+            torch.cat([wrong[:1], written[1:]]),
+        ]
         asked = [((context, ""), start, choice.tolist()) for choice in choices]
         found = lm._loglikelihood_tokens(asked, disable_tqdm=True)
         assert [greedy for _, greedy in found] == [True, False, False]
@@ -118,7 +130,9 @@ def test_is_greedy_says_whether_the_likeliest_tokens_from_left_to_right_are_the_
 
 def test_a_long_context_is_cut_on_the_left_and_a_long_continuation_is_an_error():
     lm = build(max_length=8)
-    value, _ = lm.loglikelihood(requests("loglikelihood", [("abcdefg" * 5 + "bcdef", "ga")]), True)[0]
+    value, _ = lm.loglikelihood(requests("loglikelihood", [("abcdefg" * 5 + "bcdef", "ga")]), True)[
+        0
+    ]
     row = lm._text(lm.tok_encode("abcdefg" * 5 + "bcdef"), ids(lm.pipe, "ga"))
     assert row.ids.tolist() == ids(lm.pipe, "gbcdefga") and (row.labels != -100).sum() == 2
     labels = torch.from_numpy(row.labels)[None]
@@ -131,10 +145,14 @@ def test_a_long_context_is_cut_on_the_left_and_a_long_continuation_is_an_error()
 @pytest.mark.parametrize("overrides", [{}, {"bos_token_id": None}])
 def test_rolling_counts_every_token_once_and_is_the_sum_of_its_windows(overrides):
     lm = build(build_pipeline(**overrides), max_length=6, num_samples=100)
-    torch.nn.init.zeros_(lm.model.phi.given)  # a random one, as here, widens the gap to the exact value
+    # a random one, as here, widens the gap to the exact value
+    torch.nn.init.zeros_(lm.model.phi.given)
     text = "abcdefgabcdg"
-    total, none = lm.loglikelihood_rolling(requests("loglikelihood_rolling", [(text,), ("",)]), True)
-    # windows of 6: the first 5 behind BOS, 5 behind the last of these, and the last 2 behind as much as fits
+    total, none = lm.loglikelihood_rolling(
+        requests("loglikelihood_rolling", [(text,), ("",)]), True
+    )
+    # windows of 6: the first 5 behind BOS, 5 behind the last of these, and the last 2 behind as
+    # much as fits
     parts = [("", text[:5]), (text[4], text[5:10]), (text[6:10], text[10:])]
     truth = exact(lm.pipe, *parts[0])
     lm.model.config.bos_token_id = None  # the further windows do not start with it
@@ -146,12 +164,21 @@ def test_rolling_counts_every_token_once_and_is_the_sum_of_its_windows(overrides
 def test_generate_until_cuts_at_stop_strings_and_does_not_hang_on_its_batch():
     contexts = ["abc", "", "gfedcba", "a"]
     asked = [(context, {"until": ["a"], "max_gen_toks": 6}) for context in contexts[:3]]
-    asked.append((contexts[3], {"until": [], "max_gen_toks": 4, "do_sample": True, "temperature": 1.0}))
+    asked.append(
+        (contexts[3], {"until": [], "max_gen_toks": 4, "do_sample": True, "temperature": 1.0})
+    )
     together = build().generate_until(requests("generate_until", asked), True)
-    alone = [build(batch_size=1).generate_until(requests("generate_until", [one]), True)[0] for one in asked]
+    alone = [
+        build(batch_size=1).generate_until(requests("generate_until", [one]), True)[0]
+        for one in asked
+    ]
     assert together == alone
-    assert all("a" not in text for text in together[:3]) and all(len(text) <= 6 for text in together)
-    free = build().generate_until(requests("generate_until", [(c, {"max_gen_toks": 6}) for c in contexts]), True)
+    assert all("a" not in text for text in together[:3]) and all(
+        len(text) <= 6 for text in together
+    )
+    free = build().generate_until(
+        requests("generate_until", [(c, {"max_gen_toks": 6}) for c in contexts]), True
+    )
     assert together[:3] == [text.split("a")[0] for text in free[:3]]
     assert any(free) and not any("<" in text for text in free)
 
@@ -170,7 +197,9 @@ def test_steps_and_sampler_reach_the_pipeline(monkeypatch):
     lm, seen = build(num_inference_steps=3, sampler="left_to_right"), {}
     call = type(lm.pipe).__call__
     monkeypatch.setattr(
-        type(lm.pipe), "__call__", lambda pipe, *args, **options: seen.update(options) or call(pipe, *args, **options)
+        type(lm.pipe),
+        "__call__",
+        lambda pipe, *args, **options: seen.update(options) or call(pipe, *args, **options),
     )
     lm.generate_until(requests("generate_until", [("abc", {"max_gen_toks": 6})]), True)
     assert seen.items() >= {"num_inference_steps": 3, "sampler": "left_to_right"}.items()
@@ -178,22 +207,34 @@ def test_steps_and_sampler_reach_the_pipeline(monkeypatch):
 
 def test_generate_until_writes_more_than_the_context_of_the_model_in_windows():
     lm = build(build_pipeline(eos_token_id=None, max_position_embeddings=8), num_inference_steps=4)
-    text = lm.generate_until(requests("generate_until", [("abcdefgabcdefg", {"max_gen_toks": 12})]), True)[0]
+    text = lm.generate_until(
+        requests("generate_until", [("abcdefgabcdefg", {"max_gen_toks": 12})]), True
+    )[0]
     assert len(text) >= 9  # twelve but for special tokens drawn
-    assert lm._prompt("abcdefgabcdefg", 12) == ids(lm.pipe, "defg") == lm._prompt("abcdefgabcdefg", 4)
+    assert (
+        lm._prompt("abcdefgabcdefg", 12) == ids(lm.pipe, "defg") == lm._prompt("abcdefgabcdefg", 4)
+    )
     assert lm._prompt("abcdefgabcdefg", 2) == ids(lm.pipe, "bcdefg")
 
 
 def test_the_mask_token_spelled_out_in_a_request_is_text_or_refused_where_it_is_a_word():
     tokenizer = train_tokenizer("byte", [])
     model = build_model(vocab_size=261, mask_token_id=tokenizer.mask_token_id)
-    lm = build(LoMDMPipeline(model, LoMDMScheduler(mask_token_id=tokenizer.mask_token_id), tokenizer))
+    lm = build(
+        LoMDMPipeline(model, LoMDMScheduler(mask_token_id=tokenizer.mask_token_id), tokenizer)
+    )
     assert tokenizer.decode(lm.tok_encode("a [MASK]\ud83d[EOS]")[1:]) == "a [MASK]\ufffd[EOS]"
     assert tokenizer.eos_token_id not in lm.tok_encode("a[EOS]")
     lm._chat = True  # a chat template writes special tokens
     assert lm.tok_encode("a[EOS]")[-1] == tokenizer.eos_token_id
-    lm = build(LoMDMPipeline(build_model(vocab_size=13), LoMDMScheduler(mask_token_id=10), build_word_tokenizer()))
-    with pytest.raises(ValueError, match="a request contains the mask token '<mask>', in 'a <mask> b c'"):
+    lm = build(
+        LoMDMPipeline(
+            build_model(vocab_size=13), LoMDMScheduler(mask_token_id=10), build_word_tokenizer()
+        )
+    )
+    with pytest.raises(
+        ValueError, match="a request contains the mask token '<mask>', in 'a <mask> b c'"
+    ):
         lm.loglikelihood(requests("loglikelihood", [("a <mask> b", " c")]))
 
 
@@ -205,7 +246,11 @@ def test_lm_eval_runs_local_tasks_with_the_registered_model(tmp_path):
     ]
     data = tmp_path / "rows.jsonl"
     data.write_text("\n".join(map(json.dumps, rows)))
-    shared = {"dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(data)}}, "test_split": "test"}
+    shared = {
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(data)}},
+        "test_split": "test",
+    }
     choices = {
         **shared,
         "task": "tiny_choices",
@@ -247,17 +292,29 @@ def test_lm_eval_runs_local_tasks_with_the_registered_model(tmp_path):
     lm = build(num_samples=4)
     asked = [(row["question"], choice) for row in rows for choice in row["choices"]]
     values = [value for value, _ in lm.loglikelihood(requests("loglikelihood", asked), True)]
-    right = [(values[0] > values[1]) == (rows[0]["answer"] == 0), (values[2] > values[3]) == (rows[1]["answer"] == 0)]
+    right = [
+        (values[0] > values[1]) == (rows[0]["answer"] == 0),
+        (values[2] > values[3]) == (rows[1]["answer"] == 0),
+    ]
     assert results["results"]["tiny_choices"]["acc,none"] == sum(right) / 2
     totals = lm.loglikelihood_rolling(requests("loglikelihood_rolling", [("abc",), ("fed",)]), True)
-    assert results["results"]["tiny_rolling"]["byte_perplexity,none"] == pytest.approx(math.exp(-sum(totals) / 6))
+    assert results["results"]["tiny_rolling"]["byte_perplexity,none"] == pytest.approx(
+        math.exp(-sum(totals) / 6)
+    )
     written = [sample["resps"][0][0] for sample in results["samples"]["tiny_writing"]]
     options = {"until": ["b"], "max_gen_toks": 3}
-    assert written == lm.generate_until(requests("generate_until", [("abc", options), ("fed", options)]), True)
+    assert written == lm.generate_until(
+        requests("generate_until", [("abc", options), ("fed", options)]), True
+    )
 
 
 def test_options_that_do_not_fit_are_an_error():
-    for unknown in ({"samples": 3}, {"parallelize": True}, {"subfolder": "a"}, {"add_bos_token": False}):
+    for unknown in (
+        {"samples": 3},
+        {"parallelize": True},
+        {"subfolder": "a"},
+        {"add_bos_token": False},
+    ):
         with pytest.raises(ValueError, match=rf"model_args has \['{next(iter(unknown))}'\]"):
             build(**unknown)
     build(parallelize=False, trust_remote_code=True)  # what lm-eval passes by itself
@@ -278,12 +335,15 @@ def test_options_that_do_not_fit_are_an_error():
         build(bound="both")
     for option in ({"dtype": "bfloat16"}, {"revision": "v1"}, {"peft": "a"}, {"tokenizer": "a"}):
         with pytest.raises(
-            ValueError, match=rf"model_args has \['{next(iter(option))}'\], but pretrained is a pipeline"
+            ValueError,
+            match=rf"model_args has \['{next(iter(option))}'\], but pretrained is a pipeline",
         ):
             build(**option)
     with pytest.raises(ValueError, match=r"generation_kwargs has \['num_beams'\]"):
         build().generate_until(requests("generate_until", [("a", {"num_beams": 4})]), True)
-    build().generate_until(requests("generate_until", [("a", {"num_beams": 1, "max_gen_toks": 1})]), True)
+    build().generate_until(
+        requests("generate_until", [("a", {"num_beams": 1, "max_gen_toks": 1})]), True
+    )
     bare = build_pipeline()
     bare.tokenizer = None
     with pytest.raises(ValueError, match="has no tokenizer"):
@@ -294,16 +354,26 @@ SAMPLED = {"max_gen_toks": 6, "do_sample": True, "temperature": 1.0}
 
 
 def test_repeats_are_other_texts_each_and_the_same_in_every_run_and_batch():
-    asked = [*requests("generate_until", [("abc", SAMPLED)]) * 4, *requests("generate_until", [("gf", SAMPLED)]) * 6]
+    asked = [
+        *requests("generate_until", [("abc", SAMPLED)]) * 4,
+        *requests("generate_until", [("gf", SAMPLED)]) * 6,
+    ]
     texts = build().generate_until(asked, True)
     assert len(set(texts[:4])) == 4 and len(set(texts[4:])) > 1
-    assert texts == build(batch_size=1).generate_until(asked, True) == build(batch_size=4).generate_until(asked, True)
-    assert texts[0] == build().generate_until(asked[:1], True)[0]  # the first is that of a single request
+    assert (
+        texts
+        == build(batch_size=1).generate_until(asked, True)
+        == build(batch_size=4).generate_until(asked, True)
+    )
+    # the first is that of a single request
+    assert texts[0] == build().generate_until(asked[:1], True)[0]
     greedy = requests("generate_until", [("abc", {"max_gen_toks": 6})]) * 3
     assert len(set(build().generate_until(greedy, True))) == 1  # nothing is drawn but the order
 
 
-@pytest.mark.parametrize("dtype", ["auto", None, "bfloat16", "torch.bfloat16", torch.bfloat16, "float64"])
+@pytest.mark.parametrize(
+    "dtype", ["auto", None, "bfloat16", "torch.bfloat16", torch.bfloat16, "float64"]
+)
 def test_dtype_is_what_lm_eval_takes(tmp_path, dtype):
     build_pipeline().to(torch.float16).save_pretrained(tmp_path)
     names = {"auto": "float16", None: "float32"}
@@ -318,11 +388,18 @@ def test_arguments_of_a_folder_are_honoured_or_refused_by_name(tmp_path):
     pipe.tokenizer.save_pretrained(tmp_path / "tokenizer")
     folder = str(tmp_path / "model")
     assert LoMDMLM(folder).tokenizer.chat_template is None
-    assert LoMDMLM(folder, tokenizer=str(tmp_path / "tokenizer"), revision="main").tokenizer.chat_template is not None
+    assert (
+        LoMDMLM(
+            folder, tokenizer=str(tmp_path / "tokenizer"), revision="main"
+        ).tokenizer.chat_template
+        is not None
+    )
     for dtype in ("bf17", "int8", "nn", 16):
         with pytest.raises(ValueError, match="dtype must be 'auto' or a floating point type"):
             LoMDMLM(folder, dtype=dtype)
-    with pytest.raises(ValueError, match="revision='v1' is for Hub repositories, .*model is a folder"):
+    with pytest.raises(
+        ValueError, match="revision='v1' is for Hub repositories, .*model is a folder"
+    ):
         LoMDMLM(folder, revision="v1")
     with pytest.raises(ValueError, match="device must be the name of one"):
         LoMDMLM(folder, device="gpu")
@@ -332,13 +409,17 @@ def test_an_adapter_of_peft_is_merged(tmp_path):
     peft = pytest.importorskip("peft")
     pipe = build_pipeline()
     pipe.save_pretrained(tmp_path / "model")
-    model = peft.get_peft_model(pipe.model, peft.LoraConfig(target_modules=["qkv_proj"], init_lora_weights=False))
+    model = peft.get_peft_model(
+        pipe.model, peft.LoraConfig(target_modules=["qkv_proj"], init_lora_weights=False)
+    )
     model.save_pretrained(tmp_path / "adapter")
     ids = torch.tensor([[3, 10, 4]])
     expected = model.eval()(input_ids=ids).logits
     lm = LoMDMLM(str(tmp_path / "model"), peft=str(tmp_path / "adapter"))
     torch.testing.assert_close(lm.model(ids).logits, expected, rtol=1e-4, atol=1e-5)
-    assert not torch.allclose(LoMDMLM(str(tmp_path / "model")).model(ids).logits[..., :10], expected[..., :10])
+    assert not torch.allclose(
+        LoMDMLM(str(tmp_path / "model")).model(ids).logits[..., :10], expected[..., :10]
+    )
 
 
 def test_a_gpu_that_is_not_there_means_the_default(tmp_path, caplog, monkeypatch):
@@ -371,12 +452,15 @@ def test_batches_of_auto_are_halved_until_they_fit(monkeypatch):
 
 def test_chat_templates_are_applied_and_their_special_tokens_are_tokens():
     lm = build()
-    with pytest.raises(ValueError, match="the tokenizer has no chat template. Leave --apply_chat_template out"):
+    with pytest.raises(
+        ValueError, match="the tokenizer has no chat template. Leave --apply_chat_template out"
+    ):
         lm.apply_chat_template([{"role": "user", "content": "abc"}])
     bos, eos = lm.tokenizer.bos_token, lm.tokenizer.eos_token
     template = "{{ bos_token }}{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}"
     lm.tokenizer.chat_template = template + "{% if add_generation_prompt %}g{% endif %}"
-    assert lm.tok_encode(bos)[1:] != [1] and 2 not in lm.tok_encode(f"ab{eos}")  # spelled out in a text
+    # spelled out in a text
+    assert lm.tok_encode(bos)[1:] != [1] and 2 not in lm.tok_encode(f"ab{eos}")
     text = lm.apply_chat_template([{"role": "user", "content": "abc"}])
     assert text == f"{bos}abc{eos}g"
     assert lm.tok_encode(text) == [1, *ids(lm.pipe, "abc"), 2, *ids(lm.pipe, "g")]  # one BOS

@@ -1,4 +1,5 @@
-"""The pilot of the shares and the parts of several orders against plain statistics of single draws."""
+"""The pilot of the shares and the parts of several orders against plain statistics of single
+draws."""
 
 import torch
 
@@ -14,11 +15,15 @@ def seeded(seed: int) -> torch.Generator:
 def test_the_variance_of_a_draw_at_a_share_is_that_of_draws_of_their_own(make_model):
     model = oracles.vivid(make_model(**oracles.SMALLEST))
     text, bins, draws = torch.tensor([[0, 2, 1]]), 3, 300  # each bin is one number of reveals
-    sums = torch.stack([loss_by_share(model, text, bins=bins, generators=[seeded(seed)]) for seed in range(draws)])
-    count, mean, variance = sums.unbind(1)  # [draws, bins]; `mean` is that of two views, so has half the variance
+    sums = torch.stack(
+        [loss_by_share(model, text, bins=bins, generators=[seeded(seed)]) for seed in range(draws)]
+    )
+    # [draws, bins]; `mean` is that of two views, so has half the variance
+    count, mean, variance = sums.unbind(1)
     assert (count == 1).all()
     expected = 2 * mean.var(0)
-    # a share with one possible view has none; of the others 300 draws tell the variance to about a tenth
+    # a share with one possible view has none; of the others 300 draws tell the variance to about a
+    # tenth
     some = expected > 1e-6
     assert 0 < some.sum() < bins and variance[:, ~some].abs().max() < 1e-6
     torch.testing.assert_close(variance.mean(0)[some], expected[some], rtol=0.35, atol=0)
@@ -28,7 +33,9 @@ def test_the_token_part_of_several_orders_is_the_mean_over_all_of_them(make_mode
     model = oracles.vivid(make_model(**oracles.SMALLEST))
     texts = torch.tensor([[0, 2, 1], [1, 1, 0]])
     together = nelbo(model, texts, num_samples=1, num_orders=8, generator=seeded(0))
-    singly = nelbo(model, texts, num_samples=8, num_orders=1, generator=seeded(0))  # the same eight orders
+    # the same eight orders
+    singly = nelbo(model, texts, num_samples=8, num_orders=1, generator=seeded(0))
     torch.testing.assert_close(together.main, singly.main)
-    assert (together.nelbo <= singly.nelbo).all()  # Jensen: the mean of the probabilities is inside the logarithm
+    # Jensen: the mean of the probabilities is inside the logarithm
+    assert (together.nelbo <= singly.nelbo).all()
     torch.testing.assert_close(together.main + together.velocity, together.nelbo)

@@ -1,4 +1,5 @@
-"""The folders for `evaluate.load`: the library's usual interface, offline, with the values of hf_lomdm.evaluation."""
+"""The folders for `evaluate.load`: the library's usual interface, offline, with the values of
+hf_lomdm.evaluation."""
 
 import math
 from pathlib import Path
@@ -31,25 +32,34 @@ def test_nelbo_perplexity_bounds_the_exact_perplexity_of_each_text(load, tmp_pat
     result = load("nelbo_perplexity").compute(predictions=TEXTS, model=pipe, num_samples=100)
     exact = []
     for text in TEXTS:
-        row = torch.tensor([[1, *pipe.tokenizer(text, add_special_tokens=False)["input_ids"]]])  # behind BOS
+        # behind BOS
+        row = torch.tensor([[1, *pipe.tokenizer(text, add_special_tokens=False)["input_ids"]]])
         labels = row.clone()
         labels[:, 0] = -100
         exact.append(math.exp(-exact_log_likelihood(pipe.model, row, labels).item() / len(text)))
     for bound, value in zip(result["perplexities"], exact, strict=True):
-        assert 0.92 * value < bound < 1.5 * value  # 100 draws: 2 % standard error; the bound is not far off
+        # 100 draws: 2 % standard error; the bound is not far off
+        assert 0.92 * value < bound < 1.5 * value
     assert result["tokens"] == 11
     assert result["perplexity"] == pytest.approx(math.exp(result["nats_per_token"]))
-    nats = sum(math.log(p) * len(text) for p, text in zip(result["perplexities"], TEXTS, strict=True)) / 11
+    nats = (
+        sum(math.log(p) * len(text) for p, text in zip(result["perplexities"], TEXTS, strict=True))
+        / 11
+    )
     assert result["nats_per_token"] == pytest.approx(nats)
     assert result["mean_perplexity"] == pytest.approx(sum(result["perplexities"]) / 3)
     pipe.save_pretrained(tmp_path / "model")
-    again = load("nelbo_perplexity").compute(predictions=TEXTS, model=str(tmp_path / "model"), num_samples=100)
+    again = load("nelbo_perplexity").compute(
+        predictions=TEXTS, model=str(tmp_path / "model"), num_samples=100
+    )
     assert again["perplexities"] == pytest.approx(result["perplexities"], rel=1e-5)
     pipe.to(torch.bfloat16).save_pretrained(tmp_path / "half")  # is read in float32
     half = load("nelbo_perplexity").compute(
         predictions=TEXTS, model=str(tmp_path / "half"), num_samples=100, device="cpu"
     )
-    full = load("nelbo_perplexity").compute(predictions=TEXTS, model=pipe.to(torch.float32), num_samples=100)
+    full = load("nelbo_perplexity").compute(
+        predictions=TEXTS, model=pipe.to(torch.float32), num_samples=100
+    )
     assert half["perplexities"] == pytest.approx(full["perplexities"], rel=1e-6)
     low, high = result["perplexity_interval"]
     assert low < result["perplexity"] < high
@@ -79,7 +89,8 @@ def test_nelbo_perplexity_adds_batches_and_cuts_long_texts_into_windows(load):
         metric.compute(predictions=["ab"], model=pipe, device="cpu")
     one = metric.compute(predictions=["ab"], model=pipe)
     assert one["standard_error"] is None and one["perplexity"] > 1
-    assert metric.compute(predictions=["<mask>"], model=pipe)["tokens"] == len("<mask>")  # spelled out: text
+    # spelled out: text
+    assert metric.compute(predictions=["<mask>"], model=pipe)["tokens"] == len("<mask>")
     pipe.tokenizer = None
     with pytest.raises(ValueError, match="model has no tokenizer"):
         metric.compute(predictions=["ab"], model=pipe)
@@ -88,24 +99,39 @@ def test_nelbo_perplexity_adds_batches_and_cuts_long_texts_into_windows(load):
 def test_generative_perplexity_is_that_of_judge_texts(load, tmp_path):
     judge, tokenizer = build_judge(), build_judge_tokenizer()
     texts = [*TEXTS, ""]
-    result = load("generative_perplexity").compute(predictions=texts, model=judge, tokenizer=tokenizer)
+    result = load("generative_perplexity").compute(
+        predictions=texts, model=judge, tokenizer=tokenizer
+    )
     record = judge_texts(texts, judge, tokenizer, progress=False)
     assert result["perplexity"] == record["value"] and result["empty_texts"] == 1
-    assert all(result[name] == record[name] for name in ("judge_entropy", "repetition", "distinct_2", "tokens"))
+    assert all(
+        result[name] == record[name]
+        for name in ("judge_entropy", "repetition", "distinct_2", "tokens")
+    )
     each = zip(record["per_text"]["nats"], record["per_text"]["tokens"], strict=True)
-    assert result["perplexities"] == pytest.approx([math.exp(nats / tokens) for nats, tokens in each])
+    assert result["perplexities"] == pytest.approx(
+        [math.exp(nats / tokens) for nats, tokens in each]
+    )
     assert result["mean_perplexity"] == pytest.approx(sum(result["perplexities"]) / 3)
     judge.save_pretrained(tmp_path / "judge")
     tokenizer.save_pretrained(tmp_path / "judge")
-    options = {"model": str(tmp_path / "judge"), "add_start_token": False, "device": "cpu", "max_length": 2}
+    options = {
+        "model": str(tmp_path / "judge"),
+        "add_start_token": False,
+        "device": "cpu",
+        "max_length": 2,
+    }
     result = load("generative_perplexity").compute(predictions=texts, **options)
     same = judge_texts(texts, judge, tokenizer, with_bos=False, context=2, progress=False)
     assert result["perplexity"] == pytest.approx(same["value"], rel=1e-5)
     one = load("generative_perplexity").compute(predictions=["ab", "abcd"], **options)
-    assert one["tokens"] == 1 and one["standard_error"] is None  # a text whose only token is read is no second one
+    # a text whose only token is read is no second one
+    assert one["tokens"] == 1 and one["standard_error"] is None
     with pytest.raises(ValueError, match="tokenizer is for a judge that is passed as a model"):
         load("generative_perplexity").compute(predictions=texts, tokenizer=tokenizer, **options)
     with pytest.raises(ValueError, match="device='cpu' is for a judge that is named"):
-        load("generative_perplexity").compute(predictions=texts, model=judge, tokenizer=tokenizer, device="cpu")
+        load("generative_perplexity").compute(
+            predictions=texts, model=judge, tokenizer=tokenizer, device="cpu"
+        )
     with pytest.raises(ValueError, match="Pass its tokenizer too"):
         load("generative_perplexity").compute(predictions=texts, model=judge)

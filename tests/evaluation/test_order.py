@@ -1,4 +1,5 @@
-"""What `evaluate_order` says of an order, against enumeration of all orders and against numbers worked out by hand."""
+"""What `evaluate_order` says of an order, against enumeration of all orders and against numbers
+worked out by hand."""
 
 import json
 import math
@@ -63,20 +64,26 @@ def test_with_blocks_pairs_and_ranks_are_those_within_a_block():
     first = [1 / 6, 3 / 4]  # left before right, in either block of two
     assert tau.item() == pytest.approx(np.mean([2 * p - 1 for p in first]))
     assert ranks[0, :4].tolist() == pytest.approx([5 / 6, 1 / 6, 1 / 4, 3 / 4])
-    assert counted.tolist() == [[True, True, True, True, False]]  # the last block has one position: no rank
+    # the last block has one position: no rank
+    assert counted.tolist() == [[True, True, True, True, False]]
 
 
 def test_orders_of_generation_have_the_tau_of_scipy_and_leave_out_ties_given_and_padding():
-    order = torch.tensor([[-1, 0, 1, 2, -2, -2], [2, 1, 0, -1, -2, -2], [3, 0, 1, 4, 2, 5], [0, 0, 1, 1, 2, 2]])
+    order = torch.tensor(
+        [[-1, 0, 1, 2, -2, -2], [2, 1, 0, -1, -2, -2], [3, 0, 1, 4, 2, 5], [0, 0, 1, 1, 2, 2]]
+    )
     tau, ranks, counted = generated_order(order, torch.zeros(4, 6, dtype=torch.int64))
     assert tau[[0, 1, 3]].tolist() == [1, -1, 1]
     assert tau[2].item() == pytest.approx(stats.kendalltau(range(6), order[2]).statistic)
-    assert ranks[0, 1:4].tolist() == [0, 0.5, 1] and ranks[3].tolist() == pytest.approx([0.1, 0.1, 0.5, 0.5, 0.9, 0.9])
+    assert ranks[0, 1:4].tolist() == [0, 0.5, 1] and ranks[3].tolist() == pytest.approx(
+        [0.1, 0.1, 0.5, 0.5, 0.9, 0.9]
+    )
     assert counted[0].tolist() == [False, True, True, True, False, False]
 
 
 @pytest.mark.parametrize(
-    ("rate_type", "block_size"), [("learned", None), ("learned", 2), ("token", None), ("score", None)]
+    ("rate_type", "block_size"),
+    [("learned", None), ("learned", 2), ("token", None), ("score", None)],
 )
 @torch.no_grad()
 def test_loss_and_kl_by_reveals_are_unbiased(smallest, rate_type, block_size):
@@ -114,7 +121,9 @@ def test_generated_orders_have_the_exact_expected_tau(smallest):
         total, value = float(table.reverse[row, masked].sum()), 0.0
         for i in masked:
             for token in range(3):
-                chance = float(table.reverse[row, i]) / total * math.exp(table.log_law[row, i, token])
+                chance = (
+                    float(table.reverse[row, i]) / total * math.exp(table.log_law[row, i, token])
+                )
                 value += chance * expected_tau([*state[:i], token, *state[i + 1 :]], [*path, i])
         return value
 
@@ -131,23 +140,34 @@ def test_the_record_holds_ranks_rates_and_correlation_of_the_model(make_model):
     rows = [{"input_ids": text[0].tolist(), "labels": [3, 4, -100]}] * 2
     record = measure(model, rows, tokenizer=build_tokenizer(), num_samples=2)
     w = model.forward_rates(text, given=given)
-    out = model(text.where(given, 10))  # v: the two samples are both masks and a single one, which has no spread
+    # v: the two samples are both masks and a single one, which has no spread
+    out = model(text.where(given, 10))
     _, ranks, _ = expected_order(w, ~given, torch.zeros_like(text))
     expected = pytest.approx(ranks[0, :2].tolist())
     forward, rates = record["forward"], record["rates"]
     assert [one["value"] for one in forward["rank_by_position"][:2]] == expected
-    assert [forward["rank_by_class"][name]["value"] for name in ("word start", "continuation")] == expected
+    assert [
+        forward["rank_by_class"][name]["value"] for name in ("word start", "continuation")
+    ] == expected
     assert [forward["rank_by_frequency"][tenth]["value"] for tenth in (1, 5)] == expected
     v, confidence = out.rates[0, :2], out.logits.softmax(-1).amax(-1)[0, :2]
     assert rates["v"]["spread"]["value"] == pytest.approx(v.std(correction=0).item())
-    assert rates["w"]["maximum"] == pytest.approx(w[0, :2].max().item()) != pytest.approx(rates["v"]["maximum"])
+    assert (
+        rates["w"]["maximum"]
+        == pytest.approx(w[0, :2].max().item())
+        != pytest.approx(rates["v"]["maximum"])
+    )
     sign = (v.diff() * confidence.diff()).sign().item()  # two points lie on a line
     assert record["rate_confidence_correlation"]["value"] == pytest.approx(sign)
 
 
 def test_a_record_does_not_hang_on_batches_and_padding_and_is_json(make_model, monkeypatch):
     model = oracles.vivid(make_model(block_size=4))
-    rows = [[1, 3, 4, 5, 6, 2], [1, 7, 7, 3, 9, 8, 4, 4, 2], {"input_ids": [1, 5, 2], "labels": [-100, 5, 2]}]
+    rows = [
+        [1, 3, 4, 5, 6, 2],
+        [1, 7, 7, 3, 9, 8, 4, 4, 2],
+        {"input_ids": [1, 5, 2], "labels": [-100, 5, 2]},
+    ]
     options = {"tokenizer": build_tokenizer(), "num_samples": 2, "num_generated": 3}
     together = measure(model, rows, **options)
     monkeypatch.setattr(order_module, "CHUNK_ELEMENTS", 1)  # one text at a time
@@ -158,18 +178,33 @@ def test_a_record_does_not_hang_on_batches_and_padding_and_is_json(make_model, m
         key: (value, flatten(alone)[key])
         for key, value in ours.items()
         # a float64 model, but the rates of the histogram are kept in float32
-        if value != (flatten(alone)[key] if not isinstance(value, float) else pytest.approx(flatten(alone)[key], 1e-6))
+        if value
+        != (
+            flatten(alone)[key]
+            if not isinstance(value, float)
+            else pytest.approx(flatten(alone)[key], 1e-6)
+        )
     }
     assert differing == {}
-    assert together["tokens"] == 17 and json.loads(json.dumps(together, allow_nan=False)) == together
+    assert (
+        together["tokens"] == 17 and json.loads(json.dumps(together, allow_nan=False)) == together
+    )
 
 
 def flatten(value, name=""):
     """Leaves of nested lists and dicts by path; None is left as it is."""
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
+    items = (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, list)
+        else None
+    )
     if items is None:
         return {name: value}
-    return {path: leaf for key, part in items for path, leaf in flatten(part, f"{name}/{key}").items()}
+    return {
+        path: leaf for key, part in items for path, leaf in flatten(part, f"{name}/{key}").items()
+    }
 
 
 def test_the_rounding_of_equal_rates_correlates_with_nothing(make_model):
@@ -177,7 +212,9 @@ def test_the_rounding_of_equal_rates_correlates_with_nothing(make_model):
     torch.nn.init.zeros_(
         model.psi.out.weight
     )  # c1 + c2 (s - mean of s): equal to the last digits, in which they differ
-    record = measure(model, [[3, 4, 5, 6, 7, 8, 9], [9, 3, 9, 4, 5], [4, 6, 8, 5, 3, 7]], num_samples=8)
+    record = measure(
+        model, [[3, 4, 5, 6, 7, 8, 9], [9, 3, 9, 4, 5], [4, 6, 8, 5, 3, 7]], num_samples=8
+    )
     assert record["rates"]["v"]["maximum"] - record["rates"]["v"]["minimum"] < 1e-6
     assert record["rate_confidence_correlation"]["n"] == 0
 
@@ -204,7 +241,10 @@ def test_moments_give_pearson_within_a_block():
     blocks = make_blocks(torch.arange(7)[None], 4)
     product, a, b = order_module._moments(v, confidence, masked, blocks)[:, 0]
     first, second = [0, 1, 3], [4, 5, 6]
-    centred = [torch.cat([x[0, part] - x[0, part].mean() for part in (first, second)]) for x in (v, confidence)]
+    centred = [
+        torch.cat([x[0, part] - x[0, part].mean() for part in (first, second)])
+        for x in (v, confidence)
+    ]
     expected = stats.pearsonr(*(x.numpy() for x in centred)).statistic
     assert float(product / (a * b).sqrt()) == pytest.approx(expected)
 
@@ -212,15 +252,24 @@ def test_moments_give_pearson_within_a_block():
 def test_errors_are_between_texts_however_many_values_a_text_has():
     values = torch.tensor([1.0, 4.0, 2.5, 7.0])
     once, often = TextMeans(1), TextMeans(1)
-    once.add(values[:, None], torch.zeros(4, 1, dtype=torch.int64), torch.ones(4, 1, dtype=torch.bool))
-    often.add(values[:, None].expand(-1, 9), torch.zeros(4, 9, dtype=torch.int64), torch.ones(4, 9, dtype=torch.bool))
+    once.add(
+        values[:, None], torch.zeros(4, 1, dtype=torch.int64), torch.ones(4, 1, dtype=torch.bool)
+    )
+    often.add(
+        values[:, None].expand(-1, 9),
+        torch.zeros(4, 9, dtype=torch.int64),
+        torch.ones(4, 9, dtype=torch.bool),
+    )
     mean, error = values.mean().item(), values.std().item() / 2
     for means in (once, often):
-        assert means.estimates() == [{"value": pytest.approx(mean), "standard_error": pytest.approx(error), "n": 4}]
+        assert means.estimates() == [
+            {"value": pytest.approx(mean), "standard_error": pytest.approx(error), "n": 4}
+        ]
 
 
 def test_error_bars_of_groups_cover_the_truth_about_as_often_as_they_say():
-    """Texts with their own level and number of values; 300 repetitions, 95 % +- 4 standard deviations of a binomial."""
+    """Texts with their own level and number of values; 300 repetitions, 95 % +- 4 standard
+    deviations of a binomial."""
     generator, hits = np.random.default_rng(0), 0
     for _ in range(300):
         level, means = torch.from_numpy(generator.normal(0, 1, (60, 1))), TextMeans(2)
@@ -237,16 +286,28 @@ def classes_of(tokenizer, text, ids=None):
     ids = tokenizer(text, add_special_tokens=False)["input_ids"] if ids is None else ids
     size = max(tokenizer.get_vocab().values()) + 1
     found = TokenClasses(tokenizer, size)(torch.tensor([ids]))[0].tolist()
-    return [(tokenizer.convert_ids_to_tokens(index), CLASSES[kind]) for index, kind in zip(ids, found, strict=True)]
+    return [
+        (tokenizer.convert_ids_to_tokens(index), CLASSES[kind])
+        for index, kind in zip(ids, found, strict=True)
+    ]
 
 
 def test_classes_of_word_pieces():
     tokenizer = AutoTokenizer.from_pretrained(FIXTURES / "bert_tokenizer")
-    pieces = [piece for piece in tokenizer.get_vocab() if piece.startswith("##") and piece[2:].isalpha()]
+    pieces = [
+        piece for piece in tokenizer.get_vocab() if piece.startswith("##") and piece[2:].isalpha()
+    ]
     word = next(piece for piece in tokenizer.get_vocab() if piece.isalpha() and piece.isascii())
     ids = tokenizer.convert_tokens_to_ids([tokenizer.cls_token, word, pieces[0], ".", word, word])
     found = [kind for _, kind in classes_of(tokenizer, "", ids)]
-    assert found == ["special", "word start", "continuation", "punctuation", "word start", "word start"]
+    assert found == [
+        "special",
+        "word start",
+        "continuation",
+        "punctuation",
+        "word start",
+        "word start",
+    ]
 
 
 def test_classes_of_byte_level_pieces():

@@ -16,18 +16,25 @@ from hf_lomdm.evaluation.records import check_output, environment, write_record
 
 def test_environment_names_versions_device_and_seed():
     record = environment("cpu", torch.bfloat16, seed=3)
-    assert record["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]  # of the package: no local part
+    # of the package: no local part
+    assert record["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
     assert (record["device_type"], record["dtype"], record["seed"]) == ("cpu", "bfloat16", 3)
 
 
 def test_the_commit_is_that_of_this_repository_or_none(tmp_path, monkeypatch):
-    monkeypatch.setattr(records, "__file__", str(tmp_path / "venv" / "hf_lomdm" / "evaluation" / "records.py"))
+    monkeypatch.setattr(
+        records, "__file__", str(tmp_path / "venv" / "hf_lomdm" / "evaluation" / "records.py")
+    )
     (tmp_path / "venv" / "hf_lomdm" / "evaluation").mkdir(parents=True)
     git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
     subprocess.run([*git, "init", "-q"], check=True)
-    subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "of somebody's project"], check=True)
+    subprocess.run(
+        [*git, "commit", "-q", "--allow-empty", "-m", "of somebody's project"], check=True
+    )
     assert environment("cpu", torch.float32, seed=0)["commit"] is None
-    monkeypatch.setattr(records, "__file__", str(tmp_path / "src" / "hf_lomdm" / "evaluation" / "records.py"))
+    monkeypatch.setattr(
+        records, "__file__", str(tmp_path / "src" / "hf_lomdm" / "evaluation" / "records.py")
+    )
     (tmp_path / "src" / "hf_lomdm" / "evaluation").mkdir(parents=True)
     assert len(environment("cpu", torch.float32, seed=0)["commit"]) >= 7
 
@@ -58,7 +65,9 @@ def test_links_devices_and_pipes_stay_what_they_are(tmp_path):
     (tmp_path / "link").symlink_to("folder/real.json")
     write_record(tmp_path / "link", {"value": 1})  # there was nothing yet
     write_record(tmp_path / "link", {"value": 2})
-    assert (tmp_path / "link").is_symlink() and json.loads((tmp_path / "folder/real.json").read_text()) == {"value": 2}
+    assert (tmp_path / "link").is_symlink() and json.loads(
+        (tmp_path / "folder/real.json").read_text()
+    ) == {"value": 2}
     write_record("/dev/null", {"value": 1})
     assert Path("/dev/null").is_char_device()
     os.mkfifo(tmp_path / "pipe")
@@ -69,9 +78,7 @@ def test_links_devices_and_pipes_stay_what_they_are(tmp_path):
 
 
 def test_standard_output_gets_the_record_and_stays_open(tmp_path):
-    code = (
-        "from hf_lomdm.evaluation.records import write_record as w; print(1, flush=True); w('/dev/stdout', 2); print(3)"
-    )
+    code = "from hf_lomdm.evaluation.records import write_record as w; print(1, flush=True); w('/dev/stdout', 2); print(3)"
     for target in (tmp_path / "file", subprocess.PIPE):
         stream = target.open("w") if isinstance(target, Path) else target
         done = subprocess.run([sys.executable, "-c", code], stdout=stream, text=True, check=True)
@@ -79,12 +86,17 @@ def test_standard_output_gets_the_record_and_stays_open(tmp_path):
 
 
 def test_only_a_record_of_the_same_measurement_may_be_replaced(tmp_path):
-    path, measured = tmp_path / "deep" / "record.json", {"task": "likelihood", "options": {"steps": (1, 2)}}
+    path, measured = (
+        tmp_path / "deep" / "record.json",
+        {"task": "likelihood", "options": {"steps": (1, 2)}},
+    )
     check_output(path, measured)
     write_record(path, measured | {"value": 1})
     check_output(path, measured)
     for other in ({"task": "order"}, measured | {"model": "a"}):
-        with pytest.raises(ValueError, match="is the record of something else: its (task|model) is .*delete it"):
+        with pytest.raises(
+            ValueError, match="is the record of something else: its (task|model) is .*delete it"
+        ):
             check_output(path, other)
     check_output("/dev/null", {"task": "order"})
     for content in (b"text", b"[1]", b"\xff"):

@@ -1,4 +1,5 @@
-"""Sudoku: encoding, the measures of solutions and of orders, and the way through trainer and pipeline."""
+"""Sudoku: encoding, the measures of solutions and of orders, and the way through trainer and
+pipeline."""
 
 import json
 import os
@@ -44,13 +45,20 @@ def forced_by_hand(grid: list[int]) -> list[bool]:
     forced = []
     for cell in range(81):
         here = possible(cell)
-        alone = [d for d in here for unit in units_of(cell) if not any(d in possible(o) for o in unit if o != cell)]
+        alone = [
+            d
+            for d in here
+            for unit in units_of(cell)
+            if not any(d in possible(o) for o in unit if o != cell)
+        ]
         forced.append(len(here) == 1 or bool(alone))
     return forced
 
 
 def build_solver(**overrides) -> LoMDMPipeline:
-    model = build_model(**TOKEN_IDS, bos_token_id=None, eos_token_id=None, max_position_embeddings=81, **overrides)
+    model = build_model(
+        **TOKEN_IDS, bos_token_id=None, eos_token_id=None, max_position_embeddings=81, **overrides
+    )
     return LoMDMPipeline(model, LoMDMScheduler(mask_token_id=MASK))
 
 
@@ -71,7 +79,10 @@ def test_order_statistics_compare_the_reveals_with_even_draws_from_the_same_stat
         forced = forced_by_hand(grid)
         left = [i for i in empty if grid[i] == 0]
         now = sorted(left, key=lambda i: not forced[i])[:3]
-        found, even = found + sum(forced[i] for i in now), even + 3 * sum(forced[i] for i in left) / len(left)
+        found, even = (
+            found + sum(forced[i] for i in now),
+            even + 3 * sum(forced[i] for i in left) / len(left),
+        )
         for i in now:
             grid[i], order[0, i] = puzzle.solution[i], step
     result = order_statistics(solution, clues, order)
@@ -86,12 +97,22 @@ def test_measures_count_solved_puzzles_cells_and_errors():
     cell = puzzles[1].clues.index(0)
     grids[1, cell] = grids[1, cell] % 9 + 1
     measures = _measures(grids, order, puzzles)
-    assert (measures["value"], measures["solved"], measures["n"], measures["tokens"]) == (0.75, 0.75, 4, 4 * 31)
-    assert measures["standard_error"] == pytest.approx(torch.tensor([1.0, 0, 1, 1]).std().item() / 2)
+    assert (measures["value"], measures["solved"], measures["n"], measures["tokens"]) == (
+        0.75,
+        0.75,
+        4,
+        4 * 31,
+    )
+    assert measures["standard_error"] == pytest.approx(
+        torch.tensor([1.0, 0, 1, 1]).std().item() / 2
+    )
     assert measures["cells_right"] == pytest.approx(1 - 1 / 124)
     other = Puzzle((0,) * 81, puzzles[0].solution)  # another solution than the one on file
     grid = torch.tensor([make_solution(9)])
-    assert _measures(grid, torch.zeros(1, 81, dtype=torch.int64), [other]).items() >= {"value": 0, "solved": 1}.items()
+    assert (
+        _measures(grid, torch.zeros(1, 81, dtype=torch.int64), [other]).items()
+        >= {"value": 0, "solved": 1}.items()
+    )
 
 
 def test_rows_train_a_model_that_never_masks_a_clue(tmp_path):
@@ -118,21 +139,31 @@ def test_rows_train_a_model_that_never_masks_a_clue(tmp_path):
     )
     before = pipe.model.lm_head.weight.detach().clone()
     trainer.train()
-    assert trainer.state.log_history[-1]["train_loss"] > 0 and not torch.equal(before, pipe.model.lm_head.weight)
+    assert trainer.state.log_history[-1]["train_loss"] > 0 and not torch.equal(
+        before, pipe.model.lm_head.weight
+    )
 
 
 def test_evaluate_sudoku_keeps_the_clues_and_does_not_hang_on_batches():
     pipe, puzzles = build_solver(), [make_random_puzzle(seed, clues=70) for seed in range(5)]
     records = [
-        evaluate_sudoku(pipe, puzzles, num_inference_steps=4, batch_size=size, progress=False) for size in (2, 5)
+        evaluate_sudoku(pipe, puzzles, num_inference_steps=4, batch_size=size, progress=False)
+        for size in (2, 5)
     ]
     assert records[0] == records[1] and records[0]["tokens"] == 55 and records[0]["n"] == 5
     json.dumps(records[0])
     out = pipe([template(puzzles[0])], num_inference_steps=4, output_type="seq")
     assert all(out.sequences[0, i] == clue for i, clue in enumerate(puzzles[0].clues) if clue)
-    other = evaluate_sudoku(pipe, puzzles, num_inference_steps=11, sampler="left_to_right", progress=False)
-    assert other["sampler"] == "left_to_right" and other["forced_first"] != records[0]["forced_first"]
-    assert evaluate_sudoku(pipe, puzzles[:1], learned_order=False, progress=False)["learned_order"] is False
+    other = evaluate_sudoku(
+        pipe, puzzles, num_inference_steps=11, sampler="left_to_right", progress=False
+    )
+    assert (
+        other["sampler"] == "left_to_right" and other["forced_first"] != records[0]["forced_first"]
+    )
+    assert (
+        evaluate_sudoku(pipe, puzzles[:1], learned_order=False, progress=False)["learned_order"]
+        is False
+    )
 
 
 def test_a_model_or_puzzles_that_do_not_fit_are_an_error():
@@ -144,14 +175,20 @@ def test_a_model_or_puzzles_that_do_not_fit_are_an_error():
     with pytest.raises(ValueError, match="must be at least 1, got 0 and 64"):
         evaluate_sudoku(build_solver(), [], progress=False)
     with pytest.raises(ValueError, match="no empty cell"):
-        evaluate_sudoku(build_solver(), [Puzzle(tuple(make_solution()), tuple(make_solution()))], progress=False)
+        evaluate_sudoku(
+            build_solver(), [Puzzle(tuple(make_solution()), tuple(make_solution()))], progress=False
+        )
 
 
 def test_the_text_of_a_puzzle_is_a_template_and_the_text_of_a_solution_its_digits():
     tokenizer, puzzle = sudoku_tokenizer(), make_random_puzzle(0, 30)
     text = "".join(map(str, puzzle.clues))
     assert tokenizer.mask_token_id == MASK and len(tokenizer) == TOKEN_IDS["vocab_size"]
-    for written in (text, text.replace("0", "."), "\n".join(text[i : i + 9] for i in range(0, 81, 9))):
+    for written in (
+        text,
+        text.replace("0", "."),
+        "\n".join(text[i : i + 9] for i in range(0, 81, 9)),
+    ):
         assert tokenizer(written, add_special_tokens=False).input_ids == template(puzzle)
     assert tokenizer.decode(puzzle.solution) == "".join(map(str, puzzle.solution))
     pipe = build_solver()
@@ -164,8 +201,26 @@ def test_the_text_of_a_puzzle_is_a_template_and_the_text_of_a_solution_its_digit
 
 def test_train_and_evaluate_scripts_train_on_puzzles_and_solve_some(tmp_path):
     path, folder = write_puzzles(tmp_path / "sudoku.csv", 20), tmp_path / "run"
-    sizes = ["--hidden_size", "16", "--num_hidden_layers", "1", "--num_attention_heads", "2", "--bf16", "false"]
-    short = ["--max_steps", "2", "--warmup_steps", "1", "--lr_scheduler_type", "linear", "--lr_scheduler_kwargs", "{}"]
+    sizes = [
+        "--hidden_size",
+        "16",
+        "--num_hidden_layers",
+        "1",
+        "--num_attention_heads",
+        "2",
+        "--bf16",
+        "false",
+    ]
+    short = [
+        "--max_steps",
+        "2",
+        "--warmup_steps",
+        "1",
+        "--lr_scheduler_type",
+        "linear",
+        "--lr_scheduler_kwargs",
+        "{}",
+    ]
     config = str(ROOT / "training_scripts/configs/sudoku.yaml")
     run(
         "train.py",
@@ -182,15 +237,33 @@ def test_train_and_evaluate_scripts_train_on_puzzles_and_solve_some(tmp_path):
     )
     record = tmp_path / "sudoku.json"
     few = ["--start", "16", "--clues", "76", "--num_inference_steps", "4"]
-    done = run("evaluate.py", "sudoku", "--model", folder, "--file", path, *few, "--quiet", "--output", record)
+    done = run(
+        "evaluate.py",
+        "sudoku",
+        "--model",
+        folder,
+        "--file",
+        path,
+        *few,
+        "--quiet",
+        "--output",
+        record,
+    )
     found = json.loads(record.read_text())
-    assert found["task"] == "sudoku" and found["n"] == 4 and found["tokens"] == 4 * 5 and found["clues"] == 76
+    assert (
+        found["task"] == "sudoku"
+        and found["n"] == 4
+        and found["tokens"] == 4 * 5
+        and found["clues"] == 76
+    )
     assert "share of puzzles solved" in done and "cells_right" in done
     assert "Sudokus in many guises" in (folder / "README.md").read_text()
 
 
 def run(script: str, *words) -> str:
     command = [sys.executable, str(ROOT / "training_scripts" / script), *map(str, words)]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    done = subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout

@@ -1,6 +1,8 @@
-"""Public MDLM and BD3-LM checkpoints become Hub folders: compared with logits of the original code (tests/golden).
+"""Public MDLM and BD3-LM checkpoints become Hub folders: compared with logits of the original code
+(tests/golden).
 
-The golden weights are written in each public layout, converted by the script and loaded as users load them.
+The golden weights are written in each public layout, converted by the script and loaded as users
+load them.
 """
 
 import json
@@ -21,11 +23,28 @@ from hf_lomdm.hub.conversion import convert_checkpoint, fold_mdlm_state_dict, re
 from hub.test_export import load_script
 
 GOLDEN = Path(__file__).parent.parent / "golden"
-# Parameters in the order in which the public module makes them, read in its code: a moving average has no names.
-BLOCK = ["norm1.weight", "attn_qkv.weight", "attn_out.weight", "norm2.weight", "mlp.0.weight", "mlp.0.bias"]
+# Parameters in the order in which the public module makes them, read in its code: a moving average
+# has no names.
+BLOCK = [
+    "norm1.weight",
+    "attn_qkv.weight",
+    "attn_out.weight",
+    "norm2.weight",
+    "mlp.0.weight",
+    "mlp.0.bias",
+]
 BLOCK += ["mlp.2.weight", "mlp.2.bias", "adaLN_modulation.weight", "adaLN_modulation.bias"]
-FIRST = ["vocab_embed.embedding", *(f"sigma_map.mlp.{layer}.{kind}" for layer in (0, 2) for kind in ("weight", "bias"))]
-LAST = ["norm_final.weight", "linear.weight", "linear.bias", "adaLN_modulation.weight", "adaLN_modulation.bias"]
+FIRST = [
+    "vocab_embed.embedding",
+    *(f"sigma_map.mlp.{layer}.{kind}" for layer in (0, 2) for kind in ("weight", "bias")),
+]
+LAST = [
+    "norm_final.weight",
+    "linear.weight",
+    "linear.bias",
+    "adaLN_modulation.weight",
+    "adaLN_modulation.bias",
+]
 ORDER = [*FIRST, *(f"blocks.{index}.{name}" for index in range(3) for name in BLOCK)]
 ORDER += [f"output_layer.{name}" for name in LAST]
 
@@ -35,7 +54,11 @@ def load_golden(name: str = "mdlm_tiny") -> tuple[dict, dict, dict]:
         tensors = {key: file.get_tensor(key) for key in file.keys()}
         original = json.loads(file.metadata()["config"])
     weights = {key: value for key, value in tensors.items() if not key.startswith("golden.")}
-    golden = {key.removeprefix("golden."): value for key, value in tensors.items() if key.startswith("golden.")}
+    golden = {
+        key.removeprefix("golden."): value
+        for key, value in tensors.items()
+        if key.startswith("golden.")
+    }
     return original, weights, golden
 
 
@@ -56,7 +79,8 @@ def build_folded(original: dict, weights: dict) -> LoMDMForMaskedDiffusion:
 
 
 def plain_tokenizer(size: int = 40) -> PreTrainedTokenizerFast:
-    """As GPT-2's: one end token (id 0) that is BOS and EOS too, no mask, no padding; characters besides."""
+    """As GPT-2's: one end token (id 0) that is BOS and EOS too, no mask, no padding; characters
+    besides."""
     vocabulary = {"<end>": 0, **{chr(96 + index): index for index in range(1, size)}}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<end>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), behavior="isolated")
@@ -81,11 +105,15 @@ class Malicious:
         return self.call
 
 
-def write_hub_folder(folder: Path, original: dict, weights: dict, file: str = "model.safetensors") -> Path:
+def write_hub_folder(
+    folder: Path, original: dict, weights: dict, file: str = "model.safetensors"
+) -> Path:
     """The layout of kuleshov-group/mdlm-owt, whose config does not name the mask's id."""
     folder.mkdir()
     settings = {key: value for key, value in original.items() if key != "mask_token_id"}
-    (folder / "config.json").write_text(json.dumps({"model_type": "mdlm", "return_dict": False, **settings}))
+    (folder / "config.json").write_text(
+        json.dumps({"model_type": "mdlm", "return_dict": False, **settings})
+    )
     if file.endswith(".safetensors"):
         save_file(weights, folder / file)
     else:
@@ -93,11 +121,22 @@ def write_hub_folder(folder: Path, original: dict, weights: dict, file: str = "m
     return folder
 
 
-def write_lightning(path: Path, weights: dict, average: list | None, prefix: str = "backbone.", **content) -> Path:
-    """What the public code's trainer saves: names in the order of the module, the average without names."""
-    state = {f"{prefix}{name}": weights[f"backbone.{name}"] for name in ["rotary_emb.inv_freq", *ORDER]}
-    buffers = {name: weights[name] for name in ("sampling_eps_min", "sampling_eps_max") if name in weights}
-    ema = {} if average is None else {"ema": {"decay": 0.9999, "num_updates": 7, "shadow_params": average}}
+def write_lightning(
+    path: Path, weights: dict, average: list | None, prefix: str = "backbone.", **content
+) -> Path:
+    """What the public code's trainer saves: names in the order of the module, the average without
+    names."""
+    state = {
+        f"{prefix}{name}": weights[f"backbone.{name}"] for name in ["rotary_emb.inv_freq", *ORDER]
+    }
+    buffers = {
+        name: weights[name] for name in ("sampling_eps_min", "sampling_eps_max") if name in weights
+    }
+    ema = (
+        {}
+        if average is None
+        else {"ema": {"decay": 0.9999, "num_updates": 7, "shadow_params": average}}
+    )
     file = {
         "epoch": 0,
         "state_dict": {**state, **buffers},
@@ -115,11 +154,16 @@ def shadow(weights: dict) -> list[torch.Tensor]:
 
 def shifted(weights: dict) -> dict:
     """Other weights of the same shapes."""
-    return {name: value + 0.1 if name.startswith("backbone.blocks") else value for name, value in weights.items()}
+    return {
+        name: value + 0.1 if name.startswith("backbone.blocks") else value
+        for name, value in weights.items()
+    }
 
 
 def run_script(checkpoint: Path, output: Path, *words) -> Path:
-    load_script("convert_checkpoint").main(["--checkpoint", str(checkpoint), "--output", str(output), *map(str, words)])
+    load_script("convert_checkpoint").main(
+        ["--checkpoint", str(checkpoint), "--output", str(output), *map(str, words)]
+    )
     return output
 
 
@@ -153,11 +197,15 @@ def test_folded_mdlm_weights_give_the_golden_logits(implementation):
     torch.testing.assert_close(logits[..., :mask], golden["logits"][..., :mask], atol=1e-4, rtol=0)
     masked = golden["input_ids"] == mask
     expected = golden["masked_log_probs"][masked][:, :mask]
-    torch.testing.assert_close(logits[masked].log_softmax(-1)[:, :mask], expected, atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        logits[masked].log_softmax(-1)[:, :mask], expected, atol=1e-4, rtol=0
+    )
 
 
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
-def test_folded_bd3_lm_weights_give_the_golden_logits_of_noisy_blocks_behind_clean_ones(implementation):
+def test_folded_bd3_lm_weights_give_the_golden_logits_of_noisy_blocks_behind_clean_ones(
+    implementation,
+):
     original, weights, golden = load_golden("bd3lm_tiny")
     assert {"sampling_eps_min", "sampling_eps_max"} <= weights.keys()
     model, mask = build_folded(original, weights), original["mask_token_id"]
@@ -176,25 +224,36 @@ def test_missing_and_unknown_keys_and_wrong_shapes_are_named():
     _, weights, _ = load_golden()
     with pytest.raises(ValueError, match="unknown keys.*surprise"):
         fold_mdlm_state_dict({**weights, "backbone.surprise": torch.zeros(1)})
-    with pytest.raises(ValueError, match=r"'blocks.1.norm2.weight' of shape \(63,\), its other weights need \(64,\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"'blocks.1.norm2.weight' of shape \(63,\), its other weights need \(64,\)",
+    ):
         fold_mdlm_state_dict({**weights, "backbone.blocks.1.norm2.weight": torch.ones(63)})
     for name in ("blocks.1.norm2.weight", "blocks.0.mlp.0.weight"):
         with pytest.raises(ValueError, match=f"lacks the key '{name}'"):
-            fold_mdlm_state_dict({key: value for key, value in weights.items() if key != f"backbone.{name}"})
+            fold_mdlm_state_dict(
+                {key: value for key, value in weights.items() if key != f"backbone.{name}"}
+            )
 
 
-# ------------------------------------------------------------------------------------------------ the three layouts
+# ------------------------------------------------------------------------------------------------
+# the three layouts
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "pytorch_model.bin"])
 @pytest.mark.parametrize("name", ["mdlm_tiny", "bd3lm_tiny"])
 def test_a_hub_folder_is_converted_with_the_sizes_of_its_config(tmp_path, name, file):
     original, weights, _ = load_golden(name)
-    folder = run_script(write_hub_folder(tmp_path / "public", original, weights, file), tmp_path / "out")
+    folder = run_script(
+        write_hub_folder(tmp_path / "public", original, weights, file), tmp_path / "out"
+    )
     config = LoMDMConfig.from_pretrained(folder)
     assert (config.block_size, config.max_position_embeddings) == (original.get("block_size"), 24)
     assert (config.num_attention_heads, config.vocab_size, config.rate_type) == (4, 41, "uniform")
-    assert not (folder / "tokenizer.json").exists() and "`public`" in (folder / "README.md").read_text()
+    assert (
+        not (folder / "tokenizer.json").exists()
+        and "`public`" in (folder / "README.md").read_text()
+    )
     assert_golden(folder, name)
 
 
@@ -233,7 +292,8 @@ def test_an_average_in_another_order_or_number_is_refused(tmp_path):
         assert read_public_checkpoint(path, ema=False).averaged is False
 
 
-# -------------------------------------------------------------------------------------------------- hostile files
+# --------------------------------------------------------------------------------------------------
+# hostile files
 
 
 def test_objects_of_foreign_classes_in_a_lightning_file_are_neither_imported_nor_called(tmp_path):
@@ -245,7 +305,9 @@ def test_objects_of_foreign_classes_in_a_lightning_file_are_neither_imported_nor
     sys.modules[module.__name__] = module
     try:
         attack = Malicious(exec, f"open({str(trace)!r}, 'w').close()")
-        path = write_lightning(tmp_path / "last.ckpt", weights, shadow(weights), callbacks={"one": attack})
+        path = write_lightning(
+            tmp_path / "last.ckpt", weights, shadow(weights), callbacks={"one": attack}
+        )
     finally:
         del sys.modules[module.__name__]
         Settings.__module__ = __name__
@@ -264,15 +326,23 @@ def test_a_file_that_would_run_something_is_refused_and_runs_nothing(tmp_path):
         "callbacks": {"one": system},
         "state_dict": {"backbone.blocks.0.norm1.weight": system},
     }.items():
-        path = write_lightning(tmp_path / f"{name}.ckpt", weights, shadow(weights), **{name: content})
-        with pytest.raises(ValueError, match="holds more than weights.*posix.*nothing of it was run"):
+        path = write_lightning(
+            tmp_path / f"{name}.ckpt", weights, shadow(weights), **{name: content}
+        )
+        with pytest.raises(
+            ValueError, match="holds more than weights.*posix.*nothing of it was run"
+        ):
             read_public_checkpoint(path)
     # Inert, but no weight: in the place of weights that is an error too
     inert = Malicious(exec, f"open({str(trace)!r}, 'w').close()")
-    path = write_lightning(tmp_path / "inert.ckpt", weights, None, state_dict={"backbone.blocks.0.norm1.weight": inert})
+    path = write_lightning(
+        tmp_path / "inert.ckpt", weights, None, state_dict={"backbone.blocks.0.norm1.weight": inert}
+    )
     with pytest.raises(ValueError, match="entries that are no weights: .*norm1"):
         read_public_checkpoint(path)
-    public = write_hub_folder(tmp_path / "public", original, {**weights, "attack": inert}, "pytorch_model.bin")
+    public = write_hub_folder(
+        tmp_path / "public", original, {**weights, "attack": inert}, "pytorch_model.bin"
+    )
     with pytest.raises(ValueError, match="holds more than weights"):
         read_public_checkpoint(public)
     assert not trace.exists()
@@ -304,15 +374,26 @@ def test_mask_and_padding_get_ids_of_their_own_and_the_pipeline_writes_text(tmp_
     folder = run_script(public, tmp_path / "out", "--tokenizer", tmp_path / "plain")
     config, tokenizer = LoMDMConfig.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     assert (tokenizer.mask_token_id, tokenizer.pad_token_id, tokenizer.eos_token_id) == (40, 41, 0)
-    assert (config.mask_token_id, config.pad_token_id, config.eos_token_id, config.vocab_size) == (40, 41, 0, 42)
+    assert (config.mask_token_id, config.pad_token_id, config.eos_token_id, config.vocab_size) == (
+        40,
+        41,
+        0,
+        42,
+    )
     assert_golden(folder, "mdlm_tiny")
     pipe = LoMDMPipeline.from_pretrained(folder)
     generator = torch.Generator().manual_seed(0)
     out = pipe("ab[MASK]d", num_inference_steps=4, generator=generator)
-    assert out.sequences[0, [0, 1, 3]].tolist() == [1, 2, 4] and out.order[0].tolist() == [-1, -1, 0, -1]
+    assert out.sequences[0, [0, 1, 3]].tolist() == [1, 2, 4] and out.order[0].tolist() == [
+        -1,
+        -1,
+        0,
+        -1,
+    ]
     drawn = pipe(num_inference_steps=24, num_return_sequences=64, generator=generator).sequences
     assert drawn.max() < 40  # neither mask nor padding, of 1,536 tokens
-    with torch.no_grad():  # the entry that the checkpoint does not have takes nothing from the others
+    # the entry that the checkpoint does not have takes nothing from the others
+    with torch.no_grad():
         logits = pipe.model(input_ids=torch.full((1, 24), 40)).logits
     assert logits.softmax(-1)[..., 40:].eq(0).all()
 
@@ -321,11 +402,23 @@ def test_mask_and_padding_get_ids_of_their_own_and_the_pipeline_writes_text(tmp_
     "make, message",
     [
         (lambda: plain_tokenizer(39), r"mask token '\[MASK\]' at id 39, the checkpoint at 40"),
-        (lambda: plain_tokenizer(41), r"mask token '\[MASK\]' at id 41, the checkpoint at 40 \(there"),
+        (
+            lambda: plain_tokenizer(41),
+            r"mask token '\[MASK\]' at id 41, the checkpoint at 40 \(there",
+        ),
         # the public helper's: [PAD] at the mask's id
-        (lambda: with_tokens(plain_tokenizer(), pad_token="[PAD]"), r"at id 41, .*\(there '\[PAD\]' in the tokenizer"),
-        (lambda: with_tokens(plain_tokenizer(), mask_token="<m>", cls_token="<c>"), "41, which leaves out .'<c>'"),
-        (lambda: with_tokens(plain_tokenizer(30), mask_token="<m>"), "tokenizer has 32 ids, the checkpoint 41"),
+        (
+            lambda: with_tokens(plain_tokenizer(), pad_token="[PAD]"),
+            r"at id 41, .*\(there '\[PAD\]' in the tokenizer",
+        ),
+        (
+            lambda: with_tokens(plain_tokenizer(), mask_token="<m>", cls_token="<c>"),
+            "41, which leaves out .'<c>'",
+        ),
+        (
+            lambda: with_tokens(plain_tokenizer(30), mask_token="<m>"),
+            "tokenizer has 32 ids, the checkpoint 41",
+        ),
     ],
 )
 def test_a_tokenizer_that_is_not_the_checkpoints_is_refused(tmp_path, make, message):
@@ -342,7 +435,8 @@ def with_tokens(tokenizer: PreTrainedTokenizerFast, **tokens: str) -> PreTrained
 
 def test_a_tokenizer_with_a_mask_inside_the_vocabulary_keeps_it(tmp_path):
     original, weights, _ = load_golden()
-    weights["backbone.output_layer.linear.weight"][7] = 0.0  # as it stays through the original's training
+    # as it stays through the original's training
+    weights["backbone.output_layer.linear.weight"][7] = 0.0
     weights["backbone.output_layer.linear.bias"][7] = 0.0
     public = write_hub_folder(tmp_path / "public", original, weights)
     with pytest.raises(SystemExit, match="mask_token_id is 40, but the one row .* is 7"):
@@ -368,11 +462,17 @@ def test_a_tokenizer_with_a_mask_inside_the_vocabulary_keeps_it(tmp_path):
         ({"causal": True}, [], "autoregressive cannot be converted"),
         ({"time_conditioning": True}, [], "conditioned on the time cannot be converted"),
         ({}, ["--max_length", 12], "max_length is 12, but the checkpoint's config says 24"),
-        ({"block_size": 4}, ["--block_size", 8], "block_size is 8, but the checkpoint's config says 4"),
+        (
+            {"block_size": 4},
+            ["--block_size", 8],
+            "block_size is 8, but the checkpoint's config says 4",
+        ),
         ({"model_length": None}, [], "max_length is not in the file. Pass --max_length"),
     ],
 )
-def test_sizes_that_contradict_each_other_or_are_nowhere_are_errors(tmp_path, settings, words, message):
+def test_sizes_that_contradict_each_other_or_are_nowhere_are_errors(
+    tmp_path, settings, words, message
+):
     original, weights, _ = load_golden()
     public = write_hub_folder(tmp_path / "public", {**original, **settings}, weights)
     with pytest.raises(SystemExit, match=message):
@@ -385,7 +485,10 @@ def test_weights_of_another_network_are_errors(tmp_path):
     path = write_lightning(tmp_path / "last.ckpt", weights, None)
     with pytest.raises(SystemExit, match="those of a BD3-LM, whose block_size is not in the file"):
         run_script(path, tmp_path / "out", "--max_length", 24)
-    other = {**weights, "backbone.rotary_emb.inv_freq": weights["backbone.rotary_emb.inv_freq"] ** 2}
+    other = {
+        **weights,
+        "backbone.rotary_emb.inv_freq": weights["backbone.rotary_emb.inv_freq"] ** 2,
+    }
     path = write_lightning(tmp_path / "last.ckpt", other, None)
     with pytest.raises(SystemExit, match="inv_freq is not of base 10000"):
         run_script(path, tmp_path / "out", "--max_length", 24, "--block_size", 4)
@@ -406,11 +509,15 @@ def test_paths_without_a_checkpoint_and_outputs_that_exist_are_errors(tmp_path):
     torch.save({"weights": torch.ones(1)}, tmp_path / "other.ckpt")
     with pytest.raises(SystemExit, match="is no Lightning file: it has no state_dict"):
         run_script(tmp_path / "other.ckpt", tmp_path / "out")
-    with pytest.raises(SystemExit, match="error: --tokenizer .* cannot be loaded: there is no such folder"):
+    with pytest.raises(
+        SystemExit, match="error: --tokenizer .* cannot be loaded: there is no such folder"
+    ):
         run_script(public, tmp_path / "out", "--tokenizer", tmp_path / "nowhere")
 
 
-@pytest.mark.parametrize("kind", ["nothing", "empty folder", "text", "other weights", "bad tokenizer"])
+@pytest.mark.parametrize(
+    "kind", ["nothing", "empty folder", "text", "other weights", "bad tokenizer"]
+)
 def test_the_script_says_in_one_line_what_it_cannot_convert(tmp_path, kind, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     path, words = tmp_path / "checkpoint", []
@@ -429,7 +536,9 @@ def test_the_script_says_in_one_line_what_it_cannot_convert(tmp_path, kind, monk
     assert "\n" not in error.value.code and not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("words", ["--block_size 0", "--max_length -1", "--mask_token_id x", "--ema --no_ema"])
+@pytest.mark.parametrize(
+    "words", ["--block_size 0", "--max_length -1", "--mask_token_id x", "--ema --no_ema"]
+)
 def test_the_script_refuses_options_out_of_range(tmp_path, words, capsys):
     with pytest.raises(SystemExit, match="2"):
         run_script(tmp_path, tmp_path / "out", *words.split())

@@ -1,4 +1,5 @@
-"""From a checkpoint to a Hub folder, by the function and by the script; and the sampling script on that folder."""
+"""From a checkpoint to a Hub folder, by the function and by the script; and the sampling script on
+that folder."""
 
 import importlib.util
 import io
@@ -20,7 +21,9 @@ SCRIPTS = Path(__file__).parents[2] / "training_scripts"
 
 
 def load_script(name: str):
-    spec = importlib.util.spec_from_file_location(f"training_scripts_{name}", SCRIPTS / f"{name}.py")
+    spec = importlib.util.spec_from_file_location(
+        f"training_scripts_{name}", SCRIPTS / f"{name}.py"
+    )
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -43,7 +46,9 @@ def test_checkpoint_folder_becomes_a_hub_folder(checkpoint, make_model, tmp_path
     )
     pipe = LoMDMPipeline.from_pretrained(folder)
     assert pipe.scheduler.config.sampler == "ancestral" and pipe.scheduler.config.temperature == 0.5
-    assert pipe.tokenizer.mask_token_id == 10 and (folder / "README.md").read_text().endswith("# Tiny\n")
+    assert pipe.tokenizer.mask_token_id == 10 and (folder / "README.md").read_text().endswith(
+        "# Tiny\n"
+    )
     for name, value in make_model().state_dict().items():
         assert torch.equal(pipe.model.state_dict()[name], value.to(torch.bfloat16)), name
 
@@ -58,31 +63,57 @@ def test_exported_model_is_left_as_it_is(make_model, tmp_path):
 def test_checkpoint_can_become_a_hub_folder_in_place(checkpoint, make_model):
     (checkpoint / "trainer_state.json").write_text("{}")
     export_to_hub_folder(checkpoint, checkpoint)
-    assert (checkpoint / "trainer_state.json").exists() and (checkpoint / "model_index.json").exists()
+    assert (checkpoint / "trainer_state.json").exists() and (
+        checkpoint / "model_index.json"
+    ).exists()
     pipe = LoMDMPipeline.from_pretrained(checkpoint)
-    assert torch.equal(pipe.model.lm_head.weight, make_model().lm_head.weight) and pipe.tokenizer is not None
+    assert (
+        torch.equal(pipe.model.lm_head.weight, make_model().lm_head.weight)
+        and pipe.tokenizer is not None
+    )
 
 
-def test_exporting_again_keeps_the_settings_of_the_scheduler_but_those_that_are_given(checkpoint, tmp_path):
+def test_exporting_again_keeps_the_settings_of_the_scheduler_but_those_that_are_given(
+    checkpoint, tmp_path
+):
     settings = {"sampler": "ancestral", "grid": "uniform", "temperature": 0.5, "top_k": 7}
     export_to_hub_folder(checkpoint, tmp_path / "first", scheduler_config=settings)
     export_to_hub_folder(tmp_path / "first", tmp_path / "second")
-    export_to_hub_folder(tmp_path / "second", tmp_path / "third", scheduler_config={"sampler": "random", "top_k": None})
-    second, third = (LoMDMPipeline.from_pretrained(tmp_path / name).scheduler.config for name in ("second", "third"))
+    export_to_hub_folder(
+        tmp_path / "second",
+        tmp_path / "third",
+        scheduler_config={"sampler": "random", "top_k": None},
+    )
+    second, third = (
+        LoMDMPipeline.from_pretrained(tmp_path / name).scheduler.config
+        for name in ("second", "third")
+    )
     assert {name: second[name] for name in settings} == settings
-    assert {name: third[name] for name in settings} == {**settings, "sampler": "random", "top_k": None}
+    assert {name: third[name] for name in settings} == {
+        **settings,
+        "sampler": "random",
+        "top_k": None,
+    }
 
 
 def test_checkpoint_of_a_trainer_is_exported_with_its_averaged_weights(tmp_path):
-    trainer = make_trainer(tmp_path / "run", max_steps=2, save_strategy="steps", save_steps=2, ema_decay=0.9)
+    trainer = make_trainer(
+        tmp_path / "run", max_steps=2, save_strategy="steps", save_steps=2, ema_decay=0.9
+    )
     trainer.train()
-    folder, before = tmp_path / "run" / "checkpoint-2", dict(load_file(tmp_path / "run/checkpoint-2/model.safetensors"))
+    folder, before = (
+        tmp_path / "run" / "checkpoint-2",
+        dict(load_file(tmp_path / "run/checkpoint-2/model.safetensors")),
+    )
     model = LoMDMPipeline.from_pretrained(export_to_hub_folder(folder, tmp_path / "hub")).model
     assert trainer.ema.average.keys() == dict(model.named_parameters()).keys()
     for name, value in model.named_parameters():
         assert torch.equal(value, trainer.ema.average[name]), name
-    assert not torch.equal(model.lm_head.weight, before["lm_head.weight"])  # the training weights are others
-    half = LoMDMPipeline.from_pretrained(export_to_hub_folder(folder, tmp_path / "half", dtype=torch.bfloat16)).model
+    # the training weights are others
+    assert not torch.equal(model.lm_head.weight, before["lm_head.weight"])
+    half = LoMDMPipeline.from_pretrained(
+        export_to_hub_folder(folder, tmp_path / "half", dtype=torch.bfloat16)
+    ).model
     assert torch.equal(half.lm_head.weight, model.lm_head.weight.to(torch.bfloat16))
     with pytest.raises(ValueError, match="is the checkpoint itself.*Pass another folder"):
         export_to_hub_folder(folder, tmp_path / "run" / ".." / "run" / "checkpoint-2")
@@ -93,7 +124,9 @@ def test_checkpoint_of_a_trainer_is_exported_with_its_averaged_weights(tmp_path)
 def test_an_average_of_another_model_is_refused(checkpoint, tmp_path):
     for stored in ({"other.weight": torch.zeros(2)}, {"lm_head.weight": torch.zeros(2)}):
         save_file(stored, checkpoint / "ema.safetensors")
-        with pytest.raises(ValueError, match=rf"holds {next(iter(stored))} with shape \(2,\), the model has"):
+        with pytest.raises(
+            ValueError, match=rf"holds {next(iter(stored))} with shape \(2,\), the model has"
+        ):
             export_to_hub_folder(checkpoint, tmp_path / "hub")
     assert not (tmp_path / "hub").exists()
 
@@ -110,8 +143,22 @@ def test_unusable_arguments_are_refused_and_nothing_is_written(checkpoint, tmp_p
 
 def test_export_script_writes_the_folder_and_lists_it(checkpoint, tmp_path, capsys):
     (tmp_path / "card.md").write_text("# From a file\n")
-    arguments = ["--model", str(checkpoint), "--output", str(tmp_path / "hub"), "--dtype", "bfloat16"]
-    arguments += ["--sampler", "random", "--model_card", str(tmp_path / "card.md"), "--max_shard_size", "10KB"]
+    arguments = [
+        "--model",
+        str(checkpoint),
+        "--output",
+        str(tmp_path / "hub"),
+        "--dtype",
+        "bfloat16",
+    ]
+    arguments += [
+        "--sampler",
+        "random",
+        "--model_card",
+        str(tmp_path / "card.md"),
+        "--max_shard_size",
+        "10KB",
+    ]
     load_script("export_to_hub").main(arguments)
     listed = capsys.readouterr().out
     assert "scheduler/scheduling_lomdm.py" in listed and "model-00001-of-" in listed
@@ -129,29 +176,66 @@ def test_export_script_uploads_to_the_named_repository(checkpoint, tmp_path, mon
         return tmp_path
 
     monkeypatch.setattr(script, "export_to_hub_folder", export)
-    script.main(["--model", str(checkpoint), "--output", str(tmp_path / "h"), option, "me/tiny", "--private"])
+    script.main(
+        [
+            "--model",
+            str(checkpoint),
+            "--output",
+            str(tmp_path / "h"),
+            option,
+            "me/tiny",
+            "--private",
+        ]
+    )
     assert (wanted["push_to_hub"], wanted["repo_id"], wanted["private"]) == (True, "me/tiny", True)
 
 
 def test_export_script_does_not_ignore_private_without_a_repository(checkpoint, tmp_path):
     with pytest.raises(SystemExit, match="--private needs --push"):
-        load_script("export_to_hub").main(["--model", str(checkpoint), "--output", str(tmp_path / "h"), "--private"])
+        load_script("export_to_hub").main(
+            ["--model", str(checkpoint), "--output", str(tmp_path / "h"), "--private"]
+        )
 
 
-def test_sample_script_writes_texts_their_order_and_a_picture(checkpoint, tmp_path, capsys, monkeypatch):
+def test_sample_script_writes_texts_their_order_and_a_picture(
+    checkpoint, tmp_path, capsys, monkeypatch
+):
     pytest.importorskip("matplotlib")
-    arguments = ["--model", str(checkpoint), "--prompt", "ab", "--prompt", "c<mask>d", "--num_return_sequences", "2"]
-    arguments += ["--num_inference_steps", "4", "--max_length", "12", "--seed", "5", "--sampler", "random"]
+    arguments = [
+        "--model",
+        str(checkpoint),
+        "--prompt",
+        "ab",
+        "--prompt",
+        "c<mask>d",
+        "--num_return_sequences",
+        "2",
+    ]
+    arguments += [
+        "--num_inference_steps",
+        "4",
+        "--max_length",
+        "12",
+        "--seed",
+        "5",
+        "--sampler",
+        "random",
+    ]
     arguments += ["--temperature", "0.7", "--top_p", "0.9", "--png", str(tmp_path / "order.png")]
     script = load_script("sample")
     script.main(arguments)
     printed = capsys.readouterr().out
     generators = [torch.Generator().manual_seed(seed) for seed in (5, 6, 7, 8)]
     settings = {"sampler": "random", "temperature": 0.7, "top_p": 0.9, "num_return_sequences": 2}
-    out = LoMDMPipeline.from_pretrained(checkpoint)(["ab", "c<mask>d"], 4, 12, generator=generators, **settings)
+    out = LoMDMPipeline.from_pretrained(checkpoint)(
+        ["ab", "c<mask>d"], 4, 12, generator=generators, **settings
+    )
     for number, text in enumerate(out.texts):
         assert f"--- text {number + 1}, seed {5 + number}\n{text}\n" in printed
-    assert "--- 20 tokens in 4 forward passes" in printed and (tmp_path / "order.png").stat().st_size > 1000
+    assert (
+        "--- 20 tokens in 4 forward passes" in printed
+        and (tmp_path / "order.png").stat().st_size > 1000
+    )
     script.main([*arguments, "--show_order"])
     assert "tokens revealed\n<bos>ab" in capsys.readouterr().out
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
@@ -177,7 +261,9 @@ def test_sample_script_prints_no_codes_that_the_model_writes(checkpoint, capsys,
     assert "␛" in printed and not set(printed) & set("\x1b\x07\x9b\u202e\x7f\r")
 
 
-def test_sample_script_writes_its_files_where_the_output_cannot_encode_the_text(checkpoint, tmp_path, monkeypatch):
+def test_sample_script_writes_its_files_where_the_output_cannot_encode_the_text(
+    checkpoint, tmp_path, monkeypatch
+):
     written = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, "ascii"))
     load_script("sample").main([*hostile_model(checkpoint), "--html", str(tmp_path / "order.html")])
@@ -195,7 +281,12 @@ def test_sample_script_prints_the_texts_though_a_file_cannot_be_written(checkpoi
 @pytest.mark.parametrize(
     "words",
     ["--sampler topk", "--temperature -1", "--temperature nan", "--top_p 2", "--seed -1"]
-    + ["--num_inference_steps 0", "--max_length -3", "--num_return_sequences 1000000000", "--png ."],
+    + [
+        "--num_inference_steps 0",
+        "--max_length -3",
+        "--num_return_sequences 1000000000",
+        "--png .",
+    ],
 )
 def test_sample_script_refuses_options_out_of_range_before_it_loads_a_model(words, capsys):
     with pytest.raises(SystemExit, match="2"):
@@ -211,11 +302,15 @@ def test_export_script_says_in_one_line_what_it_cannot_export(checkpoint, tmp_pa
     if kind == "a file":
         model.write_text("x")
     with pytest.raises(SystemExit, match=f"^error: .*{re.escape(str(model))}") as error:
-        load_script("export_to_hub").main(["--model", str(model), "--output", str(tmp_path / "hub")])
+        load_script("export_to_hub").main(
+            ["--model", str(model), "--output", str(tmp_path / "hub")]
+        )
     assert "\n" not in error.value.code and not (tmp_path / "hub").exists()
 
 
-def test_sample_script_computes_in_float32_on_the_cpu_unless_told_otherwise(make_model, checkpoint, tmp_path):
+def test_sample_script_computes_in_float32_on_the_cpu_unless_told_otherwise(
+    make_model, checkpoint, tmp_path
+):
     export_to_hub_folder(checkpoint, tmp_path / "hub", dtype=torch.bfloat16)
     script = load_script("sample")
     for dtype, arguments in ((torch.float32, []), (torch.bfloat16, ["--dtype", "bfloat16"])):

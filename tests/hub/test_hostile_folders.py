@@ -1,4 +1,5 @@
-"""Folders that are broken or want to do harm are refused, and their code does not run unless it is trusted."""
+"""Folders that are broken or want to do harm are refused, and their code does not run unless it is
+trusted."""
 
 import json
 import pickle
@@ -27,7 +28,9 @@ WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 @pytest.fixture
 def folder(make_model, tmp_path) -> Path:
-    LoMDMPipeline(make_model(), LoMDMScheduler(mask_token_id=10), build_tokenizer()).save_pretrained(tmp_path / "hub")
+    LoMDMPipeline(
+        make_model(), LoMDMScheduler(mask_token_id=10), build_tokenizer()
+    ).save_pretrained(tmp_path / "hub")
     return tmp_path / "hub"
 
 
@@ -69,7 +72,9 @@ def header_of_an_exabyte(folder: Path) -> None:
 
 
 def declare(folder: Path, shape: list[int], end: int) -> None:
-    header = json.dumps({"lm_head.weight": {"dtype": "F32", "shape": shape, "data_offsets": [0, end]}}).encode()
+    header = json.dumps(
+        {"lm_head.weight": {"dtype": "F32", "shape": shape, "data_offsets": [0, end]}}
+    ).encode()
     (folder / WEIGHTS).write_bytes(struct.pack("<Q", len(header)) + header + bytes(64))
 
 
@@ -88,7 +93,9 @@ def wrong_shape(folder: Path) -> None:
 
 def point_index_to(folder: Path, target: str) -> None:
     names = list(load_file(folder / WEIGHTS))
-    (folder / INDEX).write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": dict.fromkeys(names, target)}))
+    (folder / INDEX).write_text(
+        json.dumps({"metadata": {"total_size": 1}, "weight_map": dict.fromkeys(names, target)})
+    )
 
 
 def index_to_a_system_file(folder: Path) -> None:
@@ -113,7 +120,9 @@ def index_to_a_pickle(folder: Path) -> None:
 
 
 def index_to_numbers(folder: Path) -> None:
-    (folder / INDEX).write_text(json.dumps({"weight_map": {"lm_head.weight": 3, "lm_head.bias": ["a"]}}))
+    (folder / INDEX).write_text(
+        json.dumps({"weight_map": {"lm_head.weight": 3, "lm_head.bias": ["a"]}})
+    )
     (folder / WEIGHTS).unlink()
 
 
@@ -127,7 +136,9 @@ def width_of_a_million(folder: Path) -> None:
 
 
 def vocabulary_without_weights(folder: Path) -> None:
-    weights = {name: value for name, value in load_file(folder / WEIGHTS).items() if "lm_head" not in name}
+    weights = {
+        name: value for name, value in load_file(folder / WEIGHTS).items() if "lm_head" not in name
+    }
     save_file(weights, folder / WEIGHTS, {"format": "pt"})
 
 
@@ -140,7 +151,9 @@ def many_layers(folder: Path) -> None:
 
 
 def many_quantized_layers(folder: Path) -> None:
-    edit(folder / "config.json", num_hidden_layers=4000, quantization_config={"quant_method": "fp8"})
+    edit(
+        folder / "config.json", num_hidden_layers=4000, quantization_config={"quant_method": "fp8"}
+    )
 
 
 def a_billion_labels(folder: Path) -> None:
@@ -174,7 +187,11 @@ def foreign_component(folder: Path) -> None:
 
 def foreign_tokenizer(folder: Path) -> None:
     (folder / "evil.py").write_text(f"open({str(folder.parent / 'canary')!r}, 'w')\n")
-    edit(folder / "tokenizer_config.json", tokenizer_class="Evil", auto_map={"AutoTokenizer": ["evil.Evil", None]})
+    edit(
+        folder / "tokenizer_config.json",
+        tokenizer_class="Evil",
+        auto_map={"AutoTokenizer": ["evil.Evil", None]},
+    )
 
 
 WEIGHT_HARMS = [
@@ -185,30 +202,63 @@ WEIGHT_HARMS = [
     (header_of_an_exabyte, "header too large"),
     (tensor_of_a_terabyte, "not fully covered"),
     (tensor_beyond_all_numbers, "overflow"),
-    (wrong_shape, r"1 weights of .* have other shapes.*lm_head.weight \[3, 4\] instead of \[11, 16\]"),
-    (vocabulary_without_weights, r"does not fit its configuration: missing \['lm_head.bias', 'lm_head.weight'\]"),
-    (index_to_a_system_file, "names '../../../../../../../../etc/passwd', which is no safetensors file of its"),
-    (index_to_weights_outside, "names '../outside.safetensors', which is no safetensors file of its folder"),
+    (
+        wrong_shape,
+        r"1 weights of .* have other shapes.*lm_head.weight \[3, 4\] instead of \[11, 16\]",
+    ),
+    (
+        vocabulary_without_weights,
+        r"does not fit its configuration: missing \['lm_head.bias', 'lm_head.weight'\]",
+    ),
+    (
+        index_to_a_system_file,
+        "names '../../../../../../../../etc/passwd', which is no safetensors file of its",
+    ),
+    (
+        index_to_weights_outside,
+        "names '../outside.safetensors', which is no safetensors file of its folder",
+    ),
     (index_to_a_pickle, "names 'weights.bin', which is no safetensors file of its folder"),
     (index_to_numbers, "names 3, which is no safetensors file of its folder"),
     (index_too_deep, "index.json cannot be read: maximum recursion depth"),
     (index_without_a_map, "has no weight_map"),
-    (width_of_a_million, r"weights of .* have other shapes .* \[11, 16\] instead of \[11, 1048576\]"),
+    (
+        width_of_a_million,
+        r"weights of .* have other shapes .* \[11, 16\] instead of \[11, 1048576\]",
+    ),
     (layers_without_end, "num_hidden_layers must be an int in .*got 1000000000"),
     (many_layers, "weights of .* have 2 layers, its configuration says num_hidden_layers=4000"),
-    (many_quantized_layers, "weights of .* have 2 layers, its configuration says num_hidden_layers=4000"),
+    (
+        many_quantized_layers,
+        "weights of .* have 2 layers, its configuration says num_hidden_layers=4000",
+    ),
     (a_billion_labels, "num_labels must be an int in .*got 1000000000"),
     (positions_without_end, "max_position_embeddings must be an int in .*got 1000000000000"),
     (size_in_words, "hidden_size must be an int in .*got '16'"),
-    (weights_of_its_own, r"config.json has \['transformers_weights'\], which the caller of from_pretrained chooses"),
-    (a_kernel_to_run, r"config.json has \['attn_implementation'\], which the caller of from_pretrained chooses"),
+    (
+        weights_of_its_own,
+        r"config.json has \['transformers_weights'\], which the caller of from_pretrained chooses",
+    ),
+    (
+        a_kernel_to_run,
+        r"config.json has \['attn_implementation'\], which the caller of from_pretrained chooses",
+    ),
 ]
-LOADERS = {"pipeline": LoMDMPipeline, "model": LoMDMForMaskedDiffusion, "backbone": LoMDMModel, "auto": AutoModel}
+LOADERS = {
+    "pipeline": LoMDMPipeline,
+    "model": LoMDMForMaskedDiffusion,
+    "backbone": LoMDMModel,
+    "auto": AutoModel,
+}
 
 
 @pytest.mark.parametrize("loader", LOADERS)
-@pytest.mark.parametrize(("harm", "message"), WEIGHT_HARMS, ids=[harm.__name__ for harm, _ in WEIGHT_HARMS])
-def test_every_loader_refuses_before_it_builds(folder, loader, harm: Callable, message: str, monkeypatch):
+@pytest.mark.parametrize(
+    ("harm", "message"), WEIGHT_HARMS, ids=[harm.__name__ for harm, _ in WEIGHT_HARMS]
+)
+def test_every_loader_refuses_before_it_builds(
+    folder, loader, harm: Callable, message: str, monkeypatch
+):
     if loader == "backbone" and harm in (wrong_shape, vocabulary_without_weights):
         pytest.skip("the backbone reads no LM head")
     harm(folder)
@@ -242,13 +292,17 @@ def scripts() -> dict[str, Callable]:
             evaluating.parse_arguments(["order", "--file", "x", "--model", str(folder)])
         ),
         "finetune": lambda folder: finetune_lora.load_base(SimpleNamespace(model=str(folder))),
-        "sample": lambda folder: sample.load(sample.parse_arguments(["--model", str(folder)]), "cpu"),
+        "sample": lambda folder: sample.load(
+            sample.parse_arguments(["--model", str(folder)]), "cpu"
+        ),
         "init_from": start_from,
     }
 
 
 @pytest.mark.parametrize("entrance", ["evaluate", "finetune", "sample", "init_from"])
-@pytest.mark.parametrize("harm", [index_to_weights_outside, index_to_a_pickle, many_layers, a_billion_labels])
+@pytest.mark.parametrize(
+    "harm", [index_to_weights_outside, index_to_a_pickle, many_layers, a_billion_labels]
+)
 def test_scripts_have_the_same_gate(folder, entrance, harm):
     harm(folder)
     message = dict(WEIGHT_HARMS)[harm]
@@ -259,7 +313,10 @@ def test_scripts_have_the_same_gate(folder, entrance, harm):
 @pytest.mark.parametrize(
     ("harm", "message"),
     [
-        (foreign_pipeline, r"names \['evil', 'Evil'\] as _class_name.*not a folder of LoMDMPipeline"),
+        (
+            foreign_pipeline,
+            r"names \['evil', 'Evil'\] as _class_name.*not a folder of LoMDMPipeline",
+        ),
         (foreign_component, r"names \['os', 'system'\] as scheduler"),
         (foreign_tokenizer, "contains custom code"),
     ],
@@ -277,12 +334,16 @@ def test_the_model_folder_of_a_hub_folder_may_name_the_weights_above_it_and_none
     point_index_to(folder, "../../outside.safetensors")
     shutil.copy(folder / WEIGHTS, folder.parent / "outside.safetensors")
     shutil.move(folder / INDEX, folder / "model" / INDEX)
-    with pytest.raises(ValueError, match="names '../../outside.safetensors', which is no safetensors file"):
+    with pytest.raises(
+        ValueError, match="names '../../outside.safetensors', which is no safetensors file"
+    ):
         AutoModel.from_pretrained(folder / "model")
     shutil.copytree(folder / "model", folder.parent / "model")  # the same beside no Hub folder
     point_index_to(folder, "../outside.safetensors")
     shutil.move(folder / INDEX, folder.parent / "model" / INDEX)
-    with pytest.raises(ValueError, match="names '../outside.safetensors', which is no safetensors file"):
+    with pytest.raises(
+        ValueError, match="names '../outside.safetensors', which is no safetensors file"
+    ):
         AutoModel.from_pretrained(folder.parent / "model")
 
 

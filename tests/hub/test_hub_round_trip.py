@@ -50,26 +50,48 @@ print("RESULT", json.dumps([out.texts, model.lm_head.weight.sum().item(), auto_m
 def test_push_and_pull_over_http(make_model, tmp_path):
     pipe = LoMDMPipeline(make_model(), LoMDMScheduler(mask_token_id=10), build_tokenizer())
     pipe.save_pretrained(tmp_path / "out")
-    hub_settings = {"HF_HUB_DISABLE_XET": "1", "HF_TOKEN": "hf_test", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    hub_settings = {
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_TOKEN": "hf_test",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    }
     with HubServer() as hub:
         settings = {**hub_settings, "HF_ENDPOINT": hub.endpoint}
-        environment = {**os.environ, **settings, "HF_HOME": str(tmp_path / "push"), "OMP_NUM_THREADS": "1"}
+        environment = {
+            **os.environ,
+            **settings,
+            "HF_HOME": str(tmp_path / "push"),
+            "OMP_NUM_THREADS": "1",
+        }
         command = [sys.executable, "-c", PUSH, str(tmp_path / "out"), str(tmp_path / "again")]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr[-4000:]
         repo = hub.find("model", "tester/tiny")
         snapshots = [set(files) for files in repo.commits.values()]
         sharded = list(repo.commits)[1]
-        texts, total, auto_map, *older = run_without_package(PULL, sharded, folder=tmp_path, **settings)
+        texts, total, auto_map, *older = run_without_package(
+            PULL, sharded, folder=tmp_path, **settings
+        )
         card = repo.commits[repo.refs["main"]]["README.md"]["data"].decode()
-        pulled = {path for method, path in hub.requests if method == "GET" and path.endswith(".safetensors")}
-    written = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.*")}
+        pulled = {
+            path
+            for method, path in hub.requests
+            if method == "GET" and path.endswith(".safetensors")
+        }
+    written = {
+        path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.*")
+    }
     assert repo.private and len(snapshots) == 3
     assert any(name.startswith("model-00001-of-") for name in snapshots[1])
     assert snapshots[2] == written  # shards of the first push are gone
     assert card.endswith("# Written by hand")  # a later push without a card leaves it
-    assert "/tester/tiny/resolve/main/model.safetensors" in {p.replace(repo.refs["main"], "main") for p in pulled}
-    assert any(path.startswith(f"/tester/tiny/resolve/{sharded}/model-00001-of-") for path in pulled)  # revision=
+    assert "/tester/tiny/resolve/main/model.safetensors" in {
+        p.replace(repo.refs["main"], "main") for p in pulled
+    }
+    # revision=
+    assert any(
+        path.startswith(f"/tester/tiny/resolve/{sharded}/model-00001-of-") for path in pulled
+    )
     assert older == [texts, True, total]
     assert texts == pipe("ab", 5, max_length=20, generator=torch.Generator().manual_seed(3)).texts
     assert total == pipe.model.lm_head.weight.sum().item()
@@ -115,34 +137,56 @@ print("RESULT", json.dumps([config.c1, [str(model.dtype) for model in models], r
 
 
 def run_with_package(code: str, *arguments, folder, **settings) -> str:
-    """What `code` prints, in a process of its own with the package and a fresh cache; fails if it fails."""
+    """What `code` prints, in a process of its own with the package and a fresh cache; fails if it
+    fails."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
     environment |= {"HF_HOME": str(folder / "push"), "OMP_NUM_THREADS": "1", **settings}
     command = [sys.executable, "-c", code, *map(str, arguments)]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr[-4000:]
     return done.stdout
 
 
 def hub_settings(hub: HubServer) -> dict[str, str]:
-    return {"HF_ENDPOINT": hub.endpoint, "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    return {
+        "HF_ENDPOINT": hub.endpoint,
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    }
 
 
 @pytest.mark.slow
 def test_an_upload_that_breaks_off_says_so_and_a_second_try_completes_it(make_model, tmp_path):
-    LoMDMPipeline(make_model(), LoMDMScheduler(mask_token_id=10), build_tokenizer()).save_pretrained(tmp_path / "out")
+    LoMDMPipeline(
+        make_model(), LoMDMScheduler(mask_token_id=10), build_tokenizer()
+    ).save_pretrained(tmp_path / "out")
     with HubServer() as hub:
         settings = hub_settings(hub)
         said = run_with_package(EXPORT, tmp_path / "out", folder=tmp_path, **settings)
-        assert "exported is written, but was not uploaded to tester/tiny" in said and "HF_TOKEN" in said  # no token
+        # no token
+        assert (
+            "exported is written, but was not uploaded to tester/tiny" in said
+            and "HF_TOKEN" in said
+        )
         hub.drop("POST", "/commit/", after=1000)
-        said = run_with_package(EXPORT, tmp_path / "out", folder=tmp_path, HF_TOKEN="hf_test", **settings)
-        assert "was not uploaded to tester/tiny" in said and "Try again: the same call completes it" in said
+        said = run_with_package(
+            EXPORT, tmp_path / "out", folder=tmp_path, HF_TOKEN="hf_test", **settings
+        )
+        assert (
+            "was not uploaded to tester/tiny" in said
+            and "Try again: the same call completes it" in said
+        )
         assert hub.files("tester/tiny") == []  # a commit is whole or absent
         hub.drop("PUT", "/_lfs/")  # the weights are on the server already: they are not sent again
-        said = run_with_package(EXPORT, tmp_path / "out", folder=tmp_path, HF_TOKEN="hf_test", **settings)
+        said = run_with_package(
+            EXPORT, tmp_path / "out", folder=tmp_path, HF_TOKEN="hf_test", **settings
+        )
         assert said == "" and hub.drops_left == 1
-        assert {"model.safetensors", "model_index.json", "model/config.json"} <= set(hub.files("tester/tiny"))
+        assert {"model.safetensors", "model_index.json", "model/config.json"} <= set(
+            hub.files("tester/tiny")
+        )
 
 
 @pytest.mark.slow
@@ -155,11 +199,15 @@ def test_a_pushed_model_alone_brings_its_code(make_model, tmp_path):
         run_with_package(PLAIN, tmp_path / "out", folder=tmp_path, **settings)
         assert hub.drops_left == 0
         revision = hub.find("model", "tester/plain").refs["main"]
-        c1, dtypes, rates, absent = run_without_package(PULL_PLAIN, revision, folder=tmp_path, **settings)
+        c1, dtypes, rates, absent = run_without_package(
+            PULL_PLAIN, revision, folder=tmp_path, **settings
+        )
     with torch.no_grad():
         expected = model(torch.tensor([[1, 3, 4, 10, 10]])).rates
     assert c1 == 0.7 and dtypes == ["torch.float32", "torch.bfloat16", *["torch.float32"] * 3]
     assert "tester/absent is not a local folder and is not a valid model identifier" in absent
     for dtype, values in zip(dtypes, rates, strict=True):
         # threads may sum in another order; bfloat16 keeps 8 bits
-        assert torch.allclose(torch.tensor(values), expected, atol=1e-6 if dtype == "torch.float32" else 0.1)
+        assert torch.allclose(
+            torch.tensor(values), expected, atol=1e-6 if dtype == "torch.float32" else 0.1
+        )

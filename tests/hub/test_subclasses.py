@@ -1,4 +1,5 @@
-"""Subclasses of the model, the configuration, the scheduler and the pipeline; what may be written over; adapters."""
+"""Subclasses of the model, the configuration, the scheduler and the pipeline; what may be written
+over; adapters."""
 
 import importlib
 import json
@@ -34,7 +35,10 @@ class MyPipeline(LoMDMPipeline):
 """
 
 
-@pytest.fixture(params=["", "from .sub.helper import HELP", "from . import helper"], ids=["alone", "below", "beside"])
+@pytest.fixture(
+    params=["", "from .sub.helper import HELP", "from . import helper"],
+    ids=["alone", "below", "beside"],
+)
 def mine(request, tmp_path, monkeypatch):
     """A user's module in a package of theirs."""
     package = tmp_path / "theirs"
@@ -71,7 +75,9 @@ def test_what_has_not_named_the_class_does_not_load_the_parent_of_a_subclass(mak
 
     Quiet(LoMDMConfig(**TINY)).save_pretrained(tmp_path)
     for loader in (AutoModel, LoMDMPipeline):
-        with pytest.raises(ValueError, match="was saved by Quiet, not LoMDMForMaskedDiffusion. Load it by Quiet"):
+        with pytest.raises(
+            ValueError, match="was saved by Quiet, not LoMDMForMaskedDiffusion. Load it by Quiet"
+        ):
             loader.from_pretrained(tmp_path)
     assert type(LoMDMForMaskedDiffusion.from_pretrained(tmp_path)) is LoMDMForMaskedDiffusion
     assert type(Quiet.from_pretrained(tmp_path)) is Quiet
@@ -79,9 +85,17 @@ def test_what_has_not_named_the_class_does_not_load_the_parent_of_a_subclass(mak
 
 def test_the_trainer_saves_checkpoints_of_a_subclass_and_ends(mine, tmp_path):
     rows = [{"input_ids": torch.arange(3, 9), "labels": torch.arange(3, 9)}] * 2
-    options = {"max_steps": 2, "save_steps": 1, "use_cpu": True, "report_to": "none", "disable_tqdm": True}
+    options = {
+        "max_steps": 2,
+        "save_steps": 1,
+        "use_cpu": True,
+        "report_to": "none",
+        "disable_tqdm": True,
+    }
     trainer = Trainer(
-        mine.MyModel(LoMDMConfig(**TINY)), TrainingArguments(str(tmp_path / "run"), **options), train_dataset=rows
+        mine.MyModel(LoMDMConfig(**TINY)),
+        TrainingArguments(str(tmp_path / "run"), **options),
+        train_dataset=rows,
     )
     trainer.train()
     assert mine.MyModel.from_pretrained(tmp_path / "run" / "checkpoint-2") is not None
@@ -99,18 +113,26 @@ def test_a_pipeline_of_subclasses_is_saved_and_loaded(mine, tmp_path):
         "scheduler": mine.MyScheduler.from_pretrained(folder, subfolder="scheduler"),
     }
     again = mine.MyPipeline.from_pretrained(folder, **parts)
-    assert type(again) is mine.MyPipeline and torch.equal(again.model.extra.weight, model.extra.weight)
-    with pytest.raises(ValueError, match=r"names \['mine', 'MyModel'\] as model.*pass its component \(model=\)"):
+    assert type(again) is mine.MyPipeline and torch.equal(
+        again.model.extra.weight, model.extra.weight
+    )
+    with pytest.raises(
+        ValueError, match=r"names \['mine', 'MyModel'\] as model.*pass its component \(model=\)"
+    ):
         mine.MyPipeline.from_pretrained(folder)
     with pytest.raises(ValueError, match=r"names \['mine', 'MyPipeline'\] as _class_name"):
         LoMDMPipeline.from_pretrained(folder, **parts)
 
 
 def test_a_subclass_of_the_pipeline_loads_plain_folders_and_its_own(mine, make_model, tmp_path):
-    LoMDMPipeline(make_model(), LoMDMScheduler(mask_token_id=10)).save_pretrained(tmp_path / "plain")
+    LoMDMPipeline(make_model(), LoMDMScheduler(mask_token_id=10)).save_pretrained(
+        tmp_path / "plain"
+    )
     pipe = mine.MyPipeline.from_pretrained(tmp_path / "plain")
     pipe.save_pretrained(tmp_path / "own")
-    assert "pipeline_lomdm.py" not in code(tmp_path / "own") and "modeling_lomdm.py" in code(tmp_path / "own")
+    assert "pipeline_lomdm.py" not in code(tmp_path / "own") and "modeling_lomdm.py" in code(
+        tmp_path / "own"
+    )
     assert type(mine.MyPipeline.from_pretrained(tmp_path / "own")) is mine.MyPipeline
 
 
@@ -118,7 +140,9 @@ def test_code_of_a_subclass_travels_when_it_is_registered_or_the_reason_is_named
     mine.MyModel.register_for_auto_class("AutoModel")
     model = mine.MyModel(LoMDMConfig(**TINY))
     if "from ." in Path(mine.__file__).read_text():
-        with pytest.raises(ValueError, match="MyModel cannot take its code along: .*mine.py imports"):
+        with pytest.raises(
+            ValueError, match="MyModel cannot take its code along: .*mine.py imports"
+        ):
             model.save_pretrained(tmp_path / "model")
         assert not (tmp_path / "model").exists()
         return
@@ -151,11 +175,16 @@ def test_a_subclass_of_the_configuration_is_saved_and_loaded(tmp_path):
     assert type(AutoConfig.from_pretrained(tmp_path)) is MyConfig
 
 
-# ------------------------------------------------------------------------------------- what may be written over
+# ------------------------------------------------------------------------------------- what may be
+# written over
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
 def bert(folder: Path) -> None:
@@ -202,8 +231,18 @@ def test_training_does_not_begin_where_its_model_could_not_be_saved(tmp_path, mo
         trainer.train()
     monkeypatch.syspath_prepend(Path(__file__).parents[2] / "training_scripts")
     script = importlib.import_module("finetune_lora")
-    words = ["--model", "absent", "--train_file", "absent", "--output_dir", str(tmp_path / "tuned"), "--use_cpu"]
-    with pytest.raises((ValueError, SystemExit), match="holds a model of the kind 'bert', not 'lomdm'"):
+    words = [
+        "--model",
+        "absent",
+        "--train_file",
+        "absent",
+        "--output_dir",
+        str(tmp_path / "tuned"),
+        "--use_cpu",
+    ]
+    with pytest.raises(
+        (ValueError, SystemExit), match="holds a model of the kind 'bert', not 'lomdm'"
+    ):
         script.main(words)
     assert content(tmp_path) == before
 
@@ -231,11 +270,15 @@ def test_what_a_killed_save_has_left_goes_with_the_next(make_model, tmp_path):
         assert all(folder.exists() for folder in other) and not left[target.name == "new"].exists()
 
 
-def test_a_pipeline_whose_model_carries_an_adapter_is_refused_and_nothing_is_written(make_model, tmp_path):
+def test_a_pipeline_whose_model_carries_an_adapter_is_refused_and_nothing_is_written(
+    make_model, tmp_path
+):
     peft = pytest.importorskip("peft")
     pipe = LoMDMPipeline(make_model(), LoMDMScheduler(mask_token_id=10))
     pipe.model.add_adapter(peft.LoraConfig(target_modules=["qkv_proj"]))
-    with pytest.raises(ValueError, match=r"model carries the adapters \['default'\].*get_peft_model"):
+    with pytest.raises(
+        ValueError, match=r"model carries the adapters \['default'\].*get_peft_model"
+    ):
         pipe.save_pretrained(tmp_path / "out")
     assert not list(tmp_path.iterdir())
 
@@ -256,4 +299,7 @@ Mine.from_pretrained(sys.argv[1])
 @pytest.mark.slow
 def test_a_subclass_of_a_notebook_is_saved(tmp_path):
     subprocess.run([sys.executable, "-c", MAIN, tmp_path / "out"], check=True, capture_output=True)
-    assert json.loads((tmp_path / "out" / "model_index.json").read_text())["model"] == ["__main__", "Mine"]
+    assert json.loads((tmp_path / "out" / "model_index.json").read_text())["model"] == [
+        "__main__",
+        "Mine",
+    ]

@@ -1,4 +1,5 @@
-"""Who attends to whom with blocks: the rule position by position, and views against plain passes of the model."""
+"""Who attends to whom with blocks: the rule position by position, and views against plain passes of
+the model."""
 
 import itertools
 
@@ -47,7 +48,8 @@ def law_and_rates(model, views, clean, attention_mask=None):
 
 
 def influences(model, clean, views):
-    """`[Q, K]` bool: whether the hidden state of each of the `(1 + K) L` positions depends on each embedding."""
+    """`[Q, K]` bool: whether the hidden state of each of the `(1 + K) L` positions depends on each
+    embedding."""
     leaves = []
 
     def keep(module, args, output):
@@ -57,8 +59,13 @@ def influences(model, clean, views):
     handle = model.model.embed_tokens.register_forward_hook(keep)
     hidden = model.model(clean, views=views).last_hidden_state[0]
     handle.remove()
-    weight = torch.randn(hidden.shape[-1], generator=torch.Generator().manual_seed(0), dtype=hidden.dtype)
-    rows = [torch.autograd.grad((state * weight).sum(), leaves[0], retain_graph=True)[0][0] for state in hidden]
+    weight = torch.randn(
+        hidden.shape[-1], generator=torch.Generator().manual_seed(0), dtype=hidden.dtype
+    )
+    rows = [
+        torch.autograd.grad((state * weight).sum(), leaves[0], retain_graph=True)[0][0]
+        for state in hidden
+    ]
     return torch.stack(rows).abs().sum(-1) > 0
 
 
@@ -66,7 +73,9 @@ def influences(model, clean, views):
 @pytest.mark.parametrize(("size", "context"), [(1, 32), (2, 32), (3, 32), (2, 4), (2, 3), (3, 1)])
 def test_every_position_sees_what_the_rule_of_bd3_lm_says(build, implementation, size, context):
     # one layer, so that nothing is seen through others
-    model = build(block_size=size, num_hidden_layers=1, max_position_embeddings=context, rate_type="uniform")
+    model = build(
+        block_size=size, num_hidden_layers=1, max_position_embeddings=context, rate_type="uniform"
+    )
     model.set_attn_implementation(implementation)
     length, copies = 7, 3
     clean = texts(1, length)
@@ -82,7 +91,8 @@ def test_every_position_sees_what_the_rule_of_bd3_lm_says(build, implementation,
 
 @torch.no_grad()
 @pytest.mark.parametrize(
-    ("rate_type", "size"), [*itertools.product(RATE_TYPES, [2, 4]), ("uniform", 1), ("token", 1), ("score", 1)]
+    ("rate_type", "size"),
+    [*itertools.product(RATE_TYPES, [2, 4]), ("uniform", 1), ("token", 1), ("score", 1)],
 )
 def test_a_block_of_a_view_is_the_model_on_the_clean_text_before_it(build, rate_type, size):
     model, length = build(rate_type=rate_type, block_size=size), 7
@@ -92,7 +102,8 @@ def test_a_block_of_a_view_is_the_model_on_the_clean_text_before_it(build, rate_
     for start in range(0, length, size):
         at = slice(start, start + size)
         plain = torch.cat([clean.repeat(2, 1)[:, :start], views[:, at], texts(6, 3, seed=5)], dim=1)
-        plain = plain if start + size < length else plain[:, :length]  # whatever comes after a whole block
+        # whatever comes after a whole block
+        plain = plain if start + size < length else plain[:, :length]
         out = model(input_ids=plain)
         torch.testing.assert_close(logits[:, at], out.logits[:, at], **EXACT)
         torch.testing.assert_close(rates[:, at], out.rates[:, at], **EXACT)
@@ -100,7 +111,9 @@ def test_a_block_of_a_view_is_the_model_on_the_clean_text_before_it(build, rate_
 
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "made again"])
-def test_views_alone_equal_the_views_of_the_whole_with_their_gradients(build, implementation, checkpointing):
+def test_views_alone_equal_the_views_of_the_whole_with_their_gradients(
+    build, implementation, checkpointing
+):
     model = build(block_size=2, rate_type="uniform").train()
     model.set_attn_implementation(implementation)
     if checkpointing:
@@ -110,7 +123,9 @@ def test_views_alone_equal_the_views_of_the_whole_with_their_gradients(build, im
     views, found = noisy_views(clean, 2), []
     for views_only in (False, True):
         model.zero_grad()
-        hidden = model.model(clean, mask, views=views, deterministic=True, views_only=views_only).last_hidden_state
+        hidden = model.model(
+            clean, mask, views=views, deterministic=True, views_only=views_only
+        ).last_hidden_state
         hidden = hidden[:, -16:] * mask.repeat(1, 2)[..., None]
         hidden.pow(2).sum().backward()
         found.append([hidden] + [weight.grad.clone() for weight in model.model.parameters()])
@@ -173,11 +188,15 @@ def test_terms_of_a_block_do_not_depend_on_what_comes_after_it(build, rate_type,
     torch.testing.assert_close(rates[0][:, :4], rates[1][:, :4], **EXACT)
     maskable = torch.ones_like(clean, dtype=torch.bool)
     first, second = (
-        model.estimate_bound(model.make_batch(x, maskable=maskable), w, quantiles, seeds, bound=bound)[0]
+        model.estimate_bound(
+            model.make_batch(x, maskable=maskable), w, quantiles, seeds, bound=bound
+        )[0]
         for x, w in zip((clean, changed), rates, strict=True)
     )
     for name in first._fields:
-        torch.testing.assert_close(first._asdict()[name][:, :2], second._asdict()[name][:, :2], **EXACT)
+        torch.testing.assert_close(
+            first._asdict()[name][:, :2], second._asdict()[name][:, :2], **EXACT
+        )
     assert not torch.allclose(first.main, second.main)
 
 
@@ -196,7 +215,11 @@ def test_texts_longer_than_the_context_see_its_last_blocks(build):
 
 @pytest.mark.parametrize("size", [1, 2, 3])
 def test_flex_attention_is_told_the_rule_of_bd3_lm(make_model, size):
-    model, length, copies = make_model(block_size=size, max_position_embeddings=4, rate_type="uniform"), 7, 3
+    model, length, copies = (
+        make_model(block_size=size, max_position_embeddings=4, rate_type="uniform"),
+        7,
+        3,
+    )
     model.set_attn_implementation("flex_attention")
     hidden = torch.zeros(1, copies * length, model.config.hidden_size)
     told = attention_inputs(model.config, hidden, None, copies)[0].mask_mod
@@ -208,7 +231,8 @@ def test_flex_attention_is_told_the_rule_of_bd3_lm(make_model, size):
     assert torch.equal(found.expand_as(expected), expected)
 
 
-@pytest.mark.parametrize("other", ["sdpa", pytest.param("flex_attention", marks=pytest.mark.slow)])  # it compiles
+# it compiles
+@pytest.mark.parametrize("other", ["sdpa", pytest.param("flex_attention", marks=pytest.mark.slow)])
 def test_attention_implementations_agree_with_eager_on_views_of_padded_texts(make_model, other):
     clean = texts(2, 7)
     mask = torch.tensor([[0, 0, 1, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1, 0]])
@@ -233,7 +257,10 @@ def test_gradients_of_chunks_are_those_of_the_whole(build, monkeypatch, size):
         monkeypatch.setattr(attention_lomdm, "QUERY_CHUNK", queries)
         model = build(block_size=size).train()
         labels = clean.masked_fill(mask == 0, -100)
-        draws = {"quantiles": torch.tensor([0.3, 0.6]), "generator": torch.Generator().manual_seed(0)}
+        draws = {
+            "quantiles": torch.tensor([0.3, 0.6]),
+            "generator": torch.Generator().manual_seed(0),
+        }
         model(input_ids=clean, attention_mask=mask, labels=labels, **draws).loss.backward()
         gradients.append({name: weight.grad for name, weight in model.named_parameters()})
     for name, gradient in gradients[0].items():
@@ -248,8 +275,18 @@ def test_chunks_leave_out_the_keys_that_nobody_sees(make_model, monkeypatch):
         chunks = chunk_positions(config, 8, 2, padded=padded)
         found.append([(q.start, q.stop, [(k.start, k.stop) for k in keys]) for q, keys in chunks])
     assert found == [
-        [(0, 4, [(0, 4)]), (4, 8, [(2, 8)]), (8, 12, [(0, 2), (8, 12)]), (12, 16, [(2, 6), (12, 16)])],
-        [(0, 4, [(0, 5)]), (4, 8, [(0, 8)]), (8, 12, [(0, 4), (8, 13)]), (12, 16, [(0, 8), (11, 16)])],
+        [
+            (0, 4, [(0, 4)]),
+            (4, 8, [(2, 8)]),
+            (8, 12, [(0, 2), (8, 12)]),
+            (12, 16, [(2, 6), (12, 16)]),
+        ],
+        [
+            (0, 4, [(0, 5)]),
+            (4, 8, [(0, 8)]),
+            (8, 12, [(0, 4), (8, 13)]),
+            (12, 16, [(0, 8), (11, 16)]),
+        ],
     ]
 
 
@@ -267,13 +304,18 @@ def test_masks_of_blocks_are_as_wide_as_queries(build, dtype, autocast, expected
         seen.append((query.dtype, mask.dtype))
         return attend(self, query, key, value, mask)
 
-    with pytest.MonkeyPatch.context() as patch, torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        torch.autocast("cpu", torch.bfloat16, enabled=autocast),
+    ):
         patch.setattr(LoMDMAttention, "attend", look)
         model.model(clean, views=noisy_views(clean, 1))
     assert set(seen) == {(expected, expected)}
 
 
-def test_attention_without_masks_of_any_shape_serves_a_single_block_and_is_refused_for_more(make_model):
+def test_attention_without_masks_of_any_shape_serves_a_single_block_and_is_refused_for_more(
+    make_model,
+):
     model = make_model(block_size=4)
     model.config._attn_implementation = "flash_attention_2"
     alone, _ = attention_inputs(model.config, torch.zeros(1, 4, 16), None, past_length=8)

@@ -13,7 +13,9 @@ SIZE = 2
 
 @pytest.fixture
 def build(make_model):
-    return lambda **overrides: oracles.vivid(make_model(**{"block_size": SIZE, **overrides})).requires_grad_(False)
+    return lambda **overrides: oracles.vivid(
+        make_model(**{"block_size": SIZE, **overrides})
+    ).requires_grad_(False)
 
 
 def texts(batch, length, seed=0):
@@ -21,7 +23,8 @@ def texts(batch, length, seed=0):
 
 
 def by_blocks(model, ids, attention_mask=None, first=SIZE):
-    """Logits and rates of `ids` `[B, L]`: the first columns at once, then block after block from a cache.
+    """Logits and rates of `ids` `[B, L]`: the first columns at once, then block after block from a
+    cache.
 
     Each block is read twice: first noisy and forgotten again, as the sampler does, then clean.
     """
@@ -61,13 +64,16 @@ def test_the_cache_holds_the_layer_of_the_order_head_behind_those_of_the_backbon
 
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
 @pytest.mark.parametrize("rate_type", ["learned", "score"])
-def test_unequal_texts_padded_on_the_left_equal_one_pass_and_each_alone(build, rate_type, implementation):
+def test_unequal_texts_padded_on_the_left_equal_one_pass_and_each_alone(
+    build, rate_type, implementation
+):
     model, ids = build(rate_type=rate_type), texts(4, 10)
     model.set_attn_implementation(implementation)
     # whole blocks of padding: of the last text, nothing is in the first two blocks
     mask = (torch.arange(10) >= torch.tensor([0, 2, 2, 4])[:, None]).long()
     cached, real = by_blocks(model, ids, mask, first=4), mask.bool()
-    assert all(torch.isfinite(values[..., :10]).all() for values in cached)  # padding, too: it is in the cache
+    # padding, too: it is in the cache
+    assert all(torch.isfinite(values[..., :10]).all() for values in cached)
     assert_same(cached, model(input_ids=ids, attention_mask=mask), real)
     for row in range(4):
         alone = model(input_ids=ids[row, real[row]][None])
@@ -94,10 +100,12 @@ def test_texts_beyond_the_context_equal_one_pass(build, rate_type, padded):
     expected = model(input_ids=ids, attention_mask=mask)
     assert_same(by_blocks(model, ids, mask, first=4), expected, real)
     roomy = build(rate_type=rate_type)(input_ids=ids, attention_mask=mask)
-    assert not torch.allclose(roomy.logits[0, -1, :10], expected.logits[0, -1, :10])  # the context matters
+    # the context matters
+    assert not torch.allclose(roomy.logits[0, -1, :10], expected.logits[0, -1, :10])
 
 
-# blocks shorter than the context, as long as it is, longer, and a context that is no whole number of them
+# blocks shorter than the context, as long as it is, longer, and a context that is no whole number
+# of them
 @pytest.mark.parametrize("size, context", [(4, 8), (2, 6), (4, 4), (4, 3), (3, 7), (1, 4), (1, 1)])
 @pytest.mark.parametrize("lengths", [[12], [28], [28, 28], [28, 0, 12]])
 def test_a_context_reads_prompts_of_any_length_as_one_pass_does(build, size, context, lengths):
@@ -106,13 +114,18 @@ def test_a_context_reads_prompts_of_any_length_as_one_pass_does(build, size, con
     model = build(rate_type=rate_type, block_size=size, max_position_embeddings=context)
     lengths = torch.tensor([length // size * size for length in lengths])
     width = int(lengths.max())
-    ids, real = texts(len(lengths), width + 3 * size), torch.arange(width) >= width - lengths[:, None]
+    ids, real = (
+        texts(len(lengths), width + 3 * size),
+        torch.arange(width) >= width - lengths[:, None],
+    )
     mask = torch.cat((real, real.new_ones(len(ids), 3 * size)), dim=1).long()
     reader = model.open_context(ids[:, :width], None if real.all() else real.long())
     for start in range(width, ids.shape[1], size):
         stop = start + size
-        whole = torch.cat((ids[:, :start], torch.full((len(ids), size), 10)), dim=1)  # a template's block
-        for text in (whole, ids[:, :stop]):  # read while it is masked, and again when it is finished
+        # a template's block
+        whole = torch.cat((ids[:, :start], torch.full((len(ids), size), 10)), dim=1)
+        # read while it is masked, and again when it is finished
+        for text in (whole, ids[:, :stop]):
             out = reader.read(text[:, start:])
             expected = model(text, attention_mask=mask[:, :stop], logits_to_keep=size)
             torch.testing.assert_close(out.logits, expected.logits, **EXACT)
@@ -133,15 +146,24 @@ def test_a_cache_that_ends_within_a_block_is_refused(build, mask):
     model, cache, past = build(), DynamicCache(), 3 if mask is None else 2
     mask = None if mask is None else torch.tensor(mask)
     ids = texts(2, past + 2)
-    model(input_ids=ids[:, :past], attention_mask=None if mask is None else mask[:, :past], past_key_values=cache)
-    with pytest.raises(ValueError, match="past_key_values must hold whole blocks of block_size=2, got texts of .*crop"):
+    model(
+        input_ids=ids[:, :past],
+        attention_mask=None if mask is None else mask[:, :past],
+        past_key_values=cache,
+    )
+    with pytest.raises(
+        ValueError,
+        match="past_key_values must hold whole blocks of block_size=2, got texts of .*crop",
+    ):
         model(input_ids=ids[:, past:], attention_mask=mask, past_key_values=cache)
 
 
 def test_an_attention_mask_without_the_cached_positions_is_refused(build):
     model, cache = build(), DynamicCache()
     model(input_ids=texts(1, 2), past_key_values=cache)
-    with pytest.raises(ValueError, match="with a cache: of all positions\\), \\[1, 4\\], got \\[1, 2\\]"):
+    with pytest.raises(
+        ValueError, match="with a cache: of all positions\\), \\[1, 4\\], got \\[1, 2\\]"
+    ):
         model(input_ids=texts(1, 2), attention_mask=torch.ones(1, 2), past_key_values=cache)
 
 
@@ -152,13 +174,24 @@ def test_an_attention_mask_without_the_cached_positions_is_refused(build):
             lambda model: {"past_key_values": DynamicCache(config=model.config)},
             "DynamicCache\\(\\) made without .* 2 layers",
         ),
-        (lambda model: {"past_key_values": StaticCache(config=model.config, max_cache_len=8)}, "got StaticCache"),
-        (lambda model: {"labels": texts(1, 2), "past_key_values": DynamicCache()}, "labels exclude past_key_values"),
-        (lambda model: {"labels": texts(1, 2), "logits_to_keep": 1}, "labels exclude .* logits_to_keep"),
+        (
+            lambda model: {"past_key_values": StaticCache(config=model.config, max_cache_len=8)},
+            "got StaticCache",
+        ),
+        (
+            lambda model: {"labels": texts(1, 2), "past_key_values": DynamicCache()},
+            "labels exclude past_key_values",
+        ),
+        (
+            lambda model: {"labels": texts(1, 2), "logits_to_keep": 1},
+            "labels exclude .* logits_to_keep",
+        ),
         (lambda model: {"logits_to_keep": 0}, "logits_to_keep must be None .* got 0"),
     ],
 )
-def test_a_cache_that_cannot_serve_and_arguments_that_do_not_apply_are_refused(build, arguments, message):
+def test_a_cache_that_cannot_serve_and_arguments_that_do_not_apply_are_refused(
+    build, arguments, message
+):
     model = build()
     with pytest.raises(ValueError, match=message):
         model(input_ids=texts(1, 2), **arguments(model))

@@ -1,4 +1,5 @@
-"""Blocks in the loss and in plain passes: padding, given positions, and a quantile for each block."""
+"""Blocks in the loss and in plain passes: padding, given positions, and a quantile for each
+block."""
 
 import pytest
 import torch
@@ -22,7 +23,8 @@ def generators(*seeds):
 
 
 def padded(left, width=9):
-    """Texts `[L]` of unequal lengths, and their batch with its mask; the padding would show if anything read it."""
+    """Texts `[L]` of unequal lengths, and their batch with its mask; the padding would show if
+    anything read it."""
     texts = [torch.tensor([3, 5, 4]), torch.tensor([5, 4, 3, 3, 4, 9, 8]), torch.tensor([7])]
     ids, mask = torch.full((3, width), 6), torch.zeros(3, width, dtype=torch.long)
     for row, text in enumerate(texts):
@@ -76,16 +78,27 @@ def test_learned_rates_average_to_c1_over_each_block(build):
         assert rates.std() > 0.05
         for row in range(len(texts)):
             for block in rates[row, mask[row].bool()].split(3):
-                torch.testing.assert_close(block.mean(), torch.tensor(0.7, dtype=torch.float64), **EXACT)
+                torch.testing.assert_close(
+                    block.mean(), torch.tensor(0.7, dtype=torch.float64), **EXACT
+                )
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("bound", ["order", "time"])
-def test_blocks_with_nothing_maskable_count_zero_and_have_no_part_in_the_rate_ratio(build, monkeypatch, bound):
+def test_blocks_with_nothing_maskable_count_zero_and_have_no_part_in_the_rate_ratio(
+    build, monkeypatch, bound
+):
     model, text, seen = build(rate_type="score"), torch.tensor([[3, 5, 4, 9, 8, 7]]), []
     estimate = model.estimate_bound
-    monkeypatch.setattr(model, "estimate_bound", lambda *args: seen.append(estimate(*args)) or seen[-1])
-    out = model(text, labels=torch.tensor([[-100, -100, 4, 9, 8, -100]]), bound=bound, generator=generators(4))
+    monkeypatch.setattr(
+        model, "estimate_bound", lambda *args: seen.append(estimate(*args)) or seen[-1]
+    )
+    out = model(
+        text,
+        labels=torch.tensor([[-100, -100, 4, 9, 8, -100]]),
+        bound=bound,
+        generator=generators(4),
+    )
     terms, log_q, _ = seen[0]
     for values in (terms.main, terms.velocity, log_q):
         assert values[0, 0] == 0 and terms.rate_ratio[0, 0] == 1
@@ -113,7 +126,8 @@ def test_the_quantile_of_each_block_is_uniform_and_independent_of_where_the_text
     for block in range(4):
         assert abs(oracles.chi_square_z(torch.histc(quantiles[:, block], cells, 0, 1), uniform)) < Z
     shift = ((quantiles - offset[:, None]) % 1 * 4).round().long() % 4
-    assert shift.sort(-1).values.equal(torch.arange(4).expand(count, -1))  # one in each stratum of the text
+    # one in each stratum of the text
+    assert shift.sort(-1).values.equal(torch.arange(4).expand(count, -1))
     orders = torch.bincount((shift * torch.tensor([64, 16, 4, 1])).sum(-1), minlength=256)
     law = (orders > 0) / 24  # every order of the strata, equally often
     assert (orders > 0).sum() == 24 and abs(oracles.chi_square_z(orders.double(), law.double())) < Z
@@ -125,7 +139,8 @@ def test_quantiles_of_a_block_stay_stratified_over_the_draws_of_a_text():
     quantiles = process.block_quantiles(strata, torch.full((8,), 11), blocks)
     for block in range(3):
         steps = quantiles[:, block].sort().values.diff()
-        torch.testing.assert_close(steps, torch.full_like(steps, 1 / 8), rtol=0, atol=1e-6)  # float32 strata
+        # float32 strata
+        torch.testing.assert_close(steps, torch.full_like(steps, 1 / 8), rtol=0, atol=1e-6)
 
 
 def test_quantiles_of_blocks_do_not_depend_on_padding_or_the_batch():
@@ -133,7 +148,9 @@ def test_quantiles_of_blocks_do_not_depend_on_padding_or_the_batch():
     quantiles, seeds = torch.tensor([0.1, 0.5, 0.8], dtype=torch.float64), torch.tensor([3, 4, 5])
     together = process.block_quantiles(quantiles, seeds, lay(6, 2, mask))
     for row, length in enumerate((3, 5, 6)):
-        alone = process.block_quantiles(quantiles[row : row + 1], seeds[row : row + 1], lay(length, 2))
+        alone = process.block_quantiles(
+            quantiles[row : row + 1], seeds[row : row + 1], lay(length, 2)
+        )
         assert torch.equal(together[row, : alone.shape[1]], alone[0])
 
 
@@ -143,9 +160,13 @@ def test_one_window_has_the_quantile_of_the_text():
 
 
 def test_the_order_of_the_quantiles_is_independent_of_the_masks_and_orders():
-    # both depend on the seed of the text: the first block's stratum against the noise of its first position
+    # both depend on the seed of the text: the first block's stratum against the noise of its first
+    # position
     count = 20_000
-    seeds, blocks = torch.arange(count), lay(4, 2)._replace(of_position=lay(4, 2).of_position.expand(count, -1))
+    seeds, blocks = (
+        torch.arange(count),
+        lay(4, 2)._replace(of_position=lay(4, 2).of_position.expand(count, -1)),
+    )
     first = process.block_quantiles(torch.full((count,), 0.25), seeds, blocks)[:, 0] > 0.5
     noise = process.position_exponentials(seeds, torch.arange(4)[None])
     for position in range(4):
@@ -154,7 +175,8 @@ def test_the_order_of_the_quantiles_is_independent_of_the_masks_and_orders():
 
 
 def test_windows_of_bd3_lm_mask_the_rightmost_block_first():
-    # at each global time the blocks before the present one are clean, those behind it masked; the leftmost ends last
+    # at each global time the blocks before the present one are clean, those behind it masked; the
+    # leftmost ends last
     blocks, times = lay(6, 2), torch.linspace(0, 1, 13, dtype=torch.float64)[:, None]
     local = process.local_time(times, torch.arange(3), blocks.num_blocks)
     for time, row in zip(times[:, 0].tolist(), local.tolist(), strict=True):

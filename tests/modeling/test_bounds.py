@@ -1,4 +1,5 @@
-"""Values of both bounds: the model's estimates against enumeration over orders, masks and local times."""
+"""Values of both bounds: the model's estimates against enumeration over orders, masks and local
+times."""
 
 import math
 
@@ -24,7 +25,9 @@ def run(model, text=TEXT, labels=None, copies=COPIES, seed=0, **options):
     """The loss output for many copies of one text; independent draws, stratified quantiles."""
     batch = text.expand(copies, -1)
     labels = batch if labels is None else labels.expand(copies, -1)
-    return model(input_ids=batch, labels=labels, generator=torch.Generator().manual_seed(seed), **options)
+    return model(
+        input_ids=batch, labels=labels, generator=torch.Generator().manual_seed(seed), **options
+    )
 
 
 def exact_bound(table, bound):
@@ -84,7 +87,10 @@ def test_quadrature_agrees_with_the_integral_in_closed_form(model):
 @torch.no_grad()
 @pytest.mark.parametrize("bound", ["order", "time"])
 def test_value_of_the_training_loss_is_the_bound(model, bound):
-    evaluated, trained = run(model, copies=64, bound=bound), run(model.train(), copies=64, bound=bound)
+    evaluated, trained = (
+        run(model, copies=64, bound=bound),
+        run(model.train(), copies=64, bound=bound),
+    )
     assert evaluated.score is None and trained.score.abs().max() > 0
     torch.testing.assert_close(trained.loss, evaluated.loss, **EXACT)
 
@@ -110,14 +116,19 @@ def test_cut_bound_with_reconstruction_tends_to_the_uncut_bound(model):
         for e in (1e-3, 1e-6, 1e-12, 1e-24)
     ]
     # the gap shrinks at least as fast as eps^(smallest rate), and rates are above 0.05
-    assert all(after < before / 5 for before, after in zip(gaps[:-1], gaps[1:], strict=True)) and gaps[-1] < 1e-6
+    assert (
+        all(after < before / 5 for before, after in zip(gaps[:-1], gaps[1:], strict=True))
+        and gaps[-1] < 1e-6
+    )
 
 
 @torch.no_grad()
 def test_evaluation_is_never_cut(make_model):
     model = oracles.vivid(make_model(**oracles.SMALLEST, time_epsilon=0.3))
     plain = oracles.vivid(make_model(**oracles.SMALLEST))
-    torch.testing.assert_close(run(model, bound="time").nelbo, run(plain, bound="time").nelbo, **EXACT)
+    torch.testing.assert_close(
+        run(model, bound="time").nelbo, run(plain, bound="time").nelbo, **EXACT
+    )
 
 
 @torch.no_grad()
@@ -154,7 +165,11 @@ def test_uniform_rates_equal_learned_rates_without_a_range(make_model, bound):
     maskable = torch.ones_like(batch, dtype=torch.bool)
     ours, theirs = (
         m.estimate_bound(
-            m.make_batch(batch, maskable=maskable), m.forward_rates(batch), quantiles[:, None], seeds, bound=bound
+            m.make_batch(batch, maskable=maskable),
+            m.forward_rates(batch),
+            quantiles[:, None],
+            seeds,
+            bound=bound,
         )[0]
         for m in (learned, uniform)
     )
@@ -170,14 +185,21 @@ def test_given_positions_condition_the_bound_and_are_not_counted(model, bound):
     table = oracles.tables(model, text, maskable=[0, 2, 3])
     out = run(model, text, labels, bound=bound)
     main, velocity = exact_bound(table, bound)
-    assert abs(oracles.z_score(out.main, main)) < Z and abs(oracles.z_score(out.velocity, velocity)) < Z
+    assert (
+        abs(oracles.z_score(out.main, main)) < Z
+        and abs(oracles.z_score(out.velocity, velocity)) < Z
+    )
     torch.testing.assert_close(out.loss, out.nelbo.mean() / 3, **EXACT)
 
 
 def padded(texts: list[torch.Tensor], left: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """A batch `[B, L]` with its attention mask; the padding holds tokens that would show if anything read them."""
+    """A batch `[B, L]` with its attention mask; the padding holds tokens that would show if
+    anything read them."""
     width = max(len(text) for text in texts) + 2
-    ids, mask = torch.ones(len(texts), width, dtype=torch.long), torch.zeros(len(texts), width, dtype=torch.long)
+    ids, mask = (
+        torch.ones(len(texts), width, dtype=torch.long),
+        torch.zeros(len(texts), width, dtype=torch.long),
+    )
     for b, text in enumerate(texts):
         at = slice(width - len(text), width) if left else slice(0, len(text))
         ids[b, at], mask[b, at] = text, 1
@@ -200,7 +222,11 @@ def test_padding_changes_neither_token_laws_nor_rates_nor_bounds(model, left):
         torch.testing.assert_close(rates[b, real], model.forward_rates(texts[b][None])[0], **EXACT)
     for bound in ("order", "time"):
         together = model(
-            ids, mask, labels=ids, bound=bound, generator=[torch.Generator().manual_seed(b) for b in (1, 2)]
+            ids,
+            mask,
+            labels=ids,
+            bound=bound,
+            generator=[torch.Generator().manual_seed(b) for b in (1, 2)],
         )
         for b, text in enumerate(texts):
             generator = [torch.Generator().manual_seed(b + 1)]
@@ -216,7 +242,9 @@ def test_a_fully_given_text_has_a_zero_bound_and_does_not_disturb_others(model):
     for bound in ("order", "time"):
         generators = [torch.Generator().manual_seed(b) for b in (0, 1)]
         out = model(batch, labels=labels, bound=bound, generator=generators)
-        alone = model(batch[1:], labels=labels[1:], bound=bound, generator=[torch.Generator().manual_seed(1)])
+        alone = model(
+            batch[1:], labels=labels[1:], bound=bound, generator=[torch.Generator().manual_seed(1)]
+        )
         assert out.nelbo[0] == 0 and out.rate_ratio[0] == 1
         torch.testing.assert_close(out.nelbo[1], alone.nelbo[0], **EXACT)
         torch.testing.assert_close(out.loss, alone.loss, **EXACT)

@@ -1,4 +1,5 @@
-"""The loss of the logits in chunks: the same values and gradients, with nothing wide kept, and one projection."""
+"""The loss of the logits in chunks: the same values and gradients, with nothing wide kept, and one
+projection."""
 
 import pytest
 import torch
@@ -21,7 +22,9 @@ def loss_and_gradients(model) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     labels = ids.clone()
     labels[:, 0] = -100  # a given position, for the weights that read it
     model.zero_grad()
-    loss = model.train()(input_ids=ids, labels=labels, generator=torch.Generator().manual_seed(2)).loss
+    loss = model.train()(
+        input_ids=ids, labels=labels, generator=torch.Generator().manual_seed(2)
+    ).loss
     loss.backward()
     return loss.detach(), {name: weight.grad.clone() for name, weight in model.named_parameters()}
 
@@ -34,7 +37,9 @@ def test_chunks_change_neither_the_loss_nor_a_gradient(make_model, monkeypatch, 
     assert all(gradient.abs().sum() > 0 for gradient in gradients.values())
     calls = []
     read = model.token_logits
-    monkeypatch.setattr(model, "token_logits", lambda hidden: calls.append(len(hidden)) or read(hidden))
+    monkeypatch.setattr(
+        model, "token_logits", lambda hidden: calls.append(len(hidden)) or read(hidden)
+    )
     monkeypatch.setattr(modeling_lomdm, "CHUNK_LOGITS", 5 * 11 + 10)  # 5 rows of the 11 logits
     for room in (modeling_lomdm, token_losses_lomdm):
         monkeypatch.setattr(room, "CACHE_LOGITS", 2 * 11)
@@ -44,7 +49,9 @@ def test_chunks_change_neither_the_loss_nor_a_gradient(make_model, monkeypatch, 
     assert max(calls) == 5 and 6 * 16 // 4 < masked <= 2 * 6 * 16  # no row is projected twice
     torch.testing.assert_close(chunked, loss, rtol=1e-14, atol=0)
     for name, gradient in gradients.items():  # sums in another order
-        torch.testing.assert_close(chunked_gradients[name], gradient, rtol=1e-10, atol=1e-14, msg=name)
+        torch.testing.assert_close(
+            chunked_gradients[name], gradient, rtol=1e-10, atol=1e-14, msg=name
+        )
 
 
 @pytest.mark.parametrize("overrides", SYSTEMS, ids=lambda one: "-".join(map(str, one.values())))
@@ -52,10 +59,16 @@ def test_nothing_wide_is_kept_of_the_logits(make_model, overrides):
     model = make_model(**overrides).train()
     ids = torch.randint(3, 10, (6, 16))
     saved = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: saved.append(tensor) or tensor, lambda t: t):
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda tensor: saved.append(tensor) or tensor, lambda t: t
+    ):
         with torch.autocast("cpu", torch.bfloat16):
             loss = model(input_ids=ids, labels=ids).loss
-    of_logits = [tensor for tensor in saved if tensor.dim() == 2 and tensor.shape[1] == 11 and len(tensor) != 16]
+    of_logits = [
+        tensor
+        for tensor in saved
+        if tensor.dim() == 2 and tensor.shape[1] == 11 and len(tensor) != 16
+    ]
     assert of_logits and all(tensor.dtype == torch.bfloat16 for tensor in of_logits)
     loss.backward()
 
@@ -67,7 +80,10 @@ def test_token_losses_are_the_cross_entropy_and_its_gradient(monkeypatch, rows, 
     torch.manual_seed(0)
     logits = (4 * torch.randn(7, 11, dtype=torch.float64)).to(dtype)
     logits[:, 10] = -torch.inf  # the mask token
-    targets, by_loss = torch.randint(10, (7,)), torch.randn(7, dtype=torch.promote_types(dtype, torch.float32))
+    targets, by_loss = (
+        torch.randint(10, (7,)),
+        torch.randn(7, dtype=torch.promote_types(dtype, torch.float32)),
+    )
     by_loss[0] = 0
     results = []
     for losses in (token_losses_lomdm.TokenLosses.apply, plain_losses):
@@ -78,9 +94,13 @@ def test_token_losses_are_the_cross_entropy_and_its_gradient(monkeypatch, rows, 
     (ours, our_gradient), (theirs, their_gradient) = results
     assert ours.dtype == theirs.dtype and our_gradient.dtype == dtype
     exact = dtype == torch.float64
-    torch.testing.assert_close(ours, theirs, rtol=1e-13 if exact else 1e-6, atol=1e-13 if exact else 1e-6)
+    torch.testing.assert_close(
+        ours, theirs, rtol=1e-13 if exact else 1e-6, atol=1e-13 if exact else 1e-6
+    )
     # a last bit of bfloat16 may round otherwise
-    torch.testing.assert_close(our_gradient, their_gradient, rtol=1e-12 if exact else 2**-7, atol=1e-14)
+    torch.testing.assert_close(
+        our_gradient, their_gradient, rtol=1e-12 if exact else 2**-7, atol=1e-14
+    )
     assert (our_gradient[:, 10] == 0).all() and (our_gradient[0] == 0).all()
 
 
@@ -101,9 +121,13 @@ def test_token_losses_go_through_torch_func():
     logits, targets = torch.randn(4, 3, 11, dtype=torch.float64), torch.randint(10, (4, 3))
 
     def gradient(losses):
-        return torch.func.vmap(torch.func.grad(lambda one, wanted: losses(one, wanted).square().sum()))(logits, targets)
+        return torch.func.vmap(
+            torch.func.grad(lambda one, wanted: losses(one, wanted).square().sum())
+        )(logits, targets)
 
-    torch.testing.assert_close(gradient(token_losses_lomdm.TokenLosses.apply), gradient(plain_losses))
+    torch.testing.assert_close(
+        gradient(token_losses_lomdm.TokenLosses.apply), gradient(plain_losses)
+    )
 
 
 @pytest.mark.parametrize("overrides", SYSTEMS, ids=lambda one: "-".join(map(str, one.values())))
@@ -143,13 +167,16 @@ def test_the_losses_of_a_half_precision_model_are_those_of_its_logits_in_float32
     model, targets = make_model().bfloat16(), torch.arange(50) % 10
     hidden = torch.randn(50, 16, generator=torch.Generator().manual_seed(0)).bfloat16()
     losses, _ = model._token_losses(hidden, targets)
-    expected = torch.nn.functional.cross_entropy(model.token_logits(hidden).float(), targets, reduction="none")
+    expected = torch.nn.functional.cross_entropy(
+        model.token_logits(hidden).float(), targets, reduction="none"
+    )
     torch.testing.assert_close(losses, expected)
 
 
 @pytest.mark.parametrize("overrides", SYSTEMS, ids=lambda one: "-".join(map(str, one.values())))
 def test_every_weight_has_a_gradient_in_bfloat16(make_model, overrides):
-    """Autocast of torch 2.9 and 2.10 lends the views what the clean pass has cast without gradients."""
+    """Autocast of torch 2.9 and 2.10 lends the views what the clean pass has cast without
+    gradients."""
     with torch.autocast("cpu", torch.bfloat16):
         _, gradients = loss_and_gradients(make_model(**overrides))
     assert all(gradient.abs().sum() > 0 for gradient in gradients.values())

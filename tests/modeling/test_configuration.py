@@ -1,4 +1,5 @@
-"""Every field of the configuration has a type and a range, whoever sets it: a call, a `config.json`, an assignment."""
+"""Every field of the configuration has a type and a range, whoever sets it: a call, a
+`config.json`, an assignment."""
 
 import json
 import math
@@ -11,7 +12,20 @@ from conftest import TINY
 from hf_lomdm import LoMDMConfig, LoMDMForMaskedDiffusion
 from hf_lomdm.modeling.configuration_lomdm import Number
 
-WRONG = ("3", [3], {"a": 3}, True, math.nan, math.inf, -math.inf, -1, 10**400, numpy.int64(3), numpy.float32(3), object)
+WRONG = (
+    "3",
+    [3],
+    {"a": 3},
+    True,
+    math.nan,
+    math.inf,
+    -math.inf,
+    -1,
+    10**400,
+    numpy.int64(3),
+    numpy.float32(3),
+    object,
+)
 DERIVED = ("intermediate_size", "initializer_range")  # None is computed
 
 
@@ -19,13 +33,24 @@ def make(**fields) -> LoMDMConfig:
     return LoMDMConfig(**{**TINY, **fields})
 
 
-@pytest.mark.parametrize("name", [name for name, allowed in LoMDMConfig.allowed.items() if isinstance(allowed, Number)])
+@pytest.mark.parametrize(
+    "name", [name for name, allowed in LoMDMConfig.allowed.items() if isinstance(allowed, Number)]
+)
 def test_every_number_has_a_type_and_a_range(name):
     allowed = LoMDMConfig.allowed[name]
     outside = [allowed.low - 1, allowed.high * 2]
-    outside += [end for end, bracket in zip((allowed.low, allowed.high), allowed.ends, strict=True) if bracket in "()"]
+    outside += [
+        end
+        for end, bracket in zip((allowed.low, allowed.high), allowed.ends, strict=True)
+        if bracket in "()"
+    ]
     fractions = [2.0, 2.5] if allowed.kind is int else []
-    for value in (*WRONG, *outside, *fractions, *([] if allowed.optional or name in DERIVED else [None])):
+    for value in (
+        *WRONG,
+        *outside,
+        *fractions,
+        *([] if allowed.optional or name in DERIVED else [None]),
+    ):
         with pytest.raises(ValueError, match=f"^{name} must be ") as error:
             make(**{name: value})
         assert "\n" not in str(error.value) and str(allowed) in str(error.value)
@@ -97,8 +122,15 @@ def test_fields_that_are_unknown_and_files_of_earlier_versions_are_kept(tmp_path
     content = json.loads((tmp_path / "config.json").read_text())
     del content["num_views"], content["time_range"]  # as versions wrote that had neither
     (tmp_path / "config.json").write_text(json.dumps(content))
-    again, unused = LoMDMConfig.from_pretrained(tmp_path, c1=0.8, dropout=0, colour="red", return_unused_kwargs=True)
-    assert again.from_elsewhere == [1] and again.c1 == 0.8 and again.dropout == 0 and unused["colour"] == "red"
+    again, unused = LoMDMConfig.from_pretrained(
+        tmp_path, c1=0.8, dropout=0, colour="red", return_unused_kwargs=True
+    )
+    assert (
+        again.from_elsewhere == [1]
+        and again.c1 == 0.8
+        and again.dropout == 0
+        and unused["colour"] == "red"
+    )
     with pytest.raises(ValueError, match="c1 must be"):
         LoMDMConfig.from_pretrained(tmp_path, c1="0.8")
 

@@ -1,7 +1,8 @@
-"""Mean gradients of the training loss against autograd through the enumerated bounds: exact, no draw is left.
+"""Mean gradients of the training loss against autograd through the enumerated bounds: exact, no
+draw is left.
 
-The noise behind the views is replaced by values that produce every pair of views in turn; each pair counts with its
-probability. What comes out is the expected gradient of the loss at one quantile.
+The noise behind the views is replaced by values that produce every pair of views in turn; each pair
+counts with its probability. What comes out is the expected gradient of the loss at one quantile.
 """
 
 import itertools
@@ -27,8 +28,8 @@ THROUGH = {
     },
     "score": {"model": ["reverse", "nll"], "lm_head": ["reverse", "nll"]},
 }
-# Rate type, block size, text; texts whose block lengths divide the longest one, so that equal quantiles give every
-# block each of its numbers of reveals equally often
+# Rate type, block size, text; texts whose block lengths divide the longest one, so that equal
+# quantiles give every block each of its numbers of reveals equally often
 FAMILY = (
     ("learned", None, [0, 2, 1]),
     ("uniform", None, [0, 2, 1]),
@@ -52,9 +53,13 @@ def parameters(model, group):
 
 
 def joint(draws_of_blocks):
-    """Noise `[L]` of a text and its probability, from those of its blocks, which are independent."""
+    """Noise `[L]` of a text and its probability, from those of its blocks, which are
+    independent."""
     for draws in itertools.product(*draws_of_blocks):
-        yield torch.cat([noise for noise, _ in draws]), torch.stack([probability for _, probability in draws]).prod()
+        yield (
+            torch.cat([noise for noise, _ in draws]),
+            torch.stack([probability for _, probability in draws]).prod(),
+        )
 
 
 def order_noise(table):
@@ -62,58 +67,79 @@ def order_noise(table):
     for order, probability in oracles.order_probabilities(table.forward.detach()):
         noise = torch.empty(len(order), dtype=torch.float64)
         for rank, i in enumerate(order):
-            noise[i] = (rank + 1) * table.forward[i].detach()  # reveal time of the rank, times the rate
+            # reveal time of the rank, times the rate
+            noise[i] = (rank + 1) * table.forward[i].detach()
         yield noise, probability
 
 
 def mask_noise(table, log_u):
-    """Noise `[n]` of a block that produces each set of masked positions at a local time, with its probability."""
+    """Noise `[n]` of a block that produces each set of masked positions at a local time, with its
+    probability."""
     law = oracles.time_law(table, log_u.exp()[None])[0].detach()
     for masked, probability in zip(table.masked, law, strict=True):
         yield torch.where(masked, 1e9, 1e-300), probability
 
 
 def mean_gradient(model, monkeypatch, text, draws, bound, quantile):
-    """Adds the expected gradient of the loss of one text at one quantile, over all tuples of independent views.
+    """Adds the expected gradient of the loss of one text at one quantile, over all tuples of
+    independent views.
 
     Returns the expected bound.
     """
     total = 0.0
     num_blocks = len(oracles.blocks_of(model, text))
-    monkeypatch.setattr(modeling_lomdm, "block_quantiles", lambda q, *_: q[:, None].expand(-1, num_blocks))
+    monkeypatch.setattr(
+        modeling_lomdm, "block_quantiles", lambda q, *_: q[:, None].expand(-1, num_blocks)
+    )
     for views in itertools.product(list(draws), repeat=model.num_views):
         noise = torch.stack([n for n, _ in views])
         monkeypatch.setattr(modeling_lomdm, "position_exponentials", lambda *_, noise=noise: noise)
         probability = torch.stack([p for _, p in views]).prod()
         batch = text[None]
-        out = model(input_ids=batch, labels=batch, bound=bound, quantiles=torch.tensor([quantile], dtype=torch.float64))
+        out = model(
+            input_ids=batch,
+            labels=batch,
+            bound=bound,
+            quantiles=torch.tensor([quantile], dtype=torch.float64),
+        )
         (probability * out.loss * len(text)).backward()
         total = total + probability * out.nelbo[0]
     return total
 
 
 def check_gradients(model, text, expected, through):
-    """Every parameter's gradient equals that of `expected(tables)` through the quantities its part may see."""
+    """Every parameter's gradient equals that of `expected(tables)` through the quantities its part
+    may see."""
     for group, visible in through.items():
         names = parameters(model, group)
-        value = expected([oracles.keep_gradient(t, *visible) for t in oracles.block_tables(model, text)])
+        value = expected(
+            [oracles.keep_gradient(t, *visible) for t in oracles.block_tables(model, text)]
+        )
         exact = torch.autograd.grad(value, list(names.values()), allow_unused=True)
-        assert any(g is not None and g.abs().max() > 1e-3 for g in exact), group  # the test could tell
+        # the test could tell
+        assert any(g is not None and g.abs().max() > 1e-3 for g in exact), group
         for (name, parameter), gradient in zip(names.items(), exact, strict=True):
             gradient = torch.zeros_like(parameter) if gradient is None else gradient
             actual = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-            torch.testing.assert_close(actual, gradient, msg=lambda m, n=f"{group}.{name}": f"{n}: {m}", **EXACT)
+            torch.testing.assert_close(
+                actual, gradient, msg=lambda m, n=f"{group}.{name}": f"{n}: {m}", **EXACT
+            )
 
 
 def check_order_gradient(model, monkeypatch, text):
-    """The expected bound and gradient, over the numbers of reveals and all tuples of views, are the enumerated ones."""
+    """The expected bound and gradient, over the numbers of reveals and all tuples of views, are the
+    enumerated ones."""
     text, parts = torch.tensor(text), oracles.block_tables(model, torch.tensor(text))
     counts = max(len(table.forward) for table in parts)  # of reveals of the longest block
     total = 0.0
     for k in range(counts):
         draws = list(joint(map(order_noise, parts)))
-        total += mean_gradient(model, monkeypatch, text, draws, "order", (k + 0.5) / counts) / counts
-    torch.testing.assert_close(total, sum(oracles.add_up(oracles.order_bound, parts)).detach(), **EXACT)
+        total += (
+            mean_gradient(model, monkeypatch, text, draws, "order", (k + 0.5) / counts) / counts
+        )
+    torch.testing.assert_close(
+        total, sum(oracles.add_up(oracles.order_bound, parts)).detach(), **EXACT
+    )
     # gradients add up over k
     check_gradients(
         model,
@@ -124,8 +150,12 @@ def check_order_gradient(model, monkeypatch, text):
 
 
 @pytest.mark.parametrize(("rate_type", "block_size", "text"), FAMILY)
-def test_mean_gradient_of_the_order_bound_is_the_enumerated_one(make_model, monkeypatch, rate_type, block_size, text):
-    model = oracles.vivid(make_model(**oracles.SMALLEST, rate_type=rate_type, block_size=block_size)).train()
+def test_mean_gradient_of_the_order_bound_is_the_enumerated_one(
+    make_model, monkeypatch, rate_type, block_size, text
+):
+    model = oracles.vivid(
+        make_model(**oracles.SMALLEST, rate_type=rate_type, block_size=block_size)
+    ).train()
     check_order_gradient(model, monkeypatch, text)
 
 
@@ -147,12 +177,15 @@ def bound_at_time(table, quantile):
 
 @pytest.mark.parametrize("quantile", [0.3, 0.9])
 @pytest.mark.parametrize(
-    ("rate_type", "block_size"), [*itertools.product(THROUGH, [None]), ("learned", 2), ("token", 1), ("score", 2)]
+    ("rate_type", "block_size"),
+    [*itertools.product(THROUGH, [None]), ("learned", 2), ("token", 1), ("score", 2)],
 )
 def test_mean_gradient_of_the_time_bound_is_the_enumerated_one(
     make_model, monkeypatch, rate_type, block_size, quantile
 ):
-    model = oracles.vivid(make_model(**oracles.SMALLEST, rate_type=rate_type, block_size=block_size)).train()
+    model = oracles.vivid(
+        make_model(**oracles.SMALLEST, rate_type=rate_type, block_size=block_size)
+    ).train()
     parts = oracles.block_tables(model, TEXT)
     draws = joint(mask_noise(table, drawn_time(table, quantile)[0]) for table in parts)
     total = mean_gradient(model, monkeypatch, TEXT, draws, "time", quantile)
@@ -165,11 +198,13 @@ def test_mean_gradient_of_the_time_bound_is_the_enumerated_one(
 
 
 @pytest.mark.parametrize(
-    ("rate_type", "name"), [("token", "omega.rho"), ("token", "lm_head.bias"), ("score", "lm_head.bias")]
+    ("rate_type", "name"),
+    [("token", "omega.rho"), ("token", "lm_head.bias"), ("score", "lm_head.bias")],
 )
 @pytest.mark.parametrize("bound", ["order", "time"])
 def test_gradient_of_the_enumerated_bound_is_its_slope(make_model, rate_type, name, bound):
-    # the tables take their gradients from the model: where all of them count, differences of values must agree
+    # the tables take their gradients from the model: where all of them count, differences of values
+    # must agree
     model = oracles.vivid(make_model(**oracles.SMALLEST, rate_type=rate_type), seed=1)
     parameter, step = model.get_parameter(name), 1e-5
     evaluate = oracles.order_bound if bound == "order" else oracles.time_bound
@@ -182,21 +217,33 @@ def test_gradient_of_the_enumerated_bound_is_its_slope(make_model, rate_type, na
                 slopes[index] += sign * sum(evaluate(oracles.tables(model, TEXT))) / (2 * step)
                 parameter[index] -= sign * step
     assert gradient.abs().max() > 1e-2
-    torch.testing.assert_close(gradient, slopes, rtol=1e-6, atol=1e-8)  # the error of the differences
+    # the error of the differences
+    torch.testing.assert_close(gradient, slopes, rtol=1e-6, atol=1e-8)
 
 
 @pytest.mark.parametrize("quantile", [0.01, 0.6], ids=["reconstruction", "above the cut"])
-def test_mean_gradient_of_the_cut_time_bound_is_the_enumerated_one(make_model, monkeypatch, quantile):
+def test_mean_gradient_of_the_cut_time_bound_is_the_enumerated_one(
+    make_model, monkeypatch, quantile
+):
     epsilon, share = 0.2, process.RECONSTRUCTION_SHARE
     model = oracles.vivid(make_model(**oracles.SMALLEST, time_epsilon=epsilon)).train()
     table = oracles.tables(model, TEXT)
-    u = torch.tensor(max(epsilon, epsilon + (1 - epsilon) * (quantile - share) / (1 - share)), dtype=torch.float64)
+    u = torch.tensor(
+        max(epsilon, epsilon + (1 - epsilon) * (quantile - share) / (1 - share)),
+        dtype=torch.float64,
+    )
 
     def expected(parts):
         (table,) = parts
         if quantile < share:
             return oracles.reconstruction(table, epsilon) / share
-        return oracles.time_law(table, u[None])[0] @ sum(oracles.rate_terms(table)) * (1 - epsilon) / (1 - share) / u
+        return (
+            oracles.time_law(table, u[None])[0]
+            @ sum(oracles.rate_terms(table))
+            * (1 - epsilon)
+            / (1 - share)
+            / u
+        )
 
     total = mean_gradient(model, monkeypatch, TEXT, mask_noise(table, u.log()), "time", quantile)
     torch.testing.assert_close(total, expected([table]).detach(), **EXACT)
@@ -213,10 +260,19 @@ def test_mean_gradient_of_the_cut_time_bound_is_the_enumerated_one(make_model, m
 )
 def test_each_output_reaches_only_its_own_parameters(model, output, reached):
     noisy = torch.tensor([[0, 3, 1]])
-    value = model.forward_rates(TEXT[None]) if output == "forward_rates" else getattr(model(input_ids=noisy), output)
-    weight = torch.arange(value.numel(), dtype=torch.float64).view_as(value)  # a plain sum of the rates is constant
+    value = (
+        model.forward_rates(TEXT[None])
+        if output == "forward_rates"
+        else getattr(model(input_ids=noisy), output)
+    )
+    # a plain sum of the rates is constant
+    weight = torch.arange(value.numel(), dtype=torch.float64).view_as(value)
     (value.clamp(min=-1e3) * weight).sum().backward()
-    touched = {n.split(".")[0] for n, p in model.named_parameters() if p.grad is not None and p.grad.abs().max() > 0}
+    touched = {
+        n.split(".")[0]
+        for n, p in model.named_parameters()
+        if p.grad is not None and p.grad.abs().max() > 0
+    }
     assert touched == reached
 
 
@@ -226,7 +282,9 @@ def test_the_score_is_part_of_the_gradient_in_training_only(model):
         model.train(mode).zero_grad()
         batch = TEXT.expand(16, -1)
         model(batch, labels=batch, generator=torch.Generator().manual_seed(0)).loss.backward()
-        gradients.append({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
+        gradients.append(
+            {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+        )
     for name, gradient in gradients[0].items():
         if name.startswith("phi"):
             continue
@@ -236,7 +294,8 @@ def test_the_score_is_part_of_the_gradient_in_training_only(model):
 
 @pytest.mark.parametrize("bound", ["order", "time"])
 def test_the_two_views_of_a_text_are_independent(model, monkeypatch, bound):
-    # the RLOO term is biased for dependent views; the enumeration above takes their independence for granted
+    # the RLOO term is biased for dependent views; the enumeration above takes their independence
+    # for granted
     seen, draw = [], getattr(modeling_lomdm, f"draw_{bound}_view")
 
     def recording(*args, **kwargs):
@@ -255,7 +314,9 @@ def test_the_two_views_of_a_text_are_independent(model, monkeypatch, bound):
     law = oracles.prefix_law(table.forward, 1)
     if bound == "time":
         kappa = table.forward.min() / 2
-        law = oracles.time_law(table, torch.tensor([quantile ** (1 / kappa)], dtype=torch.float64))[0]
+        law = oracles.time_law(table, torch.tensor([quantile ** (1 / kappa)], dtype=torch.float64))[
+            0
+        ]
     pairs = torch.bincount(states[:copies] * 8 + states[copies:], minlength=64).double()
     assert abs(oracles.chi_square_z(pairs, torch.outer(law, law).flatten())) < 4  # probability 6e-5
 

@@ -28,7 +28,9 @@ def bits(masked: torch.Tensor) -> torch.Tensor:
 def table(n: int = 4, seed: int = 0) -> oracles.Tables:
     """A made-up network: random losses and rates for every state."""
     generator = torch.Generator().manual_seed(seed)
-    nll, reverse = (torch.rand(2**n, n, generator=generator, dtype=torch.float64) + 0.1 for _ in range(2))
+    nll, reverse = (
+        torch.rand(2**n, n, generator=generator, dtype=torch.float64) + 0.1 for _ in range(2)
+    )
     return oracles.Tables(oracles.subsets(n), nll, reverse, RATES[0, :n].clone().requires_grad_())
 
 
@@ -55,17 +57,23 @@ def test_windows_put_the_leftmost_block_last():
     time = torch.tensor([[0.5]], dtype=torch.float64)
     local = process.local_time(time, blocks.of_position, blocks.num_blocks)
     # windows from the left: [2/3, 1], [1/3, 2/3], [0, 1/3]
-    torch.testing.assert_close(local, torch.tensor([[0.0, 0.0, 0.5, 0.5, 1.0, 1.0]], dtype=torch.float64), **EXACT)
+    torch.testing.assert_close(
+        local, torch.tensor([[0.0, 0.0, 0.5, 0.5, 1.0, 1.0]], dtype=torch.float64), **EXACT
+    )
 
 
 def test_velocity_in_a_window_counts_the_number_of_blocks():
     blocks = process.Blocks(torch.tensor([[0, 1]]), size=1, num_blocks=2)
     time = torch.tensor([[0.2]], dtype=torch.float64, requires_grad=True)
-    alpha = process.alpha(process.local_time(time, blocks.of_position, blocks.num_blocks).log(), RATES[:, :2])
+    alpha = process.alpha(
+        process.local_time(time, blocks.of_position, blocks.num_blocks).log(), RATES[:, :2]
+    )
     (slope,) = torch.autograd.grad(alpha[0, 1], time)
     expected = -slope[0, 0] / (1 - alpha[0, 1])
     torch.testing.assert_close(
-        process.velocity(time, RATES[:, :2], blocks.of_position, blocks.num_blocks)[0, 1], expected, **EXACT
+        process.velocity(time, RATES[:, :2], blocks.of_position, blocks.num_blocks)[0, 1],
+        expected,
+        **EXACT,
     )
 
 
@@ -80,8 +88,11 @@ def test_reveal_probability_is_the_ratio_of_mask_probabilities_and_one_at_the_en
 def test_alpha_keeps_its_precision_in_float32_near_both_ends():
     log_u = torch.tensor([[-1e-6], [-1.0], [-60.0]])
     exact = torch.log(-torch.expm1(RATES * log_u.double()))
-    # one float32 rounding of the exponent and one of the result; the last alphas are 1 - 1e-24, whose log is ~1e-24
-    torch.testing.assert_close(process.alpha(log_u, RATES.float()).log().double(), exact, rtol=3e-6, atol=1e-7)
+    # one float32 rounding of the exponent and one of the result; the last alphas are 1 - 1e-24,
+    # whose log is ~1e-24
+    torch.testing.assert_close(
+        process.alpha(log_u, RATES.float()).log().double(), exact, rtol=3e-6, atol=1e-7
+    )
 
 
 def test_learned_rates_average_to_c1_over_real_positions_whatever_padding_holds():
@@ -101,7 +112,10 @@ def test_uniforms_behind_the_draws_are_uniform_and_uncorrelated():
     cells = 100
     for i in range(3):
         counts = torch.histc(uniform[:, i], cells, 0, 1)
-        assert abs(oracles.chi_square_z(counts, torch.full((cells,), 1 / cells, dtype=torch.float64))) < Z
+        assert (
+            abs(oracles.chi_square_z(counts, torch.full((cells,), 1 / cells, dtype=torch.float64)))
+            < Z
+        )
     neighbours, rows = uniform[:, :2].T, torch.stack([uniform[:-1, 0], uniform[1:, 0]])
     for pair in (neighbours, rows):
         assert abs(torch.corrcoef(pair)[0, 1]) < Z / math.sqrt(DRAWS)
@@ -130,9 +144,14 @@ def test_draws_depend_on_the_seed_and_the_unpadded_position_alone():
 @pytest.mark.parametrize("generator", [0, [0], "1", [None]])
 def test_what_is_no_generator_is_refused(make_model, generator):
     model, ids = make_model(), torch.tensor([[3, 4, 5]])
-    calls = (lambda: process.row_seeds(generator, 1, "cpu"), lambda: model(ids, labels=ids, generator=generator))
+    calls = (
+        lambda: process.row_seeds(generator, 1, "cpu"),
+        lambda: model(ids, labels=ids, generator=generator),
+    )
     for call in (*calls, lambda: nelbo(model, ids, generator=generator)):
-        with pytest.raises(ValueError, match="generator must be a torch.Generator.*Pass torch.Generator"):
+        with pytest.raises(
+            ValueError, match="generator must be a torch.Generator.*Pass torch.Generator"
+        ):
             call()
 
 
@@ -158,7 +177,9 @@ def test_masks_have_the_enumerated_law(u):
 def test_rates_that_are_none_are_refused_by_every_draw(rates):
     maskable, quantiles = torch.ones(2, 4, dtype=torch.bool), torch.full((2, 1), 0.5)
     for draw in (process.draw_order_view, process.draw_time_view):
-        with pytest.raises(ValueError, match=f"rates must be positive floating numbers, got .* of {rates.dtype}"):
+        with pytest.raises(
+            ValueError, match=f"rates must be positive floating numbers, got .* of {rates.dtype}"
+        ):
             draw(rates, maskable, quantiles, exponentials(2, 4))
 
 
@@ -182,7 +203,10 @@ def test_views_of_the_order_bound_have_the_law_of_k_reveals(k):
     drawn = process.draw_order_view(rates, maskable, quantiles.double(), exponentials(DRAWS, 4))
     assert (drawn.weight == 4).all() and (drawn.masked.sum(-1) == 4 - k).all()
     law = oracles.prefix_law(RATES[0], k)
-    assert abs(oracles.chi_square_z(torch.bincount(bits(drawn.masked), minlength=16).double(), law)) < Z
+    assert (
+        abs(oracles.chi_square_z(torch.bincount(bits(drawn.masked), minlength=16).double(), law))
+        < Z
+    )
 
 
 def test_quantiles_choose_every_k_equally_often_and_never_n():
@@ -219,14 +243,18 @@ def test_log_prob_of_masks_and_its_gradient_equal_the_enumerated_ones():
     exact = oracles.time_law(tables, torch.tensor([0.3], dtype=torch.float64))[0].log()
     torch.testing.assert_close(actual, exact, **EXACT)
     weight = torch.linspace(-1, 1, 16, dtype=torch.float64)
-    gradients = [torch.autograd.grad((law * weight).sum(), tables.forward)[0] for law in (actual, exact)]
+    gradients = [
+        torch.autograd.grad((law * weight).sum(), tables.forward)[0] for law in (actual, exact)
+    ]
     torch.testing.assert_close(*gradients, **EXACT)
 
 
 def test_log_prob_of_masks_has_a_finite_gradient_when_everything_is_masked():
     rates, log_u = RATES.clone().requires_grad_(), torch.zeros(1, 1, dtype=torch.float64)
     everything = torch.ones(1, 4, dtype=torch.bool)
-    (gradient,) = torch.autograd.grad(process.log_prob_masks(everything, log_u, rates, everything).sum(), rates)
+    (gradient,) = torch.autograd.grad(
+        process.log_prob_masks(everything, log_u, rates, everything).sum(), rates
+    )
     assert (gradient == 0).all()
 
 
@@ -246,7 +274,9 @@ def test_log_prob_of_a_prefix_and_its_gradient_equal_the_product_of_choices(k):
         actual = process.log_prob_prefix(rank, torch.tensor([[k]]), rates[None], maskable)[0, 0]
         torch.testing.assert_close(actual, exact, **EXACT)
         (gradient,) = torch.autograd.grad(actual, rates)
-        expected = torch.autograd.grad(exact, rates)[0] if k else torch.zeros(5, dtype=torch.float64)
+        expected = (
+            torch.autograd.grad(exact, rates)[0] if k else torch.zeros(5, dtype=torch.float64)
+        )
         torch.testing.assert_close(gradient, expected, **EXACT)
 
 
@@ -291,18 +321,24 @@ def test_rate_ratio_is_the_total_of_v_over_the_total_of_w_at_masked_positions():
     masked, v = tables.masked[1:], tables.reverse[1:]
     expected = (v * masked).sum(-1, keepdim=True) / (w * masked).sum(-1, keepdim=True)
     for bound in (process.order_bound, process.time_bound):
-        torch.testing.assert_close(bound(tables.nll[1:], w, v, view(masked)).rate_ratio, expected, **EXACT)
+        torch.testing.assert_close(
+            bound(tables.nll[1:], w, v, view(masked)).rate_ratio, expected, **EXACT
+        )
 
 
 @pytest.mark.parametrize("epsilon", [None, 0.02])
 def test_weights_of_time_draws_integrate_the_enumerated_bound(epsilon):
-    # a midpoint rule over the quantile, exact expectation over the masks at each: no draw is involved
+    # a midpoint rule over the quantile, exact expectation over the masks at each: no draw is
+    # involved
     tables = oracles.keep_gradient(table())
     count = 20_000
     quantiles = ((torch.arange(count, dtype=torch.float64) + 0.5) / count)[:, None]
     rates, maskable = tables.forward.expand(count, -1), torch.ones(count, 4, dtype=torch.bool)
-    drawn = process.draw_time_view(rates, maskable, quantiles, exponentials(count, 4), epsilon=epsilon)
-    # local times are read back from the probability of the masks: a state with everything masked has log q = W log u
+    drawn = process.draw_time_view(
+        rates, maskable, quantiles, exponentials(count, 4), epsilon=epsilon
+    )
+    # local times are read back from the probability of the masks: a state with everything masked
+    # has log q = W log u
     everything = exponentials(1, 4).expand(count, -1) * 0 + 1e9
     all_masked = process.draw_time_view(rates, maskable, quantiles, everything, epsilon=epsilon)
     assert all_masked.masked.all()
@@ -314,7 +350,9 @@ def test_weights_of_time_draws_integrate_the_enumerated_bound(epsilon):
     else:
         plain = law @ (tables.masked * tables.nll).sum(-1)
         actual = torch.where(drawn.reconstruction[:, 0], plain, law @ (main + velocity)).mean()
-        expected = sum(oracles.time_bound(tables, cut=epsilon)) + oracles.reconstruction(tables, epsilon)
+        expected = sum(oracles.time_bound(tables, cut=epsilon)) + oracles.reconstruction(
+            tables, epsilon
+        )
     # the integrand behaves as r^(w/kappa - 1) = r at worst: the midpoint rule errs by O(1/count)
     torch.testing.assert_close(actual, expected, rtol=2e-4, atol=0)
 
@@ -329,7 +367,10 @@ def test_rloo_score_of_two_views_is_half_the_product_of_differences_and_has_no_g
 
 
 def test_rloo_score_compares_each_view_with_the_mean_of_the_others():
-    bounds, log_q = torch.tensor([[[3.0]], [[1.0]], [[8.0]]]), torch.tensor([[[-2.0]], [[-0.5]], [[-3.0]]])
+    bounds, log_q = (
+        torch.tensor([[[3.0]], [[1.0]], [[8.0]]]),
+        torch.tensor([[[-2.0]], [[-0.5]], [[-3.0]]]),
+    )
     score = process.rloo_score(bounds, log_q)
     expected = ((3 - 4.5) * -2.0 + (1 - 5.5) * -0.5 + (8 - 2) * -3.0) / 3
     torch.testing.assert_close(score, torch.tensor([[expected]]))
@@ -343,7 +384,9 @@ def test_blocks_give_the_draws_and_sums_of_each_block_alone(draw):
     index = torch.tensor([[0, 0, 0, 1, 1, 1, 2, 2]])
     blocks = process.Blocks(index.expand(50, -1), size=3, num_blocks=3)
     generator = torch.Generator().manual_seed(3)
-    w, v, nll = (torch.rand(50, 8, generator=generator, dtype=torch.float64) + 0.1 for _ in range(3))
+    w, v, nll = (
+        torch.rand(50, 8, generator=generator, dtype=torch.float64) + 0.1 for _ in range(3)
+    )
     maskable = torch.rand(50, 8, generator=generator) < 0.8
     quantiles = torch.rand(50, 3, generator=generator, dtype=torch.float64)
     noise = exponentials(50, 8)
@@ -368,4 +411,6 @@ def test_learned_rates_of_blocks_equal_those_of_each_block_alone():
     blocks = process.Blocks(torch.tensor([0, 0, 0, 0, 1, 1]).expand(4, -1), size=4, num_blocks=2)
     whole = process.learned_rates(scores, 0.7, 0.65, real, blocks)
     for at in (slice(0, 4), slice(4, 6)):
-        torch.testing.assert_close(whole[:, at], process.learned_rates(scores[:, at], 0.7, 0.65, real[:, at]), **EXACT)
+        torch.testing.assert_close(
+            whole[:, at], process.learned_rates(scores[:, at], 0.7, 0.65, real[:, at]), **EXACT
+        )

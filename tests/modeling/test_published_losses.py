@@ -1,4 +1,5 @@
-"""The losses that were published for SEDD and GenMD4, position by position, against the time bound of the family."""
+"""The losses that were published for SEDD and GenMD4, position by position, against the time bound
+of the family."""
 
 from pathlib import Path
 
@@ -11,7 +12,8 @@ GOLDEN = Path(__file__).parent.parent / "golden" / "sedd_loss.safetensors"
 
 
 def loss_per_position(logits, clean, masked, forward, log_reverse, time):
-    """The time bound `[B, L]` of each position: blocks of one position each; `time` `[B, 1]`, the weight is `1 / t`."""
+    """The time bound `[B, L]` of each position: blocks of one position each; `time` `[B, 1]`, the
+    weight is `1 / t`."""
     batch, length = clean.shape
     blocks = process.Blocks(torch.arange(length).expand(batch, -1), size=1, num_blocks=length)
     nll = -logits.log_softmax(-1).gather(-1, clean[..., None])[..., 0]
@@ -24,13 +26,20 @@ def loss_per_position(logits, clean, masked, forward, log_reverse, time):
 def test_sedd_score_entropy_is_the_time_bound_with_rates_from_scores():
     golden = {key.removeprefix("golden."): value for key, value in load_file(GOLDEN).items()}
     clean, masked, time = golden["clean_ids"], golden["noisy_ids"] == 11, golden["t"][:, None]
-    # the published score s_y estimates (1 - t)/t times the token law; ours leaves this ratio out: it is time-free.
-    # With s = (1 - t)/t s' the score entropy times dsigma = 1/(1 - t) becomes (1/t) (sum_y s'_y - log s'_x - 1)
+    # the published score s_y estimates (1 - t)/t times the token law; ours leaves this ratio out:
+    # it is time-free. With s = (1 - t)/t s' the score entropy times dsigma = 1/(1 - t) becomes
+    # (1/t) (sum_y s'_y - log s'_x - 1)
     log_scores = golden["log_score"] - ((1 - time) / time).log()[..., None]
-    logits = log_scores + torch.tensor(11.0, dtype=torch.float64).log()  # s'_y = exp(logit_y) / (V - 1)
+    # s'_y = exp(logit_y) / (V - 1)
+    logits = log_scores + torch.tensor(11.0, dtype=torch.float64).log()
     logits[..., 11] = -torch.inf
     found = loss_per_position(
-        logits, clean, masked, torch.ones_like(log_scores[..., 0]), process.log_rate_of_scores(logits), time
+        logits,
+        clean,
+        masked,
+        torch.ones_like(log_scores[..., 0]),
+        process.log_rate_of_scores(logits),
+        time,
     )
     assert masked.any() and not masked.all()
     # the original computed in float32
@@ -45,12 +54,18 @@ def test_genmd4_published_loss_is_the_time_bound_with_rates_of_tokens():
     time = torch.rand(5, 1, generator=generator, dtype=torch.float64)
     masked = torch.rand(5, 9, generator=generator) < 0.7
     mu = raw.softmax(-1)
-    # its code: the rates of all tokens times ((log mu_x + 1) at the true token x, minus mu), weight -1/t
+    # its code: the rates of all tokens times ((log mu_x + 1) at the true token x, minus mu), weight
+    # -1/t
     true = torch.nn.functional.one_hot(clean, vocab)
     log_mu = raw.log_softmax(-1).gather(-1, clean[..., None])
     published = -(omega * (true * (log_mu + 1) - mu)).sum(-1) / time
     logits = raw + omega.log()
     found = loss_per_position(
-        logits, clean, masked, omega[clean], process.log_rate_of_token_rates(logits, omega.log()), time
+        logits,
+        clean,
+        masked,
+        omega[clean],
+        process.log_rate_of_token_rates(logits, omega.log()),
+        time,
     )
     torch.testing.assert_close(found, published * masked, rtol=1e-12, atol=1e-12)

@@ -1,4 +1,5 @@
-"""Prompts longer than the context, written on in blocks: what the cache holds of them, row by row."""
+"""Prompts longer than the context, written on in blocks: what the cache holds of them, row by
+row."""
 
 import pytest
 import torch
@@ -12,7 +13,12 @@ from hf_lomdm import LoMDMPipeline, LoMDMScheduler
 def test_prompts_longer_than_the_context_are_read_with_their_own_padding(
     make_model, rate_type, block_size, context, lengths
 ):
-    model = make_model(rate_type=rate_type, block_size=block_size, max_position_embeddings=context, eos_token_id=None)
+    model = make_model(
+        rate_type=rate_type,
+        block_size=block_size,
+        max_position_embeddings=context,
+        eos_token_id=None,
+    )
     pipe = LoMDMPipeline(model.double(), LoMDMScheduler(mask_token_id=10))
     pipe.set_progress_bar_config(disable=True)
     draws = torch.Generator().manual_seed(1)

@@ -1,4 +1,5 @@
-"""The options of diffusers' loader in `LoMDMPipeline.from_pretrained`: each is honoured or refused by name."""
+"""The options of diffusers' loader in `LoMDMPipeline.from_pretrained`: each is honoured or refused
+by name."""
 
 from pathlib import Path
 
@@ -15,7 +16,9 @@ BF16 = torch.bfloat16
 
 @pytest.fixture
 def folder(make_model, tmp_path) -> Path:
-    LoMDMPipeline(make_model(), LoMDMScheduler(mask_token_id=10), build_tokenizer()).save_pretrained(tmp_path / "hub")
+    LoMDMPipeline(
+        make_model(), LoMDMScheduler(mask_token_id=10), build_tokenizer()
+    ).save_pretrained(tmp_path / "hub")
     return tmp_path / "hub"
 
 
@@ -40,7 +43,12 @@ def test_a_dtype_for_all_or_for_each_component(folder, name, dtype, expected):
 
 def test_options_of_diffusers_that_change_nothing_are_taken(folder):
     options = {
-        **{"custom_pipeline": None, "safety_checker": None, "output_loading_info": False, "low_cpu_mem_usage": False},
+        **{
+            "custom_pipeline": None,
+            "safety_checker": None,
+            "output_loading_info": False,
+            "low_cpu_mem_usage": False,
+        },
         **{
             "use_safetensors": True,
             "variant": None,
@@ -48,7 +56,12 @@ def test_options_of_diffusers_that_change_nothing_are_taken(folder):
             "max_memory": None,
             "trust_remote_code": False,
         },
-        **{"use_onnx": False, "load_connected_pipeline": False, "quantization_config": None, "proxies": None},
+        **{
+            "use_onnx": False,
+            "load_connected_pipeline": False,
+            "quantization_config": None,
+            "proxies": None,
+        },
     }
     assert LoMDMPipeline.from_pretrained(folder, **options).tokenizer is not None
 
@@ -79,7 +92,9 @@ def test_what_cannot_be_honoured_is_refused_by_name(folder, options, message):
 
 
 def test_options_of_the_stored_model_are_refused_beside_another_model(folder, make_model):
-    with pytest.raises(ValueError, match=r"\['dtype'\] are of the stored model, but model= is given"):
+    with pytest.raises(
+        ValueError, match=r"\['dtype'\] are of the stored model, but model= is given"
+    ):
         LoMDMPipeline.from_pretrained(folder, model=make_model(), dtype=BF16)
 
 
@@ -100,17 +115,23 @@ def test_a_quantization_per_component_reaches_the_model(folder):
     from transformers import TorchAoConfig
 
     skipped = ["lm_head", "phi", "psi"]
-    config = TorchAoConfig(quantization.Int8WeightOnlyConfig(version=2), modules_to_not_convert=skipped)
+    config = TorchAoConfig(
+        quantization.Int8WeightOnlyConfig(version=2), modules_to_not_convert=skipped
+    )
     pipe = LoMDMPipeline.from_pretrained(
         folder, quantization_config=PipelineQuantizationConfig(quant_mapping={"model": config})
     )
     weight = pipe.model.model.layers[0].mlp.up_proj.weight
-    assert type(weight) is not torch.nn.Parameter and type(pipe.model.lm_head.weight) is torch.nn.Parameter
+    assert (
+        type(weight) is not torch.nn.Parameter
+        and type(pipe.model.lm_head.weight) is torch.nn.Parameter
+    )
     assert pipe([[3, 4]], 2, max_length=8).sequences.shape == (1, 8)
     other = OfDiffusers(quantization.Int8WeightOnlyConfig(version=2))
     with pytest.raises(ValueError, match=r"quantization_config names \['transformer'\]"):
         LoMDMPipeline.from_pretrained(
-            folder, quantization_config=PipelineQuantizationConfig(quant_mapping={"transformer": other})
+            folder,
+            quantization_config=PipelineQuantizationConfig(quant_mapping={"transformer": other}),
         )
 
 
@@ -140,7 +161,13 @@ def test_components_that_are_passed_to_remote_code_are_taken(folder, tmp_path):
 
 @pytest.mark.parametrize(
     "name",
-    ["model_index.json", "config.json", "scheduler/scheduler_config.json", "tokenizer.json", "tokenizer_config.json"],
+    [
+        "model_index.json",
+        "config.json",
+        "scheduler/scheduler_config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ],
 )
 @pytest.mark.parametrize("text", ["[" * 100_000, "{", "[1]", "3", ""], ids=range(5))
 def test_a_file_that_is_no_mapping_is_refused_in_one_line(folder, name, text):

@@ -1,4 +1,5 @@
-"""Offloading: a model that visits the accelerator for a call only; on the CPU, and on CUDA where there is one."""
+"""Offloading: a model that visits the accelerator for a call only; on the CPU, and on CUDA where
+there is one."""
 
 import pytest
 import torch
@@ -29,13 +30,18 @@ def test_offloaded_model_writes_the_same_and_is_off_after_every_call(pipe, sampl
     expected = write(pipe, sampler=sampler)
     pipe.enable_model_cpu_offload(device=device)
     seen = set()
-    pipe.model.lm_head.register_forward_pre_hook(lambda module, _: seen.add(module.weight.device.type))
+    pipe.model.lm_head.register_forward_pre_hook(
+        lambda module, _: seen.add(module.weight.device.type)
+    )
     for _ in range(2):
         hook = pipe.model._hf_hook
         out = write(pipe, sampler=sampler)
         assert seen == {device} and out.sequences.device.type == device
-        assert torch.equal(out.sequences.cpu(), expected.sequences) and torch.equal(out.order.cpu(), expected.order)
-        assert pipe.model.device.type == "cpu" and pipe.model._hf_hook is not hook  # diffusers puts on fresh hooks
+        assert torch.equal(out.sequences.cpu(), expected.sequences) and torch.equal(
+            out.order.cpu(), expected.order
+        )
+        # diffusers puts on fresh hooks
+        assert pipe.model.device.type == "cpu" and pipe.model._hf_hook is not hook
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -52,8 +58,11 @@ def test_a_call_that_fails_takes_the_model_off_too(pipe, device):
 
 
 def test_tensors_are_made_where_the_model_will_run_not_where_it_rests(pipe):
-    """The device "meta" stands for an accelerator: before the first pass the model still rests on the CPU."""
+    """The device "meta" stands for an accelerator: before the first pass the model still rests on
+    the CPU."""
     cpu_offload_with_hook(pipe.model, torch.device("meta"))
     window = pipe._open(pipe.make_canvas(PROMPTS, 12, None, 1).rows, [0, 0, 0], 12)
     assert pipe.model.device.type == "cpu"
-    assert {tensor.device.type for tensor in (window.sample, window.order, window.attention_mask)} == {"meta"}
+    assert {
+        tensor.device.type for tensor in (window.sample, window.order, window.attention_mask)
+    } == {"meta"}

@@ -1,4 +1,5 @@
-"""A saved folder works on a machine without the package: in a process in which `import hf_lomdm` fails."""
+"""A saved folder works on a machine without the package: in a process in which `import hf_lomdm`
+fails."""
 
 import pytest
 import torch
@@ -48,7 +49,14 @@ def pipe(make_model):
     return pipe
 
 
-FAMILY = [("learned", 4), ("uniform", None), ("token", None), ("score", None), ("uniform", 4), ("uniform", 1)]
+FAMILY = [
+    ("learned", 4),
+    ("uniform", None),
+    ("token", None),
+    ("score", None),
+    ("uniform", 4),
+    ("uniform", 1),
+]
 
 
 @pytest.mark.parametrize(
@@ -64,7 +72,11 @@ def test_pipeline_loads_saves_and_loads_as_remote_code_and_writes_the_same(
     texts, sequences, order, sums, module = run_without_package(code, *folders, folder=tmp_path)
     expected = pipe("ab", 5, max_length=20, generator=torch.Generator().manual_seed(3))
     assert module.startswith("diffusers_modules.")
-    assert texts == expected.texts and sequences == expected.sequences.tolist() and order == expected.order.tolist()
+    assert (
+        texts == expected.texts
+        and sequences == expected.sequences.tolist()
+        and order == expected.order.tolist()
+    )
     assert sums == [pipe.model.lm_head.weight.sum().item()] * 2
     again = LoMDMPipeline.from_pretrained(tmp_path / "second")
     assert again("ab", 5, max_length=20, generator=torch.Generator().manual_seed(3)).texts == texts
@@ -79,7 +91,8 @@ def test_auto_classes_load_as_remote_code_with_the_same_weights(pipe, tmp_path):
         expected = pipe.model(torch.tensor([[1, 3, 4, 10, 10]])).rates
     assert c1 == 0.7 and name == "LoMDMForMaskedDiffusion" and not asked
     for values in rates:
-        assert torch.allclose(torch.tensor(values), expected, atol=1e-6)  # threads may sum in another order
+        # threads may sum in another order
+        assert torch.allclose(torch.tensor(values), expected, atol=1e-6)
 
 
 ENTRANCES = """
@@ -117,7 +130,9 @@ print("RESULT", json.dumps([dtypes, config.model_type, ids, [hashes(one) for one
 @pytest.mark.slow
 def test_every_way_in_and_saves_that_are_the_same_byte_for_byte(pipe, tmp_path):
     pipe.save_pretrained(tmp_path / "first")
-    dtypes, kind, ids, hashes, sequences = run_without_package(ENTRANCES, tmp_path / "first", folder=tmp_path)
+    dtypes, kind, ids, hashes, sequences = run_without_package(
+        ENTRANCES, tmp_path / "first", folder=tmp_path
+    )
     assert {name: "bfloat16" in dtype for name, dtype in dtypes.items()} == {
         name: "bf16" in name or name == "pipe" for name in dtypes
     }

@@ -1,4 +1,5 @@
-"""What `LoMDMPipeline` samples: agreement of its paths, laws, prompts, per-call settings, callbacks."""
+"""What `LoMDMPipeline` samples: agreement of its paths, laws, prompts, per-call settings,
+callbacks."""
 
 import pytest
 import torch
@@ -36,7 +37,9 @@ def sample_with_all_logits(model, scheduler, sample, attention_mask, steps, gene
     for step, timestep in enumerate(scheduler.timesteps):
         with torch.no_grad():
             out = model(input_ids=sample, attention_mask=attention_mask)
-        result = scheduler.step(out.logits, timestep, sample, out.rates, generator, attention_mask=attention_mask)
+        result = scheduler.step(
+            out.logits, timestep, sample, out.rates, generator, attention_mask=attention_mask
+        )
         sample, order = result.prev_sample, order.masked_fill(result.revealed, step)
     return sample, order
 
@@ -48,9 +51,15 @@ def test_pipeline_equals_the_plain_path_token_for_token(make_model, sampler, dty
     model = make_model().to(dtype)
     pipe = make_pipe(model, sampler=sampler, temperature=0.8, top_p=0.9, top_k=7)
     out = pipe(PROMPTS, num_inference_steps=4, max_length=12, generator=generators(0, 1, 2))
-    rows = [[BOS, 3, 4, 5] + [MASK] * 8, [BOS, 6] + [MASK] * 10, [BOS, 7, MASK, MASK, 8, 9, MASK] + [PAD] * 5]
+    rows = [
+        [BOS, 3, 4, 5] + [MASK] * 8,
+        [BOS, 6] + [MASK] * 10,
+        [BOS, 7, MASK, MASK, 8, 9, MASK] + [PAD] * 5,
+    ]
     real = torch.tensor([[1] * 12, [1] * 12, [1] * 7 + [0] * 5])
-    plain = sample_with_all_logits(model, pipe.scheduler, torch.tensor(rows), real, 4, of_the_first_window(0, 1, 2))
+    plain = sample_with_all_logits(
+        model, pipe.scheduler, torch.tensor(rows), real, 4, of_the_first_window(0, 1, 2)
+    )
     assert torch.equal(out.sequences, plain[0])
     assert torch.equal(out.order, plain[1].masked_fill(real == 0, -2))
 
@@ -69,10 +78,15 @@ def test_given_tokens_stay_all_masks_are_filled_and_the_order_says_so(make_model
 @pytest.mark.rounding
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_a_result_does_not_depend_on_its_batch_nor_on_padding(make_model, sampler):
-    pipe = make_pipe(make_model().double(), sampler=sampler)  # float64: batching moves logits by 1e-15 only
-    together = pipe(PROMPTS[:2], num_inference_steps=3, max_new_tokens=6, generator=generators(5, 6))
+    # float64: batching moves logits by 1e-15 only
+    pipe = make_pipe(make_model().double(), sampler=sampler)
+    together = pipe(
+        PROMPTS[:2], num_inference_steps=3, max_new_tokens=6, generator=generators(5, 6)
+    )
     for row, seed in ((0, 5), (1, 6)):
-        alone = pipe([PROMPTS[row]], num_inference_steps=3, max_new_tokens=6, generator=generators(seed))
+        alone = pipe(
+            [PROMPTS[row]], num_inference_steps=3, max_new_tokens=6, generator=generators(seed)
+        )
         length = alone.sequences.shape[1]
         assert torch.equal(together.sequences[row, :length], alone.sequences[0])
         assert torch.equal(together.order[row, :length], alone.order[0])
@@ -85,15 +99,19 @@ def test_one_generator_gives_each_row_what_the_row_alone_gets(make_model, block_
     options = {"num_inference_steps": 3, "max_length": max_length}
     (one,), two = generators(0), pipe([[3], [4, 5]], generator=generators(0)[0], **options)
     listed = pipe([[3]], generator=[one], **options)
-    assert torch.equal(pipe([[3]], generator=generators(0)[0], **options).sequences, listed.sequences)
+    assert torch.equal(
+        pipe([[3]], generator=generators(0)[0], **options).sequences, listed.sequences
+    )
     assert torch.equal(two.sequences[0], listed.sequences[0])
-    assert torch.equal(two.sequences[1], pipe([[4, 5]], generator=one, **options).sequences[0])  # its next seed
+    # its next seed
+    assert torch.equal(two.sequences[1], pipe([[4, 5]], generator=one, **options).sequences[0])
 
 
 @pytest.mark.rounding
 @pytest.mark.parametrize("sampler", ["confidence", "margin", "entropy"])
 def test_positions_that_are_all_alike_are_revealed_the_same_way_in_every_batch(make_model, sampler):
-    """Where nothing is known all positions have one law, and float32 rounds it otherwise in another batch."""
+    """Where nothing is known all positions have one law, and float32 rounds it otherwise in another
+    batch."""
     pipe = make_pipe(make_model(hidden_size=64), sampler=sampler)
     for length in (8, 13, 24):
         alone = pipe([[MASK] * length], 1 + length // 4, generator=generators(3))
@@ -109,7 +127,11 @@ def test_positions_that_are_all_alike_are_revealed_the_same_way_in_every_batch(m
 def test_attention_mask_is_passed_only_where_something_is_padded(make_model, monkeypatch):
     model, masks = make_model(), []
     forward = model.forward
-    monkeypatch.setattr(model, "forward", lambda **inputs: masks.append(inputs["attention_mask"]) or forward(**inputs))
+    monkeypatch.setattr(
+        model,
+        "forward",
+        lambda **inputs: masks.append(inputs["attention_mask"]) or forward(**inputs),
+    )
     pipe = make_pipe(model)
     pipe([[BOS, 3], [BOS, 4, 5]], num_inference_steps=1, max_length=8)
     pipe([[BOS, 3], [BOS, 4, 5]], num_inference_steps=1, max_new_tokens=3)
@@ -129,7 +151,9 @@ def test_forward_passes_are_counted_and_steps_with_nothing_left_make_none(make_m
 
 def test_only_revealed_positions_are_projected_to_the_vocabulary(make_model):
     model, projected = make_model(), []
-    model.lm_head.register_forward_hook(lambda _, inputs, __: projected.append(inputs[0].shape[:-1].numel()))
+    model.lm_head.register_forward_hook(
+        lambda _, inputs, __: projected.append(inputs[0].shape[:-1].numel())
+    )
     pipe = make_pipe(model)
     pipe(num_inference_steps=4, max_length=12)
     assert projected == [3, 3, 3, 3]
@@ -142,7 +166,9 @@ def test_single_masked_token_follows_the_softmax_of_its_logits(make_model):
     """Chi-square over 4,000 draws with a fixed seed; p > 1e-3."""
     model = make_model()
     template = [BOS, 3, MASK, 4]
-    out = make_pipe(model)([template], 1, num_return_sequences=4000, generator=torch.Generator().manual_seed(0))
+    out = make_pipe(model)(
+        [template], 1, num_return_sequences=4000, generator=torch.Generator().manual_seed(0)
+    )
     with torch.no_grad():
         law = model(input_ids=torch.tensor([template])).logits[0, 2].double().softmax(-1)
     counts = torch.bincount(out.sequences[:, 2], minlength=11)
@@ -163,7 +189,9 @@ def test_temperature_does_not_move_the_order(make_model):
 def test_generators_make_results_reproducible_and_leave_the_global_one_alone(make_model):
     pipe = make_pipe(make_model())
     state = torch.get_rng_state()
-    first, second = (pipe(None, 8, generator=torch.Generator().manual_seed(1)).sequences for _ in range(2))
+    first, second = (
+        pipe(None, 8, generator=torch.Generator().manual_seed(1)).sequences for _ in range(2)
+    )
     assert torch.equal(first, second) and torch.equal(torch.get_rng_state(), state)
     torch.manual_seed(4)
     third = pipe(None, 8).sequences
@@ -174,7 +202,11 @@ def test_generators_make_results_reproducible_and_leave_the_global_one_alone(mak
 
 def test_sequences_of_one_prompt_stand_side_by_side(make_model):
     out = make_pipe(make_model())(
-        [[BOS, 3], [BOS, 4]], 2, max_length=6, num_return_sequences=3, generator=generators(*range(6))
+        [[BOS, 3], [BOS, 4]],
+        2,
+        max_length=6,
+        num_return_sequences=3,
+        generator=generators(*range(6)),
     )
     assert out.sequences[:, 1].tolist() == [3, 3, 3, 4, 4, 4]
     assert len({tuple(row) for row in out.sequences.tolist()}) == 6
@@ -198,7 +230,8 @@ def test_texts_hold_the_prompt_and_end_before_the_first_eos_after_it(make_model,
 
     monkeypatch.setattr(pipe, "_reveal", write)
     out = pipe(["ab", "<eos>b", "ag"], max_new_tokens=4)
-    assert out.texts == ["abc", "b", "agabcd"]  # the EOS within the prompt ends nothing; special tokens are left out
+    # the EOS within the prompt ends nothing; special tokens are left out
+    assert out.texts == ["abc", "b", "agabcd"]
     assert out.sequences[0].tolist() == [BOS, 3, 4, 5, EOS, 6, EOS]
 
 
@@ -213,7 +246,8 @@ def test_right_context_of_a_hole_stays_whatever_the_hole_ends_with(make_model, m
 
     monkeypatch.setattr(pipe, "_reveal", write)
     assert pipe("a<mask><mask>bd").texts == ["acbd"]
-    assert pipe("a<mask><mask>b<mask><mask>").texts == ["acb"]  # the hole at the end may end the text
+    # the hole at the end may end the text
+    assert pipe("a<mask><mask>b<mask><mask>").texts == ["acb"]
     assert pipe("<mask><mask>").texts == ["c"]
 
 
@@ -232,7 +266,9 @@ def test_bos_that_is_eos_ends_no_text_at_its_first_position(make_model, monkeypa
 
 def test_text_prompts_and_templates_are_the_token_prompts(make_model):
     pipe = make_pipe(make_model(), build_tokenizer())
-    texts = pipe(["abc", "d", "<bos>e<mask><mask>fg<mask>"], 4, max_length=12, generator=generators(0, 1, 2))
+    texts = pipe(
+        ["abc", "d", "<bos>e<mask><mask>fg<mask>"], 4, max_length=12, generator=generators(0, 1, 2)
+    )
     ids = pipe(PROMPTS, 4, max_length=12, generator=generators(0, 1, 2))
     assert torch.equal(texts.sequences, ids.sequences)
     assert texts.texts == ids.texts and texts.texts[0].startswith("abc") and len(texts.texts) == 3
@@ -262,17 +298,23 @@ def test_settings_of_a_call_hold_for_that_call_only(make_model):
     pipe = make_pipe(make_model(), temperature=0.0, sampler="left_to_right")
     before = dict(pipe.scheduler.config)
     greedy = pipe(None, 31, generator=generators(0))
-    other = pipe(None, 31, sampler="sequential", temperature=2.0, top_p=0.9, top_k=5, generator=generators(0))
+    other = pipe(
+        None, 31, sampler="sequential", temperature=2.0, top_p=0.9, top_k=5, generator=generators(0)
+    )
     again = pipe(None, 31, generator=generators(9))
-    assert not torch.equal(other.order, greedy.order) and not torch.equal(other.sequences, greedy.sequences)
-    assert torch.equal(again.sequences, greedy.sequences)  # greedy and left to right: nothing is random
+    assert not torch.equal(other.order, greedy.order) and not torch.equal(
+        other.sequences, greedy.sequences
+    )
+    # greedy and left to right: nothing is random
+    assert torch.equal(again.sequences, greedy.sequences)
     with pytest.raises(ValueError, match="top_p"):
         pipe(None, 4, sampler="random", top_p=2.0)
     assert dict(pipe.scheduler.config) == before and pipe.scheduler.timesteps is None
 
 
 def test_settings_hold_however_they_came_into_the_scheduler(make_model):
-    """Positionally, by name, or set afterwards: `from_config`, on which a call relies, drops none of them."""
+    """Positionally, by name, or set afterwards: `from_config`, on which a call relies, drops none
+    of them."""
     scheduler = LoMDMScheduler(MASK, "left_to_right")
     pipe = LoMDMPipeline(make_model(), scheduler)
     pipe.set_progress_bar_config(disable=True)
@@ -296,16 +338,30 @@ def test_top_k_of_one_is_greedy(make_model):
 def test_output_forms(make_model):
     pipe = make_pipe(make_model(), build_tokenizer())
     out = pipe("a", 2, max_length=6, generator=generators(0))
-    texts, sequences, order, passes = pipe("a", 2, max_length=6, generator=generators(0), return_dict=False)
-    assert texts == out.texts and torch.equal(sequences, out.sequences) and torch.equal(order, out.order)
+    texts, sequences, order, passes = pipe(
+        "a", 2, max_length=6, generator=generators(0), return_dict=False
+    )
+    assert (
+        texts == out.texts
+        and torch.equal(sequences, out.sequences)
+        and torch.equal(order, out.order)
+    )
     assert passes == out.num_forward_passes == 2
     assert pipe("a", 2, max_length=6, output_type="seq").texts is None
-    for output_type in ("text", "seq"):  # an index means the same in both forms, with texts and without
+    # an index means the same in both forms, with texts and without
+    for output_type in ("text", "seq"):
         options = {"max_length": 6, "output_type": output_type}
-        object_, tuple_ = (pipe("a", 2, generator=generators(0), return_dict=form, **options) for form in (True, False))
+        object_, tuple_ = (
+            pipe("a", 2, generator=generators(0), return_dict=form, **options)
+            for form in (True, False)
+        )
         assert len(tuple_) == len(object_.to_tuple()) == 3 + (output_type == "text")
         for i, value in enumerate(tuple_):
-            same = torch.equal(value, object_[i]) if isinstance(value, torch.Tensor) else value == object_[i]
+            same = (
+                torch.equal(value, object_[i])
+                if isinstance(value, torch.Tensor)
+                else value == object_[i]
+            )
             assert same, i
     assert make_pipe(make_model())([[3]], 2).texts is None  # without a tokenizer there is no text
 
@@ -322,9 +378,13 @@ def test_dropout_is_off_while_sampling_and_the_mode_of_every_module_comes_back(m
 
 def test_compiled_model_samples_the_same_without_graph_breaks(make_model):
     model = make_model()
-    expected = make_pipe(model)([[3], [4, 5]], 3, max_new_tokens=4, generator=generators(0, 1)).sequences
+    expected = make_pipe(model)(
+        [[3], [4, 5]], 3, max_new_tokens=4, generator=generators(0, 1)
+    ).sequences
     pipe = make_pipe(torch.compile(model, backend="eager", fullgraph=True))
-    assert torch.equal(pipe([[3], [4, 5]], 3, max_new_tokens=4, generator=generators(0, 1)).sequences, expected)
+    assert torch.equal(
+        pipe([[3], [4, 5]], 3, max_new_tokens=4, generator=generators(0, 1)).sequences, expected
+    )
 
 
 # --------------------------------------------------------------------------------------------------------- callbacks
@@ -347,10 +407,15 @@ def test_every_advertised_tensor_reaches_the_callback_in_every_step(make_model, 
         callback_on_step_end=callback,
         callback_on_step_end_tensor_inputs=[name],
     )
-    assert [entry[:2] for entry in seen] == [(i, 9 - i) for i in range(9)]  # with the steps that reveal nothing
+    # with the steps that reveal nothing
+    assert [entry[:2] for entry in seen] == [(i, 9 - i) for i in range(9)]
     last, shapes = seen[-1][2], {tuple(tensor.shape) for *_, tensor in seen}
     assert shapes == {(1, 8)}
-    reveals = {"sample": out.sequences, "order": out.order, "revealed": torch.zeros_like(out.order).bool()}
+    reveals = {
+        "sample": out.sequences,
+        "order": out.order,
+        "revealed": torch.zeros_like(out.order).bool(),
+    }
     assert (last > 0).all() if name == "rates" else torch.equal(last, reveals[name])
     if name == "revealed":
         assert [int(tensor.sum()) for *_, tensor in seen] == [1, 1, 1, 1, 1, 0, 0, 0, 0]
@@ -359,7 +424,11 @@ def test_every_advertised_tensor_reaches_the_callback_in_every_step(make_model, 
 @pytest.mark.parametrize("sampler", ["sequential", "ancestral", "confidence"])
 def test_masks_that_a_callback_puts_back_are_revealed_again(make_model, sampler):
     def callback(pipe, step, timestep, tensors):
-        return {"sample": tensors["sample"].index_fill(1, torch.tensor([3]), MASK)} if step == 2 else None
+        return (
+            {"sample": tensors["sample"].index_fill(1, torch.tensor([3]), MASK)}
+            if step == 2
+            else None
+        )
 
     pipe = make_pipe(make_model(), sampler=sampler)
     out = pipe([[3, 4]], 6, max_new_tokens=5, callback_on_step_end=callback)
@@ -374,7 +443,11 @@ def test_a_callback_stops_the_call_and_the_next_call_is_whole(make_model, block_
     pipe = make_pipe(make_model(block_size=block_size))
     out = pipe(None, 8, max_length=max_length, callback_on_step_end=callback)
     assert out.num_forward_passes == 1
-    assert out.order.max() == 0 and torch.equal(out.sequences == MASK, out.order < 0) and (out.order < 0).any()
+    assert (
+        out.order.max() == 0
+        and torch.equal(out.sequences == MASK, out.order < 0)
+        and (out.order < 0).any()
+    )
     assert not (pipe(None, 8, max_length=8).sequences == MASK).any()
 
 
@@ -387,8 +460,18 @@ def test_tokens_and_order_that_a_callback_writes_are_kept(make_model):
         return {"sample": sample, "order": order}
 
     pipe, names = make_pipe(make_model()), ["sample", "order"]
-    out = pipe(None, 4, max_length=8, callback_on_step_end=callback, callback_on_step_end_tensor_inputs=names)
-    assert out.sequences[0, 3:6].tolist() == [7, 7, 7] and out.order[0, 3:6].tolist() == [-1, -1, -1]
+    out = pipe(
+        None,
+        4,
+        max_length=8,
+        callback_on_step_end=callback,
+        callback_on_step_end_tensor_inputs=names,
+    )
+    assert out.sequences[0, 3:6].tolist() == [7, 7, 7] and out.order[0, 3:6].tolist() == [
+        -1,
+        -1,
+        -1,
+    ]
 
 
 def test_pipeline_callback_names_its_own_tensors(make_model):
@@ -459,27 +542,54 @@ def test_progress_bar_counts_every_step(make_model, monkeypatch):
         ({"max_length": 0}, "max_length must be a whole number of at least 1, got 0"),
         ({"max_length": 5, "max_new_tokens": 3}, "exclude each other"),
         ({"max_new_tokens": 0}, "max_new_tokens must be a whole number of at least 1, got 0"),
-        ({"num_inference_steps": 0}, "num_inference_steps must be a whole number from 1 to 100000, got 0"),
+        (
+            {"num_inference_steps": 0},
+            "num_inference_steps must be a whole number from 1 to 100000, got 0",
+        ),
         ({"num_inference_steps": 2.5}, "num_inference_steps must be a whole number .* got 2.5"),
-        ({"num_return_sequences": 0}, "num_return_sequences must be a whole number of at least 1, got 0"),
+        (
+            {"num_return_sequences": 0},
+            "num_return_sequences must be a whole number of at least 1, got 0",
+        ),
         ({"generator": [torch.Generator()] * 2}, "generator has 2 entries for 1 results"),
-        ({"generator": 0}, "generator must be a torch.Generator, a list of them or None, got 0. Pass torch.Gen"),
+        (
+            {"generator": 0},
+            "generator must be a torch.Generator, a list of them or None, got 0. Pass torch.Gen",
+        ),
         ({"generator": [7]}, "generator must be a torch.Generator.* got .7."),
         *(
             ({name: value}, f"{name} must be a whole number of at least 1, got {value!r}")
             for name in ("max_length", "max_new_tokens", "num_return_sequences")
             for value in (2.5, "8", True, float("nan"), -1)
         ),
-        ({"num_return_sequences": None}, "num_return_sequences must be a whole number of at least 1, got None"),
-        ({"max_length": 10**9}, "max_length=1000000000 make 1000000000 tokens, more than 2097152. Lower"),
+        (
+            {"num_return_sequences": None},
+            "num_return_sequences must be a whole number of at least 1, got None",
+        ),
+        (
+            {"max_length": 10**9},
+            "max_length=1000000000 make 1000000000 tokens, more than 2097152. Lower",
+        ),
         ({"max_new_tokens": 10**9}, "max_new_tokens=1000000000 make 1000000000 tokens"),
-        ({"num_return_sequences": 10**9}, "num_return_sequences=1000000000 make 32000000000 tokens"),
-        ({"num_inference_steps": 10**9}, "num_inference_steps must be a whole number from 1 to 100000"),
-        *(({"num_inference_steps": value}, "num_inference_steps must be") for value in (float("inf"), "4", None, True)),
+        (
+            {"num_return_sequences": 10**9},
+            "num_return_sequences=1000000000 make 32000000000 tokens",
+        ),
+        (
+            {"num_inference_steps": 10**9},
+            "num_inference_steps must be a whole number from 1 to 100000",
+        ),
+        *(
+            ({"num_inference_steps": value}, "num_inference_steps must be")
+            for value in (float("inf"), "4", None, True)
+        ),
         ({"output_type": "np"}, "output_type must be 'text' or 'seq', got 'np'"),
         ({"sampler": "best"}, "sampler must be one of"),
         ({"temperature": -1.0}, "temperature must be"),
-        ({"callback_on_step_end": print, "callback_on_step_end_tensor_inputs": ["latents"]}, "latents"),
+        (
+            {"callback_on_step_end": print, "callback_on_step_end_tensor_inputs": ["latents"]},
+            "latents",
+        ),
         ({"callback_on_step_end_tensor_inputs": ["latents"]}, "must be among .* got .'latents'"),
     ],
 )
@@ -491,14 +601,20 @@ def test_unusable_input_is_refused_by_name(make_model, arguments, message):
 def test_texts_without_a_tokenizer_or_with_a_foreign_one_are_refused(make_model):
     with pytest.raises(ValueError, match="needs a tokenizer"):
         make_pipe(make_model())("a")
-    pipe = LoMDMPipeline(make_model(mask_token_id=9), LoMDMScheduler(mask_token_id=9), build_tokenizer())
-    with pytest.raises(ValueError, match="tokenizer.mask_token_id is 10, the model's mask_token_id 9"):
+    pipe = LoMDMPipeline(
+        make_model(mask_token_id=9), LoMDMScheduler(mask_token_id=9), build_tokenizer()
+    )
+    with pytest.raises(
+        ValueError, match="tokenizer.mask_token_id is 10, the model's mask_token_id 9"
+    ):
         pipe("a")
 
 
 def test_a_scheduler_with_another_mask_token_is_refused(make_model):
     pipe = LoMDMPipeline(make_model(), LoMDMScheduler(mask_token_id=9))
-    with pytest.raises(ValueError, match="scheduler.mask_token_id is 9, the model's mask_token_id 10. Use"):
+    with pytest.raises(
+        ValueError, match="scheduler.mask_token_id is 9, the model's mask_token_id 10. Use"
+    ):
         pipe(None, 2)
 
 

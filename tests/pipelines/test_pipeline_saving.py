@@ -1,4 +1,5 @@
-"""What `LoMDMPipeline.save_pretrained` writes, what it leaves alone, and what `from_pretrained` makes of it."""
+"""What `LoMDMPipeline.save_pretrained` writes, what it leaves alone, and what `from_pretrained`
+makes of it."""
 
 import errno
 import json
@@ -14,20 +15,32 @@ from hf_lomdm import LoMDMForMaskedDiffusion, LoMDMPipeline, LoMDMScheduler
 from hf_lomdm.pipelines import loading
 from tiny_tokenizer import build_tokenizer
 
-MODEL_FILES = "attention backbone batch checkpoint configuration context modeling process rates token_losses"
+MODEL_FILES = (
+    "attention backbone batch checkpoint configuration context modeling process rates token_losses"
+)
 CODE = {f"{name}_lomdm.py" for name in MODEL_FILES.split()}
 PIPELINE_CODE = {"pipeline_lomdm.py", "hub_folder_lomdm.py"}
 LAYOUT = {
     *("README.md", "config.json", "model.safetensors", "model_index.json", *PIPELINE_CODE, *CODE),
     *("tokenizer.json", "tokenizer_config.json"),
-    *("model/config.json", "model/model.safetensors.index.json", *(f"model/{name}" for name in CODE)),
-    *("scheduler/scheduler_config.json", "scheduler/scheduling_lomdm.py", "scheduler/process_lomdm.py"),
+    *(
+        "model/config.json",
+        "model/model.safetensors.index.json",
+        *(f"model/{name}" for name in CODE),
+    ),
+    *(
+        "scheduler/scheduler_config.json",
+        "scheduler/scheduling_lomdm.py",
+        "scheduler/process_lomdm.py",
+    ),
 }
 
 
 @pytest.fixture
 def pipe(make_model):
-    pipe = LoMDMPipeline(make_model(), LoMDMScheduler(mask_token_id=10, sampler="ancestral"), build_tokenizer())
+    pipe = LoMDMPipeline(
+        make_model(), LoMDMScheduler(mask_token_id=10, sampler="ancestral"), build_tokenizer()
+    )
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -48,12 +61,21 @@ def test_saved_folder_has_the_layout_and_one_copy_of_the_weights(pipe, tmp_path)
     index = json.loads((folder / "model_index.json").read_text())
     assert index["_class_name"] == ["pipeline_lomdm", "LoMDMPipeline"]
     assert index["model"] == ["modeling_lomdm", "LoMDMForMaskedDiffusion"]
-    assert index["scheduler"] == ["scheduling_lomdm", "LoMDMScheduler"] and index["tokenizer"][0] == "transformers"
-    weight_map = json.loads((folder / "model/model.safetensors.index.json").read_text())["weight_map"]
-    assert set(weight_map) == set(load_file(folder / "model.safetensors")) and set(weight_map.values()) == {
-        "../model.safetensors"
-    }
-    assert (folder / "README.md").read_text().startswith("---\nlibrary_name: transformers\npipeline_tag: text-gen")
+    assert (
+        index["scheduler"] == ["scheduling_lomdm", "LoMDMScheduler"]
+        and index["tokenizer"][0] == "transformers"
+    )
+    weight_map = json.loads((folder / "model/model.safetensors.index.json").read_text())[
+        "weight_map"
+    ]
+    assert set(weight_map) == set(load_file(folder / "model.safetensors")) and set(
+        weight_map.values()
+    ) == {"../model.safetensors"}
+    assert (
+        (folder / "README.md")
+        .read_text()
+        .startswith("---\nlibrary_name: transformers\npipeline_tag: text-gen")
+    )
     assert list(folder.parent.iterdir()) == [folder]  # the temporary folder is gone
 
 
@@ -67,11 +89,16 @@ def test_code_in_the_folder_names_neither_the_package_nor_what_it_cannot_reach(p
             assert not [name for name in imports if "hf_lomdm" in name]
             siblings[path.name] = {f"{name[1:]}.py" for name in imports if name.startswith(".")}
             assert siblings[path.name] <= CODE | PIPELINE_CODE
-        # diffusers copies imports of a component's file one level deep: what the others need, that file imports too
-        of_components = set().union(*(found for name, found in siblings.items() if name not in PIPELINE_CODE))
+        # diffusers copies imports of a component's file one level deep: what the others need, that
+        # file imports too
+        of_components = set().union(
+            *(found for name, found in siblings.items() if name not in PIPELINE_CODE)
+        )
         component = "scheduling_lomdm.py" if folder.name == "scheduler" else "modeling_lomdm.py"
         assert of_components <= siblings[component]
-        of_pipeline = set().union(*(found for name, found in siblings.items() if name in PIPELINE_CODE))
+        of_pipeline = set().union(
+            *(found for name, found in siblings.items() if name in PIPELINE_CODE)
+        )
         assert of_pipeline <= siblings.get("pipeline_lomdm.py", set())
 
 
@@ -83,15 +110,27 @@ def test_folder_loads_as_pipeline_and_as_model_without_remote_code(pipe, tmp_pat
     assert len(shards) > 1 if max_shard_size else not shards
     again = LoMDMPipeline.from_pretrained(folder)
     assert type(again.model) is LoMDMForMaskedDiffusion and type(again.scheduler) is LoMDMScheduler
-    assert dict(again.scheduler.config)["sampler"] == "ancestral" and again.tokenizer.mask_token_id == 10
+    assert (
+        dict(again.scheduler.config)["sampler"] == "ancestral"
+        and again.tokenizer.mask_token_id == 10
+    )
     assert torch.equal(write(again), write(pipe))
-    for source, auto in ((folder, AutoModel), (folder, AutoModelForMaskedLM), (folder / "model", AutoModel)):
+    for source, auto in (
+        (folder, AutoModel),
+        (folder, AutoModelForMaskedLM),
+        (folder / "model", AutoModel),
+    ):
         model = auto.from_pretrained(source)
-        assert all(torch.equal(value, model.state_dict()[name]) for name, value in pipe.model.state_dict().items())
+        assert all(
+            torch.equal(value, model.state_dict()[name])
+            for name, value in pipe.model.state_dict().items()
+        )
     assert AutoTokenizer.from_pretrained(folder)("ab<mask>")["input_ids"] == [3, 4, 10]
 
 
-def test_a_second_save_replaces_the_weights_and_leaves_foreign_files_and_the_card(pipe, make_model, tmp_path):
+def test_a_second_save_replaces_the_weights_and_leaves_foreign_files_and_the_card(
+    pipe, make_model, tmp_path
+):
     pipe.save_pretrained(tmp_path, max_shard_size="10KB")
     (tmp_path / "notes.txt").write_text("mine")
     (tmp_path / "runs").mkdir()
@@ -116,20 +155,27 @@ def test_saving_survives_loading_and_saving_again(pipe, tmp_path):
 
 
 def test_shards_keep_their_tensors_and_from_the_second_save_on_their_bytes(pipe, tmp_path):
-    """transformers sorts the weights of a model that was loaded, so the first save may cut them elsewhere."""
+    """transformers sorts the weights of a model that was loaded, so the first save may cut them
+    elsewhere."""
     folders = [tmp_path / name for name in ("first", "second", "third")]
     pipe.save_pretrained(folders[0], max_shard_size="10KB")
     for before, after in zip(folders, folders[1:], strict=False):
         LoMDMPipeline.from_pretrained(before).save_pretrained(after, max_shard_size="10KB")
     tensors = [
-        {name: value for path in folder.glob("*.safetensors") for name, value in load_file(path).items()}
+        {
+            name: value
+            for path in folder.glob("*.safetensors")
+            for name, value in load_file(path).items()
+        }
         for folder in folders
     ]
     assert len(list(folders[0].glob("model-*.safetensors"))) > 3
     for name, value in pipe.model.state_dict().items():
         assert all(torch.equal(value, found[name]) for found in tensors)
     for path in folders[1].rglob("*.safetensors*"):
-        assert path.read_bytes() == (folders[2] / path.relative_to(folders[1])).read_bytes(), path.name
+        assert path.read_bytes() == (folders[2] / path.relative_to(folders[1])).read_bytes(), (
+            path.name
+        )
 
 
 def test_a_full_disk_loses_nothing(pipe, make_model, tmp_path, monkeypatch):
@@ -171,9 +217,13 @@ def test_options_that_do_not_exist_are_refused_before_anything_is_written(pipe, 
 
 def test_an_upload_can_be_a_pull_request(pipe, monkeypatch):
     seen = {}
-    monkeypatch.setattr(HfApi, "create_repo", lambda *_, **__: RepoUrl("https://huggingface.co/me/tiny"))
+    monkeypatch.setattr(
+        HfApi, "create_repo", lambda *_, **__: RepoUrl("https://huggingface.co/me/tiny")
+    )
     monkeypatch.setattr(HfApi, "file_exists", lambda *_: False)
-    monkeypatch.setattr(HfApi, "upload_folder", lambda _, **options: seen.update(options) or "commit")
+    monkeypatch.setattr(
+        HfApi, "upload_folder", lambda _, **options: seen.update(options) or "commit"
+    )
     assert pipe.push_to_hub("me/tiny", create_pr=True) == "commit"
     assert seen["create_pr"] is True and seen["repo_id"] == "me/tiny"
 
@@ -201,7 +251,9 @@ def test_components_that_cannot_travel_are_refused(pipe, tmp_path):
 
     tokenizer = HomeMade(tokenizer_object=pipe.tokenizer.backend_tokenizer)
     with pytest.raises(ValueError, match="PreTrainedTokenizerFast"):
-        LoMDMPipeline(adapted.merge_and_unload(), pipe.scheduler, tokenizer).save_pretrained(tmp_path / "b")
+        LoMDMPipeline(adapted.merge_and_unload(), pipe.scheduler, tokenizer).save_pretrained(
+            tmp_path / "b"
+        )
     assert not list(tmp_path.iterdir())
 
 
@@ -258,16 +310,36 @@ def test_checkpoints_that_do_not_fit_their_configuration_are_refused(pipe, tmp_p
 def test_loading_takes_given_components_and_the_dtype(pipe, tmp_path):
     pipe.save_pretrained(tmp_path)
     scheduler = LoMDMScheduler(mask_token_id=10, sampler="random")
-    again = LoMDMPipeline.from_pretrained(tmp_path, scheduler=scheduler, tokenizer=None, dtype=torch.bfloat16)
-    assert again.scheduler is scheduler and again.tokenizer is None and again.model.dtype is torch.bfloat16
-    assert LoMDMPipeline.from_pretrained(tmp_path, torch_dtype=torch.float64).model.dtype is torch.float64
-    assert LoMDMPipeline.from_pretrained(tmp_path, model=pipe.model, trust_remote_code=True).model is pipe.model
+    again = LoMDMPipeline.from_pretrained(
+        tmp_path, scheduler=scheduler, tokenizer=None, dtype=torch.bfloat16
+    )
+    assert (
+        again.scheduler is scheduler
+        and again.tokenizer is None
+        and again.model.dtype is torch.bfloat16
+    )
+    assert (
+        LoMDMPipeline.from_pretrained(tmp_path, torch_dtype=torch.float64).model.dtype
+        is torch.float64
+    )
+    assert (
+        LoMDMPipeline.from_pretrained(tmp_path, model=pipe.model, trust_remote_code=True).model
+        is pipe.model
+    )
 
 
 def test_options_of_the_download_reach_the_hub(pipe, tmp_path, monkeypatch):
     pipe.save_pretrained(tmp_path)
-    options = {"revision": "v1", "token": "t", "cache_dir": "c", "force_download": True, "local_files_only": True}
+    options = {
+        "revision": "v1",
+        "token": "t",
+        "cache_dir": "c",
+        "force_download": True,
+        "local_files_only": True,
+    }
     seen = {}
-    monkeypatch.setattr(loading, "snapshot_download", lambda name, **given: seen.update(given) or str(tmp_path))
+    monkeypatch.setattr(
+        loading, "snapshot_download", lambda name, **given: seen.update(given) or str(tmp_path)
+    )
     LoMDMPipeline.from_pretrained("me/tiny", **options)
     assert seen.items() >= options.items()

@@ -1,4 +1,5 @@
-"""What the pipeline writes with a real model has the enumerated law: tokens and the order of reveal alike."""
+"""What the pipeline writes with a real model has the enumerated law: tokens and the order of reveal
+alike."""
 
 import dataclasses
 
@@ -23,7 +24,13 @@ def pipe(make_model):
 
 def write(pipe, start, steps, samples=SAMPLES, **options):
     generator = torch.Generator().manual_seed(0)
-    return pipe([start], num_inference_steps=steps, num_return_sequences=samples, generator=generator, **options)
+    return pipe(
+        [start],
+        num_inference_steps=steps,
+        num_return_sequences=samples,
+        generator=generator,
+        **options,
+    )
 
 
 def states(pipe, start, temperature=1.0) -> oracles.StateTables:
@@ -37,11 +44,14 @@ def distance(sequences: torch.Tensor, law: dict) -> float:
     counts = {tuple(row): count for row, count in zip(rows.tolist(), counts.tolist(), strict=True)}
     assert counts.keys() <= law.keys(), "something of probability zero was written"
     observed = torch.tensor([counts.get(row, 0) for row in law], dtype=torch.float64)
-    return abs(oracles.chi_square_z(observed, torch.tensor(list(law.values()), dtype=torch.float64)))
+    return abs(
+        oracles.chi_square_z(observed, torch.tensor(list(law.values()), dtype=torch.float64))
+    )
 
 
 def joint_law(table: oracles.StateTables, start) -> dict:
-    """Probability of each text followed by the step at which each position was revealed (-1 = given)."""
+    """Probability of each text followed by the step at which each position was revealed (-1 =
+    given)."""
     row_of = {tuple(state): row for row, state in enumerate(table.states.tolist())}
     law = {(tuple(start), tuple(-1 if y != MASK else None for y in start)): 1.0}
     for step in range(start.count(MASK)):
@@ -67,7 +77,9 @@ def test_sequential_one_by_one_writes_with_the_exact_probabilities(pipe):
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.4])
-def test_order_and_text_have_the_enumerated_joint_law_and_temperature_moves_tokens_only(pipe, temperature):
+def test_order_and_text_have_the_enumerated_joint_law_and_temperature_moves_tokens_only(
+    pipe, temperature
+):
     start = [MASK, 2, MASK, MASK]
     out = write(pipe, start, 3, temperature=temperature)
     exact = joint_law(states(pipe, start, temperature), start)
@@ -92,7 +104,9 @@ def test_first_reveals_follow_the_rates_at_any_temperature(pipe, temperature):
 @pytest.mark.parametrize("steps, temperature", [(1, 1.0), (2, 0.4), (6, 1.0)])
 def test_ancestral_writes_with_the_law_of_its_steps(pipe, grid, steps, temperature):
     start = [MASK, 2, MASK, MASK]
-    pipe.scheduler = LoMDMScheduler(mask_token_id=MASK, sampler="ancestral", grid=grid, temperature=temperature)
+    pipe.scheduler = LoMDMScheduler(
+        mask_token_id=MASK, sampler="ancestral", grid=grid, temperature=temperature
+    )
     times = steps if grid == "adaptive" else [1 - k / steps for k in range(steps)]
     exact = oracles.ancestral_law(states(pipe, start, temperature), times)
     assert distance(write(pipe, start, steps).sequences, exact) < Z

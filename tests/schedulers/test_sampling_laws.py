@@ -1,4 +1,5 @@
-"""What `LoMDMScheduler` draws follows the laws of docs/method.md, by exact enumeration; seeds are fixed."""
+"""What `LoMDMScheduler` draws follows the laws of docs/method.md, by exact enumeration; seeds are
+fixed."""
 
 import itertools
 import math
@@ -11,14 +12,16 @@ from hf_lomdm.modeling import process_lomdm as process
 from hf_lomdm.modeling import scheduling_lomdm as scheduling
 from hf_lomdm.modeling.scheduling_lomdm import LoMDMScheduler
 
-# z of a chi-square statistic or of a mean: 4 is passed by a right sampler in all but about 1 of 16,000 seeds
+# z of a chi-square statistic or of a mean: 4 is passed by a right sampler in all but about 1 of
+# 16,000 seeds
 BOUND = 4.0
 N, VOCAB, MASK = 3, 4, 3
 
 
 @pytest.fixture(scope="module")
 def toy() -> tuple[torch.Tensor, oracles.StateTables]:
-    """A model of 3 positions and 3 tokens whose logits and rates depend on the state in an arbitrary way."""
+    """A model of 3 positions and 3 tokens whose logits and rates depend on the state in an
+    arbitrary way."""
     generator = torch.Generator().manual_seed(0)
     states = torch.tensor(list(itertools.product(range(VOCAB), repeat=N)))
     logits = 1.5 * torch.randn(len(states), N, VOCAB, generator=generator, dtype=torch.float64)
@@ -62,9 +65,15 @@ def test_sequential_one_by_one_is_the_enumerated_process(toy):
 
 def test_sequential_with_blocks_of_one_is_autoregression(toy):
     logits, table = toy
-    left_to_right = torch.where(table.states == MASK, torch.tensor([1e12, 1e6, 1.0], dtype=torch.float64), 1.0)
+    left_to_right = torch.where(
+        table.states == MASK, torch.tensor([1e12, 1e6, 1.0], dtype=torch.float64), 1.0
+    )
     forced = oracles.StateTables(table.states, table.log_law, left_to_right, MASK)
-    for config in (dict(block_size=1), dict(sampler="left_to_right"), dict(sampler="ancestral", block_size=1)):
+    for config in (
+        dict(block_size=1),
+        dict(sampler="left_to_right"),
+        dict(sampler="ancestral", block_size=1),
+    ):
         assert distance(sample(toy, N, **config), oracles.sequential_law(forced)) < BOUND, config
 
 
@@ -76,7 +85,12 @@ def test_ancestral_is_its_enumerated_law_and_nears_the_process(toy, grid):
     samples = sample(toy, 4, sampler="ancestral", grid=grid)
     assert distance(samples, exact) < BOUND
     assert distance(samples, oracles.sequential_law(table)) > BOUND  # four steps are not the limit
-    assert distance(sample(toy, 100, 10_000, sampler="ancestral", grid=grid), oracles.sequential_law(table)) < BOUND
+    assert (
+        distance(
+            sample(toy, 100, 10_000, sampler="ancestral", grid=grid), oracles.sequential_law(table)
+        )
+        < BOUND
+    )
 
 
 def test_temperature_and_truncation_change_the_token_law_as_they_say(toy):
@@ -94,14 +108,18 @@ def test_temperature_and_truncation_change_the_token_law_as_they_say(toy):
         for row in law:
             tokens = sorted(range(VOCAB), key=lambda y, row=row: -float(row[y]))[: top_k or VOCAB]
             total, kept = float(row[tokens].sum()), []
-            while sum(float(row[y]) for y in kept) < (top_p or 1.0) * total and len(kept) < len(tokens):
+            while sum(float(row[y]) for y in kept) < (top_p or 1.0) * total and len(kept) < len(
+                tokens
+            ):
                 kept.append(tokens[len(kept)])
             row[[y for y in range(VOCAB) if y not in kept]] = 0
             row /= row.sum()
         scheduler = LoMDMScheduler(MASK, temperature=temperature, top_k=top_k, top_p=top_p)
         rows, positions = torch.arange(count)[:, None], torch.arange(len(logits))[None]
         generator = torch.Generator().manual_seed(2)
-        drawn = scheduler.draw_tokens(logits.expand(count, -1, -1), rows, positions, count, generator)
+        drawn = scheduler.draw_tokens(
+            logits.expand(count, -1, -1), rows, positions, count, generator
+        )
         for i, exact in enumerate(law):
             counts = torch.bincount(drawn[:, i], minlength=VOCAB).double()
             if (exact > 0).sum() == 1:
@@ -114,8 +132,15 @@ def test_zero_temperature_takes_the_likeliest_token_and_top_k_one_the_same():
     logits = torch.randn(5, 7, 9, generator=torch.Generator().manual_seed(0))
     rows, positions = torch.arange(5)[:, None], torch.arange(7)[None]
     expected = logits[..., :8].argmax(-1)
-    for config in (dict(temperature=0.0), dict(top_k=1), dict(top_p=1e-9), dict(temperature=1e-300)):
-        assert torch.equal(LoMDMScheduler(8, **config).draw_tokens(logits, rows, positions, 5), expected), config
+    for config in (
+        dict(temperature=0.0),
+        dict(top_k=1),
+        dict(top_p=1e-9),
+        dict(temperature=1e-300),
+    ):
+        assert torch.equal(
+            LoMDMScheduler(8, **config).draw_tokens(logits, rows, positions, 5), expected
+        ), config
 
 
 # ----------------------------------------------------------------------------------------------------------- positions
@@ -136,7 +161,8 @@ def test_sequential_draws_sets_without_replacement_by_weight():
 
 @pytest.mark.parametrize("block_size", [None, 2])
 def test_ancestral_marginals_are_exact_for_frozen_rates(block_size):
-    """After the step to time s a position is still masked with probability u(s)^v, whatever the steps before."""
+    """After the step to time s a position is still masked with probability u(s)^v, whatever the
+    steps before."""
     v, count, steps = torch.tensor([0.05, 0.3, 0.7, 1.0, 1.35], dtype=torch.float64), 20_000, 6
     scheduler = LoMDMScheduler(MASK, sampler="ancestral", grid="uniform", block_size=block_size)
     scheduler.set_timesteps(steps)
@@ -158,11 +184,19 @@ def test_adaptive_grid_equals_the_uniform_one_at_rate_one():
     masked = torch.ones(2, 7, dtype=torch.bool)
     masked[1, 2:] = False
     for steps in (2, 5, 64):
-        schedulers = [LoMDMScheduler(MASK, sampler="ancestral", grid=grid) for grid in ("adaptive", "uniform")]
+        schedulers = [
+            LoMDMScheduler(MASK, sampler="ancestral", grid=grid) for grid in ("adaptive", "uniform")
+        ]
         for scheduler in schedulers:
             scheduler.set_timesteps(steps)
         for left in range(1, steps + 1):
-            arguments = torch.ones(2, 7).double(), masked, torch.zeros(2, 7, dtype=torch.int64), 1, left
+            arguments = (
+                torch.ones(2, 7).double(),
+                masked,
+                torch.zeros(2, 7, dtype=torch.int64),
+                1,
+                left,
+            )
             adaptive, uniform = (scheduler._ancestral(*arguments) for scheduler in schedulers)
             torch.testing.assert_close(adaptive[masked], uniform[masked], rtol=1e-12, atol=0)
             torch.testing.assert_close(uniform[masked], torch.full_like(uniform[masked], 1 / left))
@@ -173,23 +207,30 @@ def test_adaptive_grid_equals_the_uniform_one_at_rate_one():
 def test_adaptive_grid_expects_an_even_share_of_reveals(spread, block_size):
     generator = torch.Generator().manual_seed(0)
     low, high = (math.log(x) for x in spread)
-    rates = (low + (high - low) * torch.rand(50, 23, generator=generator, dtype=torch.float64)).exp()
+    rates = (
+        low + (high - low) * torch.rand(50, 23, generator=generator, dtype=torch.float64)
+    ).exp()
     masked = torch.rand(50, 23, generator=generator) < torch.linspace(0, 1, 50)[:, None]
     scheduler = LoMDMScheduler(MASK, sampler="ancestral", block_size=block_size)
     for left in (1, 2, 3, 10, 200):
         block, num_blocks = scheduler._blocks(masked, None)
         probability = scheduler._ancestral(rates, masked, block, num_blocks, left) * masked
         expected = masked.sum(1).double() / left
-        # 1e-6 of a position: the fixed number of Newton steps is exact far beyond that even for rates 500,000 apart
+        # 1e-6 of a position: the fixed number of Newton steps is exact far beyond that even for
+        # rates 500,000 apart
         torch.testing.assert_close(probability.sum(1), expected, rtol=0, atol=1e-6)
         assert (probability >= 0).all() and (probability <= 1).all()
 
 
 def test_adaptive_grid_reveals_the_expected_number():
-    rates = (0.05 + 1.3 * torch.rand(30, generator=torch.Generator().manual_seed(0))).expand(20_000, 30)
+    rates = (0.05 + 1.3 * torch.rand(30, generator=torch.Generator().manual_seed(0))).expand(
+        20_000, 30
+    )
     scheduler = LoMDMScheduler(MASK, sampler="ancestral")
     scheduler.set_timesteps(4)
-    revealed = scheduler.select(rates, 1.0, torch.full((20_000, 30), MASK), torch.Generator().manual_seed(0))
+    revealed = scheduler.select(
+        rates, 1.0, torch.full((20_000, 30), MASK), torch.Generator().manual_seed(0)
+    )
     assert abs(oracles.z_score(revealed.sum(1).double(), 30 / 4)) < BOUND
 
 
@@ -197,7 +238,9 @@ def test_adaptive_grid_reveals_the_expected_number():
 
 
 def uniformity(u: torch.Tensor) -> float:
-    return oracles.chi_square_z(torch.histc(u.flatten(), 64, 0, 1), torch.full((64,), 1 / 64).double())
+    return oracles.chi_square_z(
+        torch.histc(u.flatten(), 64, 0, 1), torch.full((64,), 1 / 64).double()
+    )
 
 
 def test_hash_is_uniform_in_all_its_bits_for_near_and_random_seeds():
@@ -212,21 +255,34 @@ def test_hash_is_uniform_in_all_its_bits_for_near_and_random_seeds():
 
 def test_hash_stays_in_the_open_interval_at_its_ends(monkeypatch):
     for bits in (0, -1):
-        monkeypatch.setattr(process, "_mix", lambda values, bits=bits: torch.full_like(values, bits))
-        u = process.position_uniforms(torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64))
+        monkeypatch.setattr(
+            process, "_mix", lambda values, bits=bits: torch.full_like(values, bits)
+        )
+        u = process.position_uniforms(
+            torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
+        )
         assert 0 < u.item() < 1
 
 
 def test_hash_of_neighbours_rows_and_near_seeds_is_uncorrelated():
     u = process.position_uniforms(torch.arange(2000)[:, None], torch.arange(200)[None]) - 0.5
-    pairs = {"positions": (u[:, 1:], u[:, :-1]), "rows": (u[1:], u[:-1]), "far": (u[:, 64:], u[:, :-64])}
+    pairs = {
+        "positions": (u[:, 1:], u[:, :-1]),
+        "rows": (u[1:], u[:-1]),
+        "far": (u[:, 64:], u[:, :-64]),
+    }
     pairs["diagonal"] = (u[1:, 1:], u[:-1, :-1])
     pairs["antidiagonal"] = (u[1:, :-1], u[:-1, 1:])
     for name, (a, b) in pairs.items():
-        z = 12 * (a * b).mean() * math.sqrt(a.numel())  # the product of two uniforms has variance 1/144
+        # the product of two uniforms has variance 1/144
+        z = 12 * (a * b).mean() * math.sqrt(a.numel())
         assert abs(z) < BOUND, name
-        joint = torch.bincount(((a + 0.5) * 8).long().flatten() * 8 + ((b + 0.5) * 8).long().flatten(), minlength=64)
-        assert oracles.chi_square_z(joint.double(), torch.full((64,), 1 / 64).double()) < BOUND, name
+        joint = torch.bincount(
+            ((a + 0.5) * 8).long().flatten() * 8 + ((b + 0.5) * 8).long().flatten(), minlength=64
+        )
+        assert oracles.chi_square_z(joint.double(), torch.full((64,), 1 / 64).double()) < BOUND, (
+            name
+        )
 
 
 def test_position_and_token_draws_are_independent():
@@ -234,16 +290,28 @@ def test_position_and_token_draws_are_independent():
     scheduler = LoMDMScheduler(MASK, sampler="random")
     scheduler.set_timesteps(2)
     logits = torch.zeros(20_000, 4, 3)
-    out = scheduler.step(logits, 1.0, torch.full((20_000, 4), MASK), None, torch.Generator().manual_seed(0))
+    out = scheduler.step(
+        logits, 1.0, torch.full((20_000, 4), MASK), None, torch.Generator().manual_seed(0)
+    )
     for column in range(4):
-        counts = torch.bincount(out.prev_sample[:, column][out.revealed[:, column]], minlength=3).double()
+        counts = torch.bincount(
+            out.prev_sample[:, column][out.revealed[:, column]], minlength=3
+        ).double()
         assert oracles.chi_square_z(counts, torch.full((3,), 1 / 3).double()) < BOUND
 
 
 def test_every_call_takes_one_seed_per_row_whatever_the_row_holds():
     after = []
-    for masked, width, sampler in [(0, 3, "random"), (3, 3, "sequential"), (5, 40, "left_to_right"), (9, 9, "margin")]:
-        scheduler, generator = LoMDMScheduler(MASK, sampler=sampler), torch.Generator().manual_seed(0)
+    for masked, width, sampler in [
+        (0, 3, "random"),
+        (3, 3, "sequential"),
+        (5, 40, "left_to_right"),
+        (9, 9, "margin"),
+    ]:
+        scheduler, generator = (
+            LoMDMScheduler(MASK, sampler=sampler),
+            torch.Generator().manual_seed(0),
+        )
         scheduler.set_timesteps(2)
         z = torch.zeros(2, width, dtype=torch.int64)
         z[:, :masked] = MASK
@@ -254,7 +322,8 @@ def test_every_call_takes_one_seed_per_row_whatever_the_row_holds():
 
 @pytest.mark.parametrize("rare", [0, 1, 4_999])
 def test_a_token_of_probability_1e_9_is_drawn_as_often_as_it_should(rare, monkeypatch):
-    """Uniforms are stratified over the 1e-6 around the rare token's part of the CDF, where it has 1e-3 of the mass."""
+    """Uniforms are stratified over the 1e-6 around the rare token's part of the CDF, where it has
+    1e-3 of the mass."""
     law = torch.full((5_000,), (1 - 1e-9) / 4_999, dtype=torch.float64)
     law[rare] = 1e-9
     logits, start = law.log() + 3.0, float(law[:rare].sum())
@@ -273,5 +342,7 @@ def test_inverse_cdf_never_meets_a_weight_of_zero():
     weights = torch.tensor([0.0, 0.2, 0.0, 0.0, 0.8 - 2**-52, 0.0]).double()
     for total in (1e-300, 1.0, 1 + 2**-52, 3e8):
         for u, expected in [(2.0**-53, 1), (0.2 - 1e-12, 1), (0.2 + 1e-12, 4), (1 - 2.0**-53, 4)]:
-            found = scheduling._inverse_cdf(total * weights[None], torch.tensor([u], dtype=torch.float64))
+            found = scheduling._inverse_cdf(
+                total * weights[None], torch.tensor([u], dtype=torch.float64)
+            )
             assert found.item() == expected

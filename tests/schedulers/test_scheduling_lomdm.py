@@ -1,4 +1,5 @@
-"""The contract of `LoMDMScheduler`: what holds for every draw. The laws of the draws: test_sampling_laws.py."""
+"""The contract of `LoMDMScheduler`: what holds for every draw. The laws of the draws:
+test_sampling_laws.py."""
 
 import itertools
 import json
@@ -18,7 +19,9 @@ KINDS = [
     for grid in (("adaptive", "uniform") if sampler == "ancestral" else ("adaptive",))
     for block_size in (None, 4)
 ]
-kinds = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: "-".join(str(value) for value in kind.values()))
+kinds = pytest.mark.parametrize(
+    "kind", KINDS, ids=lambda kind: "-".join(str(value) for value in kind.values())
+)
 
 
 def generators(*seeds: int) -> list[torch.Generator]:
@@ -26,7 +29,8 @@ def generators(*seeds: int) -> list[torch.Generator]:
 
 
 def random_output(batch: int, length: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits `[B, L, V]` with the mask token at -inf and rates `[B, L]` in (0.05, 1.35), as a model gives them."""
+    """Logits `[B, L, V]` with the mask token at -inf and rates `[B, L]` in (0.05, 1.35), as a model
+    gives them."""
     generator = torch.Generator().manual_seed(seed)
     logits = 2 * torch.randn(batch, length, VOCAB, generator=generator)
     logits[..., MASK] = -torch.inf
@@ -39,11 +43,16 @@ def make(num_inference_steps: int, **config) -> LoMDMScheduler:
     return scheduler
 
 
-def run(scheduler, sample, logits, rates, generator, attention_mask=None) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """The whole loop with a network that says the same at every step; the final sample and what each step revealed."""
+def run(
+    scheduler, sample, logits, rates, generator, attention_mask=None
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """The whole loop with a network that says the same at every step; the final sample and what
+    each step revealed."""
     history = []
     for t in scheduler.timesteps:
-        sample, revealed = scheduler.step(logits, t, sample, rates, generator, False, attention_mask=attention_mask)
+        sample, revealed = scheduler.step(
+            logits, t, sample, rates, generator, False, attention_mask=attention_mask
+        )
         history.append(revealed)
     return sample, history
 
@@ -56,7 +65,9 @@ def test_all_is_revealed_once_and_given_positions_never_change(kind, num_inferen
     start[0, :5], start[1, 3:9:2] = 7, 3
     start[2] = 1  # nothing to do
     given = start != MASK
-    sample, history = run(make(num_inference_steps, **kind), start, logits, rates, generators(1, 2, 3))
+    sample, history = run(
+        make(num_inference_steps, **kind), start, logits, rates, generators(1, 2, 3)
+    )
     assert (sample != MASK).all()
     assert torch.equal(sample[given], start[given])
     assert torch.equal(torch.stack(history).sum(0), (~given).to(torch.int64))
@@ -72,17 +83,22 @@ def test_batch_equals_single_and_padded_equals_alone(kind):
         for row in range(3):
             mask[row, real[row]] = 1
             start[row, real[row]][1] = 4  # one given position
-        start[0, ~mask[0].bool()] = 0  # padding may be the pad token or, as in the other rows, a mask
+        # padding may be the pad token or, as in the other rows, a mask
+        start[0, ~mask[0].bool()] = 0
         batch, _ = run(make(3, **kind), start, logits, rates, generators(*seeds), mask)
         assert torch.equal(batch[mask == 0], start[mask == 0])
         for row in range(3):
             at = (slice(row, row + 1), real[row])
-            alone, _ = run(make(3, **kind), start[at], logits[at], rates[at], generators(seeds[row]))
+            alone, _ = run(
+                make(3, **kind), start[at], logits[at], rates[at], generators(seeds[row])
+            )
             assert torch.equal(batch[at], alone), (side, row)
 
 
 @kinds
-@pytest.mark.parametrize("other", [dict(temperature=0.0), dict(temperature=0.3), dict(top_p=0.5), dict(top_k=1)])
+@pytest.mark.parametrize(
+    "other", [dict(temperature=0.0), dict(temperature=0.3), dict(top_p=0.5), dict(top_k=1)]
+)
 def test_temperature_and_truncation_move_tokens_but_no_position(kind, other):
     logits, rates = random_output(16, 12)
     start = torch.full((16, 12), MASK)
@@ -123,8 +139,11 @@ def test_counts_spread_the_positions_evenly(sampler):
 
 
 def test_reference_orders_reveal_in_their_order():
-    law = torch.tensor([[[0.5, 0.3, 0.2], [0.46, 0.45, 0.09], [0.55, 0.4, 0.05], [0.4, 0.35, 0.25]]])
-    logits = torch.cat([law.log() + 3, torch.full((1, 4, 1), torch.inf)], -1)  # the mask token is no candidate
+    law = torch.tensor(
+        [[[0.5, 0.3, 0.2], [0.46, 0.45, 0.09], [0.55, 0.4, 0.05], [0.4, 0.35, 0.25]]]
+    )
+    # the mask token is no candidate
+    logits = torch.cat([law.log() + 3, torch.full((1, 4, 1), torch.inf)], -1)
     expected = dict(left_to_right=[0, 1, 2, 3], confidence=[2, 0, 1, 3], margin=[0, 2, 3, 1])
     expected["entropy"] = (law * law.log()).sum(-1)[0].argsort(descending=True).tolist()
     for sampler, order in expected.items():
@@ -135,9 +154,12 @@ def test_reference_orders_reveal_in_their_order():
     assert expected["entropy"] not in (expected["margin"], expected["left_to_right"])
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind["block_size"]], ids=lambda kind: kind["sampler"])
+@pytest.mark.parametrize(
+    "kind", [kind for kind in KINDS if kind["block_size"]], ids=lambda kind: kind["sampler"]
+)
 def test_blocks_are_revealed_from_left_to_right(kind):
-    """A step may finish a block and go on to the next; it never leaves masks behind in a block to its left."""
+    """A step may finish a block and go on to the next; it never leaves masks behind in a block to
+    its left."""
     logits, rates = random_output(64, 12)
     sample = torch.full((64, 12), MASK)
     _, history = run(make(6, **kind), sample, logits, rates, torch.Generator().manual_seed(0))
@@ -162,7 +184,9 @@ def test_fillers_of_a_gather_may_hold_anything():
     logits, rates = random_output(2, 4)
     sample, mask = torch.full((2, 4), MASK), torch.tensor([[1, 1, 1, 1], [1, 0, 0, 0]])
     logits[1, 1:], rates[1, 1:] = torch.nan, torch.nan
-    prev_sample, revealed = make(1).step(logits, 1.0, sample, rates, None, False, attention_mask=mask)
+    prev_sample, revealed = make(1).step(
+        logits, 1.0, sample, rates, None, False, attention_mask=mask
+    )
     assert torch.equal(revealed, mask.bool()) and torch.equal(prev_sample == MASK, mask == 0)
 
 
@@ -174,7 +198,9 @@ def test_times_that_stay_on_a_device_give_the_same_positions(kind, monkeypatch):
     for t in scheduler.timesteps:
         expected = scheduler.select(rates, t, sample, generators(1, 2, 3), logits=logits)
         with monkeypatch.context() as patch:
-            patch.setattr(scheduler, "_steps_left", lambda t, device: (t * 5).round().to(torch.int64))
+            patch.setattr(
+                scheduler, "_steps_left", lambda t, device: (t * 5).round().to(torch.int64)
+            )
             revealed = scheduler.select(rates, t, sample, generators(1, 2, 3), logits=logits)
         assert torch.equal(revealed, expected)
 
@@ -189,17 +215,22 @@ def test_gather_width_off_the_cpu_is_a_bound_that_needs_no_look_at_the_data():
 def test_ties_go_to_the_left_and_padding_does_not_move_them():
     logits = torch.zeros(1, 40, VOCAB)
     for sampler in ("confidence", "margin", "entropy"):
-        revealed = make(4, sampler=sampler).select(None, 1.0, torch.full((1, 40), MASK), logits=logits)
+        revealed = make(4, sampler=sampler).select(
+            None, 1.0, torch.full((1, 40), MASK), logits=logits
+        )
         assert revealed[0, :10].all() and revealed.sum() == 10
     logits[..., MASK] = -torch.inf
-    drawn = LoMDMScheduler(MASK, top_k=1).draw_tokens(logits, torch.zeros(1, 1).long(), torch.arange(40)[None], 1)
+    drawn = LoMDMScheduler(MASK, top_k=1).draw_tokens(
+        logits, torch.zeros(1, 1).long(), torch.arange(40)[None], 1
+    )
     assert not drawn.any()
 
 
 @pytest.mark.parametrize("sampler", ["confidence", "margin", "entropy"])
 @pytest.mark.parametrize("block_size", [None, 16])
 def test_rounding_breaks_no_tie(sampler, block_size):
-    """Laws that are alike but for float32 rounding are revealed from left to right, after those that are surer."""
+    """Laws that are alike but for float32 rounding are revealed from left to right, after those
+    that are surer."""
     generator, logits = torch.Generator().manual_seed(0), torch.zeros(30, 40, VOCAB)
     logits[..., 0], logits[..., 1] = 2.0, 1.0
     logits[:, [9, 21, 33], 0] = 5.0  # known better
@@ -216,16 +247,28 @@ def test_rounding_breaks_no_tie(sampler, block_size):
 
 @pytest.mark.parametrize("other", [dict(top_k=4), dict(top_p=0.9), dict(top_k=5, top_p=0.9)])
 def test_tokens_that_rounding_swaps_in_likelihood_are_not_swapped_in_the_draw(other):
-    logits = torch.tensor([2.0, 1.0, 2.0, 1.0, 1.0, -3.0, -3.0, -3.0, -3.0, -3.0, -torch.inf]).expand(500, 1, -1)
+    logits = torch.tensor(
+        [2.0, 1.0, 2.0, 1.0, 1.0, -3.0, -3.0, -3.0, -3.0, -3.0, -torch.inf]
+    ).expand(500, 1, -1)
     noise = 1e-6 * torch.randn(2, 500, 1, VOCAB, generator=torch.Generator().manual_seed(0))
     noise[..., 4] = -1e-3  # who is left out is clear
-    scheduler, rows, places = LoMDMScheduler(MASK, **other), torch.arange(500)[:, None], torch.zeros(500, 1).long()
-    one, two = (scheduler.draw_tokens(logits + part, rows, places, 500, generators(0)[0]) for part in noise)
+    scheduler, rows, places = (
+        LoMDMScheduler(MASK, **other),
+        torch.arange(500)[:, None],
+        torch.zeros(500, 1).long(),
+    )
+    one, two = (
+        scheduler.draw_tokens(logits + part, rows, places, 500, generators(0)[0]) for part in noise
+    )
     assert torch.equal(one, two) and len(one.unique()) >= 4
 
 
 def test_keeping_every_token_draws_what_no_limit_draws():
-    logits, rows, places = random_output(200, 3)[0], torch.arange(200)[:, None], torch.arange(3)[None]
+    logits, rows, places = (
+        random_output(200, 3)[0],
+        torch.arange(200)[:, None],
+        torch.arange(3)[None],
+    )
     plain, top_k, top_p = (
         LoMDMScheduler(MASK, **limit).draw_tokens(logits, rows, places, 200, generators(0)[0])
         for limit in ({}, {"top_k": VOCAB}, {"top_p": 1.0})
@@ -235,7 +278,10 @@ def test_keeping_every_token_draws_what_no_limit_draws():
 
 def test_grid_is_uniform_and_one_generator_or_none_works():
     scheduler = make(4)
-    assert scheduler.timesteps.tolist() == [1.0, 0.75, 0.5, 0.25] and scheduler.timesteps.dtype == torch.float32
+    assert (
+        scheduler.timesteps.tolist() == [1.0, 0.75, 0.5, 0.25]
+        and scheduler.timesteps.dtype == torch.float32
+    )
     logits, rates = random_output(2, 6)
     start = torch.full((2, 6), MASK)
     first, _ = run(scheduler, start, logits, rates, torch.Generator().manual_seed(3))
@@ -243,7 +289,8 @@ def test_grid_is_uniform_and_one_generator_or_none_works():
     other, _ = run(scheduler, start, logits, rates, torch.Generator().manual_seed(4))
     assert torch.equal(first, again) and not torch.equal(first, other)
     torch.manual_seed(3)
-    assert torch.equal(run(scheduler, start, logits, rates, None)[0], first)  # no generator is the global one
+    # no generator is the global one
+    assert torch.equal(run(scheduler, start, logits, rates, None)[0], first)
 
 
 def test_step_takes_float_and_tensor_times_and_returns_an_output_or_a_tuple():
@@ -254,7 +301,9 @@ def test_step_takes_float_and_tensor_times_and_returns_an_output_or_a_tuple():
         t = scheduler.timesteps[-1]
         assert (scheduler.step(logits, float(t), start, rates).prev_sample != MASK).all()
         output = scheduler.step(logits, t, start, rates, *generators(0))
-        sample, revealed = scheduler.step(logits, t[None], start, rates, *generators(0), return_dict=False)
+        sample, revealed = scheduler.step(
+            logits, t[None], start, rates, *generators(0), return_dict=False
+        )
         assert torch.equal(output.prev_sample, sample) and torch.equal(output.revealed, revealed)
 
 
@@ -263,9 +312,15 @@ def test_positional_arguments_have_the_order_of_the_contract_and_the_rest_goes_b
     start, mask = torch.full((1, 6), MASK), torch.ones(1, 6)
     sample, revealed = make(3).step(logits, 1.0, start, rates, *generators(0), False)
     assert torch.equal(make(3).select(rates, 1.0, start, *generators(0)), revealed)
-    assert torch.equal(make(3).step(logits, 1.0, start, rates, *generators(0), attention_mask=mask).prev_sample, sample)
+    assert torch.equal(
+        make(3).step(logits, 1.0, start, rates, *generators(0), attention_mask=mask).prev_sample,
+        sample,
+    )
     assert LoMDMScheduler(MASK).add_noise(start, rates, 0.5, *generators(0)).shape == start.shape
-    calls = [(make(3).step, (logits, 1.0, start, rates, None, True)), (make(3).select, (rates, 1.0, start, None))]
+    calls = [
+        (make(3).step, (logits, 1.0, start, rates, None, True)),
+        (make(3).select, (rates, 1.0, start, None)),
+    ]
     for function, arguments in (*calls, (make(3).add_noise, (start, rates, 0.5, None))):
         with pytest.raises(TypeError, match="positional"):
             function(*arguments, mask)
@@ -294,12 +349,16 @@ def test_slices_of_the_token_draw_change_nothing(monkeypatch):
 
 
 def test_config_survives_saving(tmp_path):
-    config = dict(sampler="ancestral", grid="uniform", block_size=4, temperature=0.5, top_p=0.9, top_k=7)
+    config = dict(
+        sampler="ancestral", grid="uniform", block_size=4, temperature=0.5, top_p=0.9, top_k=7
+    )
     LoMDMScheduler(MASK, **config).save_pretrained(tmp_path)
     stored = json.loads((tmp_path / "scheduler_config.json").read_text())
     assert stored["_class_name"] == "LoMDMScheduler" and stored["mask_token_id"] == MASK
     loaded = LoMDMScheduler.from_pretrained(tmp_path)
-    assert {key: loaded.config[key] for key in config} == config and loaded.config.mask_token_id == MASK
+    assert {
+        key: loaded.config[key] for key in config
+    } == config and loaded.config.mask_token_id == MASK
     changed = LoMDMScheduler.from_config(loaded.config, sampler="margin", temperature=1.0)
     assert changed.position_draw_needs_logits and not changed.position_draw_needs_rates
     assert changed.config.top_k == 7 and loaded.config.sampler == "ancestral"
@@ -309,11 +368,18 @@ def test_config_survives_saving(tmp_path):
 
 def test_settings_are_kept_however_they_were_given():
     """By position, by name or afterwards: what `from_config` makes is the same scheduler."""
-    for scheduler in (LoMDMScheduler(3, "margin", temperature=0.5), LoMDMScheduler(mask_token_id=3)):
+    for scheduler in (
+        LoMDMScheduler(3, "margin", temperature=0.5),
+        LoMDMScheduler(mask_token_id=3),
+    ):
         scheduler.register_to_config(sampler="margin", temperature=0.5, top_k=4)
         copy = LoMDMScheduler.from_config(scheduler.config)
         assert dict(copy.config) == dict(scheduler.config) and copy.config.mask_token_id == 3
-        assert (copy.config.sampler, copy.config.temperature, copy.config.top_k) == ("margin", 0.5, 4)
+        assert (copy.config.sampler, copy.config.temperature, copy.config.top_k) == (
+            "margin",
+            0.5,
+            4,
+        )
         assert LoMDMScheduler.from_config(copy.config, top_k=2).config.top_k == 2
 
 
@@ -344,7 +410,9 @@ def test_velocity_is_minus_the_slope_of_alpha_over_one_minus_alpha(block_size):
         inside = (hidden > 0) & (hidden < 1)
         velocity = scheduler.velocity(t, rates)
         # 1e-5: the central difference has an error of about step^2 / t^3, rounding of 1e-16 / step
-        torch.testing.assert_close(velocity[inside], (-slope / hidden)[inside], rtol=1e-5, atol=1e-8)
+        torch.testing.assert_close(
+            velocity[inside], (-slope / hidden)[inside], rtol=1e-5, atol=1e-8
+        )
         assert inside.any() and not velocity[~inside].any()
 
 
@@ -376,7 +444,9 @@ def test_add_noise_masks_with_probability_one_minus_alpha():
     text = torch.arange(6).expand_as(rates)
     mask = torch.tensor([0, 1, 1, 1, 1, 1]).expand_as(text)
     scheduler = LoMDMScheduler(MASK)
-    noisy = scheduler.add_noise(text, rates, 0.3, torch.Generator().manual_seed(0), attention_mask=mask)
+    noisy = scheduler.add_noise(
+        text, rates, 0.3, torch.Generator().manual_seed(0), attention_mask=mask
+    )
     hidden = noisy == MASK
     assert torch.equal(noisy[~hidden], text[~hidden]) and not hidden[:, 0].any()
     expected = 0.3 ** rates[0, 1:].double()
@@ -395,12 +465,15 @@ def test_add_noise_of_a_padded_text_equals_alone():
     wide = torch.cat([torch.ones(1, 2), rates, torch.ones(1, 1)], 1)
     for seed in range(20):
         alone = LoMDMScheduler(MASK).add_noise(text, rates, 0.5, *generators(seed))
-        noisy = LoMDMScheduler(MASK).add_noise(padded, wide, 0.5, *generators(seed), attention_mask=mask)
+        noisy = LoMDMScheduler(MASK).add_noise(
+            padded, wide, 0.5, *generators(seed), attention_mask=mask
+        )
         assert torch.equal(noisy[:, 2:8], alone)
 
 
 def test_draws_equal_those_of_the_process_from_the_same_generator():
-    """Same seeds, same hash: the scheduler's noise is the training's, its sequential order the training's order."""
+    """Same seeds, same hash: the scheduler's noise is the training's, its sequential order the
+    training's order."""
     _, rates = random_output(64, 12)
     text = torch.zeros(64, 12, dtype=torch.int64)
     maskable, position = torch.ones_like(text).bool(), torch.arange(12)[None]
@@ -459,10 +532,14 @@ def test_bad_config_names_the_argument(config):
 
 
 def test_bad_steps_and_times_are_refused():
-    with pytest.raises(ValueError, match="num_inference_steps must be a whole number from 1 to 100000, got 0. Pass"):
+    with pytest.raises(
+        ValueError, match="num_inference_steps must be a whole number from 1 to 100000, got 0. Pass"
+    ):
         LoMDMScheduler(MASK).set_timesteps(0)
     for bad in (2.5, 2.0, "2", None, True, 10**9, float("inf"), float("nan")):
-        with pytest.raises(ValueError, match=f"num_inference_steps must be a whole number .*got {bad!r}. Pass"):
+        with pytest.raises(
+            ValueError, match=f"num_inference_steps must be a whole number .*got {bad!r}. Pass"
+        ):
             LoMDMScheduler(MASK).set_timesteps(bad)
     whole = LoMDMScheduler(MASK)
     whole.set_timesteps(torch.tensor([2]).numpy()[0])  # an integer of numpy
@@ -479,7 +556,16 @@ def test_bad_steps_and_times_are_refused():
     for bad in ("1", None, [1.0]):
         with pytest.raises(ValueError, match="timestep must be one number, got"):
             make(4).step(logits, bad, sample, rates)
-    bad_times = (1.5, -0.1, torch.tensor([0.1, 0.2]), float("nan"), torch.tensor([500]), "0.5", [0.5], None)
+    bad_times = (
+        1.5,
+        -0.1,
+        torch.tensor([0.1, 0.2]),
+        float("nan"),
+        torch.tensor([500]),
+        "0.5",
+        [0.5],
+        None,
+    )
     for bad, name in itertools.product(bad_times, ("alpha", "velocity")):
         with pytest.raises(ValueError, match="timesteps must .*0 is data"):
             getattr(LoMDMScheduler(MASK), name)(bad, rates)
@@ -490,7 +576,11 @@ def test_bad_steps_and_times_are_refused():
 
 def test_bad_rates_are_refused_by_the_forward_process():
     _, rates = random_output(1, 4)
-    text, scheduler, real = torch.tensor([[1, 2, 3, 4]]), LoMDMScheduler(MASK), torch.tensor([[1, 1, 0, 1]])
+    text, scheduler, real = (
+        torch.tensor([[1, 2, 3, 4]]),
+        LoMDMScheduler(MASK),
+        torch.tensor([[1, 1, 0, 1]]),
+    )
 
     def calls(rates, **mask):
         yield lambda: scheduler.alpha(0.5, rates, **mask)
@@ -500,7 +590,9 @@ def test_bad_rates_are_refused_by_the_forward_process():
     for bad in (0.0, -1.0, float("nan"), float("inf")):
         wrong = rates.index_fill(1, torch.tensor([2]), bad)
         for call in calls(wrong):
-            with pytest.raises(ValueError, match="rates must be positive and finite where they count, got"):
+            with pytest.raises(
+                ValueError, match="rates must be positive and finite where they count, got"
+            ):
                 call()
         for call in calls(wrong, attention_mask=real):  # padding may hold anything
             call()
@@ -508,7 +600,9 @@ def test_bad_rates_are_refused_by_the_forward_process():
         with pytest.raises(ValueError, match="rates"):
             scheduler.add_noise(text, bad, 0.5)
     for call in (*calls(2 * torch.ones(1, 4).long()), *calls(rates, attention_mask=real[:, :3])):
-        with pytest.raises(ValueError, match="rates must be a floating tensor|attention_mask must have the shape"):
+        with pytest.raises(
+            ValueError, match="rates must be a floating tensor|attention_mask must have the shape"
+        ):
             call()
     assert torch.equal(scheduler.alpha(0.5, 2 * torch.ones(1, 4)), torch.full((1, 4), 0.75))
 
@@ -532,7 +626,9 @@ def test_bad_tensors_are_refused():
     with pytest.raises(ValueError, match="sample must be token ids"):
         step(logits, 1.0, sample.bool(), rates)
     for bad in (0, [0, 1], "1", [None, None]):
-        with pytest.raises(ValueError, match="generator must be a torch.Generator.*Pass torch.Generator"):
+        with pytest.raises(
+            ValueError, match="generator must be a torch.Generator.*Pass torch.Generator"
+        ):
             step(logits, 1.0, sample, rates, bad)
     with pytest.raises(ValueError, match="generator has 3 entries for a batch of 2"):
         step(logits, 1.0, sample, rates, generators(1, 2, 3))

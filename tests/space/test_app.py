@@ -22,13 +22,25 @@ from tiny_tokenizer import build_tokenizer
 
 ROOT = Path(__file__).parents[2]
 APP, MODEL = ROOT / "space" / "app.py", ROOT / "checkpoints" / "lomdm-enwiki"
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking")
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
+FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--no-first-run",
+    "--disable-background-networking",
+)
 
 
 def test_it_asks_for_what_the_package_asks_for():
     needed = re.findall(r'"([a-z-]+>=[0-9.]+)"', (ROOT / "pyproject.toml").read_text())
-    lines = [line for line in (ROOT / "space" / "requirements.txt").read_text().split("\n") if line[:1].isalpha()]
+    lines = [
+        line
+        for line in (ROOT / "space" / "requirements.txt").read_text().split("\n")
+        if line[:1].isalpha()
+    ]
     assert lines and set(lines) <= set(needed)
 
 
@@ -50,7 +62,9 @@ def address():
         port = probe.getsockname()[1]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "MODEL": "overridden/by-the-option"}
     command = [sys.executable, str(APP), "--model", str(MODEL), "--port", str(port)]
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
     try:
         yield _wait_for(f"http://127.0.0.1:{port}/", process)
     finally:
@@ -72,7 +86,9 @@ def _wait_for(url: str, process: subprocess.Popen) -> str:
 
 @pytest.fixture
 def browser():
-    playwright = pytest.importorskip("playwright.sync_api", reason="drives a browser: pip install playwright")
+    playwright = pytest.importorskip(
+        "playwright.sync_api", reason="drives a browser: pip install playwright"
+    )
     if CHROMIUM is None:
         pytest.skip("no Chromium on this machine")
     with playwright.sync_playwright() as driver:
@@ -83,20 +99,34 @@ def browser():
 
 def open_page(browser, address: str, problems: list[str]):
     page = browser.new_page(viewport={"width": 1100, "height": 1000}, color_scheme="light")
-    page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
+    page.on(
+        "console",
+        lambda message: problems.append(message.text) if message.type == "error" else None,
+    )
     page.on("pageerror", lambda error: problems.append(str(error)))
     local = (address, "data:", "blob:", "about:srcdoc")
-    page.on("request", lambda request: None if request.url.startswith(local) else problems.append(request.url))
+    page.on(
+        "request",
+        lambda request: None if request.url.startswith(local) else problems.append(request.url),
+    )
     page.goto(address)
     page.get_by_role("button", name="Write").wait_for()
     return page
 
 
 def expected(prompt: str, steps: int = 64) -> tuple[str, list[tuple[str, int]]]:
-    """Text, and texts and steps of its revealed tokens, as the pipeline alone writes them with seed 0."""
+    """Text, and texts and steps of its revealed tokens, as the pipeline alone writes them with seed
+    0."""
     pipe = LoMDMPipeline.from_pretrained(MODEL, dtype=torch.float32)
-    out = pipe(prompt, num_inference_steps=steps, max_length=64, generator=[torch.Generator().manual_seed(0)])
-    pairs = zip(token_texts(pipe.tokenizer, out.sequences[0].tolist()), out.order[0].tolist(), strict=True)
+    out = pipe(
+        prompt,
+        num_inference_steps=steps,
+        max_length=64,
+        generator=[torch.Generator().manual_seed(0)],
+    )
+    pairs = zip(
+        token_texts(pipe.tokenizer, out.sequences[0].tolist()), out.order[0].tolist(), strict=True
+    )
     return out.texts[0], [(token.replace("\n", "↵\n"), step) for token, step in pairs if step >= 0]
 
 
@@ -108,7 +138,9 @@ WATCH = """() => {
 
 
 @pytest.mark.slow
-def test_app_writes_live_in_a_browser_without_errors_and_without_leaving_the_machine(browser, address):
+def test_app_writes_live_in_a_browser_without_errors_and_without_leaving_the_machine(
+    browser, address
+):
     problems: list[str] = []
     page = open_page(browser, address, problems)
     page.get_by_label("Prompt or template").fill("The city of")
@@ -120,7 +152,8 @@ def test_app_writes_live_in_a_browser_without_errors_and_without_leaving_the_mac
     text, tokens = expected("The city of")
     assert page.locator("#finished textarea").input_value() == text
     shown = page.eval_on_selector_all(
-        "#live .text .t", "all => all.map(one => [one.textContent, Number(one.dataset.step), one.className])"
+        "#live .text .t",
+        "all => all.map(one => [one.textContent, Number(one.dataset.step), one.className])",
     )
     assert [(token, step) for token, step, _ in shown] == tokens
     last = max(step for _, step in tokens)
@@ -128,10 +161,14 @@ def test_app_writes_live_in_a_browser_without_errors_and_without_leaving_the_mac
     final = next(name for _, step, name in shown if step == last)
     assert first.split()[-1] == "c0" and final.split()[-1] == "c16"
     background = "all => getComputedStyle(all).backgroundColor"
-    assert page.eval_on_selector("#live .text .c0", background) == "rgb(0, 34, 78)"  # the first colour of the page
+    # the first colour of the page
+    assert page.eval_on_selector("#live .text .c0", background) == "rgb(0, 34, 78)"
     frame = page.frame_locator("#order iframe")
     frame.locator("#first").click()  # the script within the frame runs
-    assert frame.locator("#status").inner_text() == f"step 0 of {last + 1}: 0 of {len(tokens)} tokens revealed"
+    assert (
+        frame.locator("#status").inner_text()
+        == f"step 0 of {last + 1}: 0 of {len(tokens)} tokens revealed"
+    )
     assert problems == []
 
 
@@ -139,7 +176,10 @@ def test_app_writes_live_in_a_browser_without_errors_and_without_leaving_the_mac
 def test_app_fills_templates_and_says_what_is_wrong(browser, address):
     problems: list[str] = []
     page = open_page(browser, address, problems)
-    prompt, write = page.get_by_label("Prompt or template"), page.get_by_role("button", name="Write")
+    prompt, write = (
+        page.get_by_label("Prompt or template"),
+        page.get_by_role("button", name="Write"),
+    )
     prompt.fill("The [MASK][MASK] of <b>London</b>")
     write.click()
     page.locator("#order iframe").wait_for(timeout=60_000)
@@ -147,7 +187,9 @@ def test_app_fills_templates_and_says_what_is_wrong(browser, address):
     assert page.locator("#live .given", has_text="L").count() >= 1
     prompt.fill("city " * 200)
     write.click()
-    page.get_by_text(re.compile("prompt 0 needs .* tokens, more than the limit of 64")).wait_for(timeout=20_000)
+    page.get_by_text(re.compile("prompt 0 needs .* tokens, more than the limit of 64")).wait_for(
+        timeout=20_000
+    )
     assert problems == []
 
 
@@ -179,8 +221,16 @@ def test_settings_are_passed_on_and_bad_ones_become_messages(app):
     pipe = app.load(str(MODEL))
     write = app.writer(pipe, "Order")
     *growing, (live, text, order) = write("The city of", 4, 12, "left_to_right", 0.0, 3)
-    options = {"num_inference_steps": 4, "max_length": 12, "sampler": "left_to_right", "temperature": 0.0}
-    assert text == pipe("The city of", **options, generator=[torch.Generator().manual_seed(3)]).texts[0]
+    options = {
+        "num_inference_steps": 4,
+        "max_length": 12,
+        "sampler": "left_to_right",
+        "temperature": 0.0,
+    }
+    assert (
+        text
+        == pipe("The city of", **options, generator=[torch.Generator().manual_seed(3)]).texts[0]
+    )
     assert len(growing) == 5 and all(page == "" and not done for _, done, page in growing)
     assert "step 4 of 4" in live and 'sandbox="allow-scripts"' in order
     with pytest.raises(app.gr.Error, match="more than the limit of 5"):
@@ -191,8 +241,14 @@ def test_page_offers_every_sampler_of_the_scheduler_and_no_more_tokens_than_the_
     pipe = app.load(str(MODEL))
     for sampler in app.SAMPLERS:
         type(pipe.scheduler).from_config(pipe.scheduler.config, sampler=sampler)
-    parts = {part["props"].get("label"): part["props"] for part in app.build(pipe, "<x>").config["components"]}
-    assert parts["Length in tokens, with the prompt"]["maximum"] == pipe.model.config.max_position_embeddings
+    parts = {
+        part["props"].get("label"): part["props"]
+        for part in app.build(pipe, "<x>").config["components"]
+    }
+    assert (
+        parts["Length in tokens, with the prompt"]["maximum"]
+        == pipe.model.config.max_position_embeddings
+    )
     assert parts["Sampler"]["value"] == pipe.scheduler.config.sampler
 
 
@@ -224,7 +280,9 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_settings_that_the_page_would_not_send_are_refused_before_any_work(app, make_model, monkeypatch, name):
+def test_settings_that_the_page_would_not_send_are_refused_before_any_work(
+    app, make_model, monkeypatch, name
+):
     pipe = LoMDMPipeline(make_model(), LoMDMScheduler(mask_token_id=10), build_tokenizer())
     monkeypatch.setattr(app, "stream", None)
     write, place = app.writer(pipe, "Order"), list(HOSTILE).index(name)
@@ -241,7 +299,9 @@ def client(app, make_model, monkeypatch):
     pipe = LoMDMPipeline(make_model(), LoMDMScheduler(mask_token_id=10), build_tokenizer())
     launched = {}
     monkeypatch.setattr(app, "load", lambda model: pipe)
-    monkeypatch.setattr(app.gr.Blocks, "launch", lambda self, **options: launched.update(options, page=self))
+    monkeypatch.setattr(
+        app.gr.Blocks, "launch", lambda self, **options: launched.update(options, page=self)
+    )
     app.main(["--model", "tiny"])
     served = app.gr.routes.App.create_app(launched["page"], app_kwargs=launched["app_kwargs"])
     with TestClient(served) as client:
@@ -258,7 +318,10 @@ def join(client, *data) -> dict:
 def test_requests_beyond_what_the_page_sends_are_refused_unread(app, client):
     longest = join(client, "\U0001f600" * 4000, *SETTINGS[1:])
     assert client.post("/gradio_api/queue/join", json=longest).status_code == 200
-    assert client.post("/gradio_api/queue/join", content=b"a" * (app.BODY_BYTES + 1)).status_code == 413
+    assert (
+        client.post("/gradio_api/queue/join", content=b"a" * (app.BODY_BYTES + 1)).status_code
+        == 413
+    )
     taken, messages = 0, []
 
     async def receive():
@@ -277,9 +340,22 @@ def test_requests_beyond_what_the_page_sends_are_refused_unread(app, client):
 def test_uploads_files_of_the_server_and_all_that_the_page_does_not_need_are_closed(client):
     upload = {"files": ("a.txt", b"abc")}
     assert client.post("/gradio_api/upload", files=upload).status_code == 404
-    for path in ("file=/etc/passwd", "file=app.py", "deep_link?session_hash=x", "monitoring", "upload_progress"):
+    for path in (
+        "file=/etc/passwd",
+        "file=app.py",
+        "deep_link?session_hash=x",
+        "monitoring",
+        "upload_progress",
+    ):
         assert client.get(f"/gradio_api/{path}").text == "closed"
-    for path in ("run/write", "api/write", "call/write", "component_server", "vibe-edit/", "run/predict"):
+    for path in (
+        "run/write",
+        "api/write",
+        "call/write",
+        "component_server",
+        "vibe-edit/",
+        "run/predict",
+    ):
         assert client.post(f"/gradio_api/{path}", json={"data": SETTINGS}).text == "closed"
     assert client.get("/robots.txt").status_code == client.get("/config").status_code == 200
     assert client.put("/").text == client.get("/monitoring").text == "closed"

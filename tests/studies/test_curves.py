@@ -1,4 +1,5 @@
-"""studies/family/curves.py: when a curve reaches a value, what that cost, the picture and the errors."""
+"""studies/family/curves.py: when a curve reaches a value, what that cost, the picture and the
+errors."""
 
 import importlib.util
 import json
@@ -7,7 +8,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-SPECIFICATION = importlib.util.spec_from_file_location("curves", ROOT / "studies" / "family" / "curves.py")
+SPECIFICATION = importlib.util.spec_from_file_location(
+    "curves", ROOT / "studies" / "family" / "curves.py"
+)
 script = importlib.util.module_from_spec(SPECIFICATION)
 SPECIFICATION.loader.exec_module(script)
 
@@ -18,7 +21,8 @@ def system(curve, flops_per_step):
 
 
 def straight(slope):
-    """A curve that falls from 5 nats by `slope` per step; the smoothed one is 20 steps, two lines, behind."""
+    """A curve that falls from 5 nats by `slope` per step; the smoothed one is 20 steps, two lines,
+    behind."""
     return [[step, 5 - slope * step] for step in range(10, 101, 10)]
 
 
@@ -44,7 +48,9 @@ def test_the_script_draws_and_prints(tmp_path, capsys):
     pytest.importorskip("matplotlib")
     record = tmp_path / "compare.json"
     record.write_text(
-        json.dumps({"systems": {"mdlm": system(straight(0.01), 1.0), "lomdm": system(straight(0.02), 3.0)}})
+        json.dumps(
+            {"systems": {"mdlm": system(straight(0.01), 1.0), "lomdm": system(straight(0.02), 3.0)}}
+        )
     )
     script.main([str(record), "--output", str(tmp_path / "pictures" / "curves.png")])
     assert (tmp_path / "pictures" / "curves.png").read_bytes().startswith(b"\x89PNG")
@@ -63,7 +69,10 @@ def test_systems_of_several_records_come_together_and_the_first_of_a_name_counts
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [('{"systems": {"mdlm": {"steps": 1}}}', "no curve of .'mdlm'.. Run compare_systems"), ("{", "Expecting property")],
+    [
+        ('{"systems": {"mdlm": {"steps": 1}}}', "no curve of .'mdlm'.. Run compare_systems"),
+        ("{", "Expecting property"),
+    ],
 )
 def test_a_record_without_curves_is_an_error(tmp_path, content, message):
     record = tmp_path / "compare.json"

@@ -1,4 +1,5 @@
-"""An order that is given: the rates are those of the law, the bound is of its order, and the script trains in it."""
+"""An order that is given: the rates are those of the law, the bound is of its order, and the script
+trains in it."""
 
 import json
 import subprocess
@@ -25,7 +26,9 @@ def fixed(monkeypatch):
     """Fixes an order until the end of the test, for rows of up to 8 tokens."""
 
     def fix(law):
-        monkeypatch.setitem(RATE_LAWS, "uniform", PositionRates(rates_by_position(law, 8, 0.7, 0.65)))
+        monkeypatch.setitem(
+            RATE_LAWS, "uniform", PositionRates(rates_by_position(law, 8, 0.7, 0.65))
+        )
 
     return fix
 
@@ -45,7 +48,8 @@ def test_laws_are_what_their_words_say():
 def test_forward_and_reverse_rates_are_the_law_of_the_position(make_model, fixed, law):
     fixed(law)
     model, text = make_model(rate_type="uniform").eval(), torch.tensor([[3, 4, 5, 6], [0, 7, 8, 9]])
-    mask = torch.tensor([[1, 1, 1, 1], [0, 1, 1, 1]])  # padding on the left: positions count from the first token
+    # padding on the left: positions count from the first token
+    mask = torch.tensor([[1, 1, 1, 1], [0, 1, 1, 1]])
     expected = rates_by_position(law, 8, 0.7, 0.65)[torch.tensor([[0, 1, 2, 3], [0, 0, 1, 2]])]
     assert torch.equal(model.forward_rates(text, mask), expected)
     assert torch.equal(model(text, mask).rates, expected)
@@ -87,17 +91,41 @@ def test_what_cannot_be_trained_in_this_order_is_refused(words, message):
 
 def test_every_law_has_a_folder_of_its_own():
     folders = [
-        parse_options(["--law", law, "--output", "x"])[1].training.output_dir for law in ("exp 0.01", "exp 0.02")
+        parse_options(["--law", law, "--output", "x"])[1].training.output_dir
+        for law in ("exp 0.01", "exp 0.02")
     ]
     assert folders == ["outputs/fixed-exp-0.01", "outputs/fixed-exp-0.02"]
 
 
 @pytest.mark.slow
 def test_the_script_trains_and_records_the_bound_in_its_order(tmp_path):
-    config, output = str(ROOT / "training_scripts" / "configs" / "tiny.yaml"), tmp_path / "found.json"
-    words = ["--law", "exp 1", "--output", str(output), "--output_dir", str(tmp_path / "run"), "--config", config]
-    words += ["--max_steps", "60", "--hidden_size", "32", "--max_validation_rows", "64", "--warmup_steps", "5"]
-    subprocess.run([sys.executable, ROOT / "studies" / "word_orders" / "fixed_order.py", *words], check=True)
+    config, output = (
+        str(ROOT / "training_scripts" / "configs" / "tiny.yaml"),
+        tmp_path / "found.json",
+    )
+    words = [
+        "--law",
+        "exp 1",
+        "--output",
+        str(output),
+        "--output_dir",
+        str(tmp_path / "run"),
+        "--config",
+        config,
+    ]
+    words += [
+        "--max_steps",
+        "60",
+        "--hidden_size",
+        "32",
+        "--max_validation_rows",
+        "64",
+        "--warmup_steps",
+        "5",
+    ]
+    subprocess.run(
+        [sys.executable, ROOT / "studies" / "word_orders" / "fixed_order.py", *words], check=True
+    )
     record = json.loads(output.read_text())
     _, run, rates = parse_options(words)
     model = LoMDMForMaskedDiffusion.from_pretrained(tmp_path / "run")
@@ -106,4 +134,5 @@ def test_the_script_trains_and_records_the_bound_in_its_order(tmp_path):
     with model.with_rates(PositionRates(rates)):
         within = evaluate_corpus(model, rows, num_samples=2, seed=0)
     assert record["value"] == pytest.approx(within["value"], rel=1e-5) and record["n"] == 64
-    assert abs(without["value"] - within["value"]) > 1e-3 * within["value"]  # 100 times the tolerance above
+    # 100 times the tolerance above
+    assert abs(without["value"] - within["value"]) > 1e-3 * within["value"]

@@ -1,4 +1,5 @@
-"""Signal and noise of phi's gradient: the estimates on gradients of a known law, and the script on small models."""
+"""Signal and noise of phi's gradient: the estimates on gradients of a known law, and the script on
+small models."""
 
 import json
 import sys
@@ -24,13 +25,19 @@ def test_signal_and_noise_are_those_of_the_law_that_is_drawn_from():
     assert abs(found["signal_squared"] - 25) < 4 * error
     # variance of the mean of products: 4 |mean|^2 sigma^2 / N + 2 P sigma^4 / N^2
     assert error == pytest.approx((4 * 25 * 4 / 4000 + 2 * 100 * 16 / 4000**2) ** 0.5, rel=0.1)
-    assert found["noise"] == pytest.approx(20, rel=0.01) and found["batches"] == pytest.approx(16, rel=0.05)
+    assert found["noise"] == pytest.approx(20, rel=0.01) and found["batches"] == pytest.approx(
+        16, rel=0.05
+    )
 
 
 def test_a_mean_that_is_not_there_gives_no_signal():
     gradients = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
     found = signal_and_noise(gradients)
-    assert found["signal"] == 0 and found["signal_squared"] == pytest.approx(-1 / 3) and found["batches"] is None
+    assert (
+        found["signal"] == 0
+        and found["signal_squared"] == pytest.approx(-1 / 3)
+        and found["batches"] is None
+    )
 
 
 def test_the_parts_add_up_to_the_gradient_of_training(make_model):
@@ -39,7 +46,9 @@ def test_the_parts_add_up_to_the_gradient_of_training(make_model):
     rows = {"input_ids": text, "labels": text}
     path, score = phi_gradients(model, rows, seed=5)
     model.train()(**rows, generator=torch.Generator().manual_seed(5)).loss.backward()
-    whole = torch.cat([weight.grad.flatten() for weight in model.phi.parameters() if weight.grad is not None])
+    whole = torch.cat(
+        [weight.grad.flatten() for weight in model.phi.parameters() if weight.grad is not None]
+    )
     torch.testing.assert_close(path + score, whole)
     assert path.norm() > 1e-4 and score.norm() > 1e-4
 
@@ -57,21 +66,29 @@ def test_more_views_leave_the_mean_and_quieten_the_score(make_model):
     assert six["noise"] < 0.7 * two["noise"]
 
 
-def test_the_script_measures_puzzles_and_refuses_what_has_no_phi(make_model, tmp_path, capsys, monkeypatch):
+def test_the_script_measures_puzzles_and_refuses_what_has_no_phi(
+    make_model, tmp_path, capsys, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     words = ["--file", PUZZLES, "--clues", "60", "--rows", "1", "--views", "2", "3"]
     main(["--model", CHECKPOINT, "--batches", "3", *words])
     (output,) = Path("outputs/studies").iterdir()
     assert output.name == "score_noise-checkpoints-lomdm-sudoku-fixtures-sudoku.csv.json"
     record = json.loads(output.read_text())
-    assert record["views"].keys() == {"2", "3"} and record["views"]["2"].keys() == {"path", "score", "both"}
+    assert record["views"].keys() == {"2", "3"} and record["views"]["2"].keys() == {
+        "path",
+        "score",
+        "both",
+    }
     assert all(part["noise"] > 0 for part in record["views"]["3"].values())
     assert "its square" in capsys.readouterr().out
     for option, value in [("--batches", "2"), ("--views", "1"), ("--rows", "0"), ("--clues", "-1")]:
         with pytest.raises(SystemExit, match="2"):
             main(["--model", CHECKPOINT, *words, option, value])
         assert f"argument {option}: must be a whole number" in capsys.readouterr().err
-    with pytest.raises(SystemExit, match="is the record of something else: its batches is 3, not 4"):
+    with pytest.raises(
+        SystemExit, match="is the record of something else: its batches is 3, not 4"
+    ):
         main(["--model", CHECKPOINT, "--batches", "4", *words])
     (tmp_path / "text.txt").write_text("abc")
     with pytest.raises(SystemExit, match="error: --clues is for puzzles"):

@@ -1,4 +1,5 @@
-"""Oracles of the order of Sudoku: rates from entropies, and the script on the shipped checkpoint."""
+"""Oracles of the order of Sudoku: rates from entropies, and the script on the shipped
+checkpoint."""
 
 import json
 import sys
@@ -51,12 +52,27 @@ def test_forward_rates_know_the_clues_alone_and_reverse_rates_the_state(make_mod
 
 def test_the_script_measures_each_law(tmp_path, capsys):
     words = ["--model", CHECKPOINT, "--file", PUZZLES, "--max_rows", "2", "--clues", "60"]
-    main([*words, "--laws", "uniform", "exp 30", "--num_samples", "2", "--output", str(tmp_path / "found.json")])
+    main(
+        [
+            *words,
+            "--laws",
+            "uniform",
+            "exp 30",
+            "--num_samples",
+            "2",
+            "--output",
+            str(tmp_path / "found.json"),
+        ]
+    )
     laws = json.loads((tmp_path / "found.json").read_text())["laws"]
     assert laws.keys() == {"uniform", "exp 30"} and all(one["n"] == 2 for one in laws.values())
     even, sure = laws["uniform"], laws["exp 30"]
-    assert even["bound"] == pytest.approx(even["main"]) and even["over_first"] == 0  # equal rates cost nothing
-    assert sure["over_first"] == pytest.approx(sure["bound"] - even["bound"]) and sure["bound"] > sure["main"]
+    # equal rates cost nothing
+    assert even["bound"] == pytest.approx(even["main"]) and even["over_first"] == 0
+    assert (
+        sure["over_first"] == pytest.approx(sure["bound"] - even["bound"])
+        and sure["bound"] > sure["main"]
+    )
     assert laws["exp 30"]["value"] == 1.0  # with 60 clues nothing but the order could go wrong
     assert "forced reveals" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="laws must be"):

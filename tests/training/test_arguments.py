@@ -1,4 +1,5 @@
-"""What a training run can be told: ranges, settings without effect in a mode, and errors of one line."""
+"""What a training run can be told: ranges, settings without effect in a mode, and errors of one
+line."""
 
 import math
 from dataclasses import fields
@@ -27,7 +28,9 @@ def test_every_number_has_a_range_and_is_refused_outside_of_it_by_name_and_value
     kind, low, high = RANGES[name]
     outside = [low - 1, math.nan, *([high, low + 0.5] if kind is int else [high])]
     for value in [value for value in outside if not (name == "max_steps" and value == math.inf)]:
-        with pytest.raises(ValueError, match=rf"{name} must be a .*number, at least {low}.*, got {value}\."):
+        with pytest.raises(
+            ValueError, match=rf"{name} must be a .*number, at least {low}.*, got {value}\."
+        ):
             LoMDMTrainingArguments(str(tmp_path), **{name: value})
 
 
@@ -41,22 +44,41 @@ def test_settings_of_transformers_that_would_do_something_else_are_refused(tmp_p
 def test_no_number_is_without_a_range():
     free = {"head_learning_rate", "local_rank", "ddp_bucket_cap_mb", "eval_accumulation_steps"}
     kinds = ("int", "float", "int | None", "float | None")
-    names = {one.name for one in fields(LoMDMTrainingArguments) if getattr(one.type, "__name__", one.type) in kinds}
+    names = {
+        one.name
+        for one in fields(LoMDMTrainingArguments)
+        if getattr(one.type, "__name__", one.type) in kinds
+    }
     assert names - free <= RANGES.keys() | REFUSED.keys()
 
 
 @pytest.mark.parametrize(
     "words, message",
     [
-        (("--objective", "ar", "--c1", "0.9"), "c1=0.9 has no effect with objective ar. Leave it out."),
-        (("--objective", "ar", "--eval_num_samples", "4"), "eval_num_samples=4 has no effect with objective ar"),
-        (("--objective", "ar", "--block_size", "4"), "block_size=4 has no effect with objective ar"),
-        (("--rate_type", "uniform", "--c2", "0.0"), "c2=0.0 has no effect with a rate_type that is not learned"),
+        (
+            ("--objective", "ar", "--c1", "0.9"),
+            "c1=0.9 has no effect with objective ar. Leave it out.",
+        ),
+        (
+            ("--objective", "ar", "--eval_num_samples", "4"),
+            "eval_num_samples=4 has no effect with objective ar",
+        ),
+        (
+            ("--objective", "ar", "--block_size", "4"),
+            "block_size=4 has no effect with objective ar",
+        ),
+        (
+            ("--rate_type", "uniform", "--c2", "0.0"),
+            "c2=0.0 has no effect with a rate_type that is not learned",
+        ),
         (("--time_epsilon", "1e-3"), "time_epsilon=0.001 has no effect with bound order"),
         (("--dataset_config", "small"), "dataset_config='small' has no effect with train_file"),
         (("--train_split", "test"), "train_split='test' has no effect with train_file"),
         (("--text_column", "body"), "text_column='body' has no effect with text in .txt files"),
-        (("--train_file", "a.csv", "--sample_by", "line"), "sample_by='line' has no effect with text that is no .txt"),
+        (
+            ("--train_file", "a.csv", "--sample_by", "line"),
+            "sample_by='line' has no effect with text that is no .txt",
+        ),
         (
             ("--task", "sudoku", "--train_tokenizer", "", "--packing", "false"),
             "packing=False has no effect with task sudoku",
@@ -76,9 +98,28 @@ def test_a_setting_without_effect_in_its_mode_is_refused(words, message):
     "words",
     [
         ("--train_file", "a.txt.gz", "--sample_by", "line"),
-        ("--train_file", "a.csv", "--validation_file", "b.TXT", "--sample_by", "line", "--text_column", "body"),
-        ("--train_file", str(CONFIGS), "--sample_by", "line", "--text_column", "body"),  # a folder may hold either
-        ("--train_file", "", "--dataset_name", "org/text", "--text_column", "body", "--dataset_config", "small"),
+        (
+            "--train_file",
+            "a.csv",
+            "--validation_file",
+            "b.TXT",
+            "--sample_by",
+            "line",
+            "--text_column",
+            "body",
+        ),
+        # a folder may hold either
+        ("--train_file", str(CONFIGS), "--sample_by", "line", "--text_column", "body"),
+        (
+            "--train_file",
+            "",
+            "--dataset_name",
+            "org/text",
+            "--text_column",
+            "body",
+            "--dataset_config",
+            "small",
+        ),
         ("--bound", "time", "--time_epsilon", "1e-3"),
         ("--lr_scheduler_type", "constant_with_warmup", "--warmup_steps", "9"),
         ("--objective", "ar", "--c1", "0.7"),  # the default may be said
@@ -100,14 +141,22 @@ def test_a_setting_with_effect_is_taken(words):
 )
 def test_sizes_of_both_objectives_are_checked(make_config, settings, message):
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, **settings}
-    ids = {"vocab_size": 9, "mask_token_id": 8, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    ids = {
+        "vocab_size": 9,
+        "mask_token_id": 8,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
     with pytest.raises(ValueError, match=message):
         make_config(ModelArguments(**sizes), 16, ids)
 
 
 def test_a_schedule_that_does_not_take_its_arguments_is_an_error_that_names_them(tmp_path):
     schedule = {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min": 1}}
-    with pytest.raises(ValueError, match="lr_scheduler_kwargs={'min': 1} does not fit .*'cosine_with_min_lr'"):
+    with pytest.raises(
+        ValueError, match="lr_scheduler_kwargs={'min': 1} does not fit .*'cosine_with_min_lr'"
+    ):
         make_trainer(tmp_path, **schedule).train()
 
 
@@ -119,7 +168,10 @@ def test_modes_name_settings_that_there_are():
 @pytest.mark.parametrize(
     "words, message",
     [
-        (("--sample_by", "word"), "argument --sample_by.*: invalid choice: 'word'.* Run with --help for all names."),
+        (
+            ("--sample_by", "word"),
+            "argument --sample_by.*: invalid choice: 'word'.* Run with --help for all names.",
+        ),
         (("--objective", "gan"), "argument --objective: invalid choice: 'gan'"),
         (("--max_length", "many"), "argument --max_length.*: invalid int value: 'many'"),
         (("--optim", "best"), "'best'"),

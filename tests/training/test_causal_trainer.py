@@ -8,7 +8,13 @@ import math
 import pytest
 import torch
 from tiny_training import build_causal, checkpoint_tensors, collate, make_texts, make_trainer
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GPTNeoXForCausalLM, TrainerCallback
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GPTNeoXForCausalLM,
+    TrainerCallback,
+)
 
 from hf_lomdm.evaluation.causal import causal_nll
 from hf_lomdm.training.arguments import ModelArguments
@@ -30,7 +36,8 @@ def steps_of(trainer) -> list[dict]:
 
 
 def summed_by_hand(model: GPTNeoXForCausalLM, texts: list[torch.Tensor]) -> torch.Tensor:
-    """Sum of `-log p(x_i | x_<i)` over all tokens of all texts, a pass for each token, no padding."""
+    """Sum of `-log p(x_i | x_<i)` over all tokens of all texts, a pass for each token, no
+    padding."""
     total = torch.zeros(())
     for text in texts:
         for i, token in enumerate(text):
@@ -54,7 +61,8 @@ def test_the_loss_is_minus_log_p_per_token_of_whole_texts_and_so_is_its_gradient
     rows = [text["input_ids"] for text in texts]
     expected = summed_by_hand(trainer.model, rows) / sum(map(len, rows))
     expected.backward()
-    assert outputs.loss.item() == pytest.approx(expected.item(), rel=1e-5)  # float32 sums in another order
+    # float32 sums in another order
+    assert outputs.loss.item() == pytest.approx(expected.item(), rel=1e-5)
     assert torch.equal(outputs.nelbo, outputs.main) and not outputs.velocity.any()
     for name, weight in trainer.model.named_parameters():
         torch.testing.assert_close(found[name], weight.grad, rtol=1e-4, atol=1e-6)
@@ -89,7 +97,8 @@ def test_four_accumulated_batches_of_two_equal_one_batch_of_eight(tmp_path, uneq
     assert not {"score", "rate_ratio", "phi_grad_norm"} & steps_of(runs[0])[0].keys()
 
 
-# -------------------------------------------------------------------------------------------------- exact resuming
+# --------------------------------------------------------------------------------------------------
+# exact resuming
 
 
 class StopAfter(TrainerCallback):
@@ -102,14 +111,24 @@ class StopAfter(TrainerCallback):
 
 
 def test_interrupted_and_resumed_equals_uninterrupted_bit_by_bit(tmp_path):
-    run = {"dropout": 0.1, "max_steps": 8, "save_strategy": "steps", "save_steps": 2, "unequal": True}
+    run = {
+        "dropout": 0.1,
+        "max_steps": 8,
+        "save_strategy": "steps",
+        "save_steps": 2,
+        "unequal": True,
+    }
     run |= {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 4}
     make_causal_trainer(tmp_path / "whole", **run).train()
     for stop in (3, 6):
         with pytest.raises(KeyboardInterrupt):
-            make_causal_trainer(tmp_path / "parts", callbacks=[StopAfter(stop)], **run).train("auto")
+            make_causal_trainer(tmp_path / "parts", callbacks=[StopAfter(stop)], **run).train(
+                "auto"
+            )
     make_causal_trainer(tmp_path / "parts", **run).train("auto")
-    ours, theirs = (checkpoint_tensors(tmp_path / name / "checkpoint-8") for name in ("whole", "parts"))
+    ours, theirs = (
+        checkpoint_tensors(tmp_path / name / "checkpoint-8") for name in ("whole", "parts")
+    )
     assert ours.keys() == theirs.keys() and len(ours) > 50
     assert not [name for name in ours if not torch.equal(ours[name], theirs[name])]
 
@@ -137,13 +156,15 @@ def test_evaluation_is_exact_of_the_average_and_has_the_keys_of_the_diffusion_mo
         "tokens": float(tokens.sum()),
     }
     for name, number in expected.items():
-        assert metrics[f"eval_{name}"] == pytest.approx(number, rel=1e-4), name  # float32 with another padding
+        # float32 with another padding
+        assert metrics[f"eval_{name}"] == pytest.approx(number, rel=1e-4), name
     assert metrics["eval_velocity"] == metrics["eval_nelbo_monte_carlo_error"] == 0
     diffusion = make_trainer(tmp_path / "diffusion").evaluate()
     assert metrics.keys() == diffusion.keys()
 
 
-# -------------------------------------------------------------------------------- the folder and texts from its law
+# -------------------------------------------------------------------------------- the folder and
+# texts from its law
 
 
 def test_the_final_folder_loads_as_a_causal_model_with_tokenizer_and_card(tmp_path):
@@ -153,16 +174,31 @@ def test_the_final_folder_loads_as_a_causal_model_with_tokenizer_and_card(tmp_pa
     trainer.evaluate()
     trainer.save_model()
     model, info = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
-    assert type(model) is GPTNeoXForCausalLM and not info["missing_keys"] and not info["unexpected_keys"]
-    assert all(torch.equal(value, trainer.ema.average[name]) for name, value in model.state_dict().items())
+    assert (
+        type(model) is GPTNeoXForCausalLM
+        and not info["missing_keys"]
+        and not info["unexpected_keys"]
+    )
+    assert all(
+        torch.equal(value, trainer.ema.average[name]) for name, value in model.state_dict().items()
+    )
     training = AutoModelForCausalLM.from_pretrained(tmp_path / "checkpoint-4").state_dict()
-    assert all(torch.equal(value, training[name]) for name, value in trainer.model.state_dict().items())
+    assert all(
+        torch.equal(value, training[name]) for name, value in trainer.model.state_dict().items()
+    )
     assert not torch.equal(training["lm_head.weight"], model.lm_head.weight)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
-    assert tokenizer.mask_token_id == START == model.config.bos_token_id == model.generation_config.bos_token_id
+    assert (
+        tokenizer.mask_token_id
+        == START
+        == model.config.bos_token_id
+        == model.generation_config.bos_token_id
+    )
     assert model.config.eos_token_id == model.generation_config.eos_token_id == 2
     card = (tmp_path / "README.md").read_text()
-    assert "trained for\n4 optimizer steps" in card and "| negative log-likelihood (exact) |" in card
+    assert (
+        "trained for\n4 optimizer steps" in card and "| negative log-likelihood (exact) |" in card
+    )
     assert not (tmp_path / "model_index.json").exists()
     (tmp_path / "README.md").write_text("# Mine")
     trainer.save_model()
@@ -179,12 +215,17 @@ def test_generate_draws_from_the_law_that_is_evaluated(tmp_path):
     torch.manual_seed(0)
     rows = model.generate(num_return_sequences=20000)
     torch.set_rng_state(state)
-    assert rows.shape == (20000, 3) and (rows[:, 0] == START).all() and not (rows[:, 1:] == START).any()
+    assert (
+        rows.shape == (20000, 3)
+        and (rows[:, 0] == START).all()
+        and not (rows[:, 1:] == START).any()
+    )
     counts = torch.bincount(rows[:, 1] * START + rows[:, 2], minlength=100)
     common = law * 20000 >= 5
     statistic = ((counts - law * 20000)[common].square() / (law * 20000)[common]).sum()
     degrees = int(common.sum()) - 1
-    assert statistic < degrees + 3.1 * (2 * degrees) ** 0.5  # chi-square, normal approximation, p = 0.001
+    # chi-square, normal approximation, p = 0.001
+    assert statistic < degrees + 3.1 * (2 * degrees) ** 0.5
     assert degrees > 30
 
 
@@ -194,16 +235,33 @@ def test_texts_end_at_eos_also_where_bos_is_eos(tmp_path):
     rows = torch.tensor([[10, 1, 3, 4, 2, 5, 6], [10, 2, 3, 4, 2, 0, 0], [10, 3, 4, 5, 6, 7, 8]])
     trainer.model.generate = lambda num_return_sequences: rows[:num_return_sequences]
     assert trainer.sample_texts(3) == ["ab", "ab", "abcdef"]
-    ids = {"vocab_size": 11, "mask_token_id": 10, "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 2}
-    assert causal_config(ModelArguments(), 8, ids).eos_token_id is None  # else generation ends at the BOS
+    ids = {
+        "vocab_size": 11,
+        "mask_token_id": 10,
+        "pad_token_id": 0,
+        "bos_token_id": 2,
+        "eos_token_id": 2,
+    }
+    # else generation ends at the BOS
+    assert causal_config(ModelArguments(), 8, ids).eos_token_id is None
     assert causal_config(ModelArguments(), 8, {**ids, "bos_token_id": None}).eos_token_id == 2
 
 
 def test_a_saved_model_remembers_the_special_tokens_of_its_rows(tmp_path):
-    ids = {"vocab_size": 11, "mask_token_id": 10, "pad_token_id": 0, "bos_token_id": None, "eos_token_id": 2}
+    ids = {
+        "vocab_size": 11,
+        "mask_token_id": 10,
+        "pad_token_id": 0,
+        "bos_token_id": None,
+        "eos_token_id": 2,
+    }
     causal_config(ModelArguments(), 8, ids).save_pretrained(tmp_path)
     config = AutoConfig.from_pretrained(tmp_path)
-    assert (config.bos_token_id, config.text_bos_token_id, config.text_eos_token_id) == (10, None, 2)
+    assert (config.bos_token_id, config.text_bos_token_id, config.text_eos_token_id) == (
+        10,
+        None,
+        2,
+    )
 
 
 def test_sampled_texts_have_at_most_the_length_of_the_rows(tmp_path):
@@ -223,15 +281,29 @@ def test_the_baseline_has_the_trunk_of_the_diffusion_models(make_model):
     assert ours.lm_head.weight.shape == diffusion.lm_head.weight.shape
     config = json.loads(ours.config.to_json_string())
     assert config["use_parallel_residual"] is False and config["attention_bias"] is False
-    assert config["hidden_act"] == "gelu_pytorch_tanh" and config["rope_parameters"]["partial_rotary_factor"] == 1.0
+    assert (
+        config["hidden_act"] == "gelu_pytorch_tanh"
+        and config["rope_parameters"]["partial_rotary_factor"] == 1.0
+    )
     layer = ours.gpt_neox.layers[0]
     assert layer.attention.rotary_ndims == layer.attention.head_size
 
 
 def test_tied_embeddings_and_dropout_reach_the_baseline():
-    ids = {"vocab_size": 11, "mask_token_id": 10, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    ids = {
+        "vocab_size": 11,
+        "mask_token_id": 10,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    tied = GPTNeoXForCausalLM(causal_config(ModelArguments(tie_word_embeddings=True, dropout=0.3, **sizes), 8, ids))
+    tied = GPTNeoXForCausalLM(
+        causal_config(ModelArguments(tie_word_embeddings=True, dropout=0.3, **sizes), 8, ids)
+    )
     assert tied.lm_head.weight is tied.gpt_neox.embed_in.weight
     layer = tied.gpt_neox.layers[0]
-    assert layer.post_attention_dropout.p == layer.post_mlp_dropout.p == 0.3 and layer.attention.attention_dropout == 0
+    assert (
+        layer.post_attention_dropout.p == layer.post_mlp_dropout.p == 0.3
+        and layer.attention.attention_dropout == 0
+    )

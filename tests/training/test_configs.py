@@ -1,4 +1,5 @@
-"""The shipped configurations: one file per data and scale, one overlay per system, and how they are combined."""
+"""The shipped configurations: one file per data and scale, one overlay per system, and how they are
+combined."""
 
 import itertools
 from pathlib import Path
@@ -17,7 +18,13 @@ SCALES = sorted(set(CONFIGS.glob("*.yaml")) - {SUDOKU})
 SYSTEMS = sorted((CONFIGS / "systems").glob("*.yaml"))
 PAIRS = list(itertools.product(SCALES, SYSTEMS))
 PAIRS += [(SUDOKU, system) for system in SYSTEMS if system.stem != "ar"]
-TOKEN_IDS = {"vocab_size": 40, "mask_token_id": 4, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+TOKEN_IDS = {
+    "vocab_size": 40,
+    "mask_token_id": 4,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
 
 BEST = (0.7, 0.65)  # c1 and c2 of the paper
 LEVELS = {"polynomial": (0.7, 0.0)}  # c1 and c2 of a control
@@ -41,7 +48,9 @@ FAMILY = {
 
 
 def parse(*files: Path, words: tuple[str, ...] = ()):
-    return parse_arguments([word for file in files for word in ("--config", str(file))] + [*words, "--use_cpu"])
+    return parse_arguments(
+        [word for file in files for word in ("--config", str(file))] + [*words, "--use_cpu"]
+    )
 
 
 def write(folder: Path, name: str, text: str) -> Path:
@@ -51,7 +60,14 @@ def write(folder: Path, name: str, text: str) -> Path:
 
 
 def test_there_is_a_file_for_each_scale_and_each_system():
-    assert {path.stem for path in SCALES} == {"tiny", "enwiki", "text8", "lm1b", "lm1b_packed", "owt"}
+    assert {path.stem for path in SCALES} == {
+        "tiny",
+        "enwiki",
+        "text8",
+        "lm1b",
+        "lm1b_packed",
+        "owt",
+    }
     assert {path.stem for path in SYSTEMS} == FAMILY.keys()
 
 
@@ -68,7 +84,11 @@ def test_every_pair_is_the_model_of_its_system_at_the_size_of_its_scale(scale):
             assert isinstance(config, GPTNeoXConfig) and config.hidden_dropout == sizes["dropout"]
         else:
             assert isinstance(config, LoMDMConfig) and config.dropout == sizes["dropout"]
-            assert (config.rate_type, config.block_size, config.bound) == (rate_type, block_size, "order")
+            assert (config.rate_type, config.block_size, config.bound) == (
+                rate_type,
+                block_size,
+                "order",
+            )
             assert (config.c1, config.c2) == LEVELS.get(system.stem, BEST)
             assert config.num_views == VIEWS.get(system.stem)
         for name in ("hidden_size", "num_hidden_layers", "num_attention_heads"):
@@ -91,14 +111,24 @@ def test_every_pair_and_every_scale_alone_has_a_folder_of_its_own():
 
 
 def test_later_files_win_over_earlier_ones_and_the_command_line_over_all(tmp_path):
-    first = write(tmp_path, "first.yaml", "hidden_size: 8\nnum_hidden_layers: 1\nblock_size: 4\nnum_views: 3\n")
+    first = write(
+        tmp_path,
+        "first.yaml",
+        "hidden_size: 8\nnum_hidden_layers: 1\nblock_size: 4\nnum_views: 3\n",
+    )
     second = write(tmp_path, "second.yaml", "hidden_size: 16\nnum_hidden_layers: 2\nblock_size:\n")
     _, model_args, args = parse(first, second, words=("--num_hidden_layers", "3"))
-    assert (model_args.hidden_size, model_args.num_hidden_layers, model_args.num_views) == (16, 3, 3)
+    assert (model_args.hidden_size, model_args.num_hidden_layers, model_args.num_views) == (
+        16,
+        3,
+        3,
+    )
     assert model_args.block_size is None  # a key without a value is back at its default
     assert args.output_dir == "outputs/first-second"
     assert parse(second, first)[1].hidden_size == 8
-    between = parse_arguments(["--hidden_size", "32", "--config", str(first), "--use_cpu", "--config", str(second)])
+    between = parse_arguments(
+        ["--hidden_size", "32", "--config", str(first), "--use_cpu", "--config", str(second)]
+    )
     assert between[1].hidden_size == 32  # wherever it stands
 
 
@@ -128,7 +158,10 @@ def test_overlays_hold_nothing_of_data_or_scale():
 
 @pytest.mark.parametrize("scale", SCALES, ids=lambda path: path.stem)
 def test_scales_hold_nothing_of_systems(scale):
-    assert not {"objective", "rate_type", "block_size", "c1", "c2", "output_dir"} & read_config(scale).keys()
+    assert (
+        not {"objective", "rate_type", "block_size", "c1", "c2", "output_dir"}
+        & read_config(scale).keys()
+    )
 
 
 def test_the_readme_has_a_command_for_every_system():

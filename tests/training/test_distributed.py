@@ -24,8 +24,20 @@ from hf_lomdm.training.ema import EMA
 from hf_lomdm.training.trainer import gather_weights_for_evaluation
 
 ROOT = Path(__file__).parents[2]
-SGD = {"optim": "sgd", "learning_rate": 0.1, "head_learning_rate": 0.1, "lr_scheduler_type": "constant"}
-RUN = {**SGD, "unequal": True, "save_strategy": "steps", "save_steps": 2, "eval_strategy": "steps", "eval_steps": 2}
+SGD = {
+    "optim": "sgd",
+    "learning_rate": 0.1,
+    "head_learning_rate": 0.1,
+    "lr_scheduler_type": "constant",
+}
+RUN = {
+    **SGD,
+    "unequal": True,
+    "save_strategy": "steps",
+    "save_steps": 2,
+    "eval_strategy": "steps",
+    "eval_steps": 2,
+}
 
 
 def free_port() -> str:
@@ -57,7 +69,9 @@ TWO = {**RUN, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2
 FAMILY = [{"rate_type": "token"}, {"rate_type": "score", "block_size": 4}, {"block_size": 4}]
 
 
-@pytest.mark.parametrize("system", [None, *(pytest.param(one, marks=pytest.mark.slow) for one in FAMILY)])
+@pytest.mark.parametrize(
+    "system", [None, *(pytest.param(one, marks=pytest.mark.slow) for one in FAMILY)]
+)
 def test_two_processes_equal_one_in_weights_logs_and_evaluation(tmp_path, system):
     one = start(tmp_path / "one", per_device_train_batch_size=8, system=system, **RUN)
     train_two(tmp_path / "two", system=system, **TWO)
@@ -67,7 +81,11 @@ def test_two_processes_equal_one_in_weights_logs_and_evaluation(tmp_path, system
         torch.testing.assert_close(value, theirs[name], rtol=0, atol=1e-5)
     logs = [read_logs(tmp_path / name / "checkpoint-4") for name in ("one", "two")]
     for left, right in zip(*logs, strict=True):
-        for key in left.keys() - {"eval_runtime", "eval_samples_per_second", "eval_steps_per_second"}:
+        for key in left.keys() - {
+            "eval_runtime",
+            "eval_samples_per_second",
+            "eval_steps_per_second",
+        }:
             assert left[key] == pytest.approx(right[key], rel=1e-3, abs=1e-5), key
     assert (tmp_path / "two" / "checkpoint-4" / "rng_state_1.pth").is_file()  # there were two
 
@@ -89,7 +107,9 @@ def assert_same(left: Path, right: Path) -> None:
         for folder in (left, right):  # the name it has with one process
             (folder / "rng_state.pth").write_bytes((folder / f"rng_state_{rank}.pth").read_bytes())
         ours, theirs = checkpoint_tensors(left), checkpoint_tensors(right)
-        assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+        assert ours.keys() == theirs.keys() and all(
+            torch.equal(ours[name], theirs[name]) for name in ours
+        )
 
 
 def test_average_and_evaluation_of_sharded_weights_are_those_of_whole_ones(tmp_path):
@@ -106,8 +126,11 @@ def test_average_and_evaluation_of_sharded_weights_are_those_of_whole_ones(tmp_p
 
 
 def average_sharded(folder: Path, port: str) -> None:
-    """Averages the weights of a model sharded by FSDP2, saves the average, loads it and swaps it in."""
-    torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=0, world_size=1)
+    """Averages the weights of a model sharded by FSDP2, saves the average, loads it and swaps it
+    in."""
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=0, world_size=1
+    )
     model = build_model()
     for layer in model.model.layers:
         fully_shard(layer)
@@ -118,7 +141,9 @@ def average_sharded(folder: Path, port: str) -> None:
     again.load(folder / "sharded.safetensors")
     own = model.lm_head.weight.full_tensor().clone()
     with again.weights_of(model):
-        assert torch.equal(model.lm_head.weight.full_tensor(), ema.average["lm_head.weight"].full_tensor())
+        assert torch.equal(
+            model.lm_head.weight.full_tensor(), ema.average["lm_head.weight"].full_tensor()
+        )
         assert not torch.equal(model.lm_head.weight.full_tensor(), own)
     assert torch.equal(model.lm_head.weight.full_tensor(), own)
     gather_weights_for_evaluation(model)
@@ -131,7 +156,8 @@ def assert_same_evaluation(sharded: torch.nn.Module, whole: torch.nn.Module, fac
             weight.mul_(factor)
     batch = collate(make_texts(count=4))
     ours, theirs = (
-        nelbo(model, **batch, generator=step_generators(0, 0, range(4))).nelbo for model in (sharded, whole)
+        nelbo(model, **batch, generator=step_generators(0, 0, range(4))).nelbo
+        for model in (sharded, whole)
     )
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=0)
 
@@ -170,7 +196,15 @@ def test_train_script_under_torchrun_equals_one_process(tmp_path):
     runs = {
         "one": ([sys.executable], 8),
         "two": (
-            [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", free_port()],
+            [
+                sys.executable,
+                "-m",
+                "torch.distributed.run",
+                "--nproc-per-node",
+                "2",
+                "--master-port",
+                free_port(),
+            ],
             4,
         ),
     }
@@ -178,7 +212,12 @@ def test_train_script_under_torchrun_equals_one_process(tmp_path):
     environment["HF_DATASETS_CACHE"] = str(tmp_path / "cache")
     for name, (launcher, batch) in runs.items():
         words = {**settings, "output_dir": tmp_path / name, "per_device_train_batch_size": batch}
-        command = [*launcher, script, "--config", str(ROOT / "training_scripts" / "configs" / "tiny.yaml")]
+        command = [
+            *launcher,
+            script,
+            "--config",
+            str(ROOT / "training_scripts" / "configs" / "tiny.yaml"),
+        ]
         command += [word for key, value in words.items() for word in (f"--{key}", str(value))]
         subprocess.run(command, check=True, env=environment, timeout=300)
     ours, theirs = (load_file(tmp_path / name / SAFE_WEIGHTS_NAME) for name in runs)
@@ -191,7 +230,13 @@ def test_accelerate_reads_the_shipped_configurations(name, make_model):
     path = ROOT / "training_scripts" / "accelerate_configs" / f"{name}.yaml"
     config = load_config_from_file(str(path))
     assert config.use_cpu == (name == "cpu")
-    if name == "fsdp2":  # which layers are wrapped is left to the model: no name here, and a name there
-        assert "fsdp_transformer_layer_cls_to_wrap" not in yaml.safe_load(path.read_text())["fsdp_config"]
+    # which layers are wrapped is left to the model: no name here, and a name there
+    if name == "fsdp2":
+        assert (
+            "fsdp_transformer_layer_cls_to_wrap"
+            not in yaml.safe_load(path.read_text())["fsdp_config"]
+        )
         for model in (make_model(), build_causal()):
-            assert set(model._no_split_modules) <= {type(module).__name__ for module in model.modules()}
+            assert set(model._no_split_modules) <= {
+                type(module).__name__ for module in model.modules()
+            }

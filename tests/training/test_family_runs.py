@@ -1,4 +1,5 @@
-"""Every system learns: tiny.yaml with each overlay ends below the bigram entropy of its text, and its folder loads."""
+"""Every system learns: tiny.yaml with each overlay ends below the bigram entropy of its text, and
+its folder loads."""
 
 import json
 import runpy
@@ -38,11 +39,14 @@ def test_every_overlay_has_its_number_of_steps():
 
 
 def bigram_entropy(rows: list[list[int]], vocab_size: int) -> float:
-    """Nats per character: the entropy of one given the one before it, by the counts of `rows` without BOS and EOS."""
+    """Nats per character: the entropy of one given the one before it, by the counts of `rows`
+    without BOS and EOS."""
     counts = torch.zeros(vocab_size, vocab_size, dtype=torch.float64)
     for row in rows:
         ids = torch.as_tensor(row)[1:-1]
-        counts.index_put_((ids[:-1].long(), ids[1:].long()), torch.ones((), dtype=torch.float64), accumulate=True)
+        counts.index_put_(
+            (ids[:-1].long(), ids[1:].long()), torch.ones((), dtype=torch.float64), accumulate=True
+        )
     joint, before = counts / counts.sum(), counts.sum(1) / counts.sum()
     return float(torch.special.entr(joint).sum() - torch.special.entr(before).sum())
 
@@ -56,12 +60,19 @@ def test_bigram_entropy_is_that_of_a_known_chain():
 def assert_folder_loads(folder: Path, system: str) -> None:
     """The weights come back, and write a text."""
     if system == "ar":
-        model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+        model, tokenizer = (
+            AutoModelForCausalLM.from_pretrained(folder),
+            AutoTokenizer.from_pretrained(folder),
+        )
         ids = model.generate(num_return_sequences=2)[:, 1:]
         assert len(tokenizer.decode(ids[0], skip_special_tokens=True)) > 0
     else:
         model, pipe = AutoModel.from_pretrained(folder), LoMDMPipeline.from_pretrained(folder)
-        output = pipe(num_inference_steps=64, num_return_sequences=2, generator=torch.Generator().manual_seed(0))
+        output = pipe(
+            num_inference_steps=64,
+            num_return_sequences=2,
+            generator=torch.Generator().manual_seed(0),
+        )
         ids = output.sequences
         assert len(output.texts[0]) > 0 and not (ids == model.config.mask_token_id).any()
         loaded = pipe.model.state_dict()
@@ -72,9 +83,16 @@ def assert_folder_loads(folder: Path, system: str) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("system", STEPS)
-def test_every_system_ends_below_the_bigram_entropy_of_its_text(tmp_path, monkeypatch, capsys, system):
+def test_every_system_ends_below_the_bigram_entropy_of_its_text(
+    tmp_path, monkeypatch, capsys, system
+):
     script = str(ROOT / "training_scripts" / "train.py")
-    words = ["--config", str(CONFIGS / "tiny.yaml"), "--config", str(CONFIGS / "systems" / f"{system}.yaml")]
+    words = [
+        "--config",
+        str(CONFIGS / "tiny.yaml"),
+        "--config",
+        str(CONFIGS / "systems" / f"{system}.yaml"),
+    ]
     words += ["--output_dir", str(tmp_path), "--max_steps", str(STEPS[system])]
     monkeypatch.setattr(sys, "argv", [script, *words])
     runpy.run_path(script, run_name="__main__")

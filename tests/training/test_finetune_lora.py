@@ -1,4 +1,5 @@
-"""training_scripts/finetune_lora.py and the rows that it trains on, with the tiny model on copying letters."""
+"""training_scripts/finetune_lora.py and the rows that it trains on, with the tiny model on copying
+letters."""
 
 import importlib.util
 import json
@@ -26,12 +27,19 @@ PROMPT_END = "{% if add_generation_prompt %}cd{% endif %}"
 
 
 def write(path: Path, records: list) -> Path:
-    path.write_text("\n".join(one if isinstance(one, str) else json.dumps(one) for one in records) + "\n")
+    path.write_text(
+        "\n".join(one if isinstance(one, str) else json.dumps(one) for one in records) + "\n"
+    )
     return path
 
 
 def conversation(answer, **more) -> dict:
-    return {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": answer, **more}]}
+    return {
+        "messages": [
+            {"role": "user", "content": "a"},
+            {"role": "assistant", "content": answer, **more},
+        ]
+    }
 
 
 def copies(count: int) -> list[dict]:
@@ -41,7 +49,9 @@ def copies(count: int) -> list[dict]:
 
 
 def load_script():
-    specification = importlib.util.spec_from_file_location("finetune", ROOT / "training_scripts" / "finetune_lora.py")
+    specification = importlib.util.spec_from_file_location(
+        "finetune", ROOT / "training_scripts" / "finetune_lora.py"
+    )
     script = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(script)
     return script
@@ -51,7 +61,9 @@ def load_script():
 def base(tmp_path) -> Path:
     """A Hub folder of the tiny model with a tokenizer."""
     model = build_model()
-    LoMDMPipeline(model, LoMDMScheduler(mask_token_id=10), build_tokenizer()).save_pretrained(tmp_path / "base")
+    LoMDMPipeline(model, LoMDMScheduler(mask_token_id=10), build_tokenizer()).save_pretrained(
+        tmp_path / "base"
+    )
     return tmp_path / "base"
 
 
@@ -77,23 +89,32 @@ def test_a_run_goes_on_with_its_own_data_and_settings_alone(base, tmp_path):
     assert (out / "checkpoint-2").is_dir()
 
 
-def test_the_bound_of_answers_falls_and_the_merged_folder_is_the_adapter_on_its_base(base, tmp_path, capsys):
+def test_the_bound_of_answers_falls_and_the_merged_folder_is_the_adapter_on_its_base(
+    base, tmp_path, capsys
+):
     settings = "--max_steps 120 --per_device_train_batch_size 16 --learning_rate 1e-2 --lora_rank 8".split()
     out = finetune(base, tmp_path, *settings, "--head_learning_rate", "1e-2")
     metrics = json.loads((out / "eval_results.json").read_text())
-    # who knows where EOS stands and nothing of the prompt has 3/4 log 7 = 1.46 nats per token at best
+    # who knows where EOS stands and nothing of the prompt has 3/4 log 7 = 1.46 nats per token at
+    # best
     assert metrics["before_nelbo"] > 2.0 and metrics["eval_nelbo"] < 1.3
-    assert metrics["eval_tokens"] == 4 * 6  # three letters and EOS of six answers: no token of a prompt
+    # three letters and EOS of six answers: no token of a prompt
+    assert metrics["eval_tokens"] == 4 * 6
     merged = AutoModel.from_pretrained(out / "merged")
     plain = LoMDMForMaskedDiffusion.from_pretrained(base)
-    adapted = PeftModel.from_pretrained(LoMDMForMaskedDiffusion.from_pretrained(base), str(out / "adapter")).eval()
+    adapted = PeftModel.from_pretrained(
+        LoMDMForMaskedDiffusion.from_pretrained(base), str(out / "adapter")
+    ).eval()
     ids = torch.tensor([[1, 3, 4, 5, 10, 10, 10, 10]])
     with torch.no_grad():
         found, expected, before = merged(ids), adapted(ids), plain(ids)
-    torch.testing.assert_close(found.logits, expected.logits, rtol=1e-4, atol=1e-4)  # one sum in another order
+    # one sum in another order
+    torch.testing.assert_close(found.logits, expected.logits, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(found.rates, expected.rates, rtol=1e-4, atol=1e-4)
     assert (
-        (found.rates - before.rates).abs().max() > 1e-3 < (found.logits[..., :10] - before.logits[..., :10]).abs().max()
+        (found.rates - before.rates).abs().max()
+        > 1e-3
+        < (found.logits[..., :10] - before.logits[..., :10]).abs().max()
     )
     assert torch.equal(merged.model.embed_tokens.weight, plain.model.embed_tokens.weight)
     assert LoMDMPipeline.from_pretrained(out / "merged").tokenizer.chat_template == CHAT_TEMPLATE
@@ -111,14 +132,18 @@ def test_a_run_that_is_started_again_continues_from_its_checkpoint(base, tmp_pat
     out = finetune(base, tmp_path, *words, "4")
     (tmp_path / "again").mkdir()
     whole = finetune(base, tmp_path / "again", *words, "4")
-    found, expected = (AutoModel.from_pretrained(one / "merged").state_dict() for one in (out, whole))
+    found, expected = (
+        AutoModel.from_pretrained(one / "merged").state_dict() for one in (out, whole)
+    )
     assert all(torch.equal(value, expected[name]) for name, value in found.items())
     assert json.loads((out / "checkpoint-4" / "trainer_state.json").read_text())["global_step"] == 4
 
 
 def test_rank_alpha_and_dropout_of_the_command_are_those_of_the_adapter(base, tmp_path):
     words = "--max_steps 1 --lora_rank 2 --lora_alpha 6 --lora_dropout 0.25".split()
-    config = json.loads((finetune(base, tmp_path, *words) / "adapter" / "adapter_config.json").read_text())
+    config = json.loads(
+        (finetune(base, tmp_path, *words) / "adapter" / "adapter_config.json").read_text()
+    )
     assert (config["r"], config["lora_alpha"], config["lora_dropout"]) == (2, 6, 0.25)
 
 
@@ -126,34 +151,56 @@ def test_adapters_are_on_the_backbone_and_the_rate_modules_are_trained_in_full(m
     for rate_type, full in (("learned", {"phi", "psi"}), ("token", {"omega"}), ("uniform", set())):
         model = add_lora(make_model(rate_type=rate_type), 2, 4)
         trained = {
-            name.removeprefix("base_model.model.") for name, weight in model.named_parameters() if weight.requires_grad
+            name.removeprefix("base_model.model.")
+            for name, weight in model.named_parameters()
+            if weight.requires_grad
         }
         low_rank = {name for name in trained if "lora_" in name}
         assert {name.split(".")[0] for name in trained - low_rank} == full
-        assert len(low_rank) == 2 * 4 * 2 and all(name.startswith("model.layers.") for name in low_rank)
+        assert len(low_rank) == 2 * 4 * 2 and all(
+            name.startswith("model.layers.") for name in low_rank
+        )
 
 
 def test_prompts_are_given_answers_end_with_eos_and_are_filled_up(tmp_path):
-    path = write(tmp_path / "x.jsonl", [{"prompt": "ab", "completion": "c"}, "", {"prompt": "a", "completion": "cde"}])
+    path = write(
+        tmp_path / "x.jsonl",
+        [{"prompt": "ab", "completion": "c"}, "", {"prompt": "a", "completion": "cde"}],
+    )
     examples = read_examples(path, build_tokenizer(), bos=1, eos=2)
-    assert [(one.prompt, one.answer) for one in examples] == [([1, 3, 4], [5, 2]), ([1, 3], [5, 6, 7, 2])]
+    assert [(one.prompt, one.answer) for one in examples] == [
+        ([1, 3, 4], [5, 2]),
+        ([1, 3], [5, 6, 7, 2]),
+    ]
     rows, left_out = make_rows(examples, completion_length=4, max_length=6, eos=2)
-    assert left_out == 1 and rows == [{"input_ids": [1, 3, 5, 6, 7, 2], "labels": [-100, -100, 5, 6, 7, 2]}]
+    assert left_out == 1 and rows == [
+        {"input_ids": [1, 3, 5, 6, 7, 2], "labels": [-100, -100, 5, 6, 7, 2]}
+    ]
     rows, left_out = make_rows(examples, completion_length=3, max_length=9, eos=2)
-    assert left_out == 1 and rows == [{"input_ids": [1, 3, 4, 5, 2, 2], "labels": [-100, -100, -100, 5, 2, 2]}]
+    assert left_out == 1 and rows == [
+        {"input_ids": [1, 3, 4, 5, 2, 2], "labels": [-100, -100, -100, 5, 2, 2]}
+    ]
     bare = read_examples(path, build_tokenizer(), bos=None, eos=None)
     assert make_rows(bare, 3, 9, None)[0][0] == {"input_ids": [3, 4, 5], "labels": [-100, -100, 5]}
 
 
-def test_messages_go_through_the_chat_template_and_everything_but_the_last_answer_is_given(tmp_path):
+def test_messages_go_through_the_chat_template_and_everything_but_the_last_answer_is_given(
+    tmp_path,
+):
     turns = [("user", "e"), ("assistant", "f"), ("user", "g"), ("assistant", "e")]
-    path = write(tmp_path / "x.jsonl", [{"messages": [{"role": role, "content": text} for role, text in turns]}])
+    path = write(
+        tmp_path / "x.jsonl",
+        [{"messages": [{"role": role, "content": text} for role, text in turns]}],
+    )
     tokenizer = build_tokenizer()
     tokenizer.chat_template = CHAT + PROMPT_END
     (one,) = read_examples(path, tokenizer, bos=1, eos=2)
     assert tokenizer.decode(one.prompt[1:]) == "abecdfabgcd" and one.answer == [7, 2]
     tokenizer.chat_template = CHAT_TEMPLATE
-    assert tokenizer.apply_chat_template([{"role": "user", "content": "e"}], tokenize=False) == "user: e\n"
+    assert (
+        tokenizer.apply_chat_template([{"role": "user", "content": "e"}], tokenize=False)
+        == "user: e\n"
+    )
     tokenizer.chat_template = CHAT + "{% if add_generation_prompt %}gg{% endif %}"
     with pytest.raises(ValueError, match="line 1: by the tokenizer's chat template"):
         read_examples(path, tokenizer, bos=1, eos=2)
@@ -166,26 +213,50 @@ def test_messages_go_through_the_chat_template_and_everything_but_the_last_answe
         ({"text": "a"}, "line 2 has neither messages nor prompt"),
         ({"prompt": "a", "completion": 3}, "line 2: prompt and completion must be texts"),
         ({"prompt": "a", "completion": ""}, "line 2 has an empty answer"),
-        ({"messages": [{"role": "user", "content": "a"}]}, "line 2: messages must be roles and contents"),
+        (
+            {"messages": [{"role": "user", "content": "a"}]},
+            "line 2: messages must be roles and contents",
+        ),
         ({"messages": []}, "line 2: messages must be a list"),
         ({"messages": {"role": "user"}}, "line 2: messages must be a list"),
         ({"messages": ["a"]}, "line 2: messages must be roles and contents, got .a."),
-        ({"messages": [{"role": 1, "content": "a"}]}, "line 2: messages must be roles and contents"),
-        ({"messages": [{"role": "assistant", "content": "a"}]}, "line 2: the tokenizer's chat template does not take"),
-        (conversation(None), "line 2: a content must be a text, or a list of parts of type text, got null"),
+        (
+            {"messages": [{"role": 1, "content": "a"}]},
+            "line 2: messages must be roles and contents",
+        ),
+        (
+            {"messages": [{"role": "assistant", "content": "a"}]},
+            "line 2: the tokenizer's chat template does not take",
+        ),
+        (
+            conversation(None),
+            "line 2: a content must be a text, or a list of parts of type text, got null",
+        ),
         (conversation(["a"]), "line 2: a content must be a text"),
-        (conversation([{"type": "image", "image": "x.png"}]), "line 2: a content must be a text.*x.png"),
+        (
+            conversation([{"type": "image", "image": "x.png"}]),
+            "line 2: a content must be a text.*x.png",
+        ),
         (conversation("a", tool_calls=[{"name": "f"}]), "line 2 has tool_calls in a message"),
         (conversation("a", function_call={"name": "f"}), "line 2 has function_call in a message"),
         (conversation("a") | {"tools": [{}]}, "line 2 has tools, which nothing reads here"),
-        ({"prompt": [], "completion": "a"}, "line 2: prompt and completion must be texts, or lists"),
-        ({"prompt": [], "completion": conversation("a")["messages"]}, "line 2: prompt and completion must be texts"),
+        (
+            {"prompt": [], "completion": "a"},
+            "line 2: prompt and completion must be texts, or lists",
+        ),
+        (
+            {"prompt": [], "completion": conversation("a")["messages"]},
+            "line 2: prompt and completion must be texts",
+        ),
         ("[" * 99_999, "line 2 is no JSON"),
         ("[1]", "line 2 is no JSON object"),
     ],
 )
 def test_lines_that_are_no_example_are_named(tmp_path, line, message):
-    path, tokenizer = write(tmp_path / "x.jsonl", [{"prompt": "a", "completion": "b"}, line]), build_tokenizer()
+    path, tokenizer = (
+        write(tmp_path / "x.jsonl", [{"prompt": "a", "completion": "b"}, line]),
+        build_tokenizer(),
+    )
     tokenizer.chat_template = CHAT + PROMPT_END
     with pytest.raises(ValueError, match=f"^[^\n]*x.jsonl, {message}[^\n]*$"):
         read_examples(path, tokenizer, bos=1, eos=2)
@@ -195,10 +266,13 @@ def test_errors_of_a_template_and_bytes_that_are_no_text_are_named_with_their_li
     path, tokenizer = write(tmp_path / "x.jsonl", ["", conversation("a")]), build_tokenizer()
     tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
     with pytest.raises(
-        ValueError, match="line 2: the tokenizer's chat template does not take .*: roles must alternate"
+        ValueError,
+        match="line 2: the tokenizer's chat template does not take .*: roles must alternate",
     ):
         read_examples(path, tokenizer, bos=1, eos=2)
-    path.write_bytes(b'\xef\xbb\xbf{"prompt": "a", "completion": "b"}\n\n{"prompt": "caf\xe9", "completion": "b"}')
+    path.write_bytes(
+        b'\xef\xbb\xbf{"prompt": "a", "completion": "b"}\n\n{"prompt": "caf\xe9", "completion": "b"}'
+    )
     with pytest.raises(ValueError, match="x.jsonl, line 3 is not UTF-8"):
         read_examples(path, tokenizer, bos=1, eos=2)
 
@@ -207,7 +281,10 @@ def test_a_byte_order_mark_and_lone_surrogates_are_read_as_in_all_text(tmp_path)
     path, tokenizer = tmp_path / "x.jsonl", train_tokenizer("byte", [])
     path.write_bytes(b'\xef\xbb\xbf{"prompt": "a \\ud83d", "completion": "\\ud83d\\ude00"}\n')
     (one,) = read_examples(path, tokenizer, None, None)
-    assert (tokenizer.decode(one.prompt), tokenizer.decode(one.answer)) == ("a \ufffd", "\U0001f600")
+    assert (tokenizer.decode(one.prompt), tokenizer.decode(one.answer)) == (
+        "a \ufffd",
+        "\U0001f600",
+    )
 
 
 def test_special_tokens_spelled_out_in_prompts_and_answers_are_text(tmp_path):
@@ -216,12 +293,19 @@ def test_special_tokens_spelled_out_in_prompts_and_answers_are_text(tmp_path):
     texts = "[BOS] a [MASK]", "b [EOS] c [PAD][EOS]"
     path = write(tmp_path / "x.jsonl", [{"prompt": texts[0], "completion": texts[1]}])
     (one,) = read_examples(path, tokenizer, bos, eos)
-    plain = [tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"] for text in texts]
+    plain = [
+        tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        for text in texts
+    ]
     assert one.prompt == [bos, *plain[0]] and one.answer == [*plain[1], eos]
-    # Of a conversation the template's own are special still, and nothing else is cut where a content has one.
+    # Of a conversation the template's own are special still, and nothing else is cut where a
+    # content has one.
     tokenizer.chat_template = CHAT_TEMPLATE
     turns = [texts[0], texts[1], "\ufdd0 " + texts[1], texts[1]]
-    turns = [{"role": role, "content": text} for role, text in zip(["user", "assistant"] * 2, turns, strict=True)]
+    turns = [
+        {"role": role, "content": text}
+        for role, text in zip(["user", "assistant"] * 2, turns, strict=True)
+    ]
     (one,) = read_examples(write(path, [{"messages": turns}]), tokenizer, bos, eos)
     assert one.answer == [*plain[1], eos]
     written = tokenizer.apply_chat_template(turns[:-1], tokenize=False, add_generation_prompt=True)
@@ -234,7 +318,11 @@ def test_parts_of_contents_and_conversations_in_two_columns_are_messages(tmp_pat
     tokenizer.chat_template = CHAT + PROMPT_END
     user, answer = conversation("fg")["messages"]
     parts = answer | {"content": [{"type": "text", "text": "f"}, {"text": "g"}]}
-    lines = [{"messages": [user, answer]}, {"messages": [user, parts]}, {"prompt": [user], "completion": [parts]}]
+    lines = [
+        {"messages": [user, answer]},
+        {"messages": [user, parts]},
+        {"prompt": [user], "completion": [parts]},
+    ]
     examples = read_examples(write(tmp_path / "x.jsonl", lines), tokenizer, bos=1, eos=2)
     assert examples == [examples[0]] * 3 and examples[0].answer == [8, 9, 2]
 
@@ -243,7 +331,12 @@ def test_the_word_of_the_mask_token_and_unknown_words_are_refused(tmp_path):
     tokenizer, path = build_word_tokenizer(), tmp_path / "x.jsonl"
     with pytest.raises(ValueError, match="x.jsonl, line 2 contains the mask token '<mask>'"):
         read_examples(
-            write(path, [{"prompt": "a", "completion": "b"}, {"prompt": "<mask>", "completion": "a"}]), tokenizer, 1, 2
+            write(
+                path, [{"prompt": "a", "completion": "b"}, {"prompt": "<mask>", "completion": "a"}]
+            ),
+            tokenizer,
+            1,
+            2,
         )
     tokenizer.chat_template = CHAT_TEMPLATE
     with pytest.raises(ValueError, match="x.jsonl, line 1 contains the mask token '<mask>'"):
@@ -253,7 +346,8 @@ def test_the_word_of_the_mask_token_and_unknown_words_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name, value", [("completion_length", 0), ("completion_length", -1), ("lora_rank", 0), ("lora_alpha", -1)]
+    "name, value",
+    [("completion_length", 0), ("completion_length", -1), ("lora_rank", 0), ("lora_alpha", -1)],
 )
 def test_numbers_of_the_command_are_in_their_ranges(name, value):
     with pytest.raises(ValueError, match=f"{name} must be at least 1, got {value}"):
@@ -263,7 +357,9 @@ def test_numbers_of_the_command_are_in_their_ranges(name, value):
             FinetuningArguments("model", "file", lora_dropout=dropout)
 
 
-def test_examples_that_cannot_be_used_and_options_out_of_range_are_errors(base, tmp_path, make_model):
+def test_examples_that_cannot_be_used_and_options_out_of_range_are_errors(
+    base, tmp_path, make_model
+):
     with pytest.raises(ValueError, match="does not exist"):
         read_examples(tmp_path / "nowhere.jsonl", build_tokenizer(), 1, 2)
     with pytest.raises(ValueError, match="holds no example"):
@@ -287,9 +383,12 @@ def test_padding_changes_no_bound_of_an_adapted_model(make_model, tmp_path):
     for length in (5, 9):
         batch = TextCollator(0, length)(rows)
         with torch.no_grad():
-            out = model(**batch, quantiles=torch.tensor([0.4]), generator=[torch.Generator().manual_seed(3)])
+            out = model(
+                **batch, quantiles=torch.tensor([0.4]), generator=[torch.Generator().manual_seed(3)]
+            )
         found.append(out.nelbo)
-    torch.testing.assert_close(found[0], found[1], rtol=1e-5, atol=1e-5)  # one softmax over a longer row
+    # one softmax over a longer row
+    torch.testing.assert_close(found[0], found[1], rtol=1e-5, atol=1e-5)
 
 
 def test_an_adapter_of_another_model_is_refused(make_model, tmp_path):

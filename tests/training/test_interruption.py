@@ -16,8 +16,15 @@ from transformers import TrainerCallback
 from hf_lomdm.training import checkpointing
 from hf_lomdm.training.interruption import SIGNALS, Interruption
 
-# Dropout on, a worker: the random state matters, and workers receive what the terminal sends to the whole group.
-RUN = {"dropout": 0.1, "max_steps": 4, "save_strategy": "steps", "save_steps": 4, "dataloader_num_workers": 1}
+# Dropout on, a worker: the random state matters, and workers receive what the terminal sends to the
+# whole group.
+RUN = {
+    "dropout": 0.1,
+    "max_steps": 4,
+    "save_strategy": "steps",
+    "save_steps": 4,
+    "dataloader_num_workers": 1,
+}
 RUN |= {"per_device_train_batch_size": 4, "dataloader_prefetch_factor": 1}
 RUN |= {"dataloader_multiprocessing_context": "fork"}  # the default of tests starts them slowly
 
@@ -55,18 +62,25 @@ def whole(tmp_path_factory) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
-def test_a_signal_saves_a_checkpoint_says_so_and_the_same_command_goes_on_bit_by_bit(tmp_path, whole, number):
+def test_a_signal_saves_a_checkpoint_says_so_and_the_same_command_goes_on_bit_by_bit(
+    tmp_path, whole, number
+):
     process = FORKS.Process(target=train_until, args=(tmp_path / "run", number), kwargs=RUN)
     process.start()
     process.join()
     assert process.exitcode == 128 + number
     said = (tmp_path / "run.log").read_text()
     assert f"{number.name}: training stops after this step and saves a checkpoint." in said
-    assert f"Stopped by {number.name} after step 2: {tmp_path}/run/checkpoint-2 is saved, the same command goes" in said
+    assert (
+        f"Stopped by {number.name} after step 2: {tmp_path}/run/checkpoint-2 is saved, the same command goes"
+        in said
+    )
     assert "Traceback" not in said
     start(tmp_path / "run", **RUN).join()
     ours = checkpoint_tensors(tmp_path / "run" / "checkpoint-4")
-    assert ours.keys() == whole.keys() and all(torch.equal(ours[name], whole[name]) for name in ours)
+    assert ours.keys() == whole.keys() and all(
+        torch.equal(ours[name], whole[name]) for name in ours
+    )
 
 
 def test_a_signal_behind_the_last_step_ends_the_process_too(tmp_path):
@@ -75,7 +89,9 @@ def test_a_signal_behind_the_last_step_ends_the_process_too(tmp_path):
             os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(SystemExit) as stopped:
-        make_trainer(tmp_path, callbacks=[AtTheEnd()], max_steps=1, save_strategy="steps", save_steps=1).train("auto")
+        make_trainer(
+            tmp_path, callbacks=[AtTheEnd()], max_steps=1, save_strategy="steps", save_steps=1
+        ).train("auto")
     assert stopped.value.code == 143 and checkpointing.find_fault(tmp_path / "checkpoint-1") is None
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
@@ -111,9 +127,13 @@ time.sleep(600)
 
 
 def test_a_second_process_is_told_that_the_folder_is_in_use_and_a_kill_frees_it(tmp_path):
-    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    )
     assert holder.stdout.readline() == "held\n"
-    with pytest.raises(ValueError, match="another process is training in output_dir='.*'. Wait for it or stop it"):
+    with pytest.raises(
+        ValueError, match="another process is training in output_dir='.*'. Wait for it or stop it"
+    ):
         make_trainer(tmp_path, max_steps=1).train("auto")
     holder.kill()
     holder.communicate()

@@ -1,4 +1,5 @@
-"""The card from a training record: what the Hub reads of it, its code, its picture, and who may replace it."""
+"""The card from a training record: what the Hub reads of it, its code, its picture, and who may
+replace it."""
 
 import json
 import os
@@ -49,13 +50,26 @@ def test_the_card_has_its_sections_its_picture_and_results_that_the_hub_reads(tr
     _, metrics, folder = trained
     text = (folder / "README.md").read_text()
     assert re.findall(r"^## (.*)$", text, flags=re.MULTILINE) == list(SECTIONS)
-    assert f"]({PICTURE_FILE})" in text and (folder / PICTURE_FILE).read_bytes().startswith(b"\x89PNG")
-    assert "Text: letters at random." in text and "`learning_rate`: 0.01" in text and len(snippets(text)) == 3
+    assert f"]({PICTURE_FILE})" in text and (folder / PICTURE_FILE).read_bytes().startswith(
+        b"\x89PNG"
+    )
+    assert (
+        "Text: letters at random." in text
+        and "`learning_rate`: 0.01" in text
+        and len(snippets(text)) == 3
+    )
     assert f"{metrics['eval_tokens']:,.0f} tokens; 2 draws per text" in text
-    results = ModelCard.load(folder / "README.md").data.eval_results  # raises for a model-index that is none
-    names = [f"eval{prefix}_{kind}" for prefix in ("", "_without_order") for kind in ("nelbo", "perplexity")]
+    # raises for a model-index that is none
+    results = ModelCard.load(folder / "README.md").data.eval_results
+    names = [
+        f"eval{prefix}_{kind}"
+        for prefix in ("", "_without_order")
+        for kind in ("nelbo", "perplexity")
+    ]
     # the trainer takes the exponential by itself; both are rounded to 4 digits
-    assert [one.metric_value for one in results] == [pytest.approx(metrics[name], abs=1e-4) for name in names]
+    assert [one.metric_value for one in results] == [
+        pytest.approx(metrics[name], abs=1e-4) for name in names
+    ]
     assert [one.metric_type for one in results] == ["nelbo", "perplexity"] * 2
     assert f"standard error {metrics['eval_nelbo_standard_error']:.4f}" in results[0].metric_name
     assert "the averaged weights on" in text and f"| {metrics['eval_perplexity']:.2f} +- " in text
@@ -82,15 +96,22 @@ def test_an_export_writes_the_card_from_the_record_of_the_checkpoint(trained, tm
     assert (tmp_path / "named" / RECORD_FILE).read_text() == (folder / RECORD_FILE).read_text()
     assert (tmp_path / "named" / PICTURE_FILE).is_file() == (folder / PICTURE_FILE).is_file()
     early = export_to_hub_folder(folder / "checkpoint-2", tmp_path / "early") / "README.md"
-    assert "These weights were not evaluated." in early.read_text() and "2 optimizer steps" in early.read_text()
+    assert (
+        "These weights were not evaluated." in early.read_text()
+        and "2 optimizer steps" in early.read_text()
+    )
 
 
 def test_a_push_takes_the_record_and_the_picture_along(trained, tmp_path, monkeypatch):
     _, _, folder = trained
     uploads = []
-    monkeypatch.setattr(HfApi, "create_repo", lambda *_, **__: RepoUrl("https://huggingface.co/me/tiny"))
+    monkeypatch.setattr(
+        HfApi, "create_repo", lambda *_, **__: RepoUrl("https://huggingface.co/me/tiny")
+    )
     monkeypatch.setattr(HfApi, "file_exists", lambda *_: False)
-    monkeypatch.setattr(HfApi, "upload_folder", lambda _, **options: uploads.extend(options["allow_patterns"]))
+    monkeypatch.setattr(
+        HfApi, "upload_folder", lambda _, **options: uploads.extend(options["allow_patterns"])
+    )
     export_to_hub_folder(folder, tmp_path / "out", push_to_hub=True, repo_id="me/tiny")
     assert {RECORD_FILE, PICTURE_FILE} <= set(uploads)
 
@@ -123,14 +144,27 @@ def test_drawing_the_picture_leaves_the_training_as_it_is(trained):
 
 
 def test_the_text_of_a_run_is_described_by_its_arguments_without_paths_of_the_machine(tmp_path):
-    packed = DataArguments(dataset_name="org/text", dataset_config="small", train_split="train[:9]", max_length=64)
+    packed = DataArguments(
+        dataset_name="org/text", dataset_config="small", train_split="train[:9]", max_length=64
+    )
     packed.tokenizer = "org/bert"
     rows = "packed into rows of 64 tokens"
-    assert describe_data(packed) == f"`org/text` (small, split train[:9]), {rows}, tokenizer `org/bert`"
+    assert (
+        describe_data(packed)
+        == f"`org/text` (small, split train[:9]), {rows}, tokenizer `org/bert`"
+    )
     local = DataArguments(dataset_name=str(tmp_path), tokenizer=str(tmp_path), max_length=64)
-    assert describe_data(local) == f"`{tmp_path.name}` (split train), {rows}, tokenizer `{tmp_path.name}`"
-    lines = DataArguments(train_file="/home/me/text.txt", packing=False, train_tokenizer="bpe:512", max_length=32)
-    assert describe_data(lines) == "`text.txt`, one document per row, of 32 tokens, tokenizer `bpe:512`"
+    assert (
+        describe_data(local)
+        == f"`{tmp_path.name}` (split train), {rows}, tokenizer `{tmp_path.name}`"
+    )
+    lines = DataArguments(
+        train_file="/home/me/text.txt", packing=False, train_tokenizer="bpe:512", max_length=32
+    )
+    assert (
+        describe_data(lines)
+        == "`text.txt`, one document per row, of 32 tokens, tokenizer `bpe:512`"
+    )
 
 
 METRICS = {"eval_nelbo": 2.0, "eval_nelbo_standard_error": 0.1, "eval_tokens": 50.0}
@@ -139,14 +173,26 @@ METRICS = {"eval_nelbo": 2.0, "eval_nelbo_standard_error": 0.1, "eval_tokens": 5
 def test_the_protocol_is_that_of_the_weights_and_of_the_measure(make_model):
     record = TrainingRecord(3, {"ema_decay": 0.0, "eval_num_samples": 4}, METRICS)
     text = model_card("name", describe_diffusion(make_model().config), record)
-    assert "Protocol: the weights on" in text and "50 tokens; 4 draws per text" in text and "7.39 +- 0.74" in text
+    assert (
+        "Protocol: the weights on" in text
+        and "50 tokens; 4 draws per text" in text
+        and "7.39 +- 0.74" in text
+    )
     text = model_card("name", describe_causal(), record)
     assert "exact, nothing is drawn" in text and "draws" not in text and "averaged" not in text
 
 
-@pytest.mark.parametrize("name", ["me/{order}", "{}", "{0[x]}", "a{b", "}", "{{ name }}{% if %}{#", "<b>&'"])
+@pytest.mark.parametrize(
+    "name", ["me/{order}", "{}", "{0[x]}", "a{b", "}", "{{ name }}{% if %}{#", "<b>&'"]
+)
 def test_braces_in_a_name_are_text(name):
-    sizes = {"vocab_size": 9, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "mask_token_id": 7}
+    sizes = {
+        "vocab_size": 9,
+        "hidden_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "mask_token_id": 7,
+    }
     description = describe_diffusion(OrderAdapterConfig(base_name=name, **sizes))
     record = TrainingRecord(1234, {}, METRICS, data=f"`{name}.txt`", data_fingerprint="00aa")
     text = model_card(name, description, record, dataset=None)
@@ -157,11 +203,21 @@ def test_braces_in_a_name_are_text(name):
 def test_a_value_that_json_cannot_hold_is_in_the_table_alone(make_model):
     record = TrainingRecord(3, {}, METRICS | {"eval_nelbo": 1e4})
     text = model_card("name", describe_diffusion(make_model().config), record)
-    assert "| 10000.0000 | 0.1000 | inf +- inf |" in text and "type: nelbo" in text and "type: perplexity" not in text
+    assert (
+        "| 10000.0000 | 0.1000 | inf +- inf |" in text
+        and "type: nelbo" in text
+        and "type: perplexity" not in text
+    )
 
 
 def test_cards_name_the_base_and_that_of_an_adapter_needs_the_package():
-    sizes = {"vocab_size": 9, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "mask_token_id": 7}
+    sizes = {
+        "vocab_size": 9,
+        "hidden_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "mask_token_id": 7,
+    }
     for commit in ("0" * 40, None):  # without one the base is a folder, no name that the Hub knows
         config = OrderAdapterConfig(base_name="org/bert", base_revision=commit, **sizes)
         text = model_card("me/order", describe_diffusion(config), TrainingRecord(3, {}, METRICS))

@@ -20,7 +20,13 @@ from hf_lomdm.training import checkpointing, resuming
 from hf_lomdm.training.arguments import REFUSED, LoMDMTrainingArguments
 
 # Three optimizer steps an epoch, dropout on: the data position and the random state matter.
-RUN = {"dropout": 0.1, "max_steps": 8, "save_strategy": "steps", "save_steps": 2, "save_total_limit": 2}
+RUN = {
+    "dropout": 0.1,
+    "max_steps": 8,
+    "save_strategy": "steps",
+    "save_steps": 2,
+    "save_total_limit": 2,
+}
 
 
 class StopAfter(TrainerCallback):
@@ -60,7 +66,8 @@ def test_interrupted_and_resumed_equals_uninterrupted_bit_by_bit(tmp_path, setti
     make_trainer(tmp_path / "parts", **settings).train("auto")
     assert_same_checkpoint(tmp_path / "whole" / "checkpoint-8", tmp_path / "parts" / "checkpoint-8")
     history = [
-        json.loads((tmp_path / run / "checkpoint-8" / "trainer_state.json").read_text()) for run in ("whole", "parts")
+        json.loads((tmp_path / run / "checkpoint-8" / "trainer_state.json").read_text())
+        for run in ("whole", "parts")
     ]
     assert history[0]["global_step"] == history[1]["global_step"] == 8
     losses = [[entry["loss"] for entry in one["log_history"] if "loss" in entry] for one in history]
@@ -78,16 +85,23 @@ def test_every_system_resumes_bit_by_bit(tmp_path, system):
     with pytest.raises(KeyboardInterrupt):
         make_trainer(tmp_path / "parts", callbacks=[StopAfter(3)], **settings).train("auto")
     make_trainer(tmp_path / "parts", **settings).train("auto")
-    ours, theirs = (checkpoint_tensors(tmp_path / run / "checkpoint-4") for run in ("whole", "parts"))
-    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+    ours, theirs = (
+        checkpoint_tensors(tmp_path / run / "checkpoint-4") for run in ("whole", "parts")
+    )
+    assert ours.keys() == theirs.keys() and all(
+        torch.equal(ours[name], theirs[name]) for name in ours
+    )
 
 
 @pytest.mark.parametrize("stride", [9, pytest.param(1, marks=pytest.mark.slow)])
-def test_killed_at_any_event_of_saving_and_resumed_equals_uninterrupted_bit_by_bit(tmp_path, stride):
+def test_killed_at_any_event_of_saving_and_resumed_equals_uninterrupted_bit_by_bit(
+    tmp_path, stride
+):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     reference = start(whole, **RUN)
     seen, event = [], 0
-    while True:  # dies a little later in its first save each time, then in the next one, until it gets through
+    # dies a little later in its first save each time, then in the next one, until it gets through
+    while True:
         process = start(killed, die_at=event, **RUN)
         process.join()
         if process.exitcode == 0:
@@ -100,7 +114,9 @@ def test_killed_at_any_event_of_saving_and_resumed_equals_uninterrupted_bit_by_b
     assert len(seen) > 20 / stride  # one save alone has more than 20 events
     assert any("_checkpoint-2-incomplete" in names for names in seen)
     assert_same_checkpoint(whole / "checkpoint-8", killed / "checkpoint-8")
-    assert [path.name for path in killed.iterdir() if path.name.startswith("_")] == [checkpointing.LOCK]
+    assert [path.name for path in killed.iterdir() if path.name.startswith("_")] == [
+        checkpointing.LOCK
+    ]
 
 
 @pytest.mark.parametrize("kills", [2, pytest.param(30, marks=pytest.mark.slow)])
@@ -128,8 +144,14 @@ def test_a_full_disk_is_a_clear_error_and_the_checkpoints_before_it_are_kept(tmp
     process.start()
     message = errors.get()
     process.join()
-    assert "checkpoint-4 could not be written" in message and "checkpoint-2" in message and "Make room" in message
-    assert [path.name for path in (tmp_path / "small").iterdir() if "checkpoint" in path.name] == ["checkpoint-2"]
+    assert (
+        "checkpoint-4 could not be written" in message
+        and "checkpoint-2" in message
+        and "Make room" in message
+    )
+    assert [path.name for path in (tmp_path / "small").iterdir() if "checkpoint" in path.name] == [
+        "checkpoint-2"
+    ]
     train(tmp_path / "small", **RUN)
     train(tmp_path / "whole", **RUN)
     assert_same_checkpoint(tmp_path / "whole" / "checkpoint-8", tmp_path / "small" / "checkpoint-8")
@@ -140,10 +162,14 @@ def test_a_full_disk_at_the_end_is_an_oserror(tmp_path, monkeypatch):
     trainer.train()
 
     def fill(*arguments, **options):
-        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+        raise SafetensorError(
+            "Error while serializing: I/O error: No space left on device (os error 28)"
+        )
 
     monkeypatch.setattr(trainer, "write_model", fill)
-    with pytest.raises(OSError, match="could not be written: .*No space left.* Make room on the disk"):
+    with pytest.raises(
+        OSError, match="could not be written: .*No space left.* Make room on the disk"
+    ):
         trainer.save_model()
 
 
@@ -160,12 +186,19 @@ class FillDisk(TrainerCallback):
         resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
 
 
-def test_a_failing_write_is_a_clear_error_and_training_goes_on_from_the_checkpoint_before(tmp_path, monkeypatch):
+def test_a_failing_write_is_a_clear_error_and_training_goes_on_from_the_checkpoint_before(
+    tmp_path, monkeypatch
+):
     trainer = make_trainer(tmp_path, **RUN)
     monkeypatch.setattr(trainer, "_save_scaler", lambda folder: fail_when(folder, "checkpoint-6"))
-    with pytest.raises(OSError, match="checkpoint-6 could not be written: No space left.*checkpoint-4"):
+    with pytest.raises(
+        OSError, match="checkpoint-6 could not be written: No space left.*checkpoint-4"
+    ):
         trainer.train("auto")
-    assert [path.name for path in checkpointing.complete_checkpoints(tmp_path)] == ["checkpoint-2", "checkpoint-4"]
+    assert [path.name for path in checkpointing.complete_checkpoints(tmp_path)] == [
+        "checkpoint-2",
+        "checkpoint-4",
+    ]
     assert [path.name for path in tmp_path.glob("_*")] == [checkpointing.LOCK]
 
 
@@ -215,13 +248,18 @@ def empty(path: Path) -> None:
         (checkpointing.MANIFEST, empty, "complete.json is empty"),
     ],
 )
-def test_a_damaged_checkpoint_is_passed_over_and_named_in_one_line(tmp_path, caplog, name, damage, fault):
+def test_a_damaged_checkpoint_is_passed_over_and_named_in_one_line(
+    tmp_path, caplog, name, damage, fault
+):
     make_trainer(tmp_path, **{**RUN, "max_steps": 4}).train()
     damage(tmp_path / "checkpoint-4" / name)
     caplog.clear()
     make_trainer(tmp_path, **{**RUN, "max_steps": 5}).train("auto")
     said = [record.getMessage() for record in caplog.records if record.name.startswith("hf_lomdm")]
-    assert said == [f"{tmp_path}/checkpoint-4 is passed over: {fault}.", f"Resuming from {tmp_path}/checkpoint-2."]
+    assert said == [
+        f"{tmp_path}/checkpoint-4 is passed over: {fault}.",
+        f"Resuming from {tmp_path}/checkpoint-2.",
+    ]
     with pytest.raises(ValueError, match="checkpoint-5.* is not a complete checkpoint: "):
         damage(tmp_path / "checkpoint-5" / name)
         make_trainer(tmp_path, **RUN).train(str(tmp_path / "checkpoint-5"))
@@ -230,7 +268,10 @@ def test_a_damaged_checkpoint_is_passed_over_and_named_in_one_line(tmp_path, cap
 def test_where_no_checkpoint_is_intact_nothing_is_started_anew_over_them(tmp_path):
     make_trainer(tmp_path, **{**RUN, "max_steps": 2}).train()
     flip(tmp_path / "checkpoint-2" / "optimizer.pt")
-    with pytest.raises(ValueError, match="none is intact; checkpoint-2: optimizer.pt has changed since .* Remove them"):
+    with pytest.raises(
+        ValueError,
+        match="none is intact; checkpoint-2: optimizer.pt has changed since .* Remove them",
+    ):
         make_trainer(tmp_path, **RUN).train("auto")
 
 
@@ -243,7 +284,10 @@ def test_checkpoints_of_the_version_before_resume_and_their_settings_are_compare
     sizes = {name: size for name, (size, _) in entries.items()}
     (folder / checkpointing.MANIFEST).write_text(json.dumps(sizes))
     settings = {**RUN, "max_steps": 3, "frozen_modules": ["psi"]}
-    for change, named in (({"seed": 7}, "seed=42, not 7"), ({"system": {"c2": 0.1}}, "c2=0.65, not 0.1")):
+    for change, named in (
+        ({"seed": 7}, "seed=42, not 7"),
+        ({"system": {"c2": 0.1}}, "c2=0.65, not 0.1"),
+    ):
         with pytest.raises(ValueError, match=f"checkpoint-2 was trained with {named}, and"):
             make_trainer(tmp_path, **{**settings, **change}).train("auto")
     assert make_trainer(tmp_path, **settings).train("auto").global_step == 3
@@ -256,7 +300,10 @@ def test_another_split_of_the_same_step_goes_on_with_the_same_texts(tmp_path):
         make_trainer(tmp_path / "parts", callbacks=[StopAfter(3)], **settings).train("auto")
     split = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}
     make_trainer(tmp_path / "parts", **settings, **split).train("auto")
-    ours, theirs = (load_file(tmp_path / run / "checkpoint-4" / "model.safetensors") for run in ("whole", "parts"))
+    ours, theirs = (
+        load_file(tmp_path / run / "checkpoint-4" / "model.safetensors")
+        for run in ("whole", "parts")
+    )
     for name, value in ours.items():  # float32 sums in another order, through two steps of AdamW
         torch.testing.assert_close(value, theirs[name], rtol=0, atol=1e-4)
 
@@ -277,7 +324,9 @@ def test_other_data_are_refused_and_named_in_the_record_and_on_the_card(tmp_path
         run(4, "`new.txt`", "11bb")
     run(4, "`moved.txt`", "00aa").save_model()  # another name of the same
     assert json.loads((tmp_path / "training_record.json").read_text())["data_fingerprint"] == "00aa"
-    assert "Fingerprint of the rows and the tokenizer: `00aa`." in (tmp_path / "README.md").read_text()
+    assert (
+        "Fingerprint of the rows and the tokenizer: `00aa`." in (tmp_path / "README.md").read_text()
+    )
     run(5, "`old.txt`", None)  # nobody says: nothing to compare
 
 
@@ -285,11 +334,37 @@ def test_every_training_argument_is_compared_refused_or_harmless_by_name():
     harmless = set(" ".join(resuming.HARMLESS_ARGUMENTS.values()).split())
     names = {one.name for one in fields(LoMDMTrainingArguments)}
     compared = {
-        *("learning_rate", "head_learning_rate", "muon_learning_rate", "frozen_modules", "ema_decay"),
+        *(
+            "learning_rate",
+            "head_learning_rate",
+            "muon_learning_rate",
+            "frozen_modules",
+            "ema_decay",
+        ),
         *("seed", "data_seed"),
-        *("lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "optim", "optim_args", "optim_target_modules"),
-        *("weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "bf16", "accelerator_config"),
-        *("dataloader_drop_last", "dataloader_in_order", "train_sampling_strategy", "length_column_name"),
+        *(
+            "lr_scheduler_type",
+            "lr_scheduler_kwargs",
+            "warmup_steps",
+            "optim",
+            "optim_args",
+            "optim_target_modules",
+        ),
+        *(
+            "weight_decay",
+            "adam_beta1",
+            "adam_beta2",
+            "adam_epsilon",
+            "max_grad_norm",
+            "bf16",
+            "accelerator_config",
+        ),
+        *(
+            "dataloader_drop_last",
+            "dataloader_in_order",
+            "train_sampling_strategy",
+            "length_column_name",
+        ),
     }
     assert names - harmless - set(REFUSED) == compared and not harmless & (compared | set(REFUSED))
 
@@ -300,7 +375,11 @@ def test_starting_removes_only_what_interrupted_saving_left(tmp_path):
         (tmp_path / name).mkdir()
         (tmp_path / name / "file").write_text("content")
     checkpointing.clean(tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {"_checkpoint-notes", "checkpoint-2", "notes"}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "_checkpoint-notes",
+        "checkpoint-2",
+        "notes",
+    }
     assert [path.name for path in (tmp_path / "notes").iterdir()] == ["file"]
 
 
@@ -309,13 +388,17 @@ def test_old_checkpoints_are_removed_only_after_the_new_one_is_complete(tmp_path
     publish = checkpointing.publish
 
     def watched(staged: Path, final: Path) -> None:
-        present.append((final.name, {path.name for path in checkpointing.complete_checkpoints(tmp_path)}))
+        present.append(
+            (final.name, {path.name for path in checkpointing.complete_checkpoints(tmp_path)})
+        )
         publish(staged, final)
 
     monkeypatch.setattr(checkpointing, "publish", watched)
     make_trainer(tmp_path, **{**RUN, "save_total_limit": 1}).train()
     before = [set(), {"checkpoint-2"}, {"checkpoint-4"}, {"checkpoint-6"}]
-    assert present == list(zip([f"checkpoint-{step}" for step in (2, 4, 6, 8)], before, strict=True))
+    assert present == list(
+        zip([f"checkpoint-{step}" for step in (2, 4, 6, 8)], before, strict=True)
+    )
     assert [path.name for path in checkpointing.complete_checkpoints(tmp_path)] == ["checkpoint-8"]
 
 
@@ -327,12 +410,18 @@ def test_resuming_from_an_earlier_folder_replaces_the_later_checkpoints_by_equal
 
 
 def test_a_finished_run_started_again_takes_no_step_and_keeps_its_weights(tmp_path):
-    make_trainer(tmp_path, **RUN).train("auto")  # 8 steps of 3 an epoch: ends in the middle of an epoch
+    # 8 steps of 3 an epoch: ends in the middle of an epoch
+    make_trainer(tmp_path, **RUN).train("auto")
     again = make_trainer(tmp_path, **RUN)
     assert again.train("auto").global_step == 8
     tensors = checkpoint_tensors(tmp_path / "checkpoint-8")
-    assert all(torch.equal(value, tensors[f"weights.{name}"]) for name, value in again.model.state_dict().items())
-    assert all(torch.equal(value, tensors[f"ema.{name}"]) for name, value in again.ema.average.items())
+    assert all(
+        torch.equal(value, tensors[f"weights.{name}"])
+        for name, value in again.model.state_dict().items()
+    )
+    assert all(
+        torch.equal(value, tensors[f"ema.{name}"]) for name, value in again.ema.average.items()
+    )
 
 
 @pytest.mark.parametrize(
@@ -375,9 +464,12 @@ def test_a_checkpoint_of_a_run_with_other_settings_is_an_error_that_names_the_se
     of_run = {key: value for key, value in change.items() if key not in of_model}
     model = make_model(**{"dropout": 0.1, **of_model})
     trainer = make_trainer(tmp_path, model=model, **{**RUN, "max_steps": 4, **of_run})
-    with pytest.raises(ValueError, match=f"checkpoint-2 was trained with {named}.*another output_dir"):
+    with pytest.raises(
+        ValueError, match=f"checkpoint-2 was trained with {named}.*another output_dir"
+    ):
         trainer.train("auto")
-    make_trainer(tmp_path, **{**RUN, "max_steps": 3, "logging_steps": 2}).train("auto")  # these may change
+    # these may change
+    make_trainer(tmp_path, **{**RUN, "max_steps": 3, "logging_steps": 2}).train("auto")
     assert (tmp_path / "checkpoint-3").is_dir()
 
 
@@ -397,7 +489,11 @@ def test_auto_starts_anew_in_an_empty_folder_and_true_does_not(tmp_path):
 def test_a_checkpoint_of_another_model_or_without_average_is_an_error(tmp_path, make_model):
     without = {**RUN, "ema_decay": 0}
     make_trainer(tmp_path, model=make_model(rate_type="uniform"), **without).train()
-    with pytest.raises(ValueError, match="checkpoint-8 was trained with num_hidden_layers=2, not 3, and"):
-        make_trainer(tmp_path, model=make_model(rate_type="uniform", num_hidden_layers=3), **without).train("auto")
+    with pytest.raises(
+        ValueError, match="checkpoint-8 was trained with num_hidden_layers=2, not 3, and"
+    ):
+        make_trainer(
+            tmp_path, model=make_model(rate_type="uniform", num_hidden_layers=3), **without
+        ).train("auto")
     with pytest.raises(ValueError, match="checkpoint-8 was trained with ema_decay=0, not 0.9, and"):
         make_trainer(tmp_path, model=make_model(rate_type="uniform"), **RUN).train("auto")

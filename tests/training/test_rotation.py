@@ -1,4 +1,5 @@
-"""Which checkpoint is the newest, which are removed, and what a removal leaves when it is cut short."""
+"""Which checkpoint is the newest, which are removed, and what a removal leaves when it is cut
+short."""
 
 from pathlib import Path
 

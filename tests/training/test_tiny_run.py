@@ -1,4 +1,5 @@
-"""The whole of tiny.yaml on real text (minutes): the bound, the order and the samples that the README promises."""
+"""The whole of tiny.yaml on real text (minutes): the bound, the order and the samples that the
+README promises."""
 
 import json
 import runpy

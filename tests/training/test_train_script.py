@@ -1,4 +1,5 @@
-"""training_scripts/train.py and its configurations, at small size on text with the real data sets' columns."""
+"""training_scripts/train.py and its configurations, at small size on text with the real data sets'
+columns."""
 
 import json
 import os
@@ -45,7 +46,10 @@ SMALL = {
     "report_to": "none",
 }
 LM1B = {"dataset_name": FIXTURES / "lm1b", "tokenizer": FIXTURES / "bert_tokenizer"}
-TEXT8 = {"train_file": FIXTURES / "text8.train.txt", "validation_file": FIXTURES / "text8.valid.txt"}
+TEXT8 = {
+    "train_file": FIXTURES / "text8.train.txt",
+    "validation_file": FIXTURES / "text8.valid.txt",
+}
 SOURCES = {
     "tiny": {},
     "text8": TEXT8,
@@ -84,7 +88,10 @@ def train(tmp_path, monkeypatch, capsys):
 def test_every_configuration_trains_two_steps_and_leaves_a_folder_that_loads(train, config):
     folder, printed = train(config)
     model, tokenizer = AutoModel.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
-    assert model.config.rate_type == "learned" and model.config.mask_token_id == tokenizer.mask_token_id
+    assert (
+        model.config.rate_type == "learned"
+        and model.config.mask_token_id == tokenizer.mask_token_id
+    )
     average = load_file(folder / "checkpoint-2" / "ema.safetensors")
     assert all(torch.equal(value, average[name]) for name, value in model.state_dict().items())
     evaluation = json.loads((folder / "eval_results.json").read_text())
@@ -101,8 +108,12 @@ def test_the_same_command_again_continues_and_a_finished_run_is_left_as_it_is(tr
     assert all(torch.equal(value, again[name]) for name, value in first.items())
     train("tiny", max_steps=3)
     assert (folder / "checkpoint-3").is_dir()
-    assert not torch.equal(load_file(folder / "model.safetensors")["lm_head.bias"], first["lm_head.bias"])
-    with pytest.raises(SystemExit, match="^error: .*checkpoint-3 was trained with seed=.*, not 7, and cannot go on"):
+    assert not torch.equal(
+        load_file(folder / "model.safetensors")["lm_head.bias"], first["lm_head.bias"]
+    )
+    with pytest.raises(
+        SystemExit, match="^error: .*checkpoint-3 was trained with seed=.*, not 7, and cannot go on"
+    ):
         train("tiny", seed=7)
 
 
@@ -114,20 +125,27 @@ def test_other_data_in_the_same_folder_are_refused(train, tmp_path, config, syst
     moved, other = tmp_path / f"moved{source.suffix}", tmp_path / f"other{source.suffix}"
     moved.write_text(source.read_text())
     lines = source.read_text().split("\n")
-    other.write_text("\n".join([lines[0], *lines[2:]]) if config == "sudoku" else source.read_text()[1:])
+    other.write_text(
+        "\n".join([lines[0], *lines[2:]]) if config == "sudoku" else source.read_text()[1:]
+    )
     with pytest.raises(
-        SystemExit, match="^error: .*(checkpoint-2 was trained with other data|made from another train text)"
+        SystemExit,
+        match="^error: .*(checkpoint-2 was trained with other data|made from another train text)",
     ):
         train(config, system, **settings, train_file=other, max_steps=3)
     train(config, system, **settings, train_file=moved, max_steps=3)
     record = json.loads((folder / "training_record.json").read_text())
     assert record["steps"] == 3 and record["data_fingerprint"] in (folder / "README.md").read_text()
     if system is None and config == "text8":
-        with pytest.raises(SystemExit, match="^error: .*checkpoint-3 was trained with hidden_size=16, not 32"):
+        with pytest.raises(
+            SystemExit, match="^error: .*checkpoint-3 was trained with hidden_size=16, not 32"
+        ):
             train(config, hidden_size=32, max_steps=4)
 
 
-@pytest.mark.parametrize("system", sorted(path.stem for path in (CONFIGS / "systems").glob("*.yaml")))
+@pytest.mark.parametrize(
+    "system", sorted(path.stem for path in (CONFIGS / "systems").glob("*.yaml"))
+)
 def test_every_system_trains_two_steps_and_leaves_a_folder_that_loads(train, system):
     folder, printed = train("tiny", system)
     settings = yaml.safe_load((CONFIGS / "systems" / f"{system}.yaml").read_text())
@@ -135,17 +153,29 @@ def test_every_system_trains_two_steps_and_leaves_a_folder_that_loads(train, sys
     model = (AutoModelForCausalLM if autoregressive else AutoModel).from_pretrained(folder)
     average = load_file(folder / "checkpoint-2" / "ema.safetensors")
     frozen = tuple(settings.get("frozen_modules", ()))
-    weights = {name: value for name, value in model.state_dict().items() if not name.startswith(frozen)}
-    assert weights.keys() == average.keys() and all(torch.equal(weights[name], average[name]) for name in average)
+    weights = {
+        name: value for name, value in model.state_dict().items() if not name.startswith(frozen)
+    }
+    assert weights.keys() == average.keys() and all(
+        torch.equal(weights[name], average[name]) for name in average
+    )
     of_the_run = ("objective", "frozen_modules")
-    assert all(getattr(model.config, name) == value for name, value in settings.items() if name not in of_the_run)
+    assert all(
+        getattr(model.config, name) == value
+        for name, value in settings.items()
+        if name not in of_the_run
+    )
     if not autoregressive:
         scheduler = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
         assert scheduler["block_size"] == settings.get("block_size")
     evaluation = json.loads((folder / "eval_results.json").read_text())
     assert {"eval_nelbo", "eval_nelbo_standard_error", "eval_perplexity"} <= evaluation.keys()
     assert printed.count("--- sample") == 3 and "+- " in printed
-    assert ("negative log-likelihood (exact):" in printed) == autoregressive != ("order bound:" in printed)
+    assert (
+        ("negative log-likelihood (exact):" in printed)
+        == autoregressive
+        != ("order bound:" in printed)
+    )
     assert ("c2 = 0" in printed) == (settings.get("rate_type") == "learned")
 
 
@@ -156,7 +186,13 @@ def test_logs_go_to_tensorboard_when_it_is_installed(train):
     folder, _ = train("tiny", report_to="tensorboard")
     events = [path for path in folder.rglob("events.out.tfevents.*")]
     tags = EventAccumulator(str(events[0].parent)).Reload().Tags()["scalars"]
-    assert {"train/loss", "train/velocity", "train/rate_ratio", "train/phi_grad_norm", "eval/nelbo"} <= set(tags)
+    assert {
+        "train/loss",
+        "train/velocity",
+        "train/rate_ratio",
+        "train/phi_grad_norm",
+        "eval/nelbo",
+    } <= set(tags)
 
 
 def test_report_to_defaults_to_tensorboard_or_none_and_the_command_line_wins(tmp_path):
@@ -164,7 +200,10 @@ def test_report_to_defaults_to_tensorboard_or_none_and_the_command_line_wins(tmp
     _, model_args, args = parse_arguments([*words, "--hidden_size", "48", "--learning_rate", "0.5"])
     settings = yaml.safe_load((CONFIGS / "tiny.yaml").read_text())
     assert (model_args.hidden_size, args.learning_rate) == (48, 0.5)
-    assert args.head_learning_rate == settings["head_learning_rate"] and args.seed == settings["seed"] == args.data_seed
+    assert (
+        args.head_learning_rate == settings["head_learning_rate"]
+        and args.seed == settings["seed"] == args.data_seed
+    )
     assert args.report_to in (["tensorboard"], [])
 
 
@@ -193,7 +232,9 @@ def test_what_cannot_be_trained_on_is_one_line(train, tmp_path):
 
 
 @pytest.mark.parametrize("system, words", [(None, {"c2": 0.9}), ("bd3lm_4", {"block_size": 0})])
-def test_the_model_is_checked_before_the_text_is_read_and_a_tokenizer_made(train, tmp_path, system, words):
+def test_the_model_is_checked_before_the_text_is_read_and_a_tokenizer_made(
+    train, tmp_path, system, words
+):
     with pytest.raises(SystemExit, match=f"^error: (?!.*nowhere).*{next(iter(words))}"):
         train("text8", system, train_file=tmp_path / "nowhere.txt", **words)
     with pytest.raises(SystemExit, match="^error: init_from=.*nothing"):
@@ -205,7 +246,9 @@ def test_a_tokenizer_that_a_failed_run_left_is_not_used_for_another_text(train, 
     other = tmp_path / "other.txt"
     other.write_text("xyz " * 200 + "\n")
     train("text8", train_tokenizer="char", tokenizer="")
-    with pytest.raises(SystemExit, match="^error: train_tokenizer is 'char', but .* made from another train text"):
+    with pytest.raises(
+        SystemExit, match="^error: train_tokenizer is 'char', but .* made from another train text"
+    ):
         train("text8", train_tokenizer="char", tokenizer="", train_file=other)
 
 
@@ -215,7 +258,11 @@ def test_values_of_a_file_may_begin_with_a_dash(tmp_path):
         "train_file: -a.txt\nvalidation_file: --b=c.txt\ntokenizer: ''\nuse_cpu: true\noutput_dir: -out\n"
     )
     data_args, _, args = parse_arguments(["--config", str(config)])
-    assert (data_args.train_file, data_args.validation_file, data_args.tokenizer) == ("-a.txt", "--b=c.txt", "")
+    assert (data_args.train_file, data_args.validation_file, data_args.tokenizer) == (
+        "-a.txt",
+        "--b=c.txt",
+        "",
+    )
     assert args.output_dir == "-out"
 
 
@@ -232,7 +279,11 @@ def test_lists_dictionaries_numbers_and_empty_values_of_a_file_arrive(tmp_path):
         "lr_scheduler_type: cosine_with_min_lr\nlr_scheduler_kwargs: {min_lr: 0.1}\npacking: false\n"
     )
     data_args, model_args, args = parse_arguments(["--config", str(config)])
-    assert args.learning_rate == 3e-4 and args.report_to == [] and args.lr_scheduler_kwargs == {"min_lr": 0.1}
+    assert (
+        args.learning_rate == 3e-4
+        and args.report_to == []
+        and args.lr_scheduler_kwargs == {"min_lr": 0.1}
+    )
     assert data_args.packing is False and model_args.time_epsilon is None
 
 
@@ -258,10 +309,13 @@ def test_the_log_and_the_training_metrics_lie_in_the_folder_and_a_finished_run_k
         ("tiny", {}, True, True),
     ],
 )
-def test_special_tokens_that_are_in_no_row_are_not_in_the_configuration(train, config, settings, has_bos, has_eos):
+def test_special_tokens_that_are_in_no_row_are_not_in_the_configuration(
+    train, config, settings, has_bos, has_eos
+):
     folder, _ = train(config, **settings)
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    for place in (folder, folder / "checkpoint-2"):  # the Trainer takes them over from the tokenizer
+    # the Trainer takes them over from the tokenizer
+    for place in (folder, folder / "checkpoint-2"):
         stored = json.loads((place / "config.json").read_text())
         assert stored.get("bos_token_id") == (tokenizer.bos_token_id if has_bos else None)
         assert stored.get("eos_token_id") == (tokenizer.eos_token_id if has_eos else None)
@@ -287,7 +341,12 @@ def assert_loads_as(folder: Path, found: list) -> None:
     pipe = LoMDMPipeline.from_pretrained(folder)
     total, ids, vocabulary = found
     assert total == pipe.model.lm_head.weight.double().sum().item()
-    assert ids == pipe(num_inference_steps=4, generator=torch.Generator().manual_seed(0)).sequences.tolist()
+    assert (
+        ids
+        == pipe(
+            num_inference_steps=4, generator=torch.Generator().manual_seed(0)
+        ).sequences.tolist()
+    )
     assert vocabulary == [len(pipe.tokenizer)] * 2
 
 
@@ -298,16 +357,37 @@ def test_the_output_folder_loads_as_model_and_pipeline_without_the_package(train
 
 
 @pytest.mark.slow
-def test_a_push_that_breaks_off_is_completed_by_the_same_command_and_loads_over_http_without_the_package(tmp_path):
-    words = {**SMALL, "output_dir": tmp_path / "out", "push_to_hub": "true", "hub_model_id": "tester/tiny"}
-    command = [sys.executable, str(ROOT / "training_scripts" / "train.py"), "--config", str(CONFIGS / "tiny.yaml")]
+def test_a_push_that_breaks_off_is_completed_by_the_same_command_and_loads_over_http_without_the_package(
+    tmp_path,
+):
+    words = {
+        **SMALL,
+        "output_dir": tmp_path / "out",
+        "push_to_hub": "true",
+        "hub_model_id": "tester/tiny",
+    }
+    command = [
+        sys.executable,
+        str(ROOT / "training_scripts" / "train.py"),
+        "--config",
+        str(CONFIGS / "tiny.yaml"),
+    ]
     command += [word for key, value in words.items() for word in (f"--{key}", str(value))]
     with HubServer() as hub:
         settings = {"HF_ENDPOINT": hub.endpoint, "HF_HUB_DISABLE_XET": "1", "HF_TOKEN": "hf_test"}
-        environment = {**os.environ, **settings, "HF_HOME": str(tmp_path / "push"), "OMP_NUM_THREADS": "1"}
+        environment = {
+            **os.environ,
+            **settings,
+            "HF_HOME": str(tmp_path / "push"),
+            "OMP_NUM_THREADS": "1",
+        }
         hub.drop("POST", "/commit/", times=99, after=1000)  # those in the background too
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-        said = "ConnectionError: " + str(tmp_path / "out") + " is written, but was not uploaded to tester/tiny: "
+        said = (
+            "ConnectionError: "
+            + str(tmp_path / "out")
+            + " is written, but was not uploaded to tester/tiny: "
+        )
         assert done.returncode == 1 and said in done.stderr and hub.files("tester/tiny") == []
         hub.drops_left = 0
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
@@ -315,16 +395,27 @@ def test_a_push_that_breaks_off_is_completed_by_the_same_command_and_loads_over_
         repo = hub.find("model", "tester/tiny")
         files = repo.commits[repo.refs["main"]]
         found = run_without_package(LOAD, "tester/tiny", folder=tmp_path, **settings)
-    assert {"modeling_lomdm.py", "model/config.json", "trainer_state.json", "eval_results.json"} <= files.keys()
+    assert {
+        "modeling_lomdm.py",
+        "model/config.json",
+        "trainer_state.json",
+        "eval_results.json",
+    } <= files.keys()
     assert not any("checkpoint-" in name for name in files)
     card = files["README.md"]["data"].decode()
     assert 'AutoModel.from_pretrained("tester/tiny"' in card
-    assert "custom_code" in card and "trained for\n2 optimizer steps" in card and "| order bound |" in card
+    assert (
+        "custom_code" in card
+        and "trained for\n2 optimizer steps" in card
+        and "| order bound |" in card
+    )
     assert_loads_as(tmp_path / "out", found)
 
 
 def test_bf16_configs_need_no_word_about_the_cpu_where_there_is_nothing_else(tmp_path):
-    *_, args = parse_arguments(["--config", str(CONFIGS / "tiny.yaml"), "--output_dir", str(tmp_path)])
+    *_, args = parse_arguments(
+        ["--config", str(CONFIGS / "tiny.yaml"), "--output_dir", str(tmp_path)]
+    )
     assert args.bf16 and args.use_cpu == (not torch.accelerator.is_available())
 
 

@@ -1,4 +1,5 @@
-"""A tiny training run for the tests of the trainer, also as a process of its own that is killed or joined."""
+"""A tiny training run for the tests of the trainer, also as a process of its own that is killed or
+joined."""
 
 import multiprocessing
 import os
@@ -16,21 +17,30 @@ from hf_lomdm.training.arguments import LoMDMTrainingArguments, ModelArguments
 from hf_lomdm.training.models import causal_config
 from hf_lomdm.training.trainer import LoMDMTrainer
 
-# A clean process, without threads, that has imported everything: it is forked for each run. (It cannot preload this
-# module: Python 3.11 does not hand it the path of the tests.)
+# A clean process, without threads, that has imported everything: it is forked for each run. (It
+# cannot preload this module: Python 3.11 does not hand it the path of the tests.)
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["hf_lomdm.training.trainer", "hf_lomdm.training.arguments", "pytest", "torch._dynamo"])
+FORKS.set_forkserver_preload(
+    ["hf_lomdm.training.trainer", "hf_lomdm.training.arguments", "pytest", "torch._dynamo"]
+)
 
 
-def make_texts(count: int = 24, length: int = 12, unequal: bool = False, seed: int = 0) -> list[dict]:
+def make_texts(
+    count: int = 24, length: int = 12, unequal: bool = False, seed: int = 0
+) -> list[dict]:
     """Random texts of ordinary tokens (3 to 9); with `unequal` of lengths from 2 to `length`."""
     generator = torch.Generator().manual_seed(seed)
-    sizes = torch.randint(2, length + 1, (count,), generator=generator).tolist() if unequal else [length] * count
+    sizes = (
+        torch.randint(2, length + 1, (count,), generator=generator).tolist()
+        if unequal
+        else [length] * count
+    )
     return [{"input_ids": torch.randint(3, 10, (size,), generator=generator)} for size in sizes]
 
 
 def collate(texts: list[dict]) -> dict[str, torch.Tensor]:
-    """Pads on the right; labels are -100 at padding; the mask is there only if something is padded."""
+    """Pads on the right; labels are -100 at padding; the mask is there only if something is
+    padded."""
     rows = [text["input_ids"] for text in texts]
     input_ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=0)
     real = torch.nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
@@ -39,11 +49,20 @@ def collate(texts: list[dict]) -> dict[str, torch.Tensor]:
 
 
 def build_causal(dropout: float = 0.0, **overrides) -> GPTNeoXForCausalLM:
-    """A random autoregressive model for the texts of `make_texts`, start token 10; `overrides` of its configuration."""
+    """A random autoregressive model for the texts of `make_texts`, start token 10; `overrides` of
+    its configuration."""
     state = torch.get_rng_state()
     torch.manual_seed(0)
-    sizes = ModelArguments(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, dropout=dropout)
-    ids = {"vocab_size": 11, "mask_token_id": 10, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    sizes = ModelArguments(
+        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, dropout=dropout
+    )
+    ids = {
+        "vocab_size": 11,
+        "mask_token_id": 10,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
     config = causal_config(sizes, 32, ids)
     config.update({"initializer_range": 0.3, **overrides})
     model = GPTNeoXForCausalLM(config).eval()
@@ -88,8 +107,11 @@ def make_trainer(
     )
 
 
-def train(output_dir, die_at: int | None = None, environment: dict[str, str] | None = None, **settings) -> None:
-    """Trains in this process to the end, or until it kills itself at the event `die_at` of writing checkpoints."""
+def train(
+    output_dir, die_at: int | None = None, environment: dict[str, str] | None = None, **settings
+) -> None:
+    """Trains in this process to the end, or until it kills itself at the event `die_at` of writing
+    checkpoints."""
     os.environ.update(environment or {})
     torch.set_num_threads(1)
     if die_at is not None:
@@ -107,9 +129,11 @@ def start(output_dir, **settings) -> multiprocessing.Process:
 
 
 def kill_at_event(number: int) -> None:
-    """SIGKILL at the `number`-th (from 0) event of this process that touches the files of a checkpoint.
+    """SIGKILL at the `number`-th (from 0) event of this process that touches the files of a
+    checkpoint.
 
-    Before a file is saved, when half of it is on the disk, before each flush, each rename and each removal.
+    Before a file is saved, when half of it is on the disk, before each flush, each rename and each
+    removal.
     """
     left = [number]
 
@@ -141,9 +165,14 @@ def kill_at_event(number: int) -> None:
 
 
 def checkpoint_tensors(folder: Path) -> dict[str, torch.Tensor]:
-    """Every tensor and number of a checkpoint: weights, average, optimizer, scheduler, random state, position."""
-    tensors = {f"weights.{name}": value for name, value in load_file(folder / "model.safetensors").items()}
-    tensors |= {f"ema.{name}": value for name, value in load_file(folder / "ema.safetensors").items()}
+    """Every tensor and number of a checkpoint: weights, average, optimizer, scheduler, random
+    state, position."""
+    tensors = {
+        f"weights.{name}": value for name, value in load_file(folder / "model.safetensors").items()
+    }
+    tensors |= {
+        f"ema.{name}": value for name, value in load_file(folder / "ema.safetensors").items()
+    }
     for file in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
         tensors |= _flatten(file, torch.load(folder / file, weights_only=False))
     return tensors
@@ -158,4 +187,6 @@ def _flatten(prefix: str, value) -> dict[str, torch.Tensor]:
         with suppress(TypeError, ValueError, RuntimeError):  # names and None are no numbers
             return {prefix: torch.as_tensor(value)}
         return {}
-    return {name: one for key, part in items for name, one in _flatten(f"{prefix}.{key}", part).items()}
+    return {
+        name: one for key, part in items for name, one in _flatten(f"{prefix}.{key}", part).items()
+    }

@@ -1,4 +1,5 @@
-"""The page of the generation order: its structure, its escaping, and how it moves in a real browser."""
+"""The page of the generation order: its structure, its escaping, and how it moves in a real
+browser."""
 
 import base64
 import hashlib
@@ -28,12 +29,21 @@ HOSTILE = [
     "語",
     "]]>",
 ]
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking")
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
+FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--no-first-run",
+    "--disable-background-networking",
+)
 
 
 class Page(HTMLParser):
-    """The tokens of each text as `(class, step, text)`, all tags with their attributes, script and style."""
+    """The tokens of each text as `(class, step, text)`, all tags with their attributes, script and
+    style."""
 
     def __init__(self, path: Path):
         super().__init__()
@@ -68,14 +78,27 @@ def write(tmp_path, tokens=TOKENS, order=ORDER, **options) -> Path:
 
 def test_page_holds_every_text_with_its_steps_and_leaves_padding_out(tmp_path):
     first, second = Page(write(tmp_path)).texts
-    assert [(step, text) for _, step, text in first] == [(None, "Ab"), ("3", " cd"), ("0", "↵\ne"), ("1", "f")]
-    assert [colour.split()[-1] for colour, *_ in first] == ["given", f"c{len(COLOURS) - 1}", "c0", "c5"]
+    assert [(step, text) for _, step, text in first] == [
+        (None, "Ab"),
+        ("3", " cd"),
+        ("0", "↵\ne"),
+        ("1", "f"),
+    ]
+    assert [colour.split()[-1] for colour, *_ in first] == [
+        "given",
+        f"c{len(COLOURS) - 1}",
+        "c0",
+        "c5",
+    ]
     assert [(step, text) for _, step, text in second] == [("1", "x"), ("0", "y")]
 
 
 def test_hostile_tokens_stay_text(tmp_path):
     path = write(tmp_path, [HOSTILE], [list(range(len(HOSTILE)))], title="<b>&")
-    page, plain = Page(path), Page(write(tmp_path, [["a"] * len(HOSTILE)], [list(range(len(HOSTILE)))]))
+    page, plain = (
+        Page(path),
+        Page(write(tmp_path, [["a"] * len(HOSTILE)], [list(range(len(HOSTILE)))])),
+    )
     assert [tag for tag, _ in page.tags] == [tag for tag, _ in plain.tags]
     assert page.raw == plain.raw
     shown = [text for *_, text in page.texts[0]]
@@ -87,10 +110,22 @@ def test_page_needs_nothing_from_outside_and_allows_only_its_own_script_and_styl
     page = Page(write(tmp_path))
     text = (tmp_path / "order.html").read_text(encoding="utf-8")
     assert not re.search(r"https?://|@import|url\(", text)
-    assert not any(name in attributes for _, attributes in page.tags for name in ("src", "href", "style", "onclick"))
-    policy = next(a["content"] for tag, a in page.tags if a.get("http-equiv") == "Content-Security-Policy")
-    hashes = [base64.b64encode(hashlib.sha256(page.raw[name].encode()).digest()).decode() for name in page.raw]
-    assert policy == f"default-src 'none'; style-src 'sha256-{hashes[1]}'; script-src 'sha256-{hashes[0]}'"
+    assert not any(
+        name in attributes
+        for _, attributes in page.tags
+        for name in ("src", "href", "style", "onclick")
+    )
+    policy = next(
+        a["content"] for tag, a in page.tags if a.get("http-equiv") == "Content-Security-Policy"
+    )
+    hashes = [
+        base64.b64encode(hashlib.sha256(page.raw[name].encode()).digest()).decode()
+        for name in page.raw
+    ]
+    assert (
+        policy
+        == f"default-src 'none'; style-src 'sha256-{hashes[1]}'; script-src 'sha256-{hashes[0]}'"
+    )
 
 
 def luminance(colour: str) -> float:
@@ -109,7 +144,11 @@ def test_colours_grow_lighter_steadily_and_their_letters_are_legible():
 
 @pytest.mark.parametrize(
     ("tokens", "order", "message"),
-    [([], [], "at least one, got 0"), ([["a"]], [], "got 1, 0"), ([["a", "b"]], [[0]], "text 0.*got 2 and 1")],
+    [
+        ([], [], "at least one, got 0"),
+        ([["a"]], [], "got 1, 0"),
+        ([["a", "b"]], [[0]], "text 0.*got 2 and 1"),
+    ],
 )
 def test_unusable_input_is_refused(tmp_path, tokens, order, message):
     with pytest.raises(ValueError, match=message):
@@ -121,16 +160,29 @@ def test_sample_script_writes_the_page_of_all_its_texts(tmp_path):
     sample = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(sample)
     model, path = str(ROOT / "checkpoints" / "lomdm-enwiki"), tmp_path / "order.html"
-    arguments = ["--model", model, "--prompt", "The city", "--max_length", "12", "--num_inference_steps", "4"]
+    arguments = [
+        "--model",
+        model,
+        "--prompt",
+        "The city",
+        "--max_length",
+        "12",
+        "--num_inference_steps",
+        "4",
+    ]
     sample.main([*arguments, "--num_return_sequences", "2", "--html", str(path)])
     texts = Page(path).texts
-    assert len(texts) == 2 and all("".join(t for *_, t in one).startswith("[BOS]The city") for one in texts)
+    assert len(texts) == 2 and all(
+        "".join(t for *_, t in one).startswith("[BOS]The city") for one in texts
+    )
     assert {step for one in texts for _, step, _ in one} == {None, "0", "1", "2", "3"}
 
 
 @pytest.fixture
 def browser():
-    playwright = pytest.importorskip("playwright.sync_api", reason="drives a browser: pip install playwright")
+    playwright = pytest.importorskip(
+        "playwright.sync_api", reason="drives a browser: pip install playwright"
+    )
     if CHROMIUM is None:
         pytest.skip("no Chromium on this machine")
     with playwright.sync_playwright() as driver:
@@ -141,14 +193,22 @@ def browser():
 
 @pytest.mark.slow
 def test_page_in_a_browser_steps_scrubs_plays_and_switches_by_mouse_and_keys(browser, tmp_path):
-    problems, page = [], browser.new_page(viewport={"width": 800, "height": 500}, color_scheme="dark")
+    problems, page = (
+        [],
+        browser.new_page(viewport={"width": 800, "height": 500}, color_scheme="dark"),
+    )
     page.on("console", lambda message: problems.append(message.text))
     page.on("pageerror", lambda error: problems.append(str(error)))
-    page.on("request", lambda request: problems.append(request.url) if "order.html" not in request.url else None)
+    page.on(
+        "request",
+        lambda request: problems.append(request.url) if "order.html" not in request.url else None,
+    )
     page.goto(write(tmp_path, [*TOKENS, HOSTILE], [*ORDER, list(range(len(HOSTILE)))]).as_uri())
 
     def masked():
-        return page.eval_on_selector_all(".text:not([hidden]) .masked", "all => all.map(one => one.textContent)")
+        return page.eval_on_selector_all(
+            ".text:not([hidden]) .masked", "all => all.map(one => one.textContent)"
+        )
 
     assert masked() == [] and page.inner_text("#status") == "step 4 of 4: 3 of 3 tokens revealed"
     page.click("#first")

@@ -1,4 +1,5 @@
-"""A text while it is written: the states agree with the finished run, runs do not mix, HTML is escaped."""
+"""A text while it is written: the states agree with the finished run, runs do not mix, HTML is
+escaped."""
 
 import re
 import threading
@@ -56,7 +57,11 @@ def test_states_grow_into_the_text_that_the_pipeline_writes(make_model, case, se
         assert state.num_steps >= state.step and state.text is None
         revealed = [i for i, step in enumerate(state.order) if step is not None]
         assert all(state.tokens[i] == last.tokens[i] for i in revealed if i < len(order))
-    assert running[-1].step == max(order) + 1 or len(order) < len(first.order) or sampler == "ancestral"
+    assert (
+        running[-1].step == max(order) + 1
+        or len(order) < len(first.order)
+        or sampler == "ancestral"
+    )
 
 
 def test_rates_are_those_by_which_the_positions_of_the_step_were_drawn(make_model):
@@ -66,11 +71,17 @@ def test_rates_are_those_by_which_the_positions_of_the_step_were_drawn(make_mode
     highest = 0.0
     for state in states:
         names = [
-            token if step is not None else "<mask>" for token, step in zip(before.tokens, before.order, strict=True)
+            token if step is not None else "<mask>"
+            for token, step in zip(before.tokens, before.order, strict=True)
         ]
         with torch.no_grad():
-            rates = model(input_ids=torch.tensor([pipe.tokenizer.convert_tokens_to_ids(names)])).rates[0]
-        expected = [float(rate) if step is None else None for rate, step in zip(rates, before.order, strict=True)]
+            rates = model(
+                input_ids=torch.tensor([pipe.tokenizer.convert_tokens_to_ids(names)])
+            ).rates[0]
+        expected = [
+            float(rate) if step is None else None
+            for rate, step in zip(rates, before.order, strict=True)
+        ]
         assert state.rates == pytest.approx(expected, abs=1e-5)  # float32, another batch of logits
         highest = max(highest, *(rate for rate in expected if rate is not None))
         assert state.highest_rate == pytest.approx(highest, abs=1e-5)
@@ -102,7 +113,8 @@ def test_a_closed_stream_ends_its_run(make_model):
     next(states), next(states)
     states.close()
     wait_until_idle()
-    assert 1 <= len(calls) <= 3  # the state that was read, the one that waited, the one being computed
+    # the state that was read, the one that waited, the one being computed
+    assert 1 <= len(calls) <= 3
 
 
 def test_a_run_that_nobody_reads_ends_and_says_so(make_model, monkeypatch):
@@ -118,7 +130,10 @@ def test_a_run_that_nobody_reads_ends_and_says_so(make_model, monkeypatch):
     ("options", "message"),
     [
         *(
-            ({"num_inference_steps": value}, f"num_inference_steps must be a whole number from 1 .* got {value!r}")
+            (
+                {"num_inference_steps": value},
+                f"num_inference_steps must be a whole number from 1 .* got {value!r}",
+            )
             for value in (0, 2.5, "4", float("nan"))
         ),
         ({"seed": -1}, "seed must be a whole number from 0 .* got -1"),
@@ -141,23 +156,34 @@ def test_a_pipeline_without_a_tokenizer_is_refused(make_model):
 
 
 HOSTILE = "</span><script>x</script>\u202e\"'"
-STATE = LiveState(2, 5, [HOSTILE, "b", "c", "secret"], [-1, 0, 1, None], [None, None, 0.5, 1.0], 2.0)
+STATE = LiveState(
+    2, 5, [HOSTILE, "b", "c", "secret"], [-1, 0, 1, None], [None, None, 0.5, 1.0], 2.0
+)
 
 
 def test_html_hides_masked_tokens_escapes_the_others_and_frames_the_newest():
     text = live_html(STATE)
     assert "secret" not in text and "<script" not in text and "\u202e" not in text
-    assert "&lt;/span&gt;&lt;script&gt;" in text and text.count(BLANK) == 2  # one more is in the legend
-    assert re.findall(r'<span class="(t [^"]*)"', text) == ["t c0", "t now c4"]  # steps 0 and 1 of 4, in 16 colours
+    # one more is in the legend
+    assert "&lt;/span&gt;&lt;script&gt;" in text and text.count(BLANK) == 2
+    # steps 0 and 1 of 4, in 16 colours
+    assert re.findall(r'<span class="(t [^"]*)"', text) == ["t c0", "t now c4"]
     assert "step 2 of 5: 2 of 3 tokens revealed" in text
 
 
 def test_plot_has_a_bar_for_each_rate_as_high_as_its_share_of_the_highest():
-    bars = re.findall(r'<rect class="(v[^"]*)" x="(\d+)" y="([\d.]+)" width="8" height="([\d.]+)"', live_html(STATE))
+    bars = re.findall(
+        r'<rect class="(v[^"]*)" x="(\d+)" y="([\d.]+)" width="8" height="([\d.]+)"',
+        live_html(STATE),
+    )
     assert bars == [("v now", "21", "75.00", "25.00"), ("v", "31", "50.00", "50.00")]
 
 
 def test_frame_carries_the_page_of_the_order_and_only_its_script_may_run():
-    frame = order_frame(LiveState(2, 2, [HOSTILE, "b"], [0, 1], [None, None], 1.0, "done"), title='a"b')
-    assert frame.count("<") == 2 and 'sandbox="allow-scripts"' in frame and 'title="a&quot;b"' in frame
+    frame = order_frame(
+        LiveState(2, 2, [HOSTILE, "b"], [0, 1], [None, None], 1.0, "done"), title='a"b'
+    )
+    assert (
+        frame.count("<") == 2 and 'sandbox="allow-scripts"' in frame and 'title="a&quot;b"' in frame
+    )
     assert "allow-same-origin" not in frame and "&amp;lt;script&amp;gt;" in frame

@@ -33,9 +33,13 @@ def test_picture_colours_follow_the_order(tmp_path):
     pixels = image.imread(path)
     assert pixels.shape[2] == 4 and pixels.shape[1] > pixels.shape[0]
     row = pixels[int(0.15 * 150) + 6, :, :3]  # just below the top of the first line's boxes
-    first, given, last = (row[int((0.15 + column * 0.602 * 9 / 72) * 150)] for column in (0.5, 44, 49))
-    assert first == pytest.approx([0.5, 0.5, 1.0], abs=0.02)  # light blue: the colours of the terminal
-    assert given == pytest.approx([0.91, 0.91, 0.91], abs=0.02)  # begins at column 42, the last word at 48
+    first, given, last = (
+        row[int((0.15 + column * 0.602 * 9 / 72) * 150)] for column in (0.5, 44, 49)
+    )
+    # light blue: the colours of the terminal
+    assert first == pytest.approx([0.5, 0.5, 1.0], abs=0.02)
+    # begins at column 42, the last word at 48
+    assert given == pytest.approx([0.91, 0.91, 0.91], abs=0.02)
     assert last == pytest.approx([1.0, 0.5, 0.5], abs=0.02)  # light red
 
 
@@ -45,7 +49,9 @@ def test_picture_without_matplotlib_names_the_extra(tmp_path, monkeypatch):
         order_picture(["a"], [0], tmp_path / "order.png")
 
 
-@pytest.mark.parametrize(("tokens", "order", "message"), [(["a"], [], "got 1 and 0"), (["a"], [-1], "no step")])
+@pytest.mark.parametrize(
+    ("tokens", "order", "message"), [(["a"], [], "got 1 and 0"), (["a"], [-1], "no step")]
+)
 def test_unusable_input_is_refused(tmp_path, tokens, order, message):
     with pytest.raises(ValueError, match=message):
         order_picture(tokens, order, tmp_path / "order.png")

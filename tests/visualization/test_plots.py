@@ -14,7 +14,9 @@ ROWS = [[1, 3, 4, 5, 6, 2], [1, 7, 7, 3, 9, 8, 4, 2]]
 
 @pytest.fixture
 def record(make_model):
-    return evaluate_order(make_model(), ROWS, tokenizer=build_tokenizer(), num_generated=2, progress=False)
+    return evaluate_order(
+        make_model(), ROWS, tokenizer=build_tokenizer(), num_generated=2, progress=False
+    )
 
 
 def test_every_part_of_a_record_is_a_picture(record, tmp_path):
@@ -25,7 +27,9 @@ def test_every_part_of_a_record_is_a_picture(record, tmp_path):
         assert image.imread(path)[..., :3].std() > 0.02  # not blank
 
 
-@pytest.mark.parametrize("options", [{"rate_type": "uniform"}, {"block_size": 1, "rate_type": "uniform"}])
+@pytest.mark.parametrize(
+    "options", [{"rate_type": "uniform"}, {"block_size": 1, "rate_type": "uniform"}]
+)
 def test_records_without_classes_errors_or_ranks_are_drawn_too(make_model, tmp_path, options):
     record = evaluate_order(make_model(**options), ROWS[:1], num_generated=0, progress=False)
     assert "order_class.png" not in [path.name for path in plot_order(record, tmp_path)]
@@ -36,10 +40,14 @@ def test_lines_have_the_values_and_one_standard_error(record):
     means = record["forward"]["rank_by_position"]
     assert line.get_ydata().tolist() == [one["value"] for one in means]
     band = plots._position(record).axes[0].collections[0].get_datalim(line.axes.transData)
-    assert band.y1 == pytest.approx(max(one["value"] + (one["standard_error"] or 0) for one in means))
+    assert band.y1 == pytest.approx(
+        max(one["value"] + (one["standard_error"] or 0) for one in means)
+    )
     bars = plots._classes(record).axes[0].containers[0]
     classes = record["forward"]["rank_by_class"]
-    assert sorted(bars[0].get_xdata()) == pytest.approx(sorted(one["value"] for one in classes.values()))
+    assert sorted(bars[0].get_xdata()) == pytest.approx(
+        sorted(one["value"] for one in classes.values())
+    )
 
 
 def test_bands_are_one_error_wide_and_rates_are_densities(record):
@@ -48,7 +56,9 @@ def test_bands_are_one_error_wide_and_rates_are_densities(record):
     for place, one in enumerate(means):
         heights = corners[corners[:, 0] == place, 1]
         error = one["standard_error"] or 0.0
-        assert (heights.min(), heights.max()) == pytest.approx((one["value"] - error, one["value"] + error))
+        assert (heights.min(), heights.max()) == pytest.approx(
+            (one["value"] - error, one["value"] + error)
+        )
     assert any(one["standard_error"] for one in means)
     for patch in plots._rates(record).axes[0].patches:
         heights, edges, _ = patch.get_data()

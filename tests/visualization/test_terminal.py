@@ -47,7 +47,9 @@ def test_texts_of_a_model_with_blocks_grow_block_by_block_behind_what_is_given(m
     short = out.order[0].tolist()
     assert min(short) == -2 and short[:2] == [-1] * 2 and 4 <= min(short[4:8]) and max(short) < 12
     tokens = token_texts(tokenizer, out.sequences[0].tolist())
-    quarter, *_, last = (part.split("\n")[-1] for part in order_text(tokens, short, color=False).split("\n\n"))
+    quarter, *_, last = (
+        part.split("\n")[-1] for part in order_text(tokens, short, color=False).split("\n\n")
+    )
     assert last == "".join(tokens[: short.index(-2)])
     hidden = [text for text, step in zip(tokens, short, strict=True) if step > 3]
     assert len(hidden) == 4  # the second block, still masked when two of six tokens are revealed
@@ -60,9 +62,14 @@ def test_unequal_lengths_are_refused():
 
 
 def test_token_texts_join_to_the_decoded_text_also_within_characters():
-    alphabet = {character: i for i, character in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    alphabet = {
+        character: i for i, character in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))
+    }
     tokenizer = Tokenizer(models.BPE(alphabet, []))
-    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    tokenizer.pre_tokenizer, tokenizer.decoder = (
+        pre_tokenizers.ByteLevel(add_prefix_space=False),
+        decoders.ByteLevel(),
+    )
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer)
     pieces = token_texts(tokenizer, tokenizer("a é 語")["input_ids"])
     assert pieces == ["a", " ", "", "é", " ", "", "", "語"]

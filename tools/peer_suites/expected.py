@@ -1,6 +1,8 @@
-"""Where LoMDM differs from what a suite of a peer takes for granted: peer -> test (a pattern) -> reason.
+"""Where LoMDM differs from what a suite of a peer takes for granted: peer -> test (a pattern) ->
+reason.
 
-A test is named `Class::test`, and a class of ours is a system of the family or a sampler (suite_*.py).
+A test is named `Class::test`, and a class of ours is a system of the family or a sampler
+(suite_*.py).
 """
 
 NO_GAUSSIAN_NOISE = "a text is masked, not scaled and mixed with Gaussian noise"

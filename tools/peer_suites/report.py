@@ -1,4 +1,5 @@
-"""A pytest plugin: counts what passed, failed and differs as expected in the suite of a peer, and says why it differs.
+"""A pytest plugin: counts what passed, failed and differs as expected in the suite of a peer, and
+says why it differs.
 
 Environment: `PEER`, the name of the peer in expected.py; `PEER_REPORT`, the file to write.
 """
@@ -18,7 +19,8 @@ differ: dict[str, set[str]] = defaultdict(set)  # pattern -> tests
 
 
 def pytest_runtest_logreport(report) -> None:
-    """Sorts the outcome of a test; where a part of it, its set-up or its end fails, it has failed."""
+    """Sorts the outcome of a test; where a part of it, its set-up or its end fails, it has
+    failed."""
     name = report.nodeid.partition("::")[2]
     if report.skipped:
         skipped.add(name)
@@ -32,12 +34,15 @@ def pytest_runtest_logreport(report) -> None:
 
 
 def pytest_sessionfinish(session) -> None:
-    """Writes the counts, the failures and the reasons; exit status 1 for a failure, and where nothing passed."""
+    """Writes the counts, the failures and the reasons; exit status 1 for a failure, and where
+    nothing passed."""
     whole = passed - skipped - failed.keys() - set().union(*differ.values())
     counts = f"{len(whole)} passed / {len(failed)} failed / {sum(map(len, differ.values()))} expected differences"
     lines = [f"{PEER}: {counts} ({len(skipped)} do not apply)"]
     lines += [f"  FAILED {name}: {message}" for name, message in sorted(failed.items())]
-    lines += [f"  {len(tests):4d} x {pattern}: {reasons[pattern]}" for pattern, tests in differ.items()]
+    lines += [
+        f"  {len(tests):4d} x {pattern}: {reasons[pattern]}" for pattern, tests in differ.items()
+    ]
     lines += [f"  no longer differs: {pattern}" for pattern in reasons if pattern not in differ]
     Path(os.environ["PEER_REPORT"]).write_text("\n".join(lines) + "\n", encoding="utf-8")
     session.exitstatus = int(bool(failed) or not whole)

@@ -17,7 +17,8 @@ MASK, VOCABULARY = 3, 9
 
 
 class Tokens(torch.Tensor):
-    """Token ids `[B, L]` that are logits `[B, L, V]` when the suite takes a tenth of them for a model's output."""
+    """Token ids `[B, L]` that are logits `[B, L, V]` when the suite takes a tenth of them for a
+    model's output."""
 
     def __rmul__(self, factor: float) -> torch.Tensor:
         shape = (*self.shape, VOCABULARY)
@@ -54,7 +55,9 @@ class Pipeline(common.PipelineTesterMixin, unittest.TestCase):
     pipeline_class = LoMDMPipeline
     params = frozenset(["prompt"])
     batch_params = frozenset(["prompt"])
-    required_optional_params = frozenset(["num_inference_steps", "generator", "output_type", "return_dict"])
+    required_optional_params = frozenset(
+        ["num_inference_steps", "generator", "output_type", "return_dict"]
+    )
     test_attention_slicing = test_xformers_attention = False  # of diffusers' own attention
     system: dict = {}
     prompt: str | list = "once upon a time"
@@ -80,13 +83,20 @@ class Pipeline(common.PipelineTesterMixin, unittest.TestCase):
             "mask_token_id": MASK,
             "eos_token_id": None,
         }
-        model = LoMDMForMaskedDiffusion(make_config(initializer_range=0.2, **sizes, **self.system)).eval()
+        model = LoMDMForMaskedDiffusion(
+            make_config(initializer_range=0.2, **sizes, **self.system)
+        ).eval()
         scheduler = LoMDMScheduler(mask_token_id=MASK, block_size=model.config.block_size)
         return {"model": model, "scheduler": scheduler, "tokenizer": tokenizer}
 
     def get_dummy_inputs(self, device, seed: int = 0) -> dict:
         generator = torch.Generator().manual_seed(seed)
-        settings = {"num_inference_steps": 2, "max_new_tokens": 8, "generator": generator, "output_type": "seq"}
+        settings = {
+            "num_inference_steps": 2,
+            "max_new_tokens": 8,
+            "generator": generator,
+            "output_type": "seq",
+        }
         return {"prompt": self.prompt, **settings}
 
     def test_save_load_optional_components(self):

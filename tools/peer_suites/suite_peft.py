@@ -13,7 +13,9 @@ from tests.test_feature_extraction_models import TestPeftFeatureExtractionModel
 from hf_lomdm import LoMDMForMaskedDiffusion
 
 # of the backbone alone: the heads have layers, too, and no share in the logits
-MATRICES = [f"layers.{layer}.attention.{name}" for layer in (0, 1) for name in ("qkv_proj", "o_proj")]
+MATRICES = [
+    f"layers.{layer}.attention.{name}" for layer in (0, 1) for name in ("qkv_proj", "o_proj")
+]
 BIASED = [f"layers.{layer}.mlp.up_proj" for layer in (0, 1)]
 FOLDER = tempfile.TemporaryDirectory()
 atexit.register(FOLDER.cleanup)

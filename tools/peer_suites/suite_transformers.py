@@ -13,7 +13,8 @@ from hf_lomdm import LoMDMConfig, LoMDMForMaskedDiffusion, LoMDMModel
 
 
 def stand_in(name: str, **members) -> None:
-    """Puts a module in the place of one that the source distribution leaves out; a checkout has the real one."""
+    """Puts a module in the place of one that the source distribution leaves out; a checkout has the
+    real one."""
     try:
         importlib.import_module(name)
     except ModuleNotFoundError:
@@ -41,8 +42,12 @@ from tests import test_modeling_common as common  # noqa: E402
 from tests.test_configuration_common import ConfigTester  # noqa: E402
 
 names_of = common.get_values
-BARE = {"LoMDMModel"}  # a backbone without a loss, as the suite knows of those that transformers has itself
-common.get_values = lambda names: [*names_of(names), *(BARE if names is common.MODEL_MAPPING_NAMES else ())]
+# a backbone without a loss, as the suite knows of those that transformers has itself
+BARE = {"LoMDMModel"}
+common.get_values = lambda names: [
+    *names_of(names),
+    *(BARE if names is common.MODEL_MAPPING_NAMES else ()),
+]
 
 
 class ModelTester:
@@ -82,15 +87,19 @@ class Suite(common.ModelTesterMixin):
         return inputs
 
     def test_batching_equivalence(self, *args, **kwargs):
-        logits = LoMDMForMaskedDiffusion.token_logits  # the mask token's are -inf, for the suite a fault
+        # the mask token's are -inf, for the suite a fault
+        logits = LoMDMForMaskedDiffusion.token_logits
         finite = patch.object(
-            LoMDMForMaskedDiffusion, "token_logits", lambda *inputs: logits(*inputs).nan_to_num(neginf=0.0)
+            LoMDMForMaskedDiffusion,
+            "token_logits",
+            lambda *inputs: logits(*inputs).nan_to_num(neginf=0.0),
         )
         with finite:
             super().test_batching_equivalence(*args, **kwargs)
 
     def test_model_outputs_equivalence(self):
-        self.labels = False  # a loss is drawn, and its hidden states are those of draws: the suite asks for both
+        # a loss is drawn, and its hidden states are those of draws: the suite asks for both
+        self.labels = False
         super().test_model_outputs_equivalence()
 
     def test_config(self):
@@ -98,4 +107,6 @@ class Suite(common.ModelTesterMixin):
 
 
 for _name, _system in SYSTEMS.items():
-    globals()[_name] = type(_name, (Suite, unittest.TestCase), {"system": _system, "__module__": __name__})
+    globals()[_name] = type(
+        _name, (Suite, unittest.TestCase), {"system": _system, "__module__": __name__}
+    )

@@ -64,8 +64,8 @@ def user_errors(*kinds: type[Exception]) -> Iterator[None]:
 def loading(option: str, name: str | os.PathLike) -> Iterator[None]:
     """Errors while a model is loaded within it say whether `name` was a folder, and what is wrong.
 
-    Any error is one of the folder here: of broken files the libraries say all sorts of things, such as
-    `KeyError`, or a bare `Exception` (tokenizers).
+    Any error is one of the folder here: of broken files the libraries say all sorts of things, such
+    as `KeyError`, or a bare `Exception` (tokenizers).
 
     Args:
         option: where the user has said `name`, such as `--model`.

@@ -1,4 +1,5 @@
-"""Types of command line options for argparse: what is out of range is refused before anything is read.
+"""Types of command line options for argparse: what is out of range is refused before anything is
+read.
 
 argparse names the option and ends with the message of the error.
 """
@@ -50,7 +51,9 @@ def between(least: float, most: float = sys.float_info.max) -> Callable[[str], f
         except ValueError:
             value = math.nan
         if not least <= value <= most:
-            span = f"from {least} to {most}" if most < sys.float_info.max else f"of at least {least}"
+            span = (
+                f"from {least} to {most}" if most < sys.float_info.max else f"of at least {least}"
+            )
             raise argparse.ArgumentTypeError(f"must be a number {span}, got {text!r}")
         return value
 
@@ -63,7 +66,9 @@ def new_file(text: str) -> Path:
     if path.is_dir():
         raise argparse.ArgumentTypeError(f"must be a file, and {text!r} is a folder")
     if not os.access(path.parent, os.W_OK):
-        raise argparse.ArgumentTypeError(f"must be in a folder that can be written to, got {text!r}")
+        raise argparse.ArgumentTypeError(
+            f"must be in a folder that can be written to, got {text!r}"
+        )
     return path
 
 
@@ -78,7 +83,8 @@ def refuse_unused(given: dict[str, object], unused: dict[str, str]) -> None:
     """Refuses options that would change nothing.
 
     Args:
-        given: values by option, those that are as by default left out. unused: what each is for, by option.
+        given: values by option, those that are as by default left out. unused: what each is for, by
+            option.
     Raises:
         ValueError: one of `unused` is given.
     """

@@ -10,7 +10,8 @@ TASKS = ("text", "sudoku")
 
 @dataclass
 class DataArguments:
-    """Which text is read, how it is cut into rows and by which tokenizer. Checked by `splits.check_arguments`."""
+    """Which text is read, how it is cut into rows and by which tokenizer. Checked by
+    `splits.check_arguments`."""
 
     task: str = field(
         default="text",
@@ -22,13 +23,22 @@ class DataArguments:
     )
     dataset_name: str | None = field(
         default=None,
-        metadata={"help": "Hub name or folder of a data set; `pydoc_topics` is the reference inside every CPython."},
+        metadata={
+            "help": "Hub name or folder of a data set; `pydoc_topics` is the reference inside every CPython."
+        },
     )
-    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of the data set."})
-    dataset_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the data set."})
-    train_split: str = field(default="train", metadata={"help": "Split to train on, for example `train[:-1000]`."})
+    dataset_config: str | None = field(
+        default=None, metadata={"help": "Configuration of the data set."}
+    )
+    dataset_revision: str | None = field(
+        default=None, metadata={"help": "Branch, tag or commit of the data set."}
+    )
+    train_split: str = field(
+        default="train", metadata={"help": "Split to train on, for example `train[:-1000]`."}
+    )
     validation_split: str | None = field(
-        default=None, metadata={"help": "Split to validate on; without one the last tenth of the train text."}
+        default=None,
+        metadata={"help": "Split to validate on; without one the last tenth of the train text."},
     )
     train_file: str | None = field(
         default=None,
@@ -36,7 +46,9 @@ class DataArguments:
             "help": "Text to train on: a .txt, .jsonl, .csv (.gz, .zst, .bz2 too) or .parquet file, or a folder."
         },
     )
-    validation_file: str | None = field(default=None, metadata={"help": "Text to validate on, like `train_file`."})
+    validation_file: str | None = field(
+        default=None, metadata={"help": "Text to validate on, like `train_file`."}
+    )
     sample_by: str = field(
         default="paragraph",
         metadata={
@@ -46,19 +58,30 @@ class DataArguments:
     )
     text_column: str = field(default="text", metadata={"help": "Column that holds the text."})
     detokenizer: str | None = field(
-        default=None, metadata={"help": "Undo the tokenisation of a corpus: lm1b, ptb, wikitext or lambada."}
+        default=None,
+        metadata={"help": "Undo the tokenisation of a corpus: lm1b, ptb, wikitext or lambada."},
     )
-    tokenizer: str | None = field(default=None, metadata={"help": "Hub name or folder of a tokenizer."})
+    tokenizer: str | None = field(
+        default=None, metadata={"help": "Hub name or folder of a tokenizer."}
+    )
     train_tokenizer: str | None = field(
-        default=None, metadata={"help": "Make a tokenizer from the train text instead: bpe:4096, char or byte."}
+        default=None,
+        metadata={"help": "Make a tokenizer from the train text instead: bpe:4096, char or byte."},
     )
     max_length: int = field(default=1024, metadata={"help": "Tokens per row."})
     packing: bool = field(
-        default=True, metadata={"help": "Cut the concatenated documents into full rows; else one document per row."}
+        default=True,
+        metadata={
+            "help": "Cut the concatenated documents into full rows; else one document per row."
+        },
     )
-    insert_special_tokens: bool = field(default=True, metadata={"help": "BOS in front of each row and EOS behind it."})
+    insert_special_tokens: bool = field(
+        default=True, metadata={"help": "BOS in front of each row and EOS behind it."}
+    )
     max_train_rows: int | None = field(default=None, metadata={"help": "Use the first rows only."})
-    max_validation_rows: int | None = field(default=None, metadata={"help": "Use the first rows only."})
+    max_validation_rows: int | None = field(
+        default=None, metadata={"help": "Use the first rows only."}
+    )
 
 
 def check_limits(arguments: DataArguments) -> None:
@@ -66,4 +89,6 @@ def check_limits(arguments: DataArguments) -> None:
     for name in ("max_train_rows", "max_validation_rows"):
         limit = getattr(arguments, name)
         if limit is not None and limit < 1:
-            raise ValueError(f"{name} must be at least 1, got {limit}. Leave it out to use every row.")
+            raise ValueError(
+                f"{name} must be at least 1, got {limit}. Leave it out to use every row."
+            )

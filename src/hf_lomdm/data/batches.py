@@ -10,7 +10,8 @@ from torch import Tensor
 
 
 class Text(NamedTuple):
-    """One row: `ids` `[L]` int64, and `labels` `[L]`, the same with -100 where a position is given."""
+    """One row: `ids` `[L]` int64, and `labels` `[L]`, the same with -100 where a position is
+    given."""
 
     ids: np.ndarray
     labels: np.ndarray
@@ -18,11 +19,12 @@ class Text(NamedTuple):
 
 @dataclass
 class TextCollator:
-    """Rows to a batch: pads on the right to `max_length`, the same for every batch, so that shapes never change.
+    """Rows to a batch: pads on the right to `max_length`, the same for every batch, so that shapes
+    never change.
 
-    Returns `input_ids` and `labels`, both `[B, max_length]` int64; labels are -100 at padding and where a row's own
-    `labels` (optional, as long as its `input_ids`) say -100 = given. `attention_mask` (1 = real) is there only if
-    something is padded.
+    Returns `input_ids` and `labels`, both `[B, max_length]` int64; labels are -100 at padding and
+    where a row's own `labels` (optional, as long as its `input_ids`) say -100 = given.
+    `attention_mask` (1 = real) is there only if something is padded.
     """
 
     pad_token_id: int
@@ -70,7 +72,8 @@ def read_rows(rows: Iterable[dict], max_length: int) -> list[Text]:
     """The rows as arrays.
 
     Raises:
-        ValueError: no rows, an empty one, one longer than `max_length`, labels of another length, nothing to count.
+        ValueError: no rows, an empty one, one longer than `max_length`, labels of another length,
+            nothing to count.
     """
     texts = []
     for index, row in enumerate(rows):
@@ -82,15 +85,22 @@ def read_rows(rows: Iterable[dict], max_length: int) -> list[Text]:
                 "into windows by hf_lomdm.data.rows.roll."
             )
         if labels.shape != ids.shape:
-            raise ValueError(f"rows: row {index} has {len(ids)} input_ids and {len(labels)} labels. Pass one each.")
+            raise ValueError(
+                f"rows: row {index} has {len(ids)} input_ids and {len(labels)} labels. Pass one each."
+            )
         texts.append(text)
     if not any((text.labels != -100).any() for text in texts):
-        raise ValueError(f"rows: {len(texts)} rows hold no token to count. Check the text and the labels.")
+        raise ValueError(
+            f"rows: {len(texts)} rows hold no token to count. Check the text and the labels."
+        )
     return texts
 
 
-def batches_by_length(texts: Sequence[Text], indices: Sequence[int], batch_tokens: int) -> list[list[int]]:
-    """Indices in batches, the longest first, at most `batch_tokens` tokens with padding each (or a single row)."""
+def batches_by_length(
+    texts: Sequence[Text], indices: Sequence[int], batch_tokens: int
+) -> list[list[int]]:
+    """Indices in batches, the longest first, at most `batch_tokens` tokens with padding each (or a
+    single row)."""
     if batch_tokens < 1:
         raise ValueError(f"batch_tokens must be at least 1, got {batch_tokens}. For example: 8192.")
     batches: list[list[int]] = []

@@ -1,4 +1,5 @@
-"""Arrow files made once, in the cache of `datasets`: each in a folder of its own, whole or not there."""
+"""Arrow files made once, in the cache of `datasets`: each in a folder of its own, whole or not
+there."""
 
 import contextlib
 import json
@@ -13,18 +14,21 @@ import datasets
 from datasets import Dataset
 
 DATA, RECORD = "data.arrow", "record.json"
-# A file that is being written grows several times a minute, unless its process is stopped for a while.
+# A file that is being written grows several times a minute, unless its process is stopped for a
+# while.
 ABANDONED_SECONDS = 24 * 3600
 
 
 def cached(key: str, make: Callable[[Path], dict[str, Any]]) -> tuple[Dataset, dict[str, Any]]:
     """The data set and the record of `key`, from the cache, or made now and left there.
 
-    Any number of processes, on machines that share the cache too, may make the same: one folder stays, all read that.
+    Any number of processes, on machines that share the cache too, may make the same: one folder
+    stays, all read that.
 
     Args:
         key: names everything that the data depend on.
-        make: writes an Arrow stream to the path that it is given; returns its record for JSON, with its `rows`.
+        make: writes an Arrow stream to the path that it is given; returns its record for JSON, with
+            its `rows`.
     Raises:
         ValueError: the folder in the cache is damaged.
     """
@@ -44,7 +48,8 @@ def cached(key: str, make: Callable[[Path], dict[str, Any]]) -> tuple[Dataset, d
 
 
 def _make(folder: Path, make: Callable[[Path], dict[str, Any]]) -> None:
-    """`folder` appears with all its files in one move; where another process was faster, its folder stays."""
+    """`folder` appears with all its files in one move; where another process was faster, its folder
+    stays."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(folder.parent)
     unfinished = folder.with_name(f"{folder.name}.{uuid.uuid4().hex}.unfinished")
@@ -62,7 +67,8 @@ def _make(folder: Path, make: Callable[[Path], dict[str, Any]]) -> None:
 
 
 def _remove_abandoned(parent: Path) -> None:
-    """Removes what killed processes, of whatever machine, left half written: files that have not grown for long."""
+    """Removes what killed processes, of whatever machine, left half written: files that have not
+    grown for long."""
     for folder in parent.glob("*.unfinished"):
         with contextlib.suppress(OSError):  # another process was faster, or it is not ours
             newest = max(path.stat().st_mtime for path in (folder, *folder.iterdir()))

@@ -1,7 +1,9 @@
-"""Undo the word splitting of evaluation corpora, so that perplexities compare with the published ones.
+"""Undo the word splitting of evaluation corpora, so that perplexities compare with the published
+ones.
 
-The rules follow what the public evaluations of MDLM and its successors do, set by set: spaces before punctuation and
-inside brackets and quotes go, and the placeholders of a corpus become text. One document in, one document out.
+The rules follow what the public evaluations of MDLM and its successors do, set by set: spaces
+before punctuation and inside brackets and quotes go, and the placeholders of a corpus become text.
+One document in, one document out.
 """
 
 import re
@@ -35,7 +37,8 @@ def lm1b(text: str) -> str:
 
 
 def ptb(text: str) -> str:
-    """Penn Treebank: `it did n't say <unk> 's $ N` -> `it didn't say ?'s $1`; every number is 1, as published."""
+    """Penn Treebank: `it did n't say <unk> 's $ N` -> `it didn't say ?'s $1`; every number is 1, as
+    published."""
     text = text.replace(" 's", "'s").replace(" n't", "n't").replace("<unk>", "?")
     text = re.sub(r"(?<!\S)N(?!\S)", "1", text)
     return re.sub(r"([$#]) 1\b", r"\g<1>1", text)
@@ -52,11 +55,17 @@ def wikitext(text: str) -> str:
 
 
 def lambada(text: str) -> str:
-    """LAMBADA: curly double quotes become straight, and a line feed stands in front of the stripped passage."""
+    """LAMBADA: curly double quotes become straight, and a line feed stands in front of the stripped
+    passage."""
     return "\n" + text.replace("“", '"').replace("”", '"').strip()
 
 
-DETOKENIZERS: dict[str, Callable[[str], str]] = {"lm1b": lm1b, "ptb": ptb, "wikitext": wikitext, "lambada": lambada}
+DETOKENIZERS: dict[str, Callable[[str], str]] = {
+    "lm1b": lm1b,
+    "ptb": ptb,
+    "wikitext": wikitext,
+    "lambada": lambada,
+}
 
 
 def get_detokenizer(name: str | None) -> Callable[[str], str] | None:
@@ -66,5 +75,7 @@ def get_detokenizer(name: str | None) -> Callable[[str], str] | None:
         ValueError: the name is unknown.
     """
     if name is not None and name not in DETOKENIZERS:
-        raise ValueError(f"detokenizer must be one of {', '.join(DETOKENIZERS)} or left out, got {name!r}.")
+        raise ValueError(
+            f"detokenizer must be one of {', '.join(DETOKENIZERS)} or left out, got {name!r}."
+        )
     return DETOKENIZERS.get(name)

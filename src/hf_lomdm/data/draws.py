@@ -1,4 +1,5 @@
-"""Draws of training and evaluation that depend on seed, step and text alone, never on batches or processes."""
+"""Draws of training and evaluation that depend on seed, step and text alone, never on batches or
+processes."""
 
 import hashlib
 from collections.abc import Iterable
@@ -8,10 +9,11 @@ from torch import Tensor
 
 
 def step_quantiles(seed: int, step: int, texts: range, global_size: int) -> Tensor:
-    """Quantiles `frac(U + j / global_size)` of the texts `j` of step `step`, `U` hashed from seed and step.
+    """Quantiles `frac(U + j / global_size)` of the texts `j` of step `step`, `U` hashed from seed
+    and step.
 
-    Stratified over the global batch without communication; the same whoever computes them. `[len(texts)]` float32,
-    inside `(0, 1)`.
+    Stratified over the global batch without communication; the same whoever computes them.
+    `[len(texts)]` float32, inside `(0, 1)`.
     """
     offset = hashed_seed(seed, step, -1) / 2**64
     values = torch.tensor([(offset + j / global_size) % 1 for j in texts], dtype=torch.float64)

@@ -1,4 +1,5 @@
-"""Files of text: the column that holds it, alone and as it is written, a bounded part of a file at a time.
+"""Files of text: the column that holds it, alone and as it is written, a bounded part of a file at
+a time.
 
 What other columns hold never decides whether text is read. A path is a name, never a pattern.
 """
@@ -26,7 +27,8 @@ BATCH_CHARACTERS, BATCH_DOCUMENTS = 1 << 20, 1000
 
 
 def list_files(path: Path) -> list[Path]:
-    """The files at `path`, all of one known format and not all empty; those of a folder in alphabetical order.
+    """The files at `path`, all of one known format and not all empty; those of a folder in
+    alphabetical order.
 
     A file that a folder holds by several names (links) is listed once; hidden ones are left out.
     """
@@ -35,7 +37,9 @@ def list_files(path: Path) -> list[Path]:
     if not files:
         raise ValueError(f"{path} holds no file of a known kind. Put {known} files there.")
     if not files[0].is_file():
-        raise ValueError(f"{path} does not exist. Check train_file and validation_file, or pass dataset_name.")
+        raise ValueError(
+            f"{path} does not exist. Check train_file and validation_file, or pass dataset_name."
+        )
     kinds = sorted({file_kind(file) or file.suffix.lower() for file in files})
     if len(kinds) > 1 or kinds[0] not in FORMATS:
         raise ValueError(f"{path} must hold files of one kind of {known}, got {', '.join(kinds)}.")
@@ -62,7 +66,8 @@ def _walk(folder: Path) -> Iterator[Path]:
 
 
 def file_kind(path: Path) -> str | None:
-    """The format by the name, such as `.jsonl` for `a.jsonl` and `a.jsonl.gz`; `None` for a name of no known format."""
+    """The format by the name, such as `.jsonl` for `a.jsonl` and `a.jsonl.gz`; `None` for a name of
+    no known format."""
     found = re.search(r"(\.txt|\.jsonl|\.csv)(\.gz|\.zst|\.bz2)?$|\.parquet$", path.name.lower())
     return found and (found[1] or found[0])
 
@@ -71,14 +76,20 @@ def open_file(path: Path) -> BinaryIO:
     """The bytes of a file, decompressed by what its name ends in."""
     compression = COMPRESSIONS.get(path.suffix.lower())
     stream = path.open("rb")
-    return io.BufferedReader(pa.input_stream(stream, compression=compression)) if compression else stream
+    return (
+        io.BufferedReader(pa.input_stream(stream, compression=compression))
+        if compression
+        else stream
+    )
 
 
 def read_texts(path: Path, columns: Sequence[str], sample_by: str) -> Iterator[pa.Array]:
-    """The texts of a file as arrays of `large_string`: of the first of `columns` that is there, in each file or line.
+    """The texts of a file as arrays of `large_string`: of the first of `columns` that is there, in
+    each file or line.
 
     Raises:
-        ValueError: no such column, a text that is none, or a file that is malformed; names file and place.
+        ValueError: no such column, a text that is none, or a file that is malformed; names file and
+            place.
     """
     kind = file_kind(path)
     try:
@@ -97,7 +108,9 @@ def _read_txt(path: Path, columns: Sequence[str], sample_by: str) -> Iterator[pa
         raise missing_column(path, columns, ["text"])
     check_utf8(path)
     split: Callable[[io.TextIOWrapper], Iterable[str]]
-    split = {"line": _lines, "paragraph": _paragraphs, "document": lambda stream: [stream.read()]}[sample_by]
+    split = {"line": _lines, "paragraph": _paragraphs, "document": lambda stream: [stream.read()]}[
+        sample_by
+    ]
     with io.TextIOWrapper(open_file(path), encoding="utf-8-sig") as stream:
         yield from _arrays(split(stream))
 
@@ -141,7 +154,8 @@ def _read_jsonl(path: Path, columns: Sequence[str], sample_by: str) -> Iterator[
 
 
 def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The objects of a jsonl file, each with the number of its line from 1 on; blank lines are skipped.
+    """The objects of a jsonl file, each with the number of its line from 1 on; blank lines are
+    skipped.
 
     Raises:
         ValueError: a line that is not UTF-8 or not a JSON object; names file and line.
@@ -156,11 +170,15 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 if re.search(rb"\\u[dD]", line):  # of surrogates; most lines have none
                     record = _well_formed(record)
             except UnicodeDecodeError as error:
-                raise ValueError(f"{path}, line {number} is not UTF-8: {error.reason}. {_iconv(path)}") from error
+                raise ValueError(
+                    f"{path}, line {number} is not UTF-8: {error.reason}. {_iconv(path)}"
+                ) from error
             except (ValueError, RecursionError) as error:
                 raise ValueError(f"{path}, line {number} is no JSON: {error}.") from error
             if not isinstance(record, dict):
-                raise ValueError(f"{path}, line {number} is no JSON object, but {json.dumps(record)[:40]}.")
+                raise ValueError(
+                    f"{path}, line {number} is no JSON object, but {json.dumps(record)[:40]}."
+                )
             yield number, record
 
 
@@ -181,7 +199,8 @@ def _read_csv(path: Path, columns: Sequence[str], sample_by: str) -> Iterator[pa
 
 
 def read_csv(path: Path, *alternatives: Sequence[str]) -> Iterator[tuple[str | None, ...]]:
-    """The cells of some columns of a csv file, as they are written; `None` in a row that is too short.
+    """The cells of some columns of a csv file, as they are written; `None` in a row that is too
+    short.
 
     Args:
         alternatives: the names that each column may have; the first that the first line has.
@@ -190,19 +209,24 @@ def read_csv(path: Path, *alternatives: Sequence[str]) -> Iterator[tuple[str | N
     """
     csv.field_size_limit(sys.maxsize)  # by default a longer text than 128 kB is refused
     with io.TextIOWrapper(open_file(path), encoding="utf-8-sig", newline="") as stream:
-        rows = csv.reader(chain(stream, ["\n"]))  # an empty row at the end, unless a quote is open there
+        # an empty row at the end, unless a quote is open there
+        rows = csv.reader(chain(stream, ["\n"]))
         row = header = next(filter(None, rows), None)
         if header is None:
             return
         for names in alternatives:
             if not set(names) & set(header):
                 raise missing_column(path, names, header)
-        places = [header.index(next(name for name in names if name in header)) for names in alternatives]
+        places = [
+            header.index(next(name for name in names if name in header)) for names in alternatives
+        ]
         for row in rows:
             if row:
                 yield tuple(row[place] if place < len(row) else None for place in places)
         if row:
-            raise csv.Error(f"a quote is not closed in the row that ends the file, {','.join(row)[:40]!r}")
+            raise csv.Error(
+                f"a quote is not closed in the row that ends the file, {','.join(row)[:40]!r}"
+            )
 
 
 def _read_parquet(path: Path, columns: Sequence[str], sample_by: str) -> Iterator[pa.Array]:
@@ -236,7 +260,9 @@ def _arrays(texts: Iterable[str | None]) -> Iterator[pa.Array]:
 # -------------------------------------------------------------------------------------------------------------- checks
 
 
-def missing_column(source: str | Path, columns: Iterable[str], present: Iterable[str]) -> ValueError:
+def missing_column(
+    source: str | Path, columns: Iterable[str], present: Iterable[str]
+) -> ValueError:
     """What to raise where none of `columns` is among those that are `present` in `source`."""
     names = " or ".join(map(repr, dict.fromkeys(columns)))
     return ValueError(
@@ -246,16 +272,20 @@ def missing_column(source: str | Path, columns: Iterable[str], present: Iterable
 
 
 def check_strings(kind: pa.DataType, column: str, source: str | Path) -> None:
-    """Raise `ValueError` where a column of this type holds no strings; Arrow has several types of them."""
+    """Raise `ValueError` where a column of this type holds no strings; Arrow has several types of
+    them."""
     types = pa.types
     values = kind.value_type if types.is_dictionary(kind) else kind
     tests = (types.is_string, types.is_large_string, types.is_string_view, types.is_null)
     if not any(test(values) for test in tests):
-        raise ValueError(f"column {column!r} of {source} must hold strings, got {kind}. Choose another column.")
+        raise ValueError(
+            f"column {column!r} of {source} must hold strings, got {kind}. Choose another column."
+        )
 
 
 def check_utf8(path: Path) -> None:
-    """Raise `ValueError` with the file and the byte offset where `path` is not UTF-8; reads it in blocks of 1 MiB."""
+    """Raise `ValueError` with the file and the byte offset where `path` is not UTF-8; reads it in
+    blocks of 1 MiB."""
     decoder = codecs.getincrementaldecoder("utf-8")()
     start = 0
     with open_file(path) as stream:

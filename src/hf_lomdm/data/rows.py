@@ -19,7 +19,8 @@ from .tokenizers import check_known, encode_texts
 
 # Bounds what is tokenised at once.
 BATCH_CHARACTERS = 1 << 20
-# Tokens `[n]` int32 of pieces of documents in their order, each with whether its document ends there.
+# Tokens `[n]` int32 of pieces of documents in their order, each with whether its document ends
+# there.
 Pieces = list[tuple[np.ndarray, bool]]
 # The tokens in front of every row and behind it, `None` = none.
 Ends = Sequence[int | None]
@@ -44,10 +45,14 @@ class RowCounts:
         where = "behind the last full row" if packing else "behind max_length"
         line = f"{split}: {self.rows:,} rows, {self.tokens:,} tokens, {self.documents:,} documents"
         line += f"; {self.dropped:,} tokens {where} dropped" if self.dropped else ""
-        return line + (f"; {self.unknown:,} tokens unknown to the tokenizer" if self.unknown else "")
+        return line + (
+            f"; {self.unknown:,} tokens unknown to the tokenizer" if self.unknown else ""
+        )
 
 
-def token_batches(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, counts: RowCounts) -> Iterator[Pieces]:
+def token_batches(
+    texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, counts: RowCounts
+) -> Iterator[Pieces]:
     """Tokens of the documents, a bounded number at a time."""
     batch: list[tuple[str, bool]] = []
     size = 0
@@ -64,7 +69,9 @@ def token_batches(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, coun
         yield _encode(batch, tokenizer, counts)
 
 
-def _encode(batch: list[tuple[str, bool]], tokenizer: PreTrainedTokenizerBase, counts: RowCounts) -> Pieces:
+def _encode(
+    batch: list[tuple[str, bool]], tokenizer: PreTrainedTokenizerBase, counts: RowCounts
+) -> Pieces:
     ends = [end for _, end in batch]
 
     def name(index: int) -> str:  # the last piece is of the last document so far
@@ -82,7 +89,9 @@ def joined(batches: Iterable[Pieces], separator: int | None) -> Iterator[np.ndar
     """The tokens of each batch in one array, `separator`, if any, behind each document."""
     back = [] if separator is None else [np.array([separator], dtype=np.int32)]
     for pieces in batches:
-        yield np.concatenate([part for ids, is_end in pieces for part in ((ids, *back) if is_end else (ids,))])
+        yield np.concatenate(
+            [part for ids, is_end in pieces for part in ((ids, *back) if is_end else (ids,))]
+        )
 
 
 def whole_documents(batches: Iterable[Pieces]) -> Iterator[list[np.ndarray]]:
@@ -144,8 +153,10 @@ class Rows:
 
     Attributes:
         rows: dicts of `input_ids` `[L]` int64.
-        counts: documents, rows, tokens (special tokens included) and tokens unknown to the tokenizer.
-        characters, num_bytes: of the text in the rows; `None` where it is cut and cannot be counted.
+        counts: documents, rows, tokens (special tokens included) and tokens unknown to the
+            tokenizer.
+        characters, num_bytes: of the text in the rows; `None` where it is cut and cannot be
+            counted.
         groups: the document of each row, where documents are cut into windows, else `None`.
     """
 
@@ -186,24 +197,30 @@ def pack_documents(
     separator: int | None = None,
     max_rows: int | None = None,
 ) -> Rows:
-    """Rows of `max_length` tokens of the joined documents, the last one as short as it is: nothing is dropped.
+    """Rows of `max_length` tokens of the joined documents, the last one as short as it is: nothing
+    is dropped.
 
     Args:
-        ends: BOS and EOS around every row, or `None`. separator: a token behind each document, or `None`.
+        ends: BOS and EOS around every row, or `None`. separator: a token behind each document, or
+            `None`.
         max_rows: the first rows only.
     Raises:
-        ValueError: no text, one that the tokenizer does not know or that holds its mask token, or no room for it
-            between BOS and EOS.
+        ValueError: no text, one that the tokenizer does not know or that holds its mask token, or
+            no room for it between BOS and EOS.
     """
     front, back = _as_lists(ends)
     width = max_length - len(front) - len(back)
     if width < 1 or (max_rows is not None and max_rows < 1):
-        raise ValueError(f"max_length and max_rows must leave room for text, got {max_length} and {max_rows}.")
+        raise ValueError(
+            f"max_length and max_rows must leave room for text, got {max_length} and {max_rows}."
+        )
     counts, size, limit = RowCounts(), _TextSize(), None if max_rows is None else max_rows * width
     batches = token_batches(size.measure(texts, keep=max_rows is not None), tokenizer, counts)
     stream = _first(joined(batches, separator), limit)
     if not len(stream):
-        raise ValueError("the text holds no document that is not blank. Check the file, or the split and column.")
+        raise ValueError(
+            "the text holds no document that is not blank. Check the file, or the split and column."
+        )
     check_known(counts.unknown, counts.encoded, "the text")
     kept = stream[:limit]
     chunks = (kept[start : start + width] for start in range(0, len(kept), width))
@@ -233,13 +250,17 @@ def cut_documents(
     stride: int = 1,
     max_documents: int | None = None,
 ) -> Rows:
-    """Each document on its own, between BOS and EOS; one longer than `max_length` in windows (`roll`).
+    """Each document on its own, between BOS and EOS; one longer than `max_length` in windows
+    (`roll`).
 
     Raises:
-        ValueError: `max_documents` below 1, a stride out of range, or a text as in `pack_documents`.
+        ValueError: `max_documents` below 1, a stride out of range, or a text as in
+            `pack_documents`.
     """
     if max_documents is not None and max_documents < 1:
-        raise ValueError(f"max_documents must be at least 1, got {max_documents}. Leave it out to use every document.")
+        raise ValueError(
+            f"max_documents must be at least 1, got {max_documents}. Leave it out to use every document."
+        )
     front, back = _as_lists(ends)
     counts, size = RowCounts(), _TextSize()
     batches = token_batches(size.measure(list(texts)[:max_documents]), tokenizer, counts)
@@ -250,18 +271,24 @@ def cut_documents(
     return Rows(rows, counts, size.characters, size.num_bytes, groups)
 
 
-def roll(texts: Iterable[Sequence[int]], max_length: int, stride: int) -> tuple[list[dict], list[int]]:
-    """Rows, and the text that each belongs to, of texts of any length: windows that count each token once.
+def roll(
+    texts: Iterable[Sequence[int]], max_length: int, stride: int
+) -> tuple[list[dict], list[int]]:
+    """Rows, and the text that each belongs to, of texts of any length: windows that count each
+    token once.
 
-    The first window counts up to `max_length` tokens; each further one counts `stride` and reads the tokens before
-    them, as many as fit, as given (labels -100). Nothing behind the counted tokens is read, so the values of the rows
-    of a text add up to a bound on `-log` of its probability, and exactly to it for an autoregressive model.
+    The first window counts up to `max_length` tokens; each further one counts `stride` and reads
+    the tokens before them, as many as fit, as given (labels -100). Nothing behind the counted
+    tokens is read, so the values of the rows of a text add up to a bound on `-log` of its
+    probability, and exactly to it for an autoregressive model.
 
     Raises:
         ValueError: a stride outside of 1 to `max_length`.
     """
     if not 1 <= stride <= max_length:
-        raise ValueError(f"stride must be in 1 to {max_length}, got {stride}. For example: {max(1, max_length // 2)}.")
+        raise ValueError(
+            f"stride must be in 1 to {max_length}, got {stride}. For example: {max(1, max_length // 2)}."
+        )
     rows, groups = [], []
     for index, text in enumerate(texts):
         ids = np.asarray(text, dtype=np.int64)
@@ -278,8 +305,11 @@ def roll(texts: Iterable[Sequence[int]], max_length: int, stride: int) -> tuple[
 
 
 def _decoded_size(stream: np.ndarray, size: _TextSize, tokenizer) -> tuple[int | None, int | None]:
-    """Characters and bytes of a stream that ends inside the text; `None` where decoding does not give the text back."""
-    decoded = tokenizer.decode(stream.tolist(), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    """Characters and bytes of a stream that ends inside the text; `None` where decoding does not
+    give the text back."""
+    decoded = tokenizer.decode(
+        stream.tolist(), skip_special_tokens=True, clean_up_tokenization_spaces=False
+    )
     decoded = decoded.rstrip("\N{REPLACEMENT CHARACTER}")  # the cut may lie inside a character
     if not "".join(size.seen).startswith(decoded):
         return None, None

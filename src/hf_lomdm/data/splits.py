@@ -1,7 +1,8 @@
 """The train and validation rows of a run: text tokenised, packed or cut, and cached.
 
-Rows depend on the text, the tokenizer and the arguments alone: documents are read in their order by one process and
-concatenated over the whole split, so neither the number of processes nor any batch size moves a row boundary.
+Rows depend on the text, the tokenizer and the arguments alone: documents are read in their order by
+one process and concatenated over the whole split, so neither the number of processes nor any batch
+size moves a row boundary.
 """
 
 import hashlib
@@ -28,11 +29,15 @@ from .tokenizers import check_known, load_tokenizer, special_token_ids, train_to
 ROWS_VERSION = 2
 
 
-def load_data(arguments: DataArguments, output_dir: str | Path) -> tuple[DatasetDict, PreTrainedTokenizerBase]:
-    """Everything a training run needs of its data: rows of tokens (`train`, `validation`) and the tokenizer.
+def load_data(
+    arguments: DataArguments, output_dir: str | Path
+) -> tuple[DatasetDict, PreTrainedTokenizerBase]:
+    """Everything a training run needs of its data: rows of tokens (`train`, `validation`) and the
+    tokenizer.
 
-    A tokenizer made from the text is kept in `output_dir/tokenizer` and reused from there. Rows are kept in the cache
-    of `datasets` (`HF_DATASETS_CACHE`). Of several processes on a machine, let the first do this before the others.
+    A tokenizer made from the text is kept in `output_dir/tokenizer` and reused from there. Rows are
+    kept in the cache of `datasets` (`HF_DATASETS_CACHE`). Of several processes on a machine, let
+    the first do this before the others.
 
     Raises:
         ValueError: an argument, a file or the text cannot be used; says which and what to do.
@@ -42,16 +47,22 @@ def load_data(arguments: DataArguments, output_dir: str | Path) -> tuple[Dataset
     if arguments.train_tokenizer:
         train_documents = documents(texts["train"], arguments.detokenizer)
         pieces = (piece for document in train_documents for piece in split_document(document))
-        tokenizer = train_tokenizer(arguments.train_tokenizer, pieces, Path(output_dir) / "tokenizer")
+        tokenizer = train_tokenizer(
+            arguments.train_tokenizer, pieces, Path(output_dir) / "tokenizer"
+        )
     else:
         tokenizer = load_tokenizer(arguments.tokenizer)
     limits = {"train": arguments.max_train_rows, "validation": arguments.max_validation_rows}
-    rows = {split: tokenize(texts[split], tokenizer, arguments, limits[split], split) for split in limits}
+    rows = {
+        split: tokenize(texts[split], tokenizer, arguments, limits[split], split)
+        for split in limits
+    }
     return DatasetDict(rows), tokenizer
 
 
 def check_arguments(arguments: DataArguments) -> None:
-    """Raise `ValueError` where the arguments contradict each other or are out of range; reads nothing."""
+    """Raise `ValueError` where the arguments contradict each other or are out of range; reads
+    nothing."""
     get_detokenizer(arguments.detokenizer)
     check_sample_by(arguments.sample_by)
     if bool(arguments.tokenizer) == bool(arguments.train_tokenizer):
@@ -66,14 +77,20 @@ def check_arguments(arguments: DataArguments) -> None:
         )
     shortest = 3 if arguments.insert_special_tokens else 1
     if arguments.max_length < shortest:
-        raise ValueError(f"max_length must be at least {shortest}, got {arguments.max_length}. For example: 128.")
+        raise ValueError(
+            f"max_length must be at least {shortest}, got {arguments.max_length}. For example: 128."
+        )
     check_limits(arguments)
 
 
-def model_token_ids(tokenizer: PreTrainedTokenizerBase, arguments: DataArguments) -> dict[str, int | None]:
-    """`special_token_ids`, with `None` for a BOS or EOS that is in no row: the model knows nothing about it.
+def model_token_ids(
+    tokenizer: PreTrainedTokenizerBase, arguments: DataArguments
+) -> dict[str, int | None]:
+    """`special_token_ids`, with `None` for a BOS or EOS that is in no row: the model knows nothing
+    about it.
 
-    Without `insert_special_tokens` no row begins with BOS, and EOS stands behind documents only where they are packed.
+    Without `insert_special_tokens` no row begins with BOS, and EOS stands behind documents only
+    where they are packed.
     """
     ids = special_token_ids(tokenizer)
     if not arguments.insert_special_tokens:
@@ -91,39 +108,55 @@ def tokenize(
 ) -> Dataset:
     """Rows `input_ids` (int32, at most `max_length` each) of one split; prints what there is.
 
-    Packed rows are all `max_length` long; padded ones are stored without their padding, which the collator adds.
+    Packed rows are all `max_length` long; padded ones are stored without their padding, which the
+    collator adds.
 
     Raises:
         ValueError: there is no text, or not enough of it for one packed row.
     """
     key = _fingerprint(texts, tokenizer, arguments, max_rows)
-    rows, record = cached(key, lambda path: _write_rows(path, texts, tokenizer, arguments, max_rows, split))
+    rows, record = cached(
+        key, lambda path: _write_rows(path, texts, tokenizer, arguments, max_rows, split)
+    )
     digest = record.pop("digest")
     if os.environ.get("RANK", "0") == "0":
         print(RowCounts(**record).describe(split, arguments.packing), flush=True)
     rows = rows.with_format("numpy")
-    rows._fingerprint = digest  # of the tokens alone: the cache may lie anywhere, and be written at any time
+    # of the tokens alone: the cache may lie anywhere, and be written at any time
+    rows._fingerprint = digest
     return rows
 
 
-def data_fingerprint(rows: Mapping[str, Dataset | Sequence[dict]], tokenizer: PreTrainedTokenizerBase) -> str:
-    """Names the rows of a run and what their ids mean: equal wherever equal rows come from, 16 hexadecimal digits.
+def data_fingerprint(
+    rows: Mapping[str, Dataset | Sequence[dict]], tokenizer: PreTrainedTokenizerBase
+) -> str:
+    """Names the rows of a run and what their ids mean: equal wherever equal rows come from, 16
+    hexadecimal digits.
 
     Args:
         rows: by split; of `load_data`, `load_sudoku`, or lists of dicts that JSON takes.
     """
-    contents = {split: getattr(part, "_fingerprint", None) or list(part) for split, part in rows.items()}
+    contents = {
+        split: getattr(part, "_fingerprint", None) or list(part) for split, part in rows.items()
+    }
     ids = [getattr(tokenizer, f"{name}_token_id") for name in ("mask", "pad", "bos", "eos", "unk")]
     parts = (contents, sorted(tokenizer.get_vocab().items()), ids)
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _fingerprint(
-    texts: Dataset, tokenizer: PreTrainedTokenizerBase, arguments: DataArguments, max_rows: int | None
+    texts: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    arguments: DataArguments,
+    max_rows: int | None,
 ) -> str:
     """Names everything that rows depend on."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    vocabulary = backend.to_str() if backend is not None else json.dumps(sorted(tokenizer.get_vocab().items()))
+    vocabulary = (
+        backend.to_str()
+        if backend is not None
+        else json.dumps(sorted(tokenizer.get_vocab().items()))
+    )
     cut = (arguments.max_length, arguments.packing, arguments.insert_special_tokens, max_rows)
     ids = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id)
     parts = (ROWS_VERSION, texts._fingerprint, arguments.detokenizer, cut, ids, vocabulary)
@@ -152,7 +185,9 @@ def _write_rows(
     return asdict(counts) | {"digest": digest}
 
 
-def _write_blocks(path: Path, blocks: Iterable[list[np.ndarray]], max_rows: int | None, counts: RowCounts) -> str:
+def _write_blocks(
+    path: Path, blocks: Iterable[list[np.ndarray]], max_rows: int | None, counts: RowCounts
+) -> str:
     schema = pa.schema([("input_ids", pa.list_(pa.int32()))])
     tokens, sizes = hashlib.sha256(), hashlib.sha256()
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:

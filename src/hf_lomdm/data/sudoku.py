@@ -1,7 +1,8 @@
-"""Sudoku as infilling: puzzles from csv files, augmented, as rows whose clues are given, and a tokenizer for grids.
+"""Sudoku as infilling: puzzles from csv files, augmented, as rows whose clues are given, and a
+tokenizer for grids.
 
-The id of a digit is the digit, 0 (an empty cell of a puzzle) is in no row, `MASK` is the mask token. A row holds the
-81 cells, line by line.
+The id of a digit is the digit, 0 (an empty cell of a puzzle) is in no row, `MASK` is the mask
+token. A row holds the 81 cells, line by line.
 """
 
 import hashlib
@@ -27,7 +28,8 @@ MOST_CLUES = 64  # of a training row; the fewest are those of the puzzle
 
 _line, _column = torch.arange(CELLS) // 9, torch.arange(CELLS) % 9
 _box = _line // 3 * 3 + _column // 3
-UNITS = torch.cat([torch.arange(9)[:, None] == place for place in (_line, _column, _box)])  # [27, 81] bool
+# [27, 81] bool
+UNITS = torch.cat([torch.arange(9)[:, None] == place for place in (_line, _column, _box)])
 
 
 class Puzzle(NamedTuple):
@@ -38,14 +40,17 @@ class Puzzle(NamedTuple):
 
 
 def encode(grid: str) -> tuple[int, ...]:
-    """The 81 digits of a grid such as `"53..7...."`; `.` or `0` is an empty cell, white space is left out.
+    """The 81 digits of a grid such as `"53..7...."`; `.` or `0` is an empty cell, white space is
+    left out.
 
     Raises:
         ValueError: another number of cells or another character.
     """
     cells = "".join(grid.split()).replace(".", "0")
     if len(cells) != CELLS or not (cells.isascii() and cells.isdigit()):
-        raise ValueError(f"grid must hold {CELLS} digits or dots, got {len(cells)} characters: {grid[:90]!r}.")
+        raise ValueError(
+            f"grid must hold {CELLS} digits or dots, got {len(cells)} characters: {grid[:90]!r}."
+        )
     return tuple(map(int, cells))
 
 
@@ -53,24 +58,31 @@ def make_puzzle(clues: str, solution: str) -> Puzzle:
     """A puzzle and its solution from text.
 
     Raises:
-        ValueError: grids that cannot be read, a solution that is none, or one that contradicts the clues.
+        ValueError: grids that cannot be read, a solution that is none, or one that contradicts the
+            clues.
     """
     puzzle = Puzzle(encode(clues), encode(solution))
     if not solves(torch.tensor([puzzle.solution]), torch.tensor([puzzle.clues])).item():
-        raise ValueError(f"solution {solution!r} does not solve {clues!r}. Check the order of the two.")
+        raise ValueError(
+            f"solution {solution!r} does not solve {clues!r}. Check the order of the two."
+        )
     return puzzle
 
 
 def load_puzzles(path: str | Path, start: int = 0, count: int | None = None) -> list[Puzzle]:
-    """Puzzles of a csv file with the columns `puzzle` and `solution`, `count` of them from row `start` on.
+    """Puzzles of a csv file with the columns `puzzle` and `solution`, `count` of them from row
+    `start` on.
 
-    Neighbours in a file are often variants of one puzzle: take training and test puzzles from blocks far apart.
+    Neighbours in a file are often variants of one puzzle: take training and test puzzles from
+    blocks far apart.
 
     Raises:
         ValueError: missing columns, no puzzles, or a row that is none, with its number.
     """
     if start < 0 or (count is not None and count < 1):
-        raise ValueError(f"start must be at least 0 and the number of puzzles 1, got {start} and {count}.")
+        raise ValueError(
+            f"start must be at least 0 and the number of puzzles 1, got {start} and {count}."
+        )
     cells = read_csv(Path(path), ("puzzle",), ("solution",))
     puzzles: list[Puzzle] = []
     for number, (clues, solution) in enumerate(cells):
@@ -81,16 +93,21 @@ def load_puzzles(path: str | Path, start: int = 0, count: int | None = None) -> 
         except ValueError as error:
             raise ValueError(f"{path}, puzzle {number}: {error}") from error
     if not puzzles:
-        raise ValueError(f"{path} has no puzzles from row {start} on. Lower start, or check the file.")
+        raise ValueError(
+            f"{path} has no puzzles from row {start} on. Lower start, or check the file."
+        )
     return puzzles
 
 
 def add_clues(puzzle: Puzzle, total: int, generator: torch.Generator | None = None) -> Puzzle:
-    """An easier puzzle: clues from the solution at random cells, until there are `total` of them."""
+    """An easier puzzle: clues from the solution at random cells, until there are `total` of
+    them."""
     empty = torch.tensor([i for i, digit in enumerate(puzzle.clues) if digit == EMPTY])
     extra = total - (CELLS - len(empty))
     if not 0 <= extra <= len(empty):
-        raise ValueError(f"total must be in {CELLS - len(empty)} to {CELLS}, the clues there are and all, got {total}.")
+        raise ValueError(
+            f"total must be in {CELLS - len(empty)} to {CELLS}, the clues there are and all, got {total}."
+        )
     chosen = set(empty[torch.randperm(len(empty), generator=generator)[:extra]].tolist())
     clues = (puzzle.solution[i] if i in chosen else digit for i, digit in enumerate(puzzle.clues))
     return Puzzle(tuple(clues), puzzle.solution)
@@ -113,20 +130,26 @@ def template(puzzle: Puzzle) -> list[int]:
 
 
 def solves(grids: Tensor, clues: Tensor) -> Tensor:
-    """Whether each unit of a grid holds every digit once and no clue was changed: `[B, 81]` twice to `[B]` bool."""
+    """Whether each unit of a grid holds every digit once and no clue was changed: `[B, 81]` twice
+    to `[B]` bool."""
     digits = grids[..., None] == torch.arange(1, 10)  # [B, 81, 9]
     counts = torch.einsum("uc,bcd->bud", UNITS.float(), digits.float())
     return (counts == 1).all(-1).all(-1) & ((clues == EMPTY) | (grids == clues)).all(-1)
 
 
 def augment(puzzle: Puzzle, generator: torch.Generator) -> Puzzle:
-    """Another puzzle of the same kind: digits renamed, lines and columns permuted within and as bands, transposed."""
+    """Another puzzle of the same kind: digits renamed, lines and columns permuted within and as
+    bands, transposed."""
 
     def lines() -> torch.Tensor:
         bands = torch.randperm(3, generator=generator)[:, None] * 3
-        return (bands + torch.stack([torch.randperm(3, generator=generator) for _ in range(3)])).flatten()
+        return (
+            bands + torch.stack([torch.randperm(3, generator=generator) for _ in range(3)])
+        ).flatten()
 
-    names = torch.cat([torch.zeros(1, dtype=torch.int64), torch.randperm(9, generator=generator) + 1])
+    names = torch.cat(
+        [torch.zeros(1, dtype=torch.int64), torch.randperm(9, generator=generator) + 1]
+    )
     grids = names[torch.tensor(puzzle)].view(2, 9, 9)[:, lines()][:, :, lines()]
     if torch.rand((), generator=generator) < 0.5:
         grids = grids.mT
@@ -134,44 +157,65 @@ def augment(puzzle: Puzzle, generator: torch.Generator) -> Puzzle:
     return Puzzle(tuple(clues), tuple(solution))
 
 
-def load_sudoku(arguments: DataArguments) -> tuple[dict[str, "SudokuRows"], PreTrainedTokenizerFast]:
-    """Rows of puzzles (`train`, `validation`) and the tokenizer, from csv files with columns `puzzle`, `solution`.
+def load_sudoku(
+    arguments: DataArguments,
+) -> tuple[dict[str, "SudokuRows"], PreTrainedTokenizerFast]:
+    """Rows of puzzles (`train`, `validation`) and the tokenizer, from csv files with columns
+    `puzzle`, `solution`.
 
-    Without a `validation_file` the last tenth of `train_file` validates: neighbours in a file are often alike, so the
-    two must be whole blocks.
+    Without a `validation_file` the last tenth of `train_file` validates: neighbours in a file are
+    often alike, so the two must be whole blocks.
 
     Raises:
-        ValueError: no `train_file`, another `max_length` than 81, a limit below 1, or a file that holds no puzzles.
+        ValueError: no `train_file`, another `max_length` than 81, a limit below 1, or a file that
+            holds no puzzles.
     """
     if not arguments.train_file:
-        raise ValueError("task sudoku needs train_file, a csv file with the columns puzzle and solution. Pass one.")
+        raise ValueError(
+            "task sudoku needs train_file, a csv file with the columns puzzle and solution. Pass one."
+        )
     if arguments.max_length != CELLS:
-        raise ValueError(f"task sudoku needs max_length {CELLS}, the cells of a grid, got {arguments.max_length}.")
+        raise ValueError(
+            f"task sudoku needs max_length {CELLS}, the cells of a grid, got {arguments.max_length}."
+        )
     check_limits(arguments)
     train = load_puzzles(arguments.train_file)
     if arguments.validation_file:
         validation = load_puzzles(arguments.validation_file)
     elif len(train) < 10:
-        raise ValueError(f"{arguments.train_file} has {len(train)} puzzles; without a validation_file 10 are needed.")
+        raise ValueError(
+            f"{arguments.train_file} has {len(train)} puzzles; without a validation_file 10 are needed."
+        )
     else:
         cut = len(train) - len(train) // 10
         train, validation = train[:cut], train[cut:]
-    train, validation = train[: arguments.max_train_rows], validation[: arguments.max_validation_rows]
-    print(f"train: {len(train):,} puzzles, {VARIANTS} guises each; validation: {len(validation):,} puzzles", flush=True)
-    return {"train": SudokuRows(train, VARIANTS), "validation": SudokuRows(validation, 1)}, sudoku_tokenizer()
+    train, validation = (
+        train[: arguments.max_train_rows],
+        validation[: arguments.max_validation_rows],
+    )
+    print(
+        f"train: {len(train):,} puzzles, {VARIANTS} guises each; validation: {len(validation):,} puzzles",
+        flush=True,
+    )
+    return {
+        "train": SudokuRows(train, VARIANTS),
+        "validation": SudokuRows(validation, 1),
+    }, sudoku_tokenizer()
 
 
 class SudokuRows(Dataset):
-    """Rows `input_ids` (the solution) and `labels` (-100 at clues), 81 each; row `i` is the same whenever it is read.
+    """Rows `input_ids` (the solution) and `labels` (-100 at clues), 81 each; row `i` is the same
+    whenever it is read.
 
-    Row `i` is puzzle `i mod N`, augmented by the seed `i`, with clues added up to an even draw from as many as it has
-    to `MOST_CLUES`: the model learns easy and hard grids.
+    Row `i` is puzzle `i mod N`, augmented by the seed `i`, with clues added up to an even draw from
+    as many as it has to `MOST_CLUES`: the model learns easy and hard grids.
     """
 
     def __init__(self, puzzles: Sequence[Puzzle], variants: int):
         self.puzzles, self.variants = puzzles, variants
         contents = json.dumps([ROWS_VERSION, puzzles, variants])
-        self._fingerprint = hashlib.sha256(contents.encode()).hexdigest()  # called as in `datasets.Dataset`
+        # called as in `datasets.Dataset`
+        self._fingerprint = hashlib.sha256(contents.encode()).hexdigest()
 
     def __len__(self) -> int:
         return len(self.puzzles) * self.variants
@@ -185,13 +229,19 @@ class SudokuRows(Dataset):
 
 
 def sudoku_tokenizer() -> PreTrainedTokenizerFast:
-    """Grids as text: `"53..7...."` and so on; `.` or `0` is an empty cell, which is the mask token, so that the text of
-    a puzzle is a template for the pipeline. All other characters are left out."""
+    """Grids as text: `"53..7...."` and so on; `.` or `0` is an empty cell, which is the mask token,
+    so that the text of a puzzle is a template for the pipeline. All other characters are left
+    out."""
     vocabulary = {str(digit): digit for digit in range(10)} | {".": MASK, "[PAD]": PAD}
     model = Tokenizer(models.BPE(vocabulary, []))
     model.normalizer = normalizers.Replace("0", ".")
     model.decoder = decoders.Fuse()
-    model.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in (".", "[PAD]")])
+    model.add_special_tokens(
+        [AddedToken(token, special=True, normalized=False) for token in (".", "[PAD]")]
+    )
     return PreTrainedTokenizerFast(
-        tokenizer_object=model, mask_token=".", pad_token="[PAD]", clean_up_tokenization_spaces=False
+        tokenizer_object=model,
+        mask_token=".",
+        pad_token="[PAD]",
+        clean_up_tokenization_spaces=False,
     )

@@ -1,4 +1,5 @@
-"""Text as documents: read it from the Hub, from files or from CPython, hold out validation text, detokenise."""
+"""Text as documents: read it from the Hub, from files or from CPython, hold out validation text,
+detokenise."""
 
 import hashlib
 import json
@@ -29,8 +30,9 @@ PIECE_CHARACTERS = 1 << 16
 def load_text(arguments: DataArguments) -> DatasetDict:
     """The raw documents, `train` and `validation`, in one string column `text`.
 
-    Validation text comes from `validation_file`, else `validation_split`, else from the end of the train text (the last
-    tenth of its characters, cut between documents, or inside where there is only one).
+    Validation text comes from `validation_file`, else `validation_split`, else from the end of the
+    train text (the last tenth of its characters, cut between documents, or inside where there is
+    only one).
     """
     train = _load_split(arguments, arguments.train_split, arguments.train_file)
     if arguments.validation_file:
@@ -54,7 +56,11 @@ def _load_split(arguments: DataArguments, split: str, file: str | None) -> Datas
         return load_files(file, arguments.sample_by, (arguments.text_column,))
     if arguments.dataset_name == PYDOC_TOPICS:
         return pydoc_topics()
-    name, config, revision = arguments.dataset_name, arguments.dataset_config, arguments.dataset_revision
+    name, config, revision = (
+        arguments.dataset_name,
+        arguments.dataset_config,
+        arguments.dataset_revision,
+    )
     try:
         return load_hub(name, config, revision, split, arguments.text_column)
     except (DatasetsError, ValueError, OSError) as error:
@@ -63,11 +69,14 @@ def _load_split(arguments: DataArguments, split: str, file: str | None) -> Datas
         ) from error
 
 
-def load_hub(name: str, config: str | None, revision: str | None, split: str, column: str) -> Dataset:
+def load_hub(
+    name: str, config: str | None, revision: str | None, split: str, column: str
+) -> Dataset:
     """One column of strings of a data set, from the Hub or a folder with splits, called `text`."""
     source = {"name": config, "revision": revision}
     options: dict[str, Any] = {}
-    if isinstance(load_dataset_builder(name, **source).config, CsvConfig):  # else `NA` is no text, and `007` a number
+    # else `NA` is no text, and `007` a number
+    if isinstance(load_dataset_builder(name, **source).config, CsvConfig):
         options = {"features": Features({column: Value("string")}), "keep_default_na": False}
     found = load_dataset(name, **source, split=split, **options)
     if column not in found.column_names:
@@ -79,18 +88,24 @@ def load_hub(name: str, config: str | None, revision: str | None, split: str, co
     return found if column == "text" else found.rename_column(column, "text")
 
 
-def load_files(path: str | Path, sample_by: str = "paragraph", columns: Sequence[str] = ("text",)) -> Dataset:
-    """The documents of a file or of all files in a folder, in one column `text`, kept in the cache of `datasets`.
+def load_files(
+    path: str | Path, sample_by: str = "paragraph", columns: Sequence[str] = ("text",)
+) -> Dataset:
+    """The documents of a file or of all files in a folder, in one column `text`, kept in the cache
+    of `datasets`.
 
-    Files are .txt, .jsonl, .csv (any of them compressed: .gz, .zst, .bz2) or .parquet, of one kind in a folder. Texts
-    are read as they are written, without a byte order mark; U+FFFD stands for lone surrogates of JSON.
+    Files are .txt, .jsonl, .csv (any of them compressed: .gz, .zst, .bz2) or .parquet, of one kind
+    in a folder. Texts are read as they are written, without a byte order mark; U+FFFD stands for
+    lone surrogates of JSON.
 
     Args:
-        sample_by: what a document of a .txt file is: a `line`, a `paragraph` (up to an empty line) or the `document`.
-        columns: names of the column that holds the text; in each file, or line of a .jsonl, the first that is there.
+        sample_by: what a document of a .txt file is: a `line`, a `paragraph` (up to an empty line)
+            or the `document`.
+        columns: names of the column that holds the text; in each file, or line of a .jsonl, the
+            first that is there.
     Raises:
-        ValueError: an unknown `sample_by`; missing, empty, without rows, of an unknown or mixed kind, malformed,
-            without the column, or not UTF-8.
+        ValueError: an unknown `sample_by`; missing, empty, without rows, of an unknown or mixed
+            kind, malformed, without the column, or not UTF-8.
     """
     check_sample_by(sample_by)
     files = list_files(Path(path))
@@ -98,39 +113,51 @@ def load_files(path: str | Path, sample_by: str = "paragraph", columns: Sequence
     states = [(name, state.st_size, state.st_mtime_ns, state.st_ino) for name, state in states]
     parts = (TEXTS_VERSION, states, list(columns), sample_by)
     key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
-    found, _ = cached(f"text-{key}", lambda target: _write_texts(target, Path(path), files, columns, sample_by))
+    found, _ = cached(
+        f"text-{key}", lambda target: _write_texts(target, Path(path), files, columns, sample_by)
+    )
     found._fingerprint = key
     return found
 
 
-def _write_texts(target: Path, path: Path, files: list[Path], columns: Sequence[str], sample_by: str) -> dict[str, int]:
+def _write_texts(
+    target: Path, path: Path, files: list[Path], columns: Sequence[str], sample_by: str
+) -> dict[str, int]:
     schema, rows = pa.schema([("text", pa.large_string())]), 0
     with pa.OSFile(str(target), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
         for array in (array for file in files for array in read_texts(file, columns, sample_by)):
             writer.write_batch(pa.record_batch([array], schema=schema))
             rows += len(array)
     if not rows:
-        raise ValueError(f"{path} has no rows. Put text into it, or check train_file and validation_file.")
+        raise ValueError(
+            f"{path} has no rows. Put text into it, or check train_file and validation_file."
+        )
     return {"rows": rows}
 
 
 def check_sample_by(sample_by: str) -> None:
     """Raise `ValueError` where `sample_by` is not one of the choices."""
     if sample_by not in SAMPLE_BY:
-        raise ValueError(f"sample_by must be one of {', '.join(SAMPLE_BY)}, got {sample_by!r}. The default: paragraph.")
+        raise ValueError(
+            f"sample_by must be one of {', '.join(SAMPLE_BY)}, got {sample_by!r}. The default: paragraph."
+        )
 
 
 def pydoc_topics() -> Dataset:
-    """The language reference inside every CPython (465 kB in 3.11), one document per topic, by name."""
+    """The language reference inside every CPython (465 kB in 3.11), one document per topic, by
+    name."""
     from pydoc_data.topics import topics  # half a megabyte of text that only this function wants
 
     return Dataset.from_dict({"text": [topics[name] for name in sorted(topics)]})
 
 
 def hold_out_end(texts: Dataset) -> tuple[Dataset, Dataset]:
-    """Cut `texts` into train and validation: about the last tenth of the characters is validation text."""
+    """Cut `texts` into train and validation: about the last tenth of the characters is validation
+    text."""
     if len(texts) == 0:
-        raise ValueError("the train text holds no document. Check train_file, or train_split and text_column.")
+        raise ValueError(
+            "the train text holds no document. Check train_file, or train_split and text_column."
+        )
     if len(texts) == 1:
         text = texts[0]["text"] or ""
         cut = round(len(text) * (1 - VALIDATION_FRACTION))
@@ -143,17 +170,21 @@ def hold_out_end(texts: Dataset) -> tuple[Dataset, Dataset]:
 
 
 def without_known(texts: Dataset, known: Dataset) -> Dataset:
-    """Drop the documents more than half of whose paragraphs also stand in `known`: they would measure memory.
+    """Drop the documents more than half of whose paragraphs also stand in `known`: they would
+    measure memory.
 
     The topics of CPython overlap: all of `with` and `while` is in `compound`, too.
     """
     seen = {paragraph for text in known["text"] for paragraph in text.split("\n\n")}
-    shares = [np.mean([paragraph in seen for paragraph in text.split("\n\n")]) for text in texts["text"]]
+    shares = [
+        np.mean([paragraph in seen for paragraph in text.split("\n\n")]) for text in texts["text"]
+    ]
     return texts.select([index for index, share in enumerate(shares) if share <= 0.5])
 
 
 def documents(texts: Dataset, detokenizer: str | None = None) -> Iterator[str]:
-    """The documents of column `text`, detokenised, in order; without those that are empty or blank."""
+    """The documents of column `text`, detokenised, in order; without those that are empty or
+    blank."""
     undo = get_detokenizer(detokenizer)
     for batch in texts.select_columns(["text"]).with_format("arrow").iter(batch_size=256):
         for text in batch["text"].to_pylist():
@@ -161,19 +192,25 @@ def documents(texts: Dataset, detokenizer: str | None = None) -> Iterator[str]:
                 yield undo(text) if undo else text
 
 
-def read_documents(path: str | Path, column: str, sample_by: str, detokenizer: str | None = None) -> list[str]:
-    """The documents of a file or folder (see `load_files`), detokenised, without those that are blank."""
+def read_documents(
+    path: str | Path, column: str, sample_by: str, detokenizer: str | None = None
+) -> list[str]:
+    """The documents of a file or folder (see `load_files`), detokenised, without those that are
+    blank."""
     texts = list(documents(load_files(path, sample_by, (column,)), detokenizer))
     if not texts:
-        raise ValueError(f"{path} holds no document that is not blank. Check the file and the column {column!r}.")
+        raise ValueError(
+            f"{path} holds no document that is not blank. Check the file and the column {column!r}."
+        )
     return texts
 
 
 def split_document(text: str) -> Iterator[str]:
     """Cut a long document into pieces of at most `PIECE_CHARACTERS`; nothing is lost.
 
-    The cut goes before a blank that follows no other white space, where tokenizers that split on white space cut anyway
-    (GPT-2, BERT), so the tokens are those of the whole; it is arbitrary where there is no such blank.
+    The cut goes before a blank that follows no other white space, where tokenizers that split on
+    white space cut anyway (GPT-2, BERT), so the tokens are those of the whole; it is arbitrary
+    where there is no such blank.
     """
     start = 0
     while len(text) - start > PIECE_CHARACTERS:

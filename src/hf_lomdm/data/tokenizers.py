@@ -1,7 +1,8 @@
 """Tokenizers for masked diffusion: any of the Hub, or one made from the train text.
 
-Every tokenizer that leaves this file has a padding, a BOS, an EOS and a mask token, and padding and mask are ids of
-their own. A shared id is a silent fault: padding would be read as masked text, or the end of a text as padding.
+Every tokenizer that leaves this file has a padding, a BOS, an EOS and a mask token, and padding and
+mask are ids of their own. A shared id is a silent fault: padding would be read as masked text, or
+the end of a text as padding.
 """
 
 import collections
@@ -47,16 +48,21 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
 
 
 def complete_special_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Give `tokenizer`, in place, what it lacks of mask, padding, BOS and EOS; returns the tokens that are new.
+    """Give `tokenizer`, in place, what it lacks of mask, padding, BOS and EOS; returns the tokens
+    that are new.
 
     Its `model_input_names` become those of our models, which have no `token_type_ids`.
 
-    BOS and EOS default to `[CLS]` and `[SEP]` where the tokenizer has them (BERT), else BOS is EOS (GPT-2). The mask
-    comes first, so that it gets the id after the last one, as in the published MDLM checkpoints.
+    BOS and EOS default to `[CLS]` and `[SEP]` where the tokenizer has them (BERT), else BOS is EOS
+    (GPT-2). The mask comes first, so that it gets the id after the last one, as in the published
+    MDLM checkpoints.
     """
     size = len(tokenizer)
     # what is saved is `init_kwargs`
-    tokenizer.model_input_names = tokenizer.init_kwargs["model_input_names"] = ["input_ids", "attention_mask"]
+    tokenizer.model_input_names = tokenizer.init_kwargs["model_input_names"] = [
+        "input_ids",
+        "attention_mask",
+    ]
     if tokenizer.eos_token is None and tokenizer.sep_token is not None:
         tokenizer.eos_token = tokenizer.sep_token
     elif tokenizer.eos_token is None:
@@ -73,12 +79,16 @@ def complete_special_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
 
 
 def special_token_ids(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
-    """What LoMDMConfig must know of a tokenizer: `vocab_size` and the ids of mask, padding, BOS and EOS.
+    """What LoMDMConfig must know of a tokenizer: `vocab_size` and the ids of mask, padding, BOS and
+    EOS.
 
     Raises:
         ValueError: one of them is missing, or two of mask, padding and unknown share an id.
     """
-    ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("mask", "pad", "bos", "eos")}
+    ids = {
+        f"{name}_token_id": getattr(tokenizer, f"{name}_token_id")
+        for name in ("mask", "pad", "bos", "eos")
+    }
     missing = [name for name, index in ids.items() if index is None]
     distinct = {ids["mask_token_id"], ids["pad_token_id"], tokenizer.unk_token_id}
     if missing or len(distinct) < 3:
@@ -99,7 +109,8 @@ def encode_texts(
     Args:
         name: what a text is called in an error, by its index.
     Raises:
-        ValueError: a word of a text is the mask token (a word-level tokenizer): it would count as masked.
+        ValueError: a word of a text is the mask token (a word-level tokenizer): it would count as
+            masked.
     """
     rows = tokenizer(
         [well_formed(text) for text in texts],
@@ -121,7 +132,8 @@ def encode_texts(
 
 
 def check_known(unknown: int, tokens: int, source: str) -> None:
-    """Raise `ValueError` where more than `MOST_UNKNOWN` of the tokens of a text are unknown to the tokenizer."""
+    """Raise `ValueError` where more than `MOST_UNKNOWN` of the tokens of a text are unknown to the
+    tokenizer."""
     if unknown > MOST_UNKNOWN * tokens:
         raise ValueError(
             f"the tokenizer does not know {unknown:,} of the {tokens:,} tokens of {source}: more than "
@@ -129,17 +141,21 @@ def check_known(unknown: int, tokens: int, source: str) -> None:
         )
 
 
-def train_tokenizer(kind: str, texts: Iterable[str], folder: str | Path | None = None) -> PreTrainedTokenizerFast:
-    """Make a tokenizer of `kind` from `texts`; saved to `folder` where one is given, or read from it if already there.
+def train_tokenizer(
+    kind: str, texts: Iterable[str], folder: str | Path | None = None
+) -> PreTrainedTokenizerFast:
+    """Make a tokenizer of `kind` from `texts`; saved to `folder` where one is given, or read from
+    it if already there.
 
     Args:
-        kind: `bpe:4096` (byte-level BPE with that many tokens in all), `byte` (256 bytes) or `char` (the characters of
-            the texts; others become `[UNK]`). Decoding gives the encoded text back, but for unknown characters.
+        kind: `bpe:4096` (byte-level BPE with that many tokens in all), `byte` (256 bytes) or `char`
+            (the characters of the texts; others become `[UNK]`). Decoding gives the encoded text
+            back, but for unknown characters.
         texts: the train text, in pieces of any length.
         folder: where to keep it, so that a resumed run has the same ids.
     Raises:
-        ValueError: `kind` is none of these, the BPE is too small for its 256 bytes, or `folder` holds a tokenizer of
-            another kind or text.
+        ValueError: `kind` is none of these, the BPE is too small for its 256 bytes, or `folder`
+            holds a tokenizer of another kind or text.
     """
     size = _vocabulary_size(kind)
     digest = hashlib.sha256()
@@ -150,8 +166,8 @@ def train_tokenizer(kind: str, texts: Iterable[str], folder: str | Path | None =
         model = _character_model(texts)
     else:
         model = _byte_model(texts, size)
-    # `trained_as` and `trained_on` are kept in tokenizer_config.json; nothing is cleaned up, so that decoding gives the
-    # text back.
+    # `trained_as` and `trained_on` are kept in tokenizer_config.json; nothing is cleaned up, so
+    # that decoding gives the text back.
     made = {"trained_as": kind, "trained_on": digest.hexdigest()}
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=model, clean_up_tokenization_spaces=False, **made, **SPECIAL_TOKENS
@@ -176,7 +192,9 @@ def _vocabulary_size(kind: str) -> int:
         return 0
     match = re.fullmatch(r"bpe:(\d+)", kind)
     if match is None:
-        raise ValueError(f"train_tokenizer must be bpe:SIZE, char or byte, got {kind!r}. For example: bpe:4096.")
+        raise ValueError(
+            f"train_tokenizer must be bpe:SIZE, char or byte, got {kind!r}. For example: bpe:4096."
+        )
     smallest = 256 + len(SPECIAL_TOKENS)
     if int(match[1]) < smallest:
         raise ValueError(
@@ -187,11 +205,14 @@ def _vocabulary_size(kind: str) -> int:
 
 
 def _character_model(texts: Iterable[str]) -> Tokenizer:
-    """One token per character that occurs: a BPE without merges, several times as fast as a word-level model."""
+    """One token per character that occurs: a BPE without merges, several times as fast as a
+    word-level model."""
     characters: set[str] = set()
     for text in texts:
         characters.update(text)
-    vocabulary = {token: index for index, token in enumerate([*SPECIAL_TOKENS.values(), *sorted(characters)])}
+    vocabulary = {
+        token: index for index, token in enumerate([*SPECIAL_TOKENS.values(), *sorted(characters)])
+    }
     model = Tokenizer(models.BPE(vocabulary, [], unk_token=SPECIAL_TOKENS["unk_token"]))
     model.decoder = decoders.Fuse()
     _add_special_tokens(model)
@@ -210,7 +231,9 @@ def _byte_model(texts: Iterable[str], size: int) -> Tokenizer:
         model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         model.train_from_iterator(texts, trainer)
     else:
-        model = Tokenizer(models.BPE({token: index for index, token in enumerate([*specials, *alphabet])}, []))
+        model = Tokenizer(
+            models.BPE({token: index for index, token in enumerate([*specials, *alphabet])}, [])
+        )
         model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     model.decoder = decoders.ByteLevel()
     _add_special_tokens(model)
@@ -218,11 +241,16 @@ def _byte_model(texts: Iterable[str], size: int) -> Tokenizer:
 
 
 def _add_special_tokens(model: Tokenizer) -> None:
-    model.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS.values()])
+    model.add_special_tokens(
+        [AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS.values()]
+    )
 
 
-def _reuse(kind: str, texts: Iterable[str], digest: "hashlib._Hash", folder: Path) -> PreTrainedTokenizerFast:
-    """The tokenizer that an earlier run left in `folder`; it must be of the same kind, and made from the same text."""
+def _reuse(
+    kind: str, texts: Iterable[str], digest: "hashlib._Hash", folder: Path
+) -> PreTrainedTokenizerFast:
+    """The tokenizer that an earlier run left in `folder`; it must be of the same kind, and made
+    from the same text."""
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     found, text = (tokenizer.init_kwargs.get(name) for name in ("trained_as", "trained_on"))
     if kind != "byte":  # which no text decides
@@ -242,7 +270,8 @@ def _reuse(kind: str, texts: Iterable[str], digest: "hashlib._Hash", folder: Pat
 
 
 def _save_whole(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """Write `folder` in one move, so that a run killed here leaves no half tokenizer to be reused."""
+    """Write `folder` in one move, so that a run killed here leaves no half tokenizer to be
+    reused."""
     unfinished = folder.with_name(folder.name + ".unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     tokenizer.save_pretrained(unfinished)

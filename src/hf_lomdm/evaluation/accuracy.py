@@ -1,4 +1,5 @@
-"""How good the estimates themselves are: samples needed, order against time, and the true gap of the bounds."""
+"""How good the estimates themselves are: samples needed, order against time, and the true gap of
+the bounds."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -31,15 +32,18 @@ def pilot(
     parts_file: str | Path | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """From a few texts: how many samples per text bring the Monte-Carlo error of all `rows` down to `target`.
+    """From a few texts: how many samples per text bring the Monte-Carlo error of all `rows` down to
+    `target`.
 
     Args:
-        num_texts: how many texts to measure, drawn by `seed`. num_samples: of the bound, per text; 4 or more.
+        num_texts: how many texts to measure, drawn by `seed`. num_samples: of the bound, per text;
+            4 or more.
         target: half the width of the 95 % interval of the perplexity, from Monte-Carlo error alone.
         parts_file: as in `evaluate_corpus`.
     Returns:
-        `samples_needed` per text; `perplexity`; `perplexity_text_error`, half the interval that the choice of the texts
-        alone leaves for all rows, which no number of samples lowers; `seconds_per_sample` of one text.
+        `samples_needed` per text; `perplexity`; `perplexity_text_error`, half the interval that the
+        choice of the texts alone leaves for all rows, which no number of samples lowers;
+        `seconds_per_sample` of one text.
     Raises:
         ValueError: fewer than two texts or four samples, or a model whose value is exact.
     """
@@ -50,11 +54,17 @@ def pilot(
             f"{min(num_texts, len(texts))}. The defaults are 16 and 32."
         )
     chosen = _choose_rows(texts, num_texts, seed)
-    options = {"num_samples": num_samples, "seed": seed, "parts_file": parts_file, "progress": progress}
+    options = {
+        "num_samples": num_samples,
+        "seed": seed,
+        "parts_file": parts_file,
+        "progress": progress,
+    }
     record = evaluate_corpus(model, chosen, bound=bound, **options)
     variance = sample_variances(record)
     tokens, count = sum(int((text.labels != -100).sum()) for text in texts), len(texts)
-    width = Z95 * record["perplexity"] / tokens  # of the perplexity, for one nat of error in the sum
+    # of the perplexity, for one nat of error in the sum
+    width = Z95 * record["perplexity"] / tokens
     return {
         "bound": bound,
         "target": target,
@@ -79,30 +89,42 @@ def compare_bounds(
     parts_file: str | Path | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Samples needed for equal Monte-Carlo error, the time bound against the order bound, on the same texts.
+    """Samples needed for equal Monte-Carlo error, the time bound against the order bound, on the
+    same texts.
 
     Args:
-        parts_file: `name.jsonl` becomes `name-order.jsonl` and `name-time.jsonl`, as in `evaluate_corpus`.
+        parts_file: `name.jsonl` becomes `name-order.jsonl` and `name-time.jsonl`, as in
+            `evaluate_corpus`.
     Returns:
-        `time_over_order`: how many samples of the time bound carry as much as one of the order bound, the ratio of the
-        variances per text and sample; its 95 % interval, by the bootstrap over texts; the values and, for all rows,
-        `samples_needed` for a perplexity to +- `target`, bound by bound.
+        `time_over_order`: how many samples of the time bound carry as much as one of the order
+            bound, the ratio of the
+        variances per text and sample; its 95 % interval, by the bootstrap over texts; the values
+        and, for all rows, `samples_needed` for a perplexity to +- `target`, bound by bound.
     Raises:
-        ValueError: fewer than two texts, a model whose value is exact, or texts of which the order bound is exact.
+        ValueError: fewer than two texts, a model whose value is exact, or texts of which the order
+            bound is exact.
     """
     texts = _diffusion_rows(model, rows)
     if min(num_texts, len(texts)) < 2:
-        raise ValueError(f"compare_bounds needs 2 or more texts, got {min(num_texts, len(texts))}. Pass more rows.")
+        raise ValueError(
+            f"compare_bounds needs 2 or more texts, got {min(num_texts, len(texts))}. Pass more rows."
+        )
     chosen = _choose_rows(texts, num_texts, seed)
     options = {"num_samples": num_samples, "seed": seed, "progress": progress}
     records = {
-        bound: evaluate_corpus(model, chosen, bound=bound, parts_file=beside(parts_file, bound), **options)
+        bound: evaluate_corpus(
+            model, chosen, bound=bound, parts_file=beside(parts_file, bound), **options
+        )
         for bound in ("order", "time")
     }
     order, time = (sample_variances(record) for record in records.values())
     if not order.any():
-        raise ValueError("the order bound of these rows has no Monte-Carlo error to compare with. Pass longer rows.")
-    draws = torch.randint(len(chosen), (BOOTSTRAPS, len(chosen)), generator=torch.Generator().manual_seed(seed))
+        raise ValueError(
+            "the order bound of these rows has no Monte-Carlo error to compare with. Pass longer rows."
+        )
+    draws = torch.randint(
+        len(chosen), (BOOTSTRAPS, len(chosen)), generator=torch.Generator().manual_seed(seed)
+    )
     ratios = time[draws].mean(-1) / order[draws].mean(-1)
     ratios = ratios[ratios.isfinite()]  # else a resample of texts without error alone
     tokens = sum(int((text.labels != -100).sum()) for text in texts)
@@ -117,7 +139,9 @@ def compare_bounds(
         result[bound] = {
             "value": records[bound]["value"],
             "monte_carlo_error": records[bound]["monte_carlo_error"],
-            "deviation_per_sample": math.sqrt(float(variance.mean())) * len(chosen) / records[bound]["tokens"],
+            "deviation_per_sample": math.sqrt(float(variance.mean()))
+            * len(chosen)
+            / records[bound]["tokens"],
             "samples_needed": max(1, math.ceil(len(texts) * float(variance.mean()) * width**2)),
         }
     return result
@@ -136,24 +160,37 @@ def exact_gap(
     parts_file: str | Path | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """The true gap of the bounds in real text: bound minus exact `-log P` of some positions, given all others.
+    """The true gap of the bounds in real text: bound minus exact `-log P` of some positions, given
+    all others.
 
     Args:
-        positions: how many positions of each text are not given, 1 to 14: the exact value costs `2^positions` passes.
+        positions: how many positions of each text are not given, 1 to 14: the exact value costs
+            `2^positions` passes.
         num_texts: how many texts, drawn by `seed`. num_samples: of each bound, per text.
-        num_orders: also measure the order bound with this many orders, from as many times fewer samples.
-        span: the positions are neighbours, which depend on each other most; else they are drawn anywhere in the text.
+        num_orders: also measure the order bound with this many orders, from as many times fewer
+            samples.
+        span: the positions are neighbours, which depend on each other most; else they are drawn
+            anywhere in the text.
         parts_file: finished texts are appended here and not measured again.
     Returns:
-        `exact`, and for each bound `value` and `gap`: means over texts in nats per position, each with its
-        `standard_error`; the gaps are paired text by text. `per_text` holds the values of each, in nats per position:
-        systems asked for the same positions of the same rows compare text by text.
+        `exact`, and for each bound `value` and `gap`: means over texts in nats per position, each
+            with its
+        `standard_error`; the gaps are paired text by text. `per_text` holds the values of each, in
+        nats per position: systems asked for the same positions of the same rows compare text by
+            text.
     Raises:
-        ValueError: `positions` out of range, fewer than two texts that have so many, or a model whose value is exact.
+        ValueError: `positions` out of range, fewer than two texts that have so many, or a model
+            whose value is exact.
     """
     if not 1 <= positions <= MAX_EXACT_POSITIONS:
-        raise ValueError(f"positions must be in 1 to {MAX_EXACT_POSITIONS}, got {positions}. For example: 10.")
-    texts = [text for text in _diffusion_rows(model, rows) if int((text.labels != -100).sum()) >= positions]
+        raise ValueError(
+            f"positions must be in 1 to {MAX_EXACT_POSITIONS}, got {positions}. For example: 10."
+        )
+    texts = [
+        text
+        for text in _diffusion_rows(model, rows)
+        if int((text.labels != -100).sum()) >= positions
+    ]
     if min(len(texts), num_texts) < 2:
         raise ValueError(
             f"exact_gap needs 2 or more texts with {positions} tokens to count, got {min(len(texts), num_texts)}. "
@@ -164,9 +201,18 @@ def exact_gap(
     if num_orders is not None:
         groups = {"num_orders": num_orders, "num_samples": max(1, num_samples // num_orders)}
         bounds[f"order, {num_orders} orders"] = groups
-    asked = [_ask(texts[index], positions, span, seed + number) for number, index in enumerate(chosen)]
-    exact, *estimates = _exact_and_bounds(model, asked, bounds, seed, parts_file, progress).unbind(-1)
-    result: dict[str, Any] = {"exact": _mean(exact), "n": len(exact), "positions": positions, "span": span}
+    asked = [
+        _ask(texts[index], positions, span, seed + number) for number, index in enumerate(chosen)
+    ]
+    exact, *estimates = _exact_and_bounds(model, asked, bounds, seed, parts_file, progress).unbind(
+        -1
+    )
+    result: dict[str, Any] = {
+        "exact": _mean(exact),
+        "n": len(exact),
+        "positions": positions,
+        "span": span,
+    }
     result["num_samples"] = num_samples
     for name, estimate in zip(bounds, estimates, strict=True):
         result[name] = {**_mean(estimate), "gap": _mean(estimate - exact)}
@@ -175,12 +221,20 @@ def exact_gap(
 
 
 def _exact_and_bounds(
-    model: nn.Module, texts: list[Text], bounds: dict[str, dict], seed: int, parts_file: str | Path | None, show: bool
+    model: nn.Module,
+    texts: list[Text],
+    bounds: dict[str, dict],
+    seed: int,
+    parts_file: str | Path | None,
+    show: bool,
 ) -> Tensor:
-    """Exact `-log P` and the bounds of each text in nats per position asked for, `[N, 1 + bounds]` float64."""
+    """Exact `-log P` and the bounds of each text in nats per position asked for, `[N, 1 + bounds]`
+    float64."""
     device = next(model.parameters()).device
     rows = [[text.ids.tolist(), text.labels.tolist()] for text in texts]
-    parts = PartsFile(parts_file, {"texts": values_digest(rows), "bounds": bounds, "seed": seed}, model)
+    parts = PartsFile(
+        parts_file, {"texts": values_digest(rows), "bounds": bounds, "seed": seed}, model
+    )
     done = {number: part["values"] for number, part in parts.read().items()}
     todo = [number for number in range(len(texts)) if number not in done]
     for number in tqdm(todo, disable=not show, unit="text", desc="exact gap"):
@@ -197,14 +251,20 @@ def _exact_and_bounds(
 
 
 def sample_variances(record: dict[str, Any]) -> Tensor:
-    """The Monte-Carlo variance of one sample of each text, nats squared `[N]`, from a record of `evaluate_corpus`."""
-    return torch.tensor(record["per_text"]["error"], dtype=torch.float64).square() * record["num_samples"]
+    """The Monte-Carlo variance of one sample of each text, nats squared `[N]`, from a record of
+    `evaluate_corpus`."""
+    return (
+        torch.tensor(record["per_text"]["error"], dtype=torch.float64).square()
+        * record["num_samples"]
+    )
 
 
 def _text_variance(record: dict[str, Any]) -> float:
-    """How much texts differ from the mean, in nats squared per text, the Monte-Carlo variance taken out."""
+    """How much texts differ from the mean, in nats squared per text, the Monte-Carlo variance taken
+    out."""
     tokens, main, velocity, error = (
-        torch.tensor(record["per_text"][name], dtype=torch.float64) for name in ("tokens", "main", "velocity", "error")
+        torch.tensor(record["per_text"][name], dtype=torch.float64)
+        for name in ("tokens", "main", "velocity", "error")
     )
     residual = main + velocity - record["value"] * tokens
     return max(0.0, float(residual.square().sum() / (len(residual) - 1) - error.square().mean()))
@@ -212,7 +272,9 @@ def _text_variance(record: dict[str, Any]) -> float:
 
 def _diffusion_rows(model: nn.Module, rows: Iterable[dict]) -> list[Text]:
     if not is_diffusion(model):
-        raise ValueError(f"model {type(model).__name__} has an exact likelihood: there is no bound to examine.")
+        raise ValueError(
+            f"model {type(model).__name__} has an exact likelihood: there is no bound to examine."
+        )
     return read_rows(rows, model.config.max_position_embeddings)
 
 
@@ -240,4 +302,7 @@ def _ask(text: Text, positions: int, span: bool, seed: int) -> Text:
 
 
 def _mean(values: Tensor) -> dict[str, float]:
-    return {"value": float(values.mean()), "standard_error": float(values.std() / math.sqrt(len(values)))}
+    return {
+        "value": float(values.mean()),
+        "standard_error": float(values.std() / math.sqrt(len(values))),
+    }

@@ -1,7 +1,8 @@
 """Systems side by side: records of evaluations in one table and one picture, with error bars.
 
-Records of the same rows are compared text by text: what makes a text hard is the same for both systems and cancels, so
-that the error of the difference is often several times smaller than the error of either value.
+Records of the same rows are compared text by text: what makes a text hard is the same for both
+systems and cancels, so that the error of the difference is often several times smaller than the
+error of either value.
 """
 
 import json
@@ -28,12 +29,21 @@ _DETAILS = {
 
 
 # What the table says of generation and of Sudoku though it has no error.
-_COSTS = ("repetition", "distinct_1", "distinct_2", "distinct_3", "forward_passes", "tokens_per_forward", "seconds")
+_COSTS = (
+    "repetition",
+    "distinct_1",
+    "distinct_2",
+    "distinct_3",
+    "forward_passes",
+    "tokens_per_forward",
+    "seconds",
+)
 _COSTS += ("solved", "cells_right", "forced_at_random")
 
 
 class Difference(NamedTuple):
-    """`value` (this record minus the first), its `standard_error` (`None`: unknown), and whether texts were paired."""
+    """`value` (this record minus the first), its `standard_error` (`None`: unknown), and whether
+    texts were paired."""
 
     value: float
     standard_error: float | None
@@ -41,10 +51,12 @@ class Difference(NamedTuple):
 
 
 def read_records(paths: Sequence[str | Path]) -> dict[str, dict[str, Any]]:
-    """The records of JSON files by name: that of the file, with as many folders before it as tell them apart.
+    """The records of JSON files by name: that of the file, with as many folders before it as tell
+    them apart.
 
     Raises:
-        ValueError: a file that is missing or no record, the same file twice, or records of different tasks.
+        ValueError: a file that is missing or no record, the same file twice, or records of
+            different tasks.
     """
     records = {}
     for path, name in zip(paths, _short_names([Path(path) for path in paths]), strict=True):
@@ -52,29 +64,38 @@ def read_records(paths: Sequence[str | Path]) -> dict[str, dict[str, Any]]:
             records[name] = json.loads(Path(path).read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
             raise ValueError(f"{path} is no record of an evaluation: {error}") from error
-    tasks = {record.get("task") if isinstance(record, dict) else None for record in records.values()}
+    tasks = {
+        record.get("task") if isinstance(record, dict) else None for record in records.values()
+    }
     if len(tasks) > 1 or None in tasks:
-        raise ValueError(f"the records must be of one task, got {', '.join(map(str, tasks))}. Compare like with like.")
+        raise ValueError(
+            f"the records must be of one task, got {', '.join(map(str, tasks))}. Compare like with like."
+        )
     return records
 
 
 def measures(record: dict[str, Any]) -> dict[str, tuple[float, float | None]]:
     """The figures of a record with their standard errors (`None`: unknown), by name.
 
-    A likelihood has nats per token, perplexity and bits; zero-shot the perplexity of each set; another record its own
-    `value`, every number that has a standard error beside it, and what generation and Sudoku say without.
+    A likelihood has nats per token, perplexity and bits; zero-shot the perplexity of each set;
+    another record its own `value`, every number that has a standard error beside it, and what
+    generation and Sudoku say without.
     """
     if record["task"] == "likelihood":
         return _likelihood_measures(record)
     if record["task"] == "zero-shot":
-        return {f"{name}: perplexity": _likelihood_measures(one)["perplexity"] for name, one in record["sets"].items()}
+        return {
+            f"{name}: perplexity": _likelihood_measures(one)["perplexity"]
+            for name, one in record["sets"].items()
+        }
     found = {record.get("unit", "value"): (record["value"], record["standard_error"])}
     costs = {name: (record[name], None) for name in _COSTS if name in record}
     return found | dict(_find_measures(record, "")) | costs
 
 
 def difference(record: dict[str, Any], first: dict[str, Any]) -> Difference:
-    """Nats per token of a likelihood record minus those of `first`, paired over texts where both have the same rows."""
+    """Nats per token of a likelihood record minus those of `first`, paired over texts where both
+    have the same rows."""
     if (record["rows"], record["groups"]) == (first["rows"], first["groups"]):
         ours, theirs = (_nelbo(one) for one in (record, first))
         tokens = torch.tensor(record["per_text"]["tokens"], dtype=torch.float64)
@@ -83,7 +104,9 @@ def difference(record: dict[str, Any], first: dict[str, Any]) -> Difference:
         error = float(spread.sqrt() / tokens.sum()) if counted > 1 else None
         return Difference(float(value), error, True)
     errors = [one["standard_error"] for one in (record, first)]
-    return Difference(record["value"] - first["value"], None if None in errors else math.hypot(*errors), False)
+    return Difference(
+        record["value"] - first["value"], None if None in errors else math.hypot(*errors), False
+    )
 
 
 def measure_table(records: dict[str, dict[str, Any]]) -> str:
@@ -98,37 +121,61 @@ def comparison_table(records: dict[str, dict[str, Any]]) -> str:
     if first["task"] == "likelihood":
         parts = {"": [first, *others]}
     elif first["task"] == "zero-shot":
-        parts = {f"{name}: ": [one["sets"].get(name) for one in records.values()] for name in first["sets"]}
+        parts = {
+            f"{name}: ": [one["sets"].get(name) for one in records.values()]
+            for name in first["sets"]
+        }
     lines = _measure_lines(records)
     for label, (one, *rest) in parts.items():
-        lines.append([f"{label}nats per token, minus the first", "", *(_format_difference(two, one) for two in rest)])
+        lines.append(
+            [
+                f"{label}nats per token, minus the first",
+                "",
+                *(_format_difference(two, one) for two in rest),
+            ]
+        )
     return _align(lines)
 
 
 def plot_comparison(records: dict[str, dict[str, Any]], path: str | Path) -> None:
-    """Draws every measure of the records in a panel of its own, with 95 % intervals, to a picture file.
+    """Draws every measure of the records in a panel of its own, with 95 % intervals, to a picture
+    file.
 
     Raises:
-        ValueError: matplotlib is not installed, the format of the file is unknown, or there is nothing to draw.
+        ValueError: matplotlib is not installed, the format of the file is unknown, or there is
+            nothing to draw.
     """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ValueError("plots need matplotlib. Install it: pip install 'hf-lomdm[viz]'.") from error
+        raise ValueError(
+            "plots need matplotlib. Install it: pip install 'hf-lomdm[viz]'."
+        ) from error
     columns = {name: measures(record) for name, record in records.items()}
     names = list(dict.fromkeys(measure for column in columns.values() for measure in column))
     if not names:
-        raise ValueError("the records hold no measures with standard errors, so there is nothing to draw.")
+        raise ValueError(
+            "the records hold no measures with standard errors, so there is nothing to draw."
+        )
     across = min(3, len(names))
     down = math.ceil(len(names) / across)
-    figure = Figure(figsize=(4.2 * across, (1.1 + 0.32 * len(records)) * down), layout="constrained")
+    figure = Figure(
+        figsize=(4.2 * across, (1.1 + 0.32 * len(records)) * down), layout="constrained"
+    )
     FigureCanvasAgg(figure)
     axes = figure.subplots(down, across, squeeze=False, sharey=True).flatten()
     for axis, measure in zip(axes, names, strict=False):
         for place, column in enumerate(columns.values()):
             value, error = column.get(measure, (math.nan, None))
-            axis.errorbar(value, place, xerr=None if error is None else Z95 * error, fmt="o", capsize=3, color="C0")
+            axis.errorbar(
+                value,
+                place,
+                xerr=None if error is None else Z95 * error,
+                fmt="o",
+                capsize=3,
+                color="C0",
+            )
         axis.set_yticks(range(len(columns)), list(columns))
         axis.set_ylim(len(columns) - 0.5, -0.5)
         axis.set_title(measure, fontsize="medium")
@@ -139,11 +186,16 @@ def plot_comparison(records: dict[str, dict[str, Any]], path: str | Path) -> Non
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=150)
     except ValueError as error:
-        raise ValueError(f"the plot cannot be written to {path}: {error}. Pass for example comparison.png.") from error
+        raise ValueError(
+            f"the plot cannot be written to {path}: {error}. Pass for example comparison.png."
+        ) from error
 
 
-def _find_measures(record: dict[str, Any], prefix: str) -> Iterator[tuple[str, tuple[float, float | None]]]:
-    """Numbers with a `..._standard_error` beside them, and dicts of `value` and `standard_error`, at any depth."""
+def _find_measures(
+    record: dict[str, Any], prefix: str
+) -> Iterator[tuple[str, tuple[float, float | None]]]:
+    """Numbers with a `..._standard_error` beside them, and dicts of `value` and `standard_error`,
+    at any depth."""
     for name, value in record.items():
         if isinstance(value, dict):
             if value.get("value") is not None and "standard_error" in value:
@@ -158,7 +210,9 @@ def _measure_lines(records: dict[str, dict[str, Any]]) -> list[list[str]]:
     columns = [measures(record) for record in records.values()]
     lines = [["", *records]]
     for measure in dict.fromkeys(measure for column in columns for measure in column):
-        lines.append([measure, *(_format(*column.get(measure, (None, None))) for column in columns)])
+        lines.append(
+            [measure, *(_format(*column.get(measure, (None, None))) for column in columns)]
+        )
     if all(record["task"] == "likelihood" for record in records.values()):
         for label, describe in _DETAILS.items():
             lines.append([label, *(describe(record) for record in records.values())])
@@ -168,7 +222,8 @@ def _measure_lines(records: dict[str, dict[str, Any]]) -> list[list[str]]:
 def _align(lines: list[list[str]]) -> str:
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in lines
     )
 
 
@@ -176,16 +231,24 @@ def _likelihood_measures(record: dict[str, Any]) -> dict[str, tuple[float, float
     error = record["standard_error"]
     found = {
         "nats per token": (record["value"], error),
-        "perplexity": (record["perplexity"], None if error is None else record["perplexity"] * error),
+        "perplexity": (
+            record["perplexity"],
+            None if error is None else record["perplexity"] * error,
+        ),
     }
     for unit in ("character", "byte"):
         if f"bits_per_{unit}" in record:
-            found[f"bits per {unit}"] = (record[f"bits_per_{unit}"], record[f"bits_per_{unit}_standard_error"])
+            found[f"bits per {unit}"] = (
+                record[f"bits_per_{unit}"],
+                record[f"bits_per_{unit}_standard_error"],
+            )
     return found
 
 
 def _nelbo(record: dict[str, Any]) -> torch.Tensor:
-    main, velocity = (torch.tensor(record["per_text"][name], dtype=torch.float64) for name in ("main", "velocity"))
+    main, velocity = (
+        torch.tensor(record["per_text"][name], dtype=torch.float64) for name in ("main", "velocity")
+    )
     return main + velocity
 
 

@@ -1,7 +1,8 @@
-"""The likelihood of a corpus: nats per token with standard errors, resumable, the same on any number of processes.
+"""The likelihood of a corpus: nats per token with standard errors, resumable, the same on any
+number of processes.
 
-Every text has its own generator, seeded by a hash of seed and index, so that neither batches nor processes nor
-interruptions move a number by more than the rounding of its sums.
+Every text has its own generator, seeded by a hash of seed and index, so that neither batches nor
+processes nor interruptions move a number by more than the rounding of its sums.
 """
 
 import hashlib
@@ -29,7 +30,8 @@ from .records import environment
 from .summary import summarise_texts
 
 Z95 = 1.96  # half the width of a 95 % interval, in standard errors
-VALUES = ("tokens", "main", "velocity", "error")  # of each text: counted tokens, nats, nats, Monte-Carlo error or None
+# of each text: counted tokens, nats, nats, Monte-Carlo error or None
+VALUES = ("tokens", "main", "velocity", "error")
 
 
 def evaluate_corpus(
@@ -48,38 +50,52 @@ def evaluate_corpus(
     progress: bool = True,
     density: Sequence[float] | None = None,
 ) -> dict[str, Any]:
-    """Nats per token of a corpus, with standard errors: a bound, or the exact value of an autoregressive model.
+    """Nats per token of a corpus, with standard errors: a bound, or the exact value of an
+    autoregressive model.
 
-    With several processes (`accelerate launch`) each evaluates its share and all return the same record.
+    With several processes (`accelerate launch`) each evaluates its share and all return the same
+    record.
 
     Args:
-        model: a `LoMDMForMaskedDiffusion`, or a causal language model, on the device where it is to run.
-        rows: dicts of `input_ids` (at most the model's context) and, optionally, `labels`: the same, -100 = given.
+        model: a `LoMDMForMaskedDiffusion`, or a causal language model, on the device where it is to
+            run.
+        rows: dicts of `input_ids` (at most the model's context) and, optionally, `labels`: the
+            same, -100 = given.
         bound, num_samples, num_orders: as in `nelbo`; without meaning for a causal model.
-        groups: for each row the index of its text, where a text is cut into rows (`roll`); default: one row is a text.
+        groups: for each row the index of its text, where a text is cut into rows (`roll`); default:
+            one row is a text.
         batch_tokens: padded tokens per pass, at least one row. Rows of similar length go together.
-        characters, num_bytes: how much text the counted tokens of all rows make, for bits per character and byte.
-        parts_file: finished rows are appended here and not computed again; further processes add `.1`, `.2`, ...
+        characters, num_bytes: how much text the counted tokens of all rows make, for bits per
+            character and byte.
+        parts_file: finished rows are appended here and not computed again; further processes add
+            `.1`, `.2`, ...
         progress: on the first process, print what it costs and show a bar.
-        density: of the shares revealed, as in `nelbo`, by `density.measured_density`; none for a causal model.
+        density: of the shares revealed, as in `nelbo`, by `density.measured_density`; none for a
+            causal model.
     Returns:
-        A record that JSON takes: `value` in nats per token, `standard_error` (over texts as a sample, Monte-Carlo error
-        included; `None` for a single text), `monte_carlo_error` (for the given texts; `None` from one sample),
-        `perplexity` with its 95 % interval, `tokens` counted, `n` texts, `per_text` values, and the environment.
+        A record that JSON takes: `value` in nats per token, `standard_error` (over texts as a
+            sample, Monte-Carlo error
+        included; `None` for a single text), `monte_carlo_error` (for the given texts; `None` from
+        one sample), `perplexity` with its 95 % interval, `tokens` counted, `n` texts, `per_text`
+        values, and the environment.
     Raises:
-        ValueError: rows that are empty, too long or without anything to count, options that do not fit, or a parts
-            file of another model or setting.
+        ValueError: rows that are empty, too long or without anything to count, options that do not
+            fit, or a parts file of another model or setting.
     """
     started = time.perf_counter()
     texts = read_rows(rows, model.config.max_position_embeddings)
     if groups is not None and len(groups) != len(texts):
-        raise ValueError(f"groups has {len(groups)} entries for {len(texts)} rows. Pass the text of each row.")
+        raise ValueError(
+            f"groups has {len(groups)} entries for {len(texts)} rows. Pass the text of each row."
+        )
     setting = {
         "estimator": estimator_name(model, bound, num_orders),
         "num_samples": num_samples if is_diffusion(model) else None,
         "seed": seed,
         "density": None if density is None or not is_diffusion(model) else list(density),
-        "rows": _digest(np.concatenate([part for text in texts for part in ([len(text.ids)], *text)])),
+        "rows": _digest(
+            np.concatenate([part for text in texts for part in ([len(text.ids)], *text)])
+        ),
         "groups": None if groups is None else _digest(np.asarray(groups, dtype=np.int64)),
     }
     parts = PartsFile(parts_file, setting, model)
@@ -87,29 +103,42 @@ def evaluate_corpus(
     if show:
         print(_cost(model, texts, num_samples, num_orders), file=sys.stderr, flush=True)
     draws = (bound, num_samples, num_orders, seed, density)
-    done = _evaluate_rows(model, texts, draws, batch_tokens, parts, setting["estimator"] if show else None)
+    done = _evaluate_rows(
+        model, texts, draws, batch_tokens, parts, setting["estimator"] if show else None
+    )
     table = _per_text([done[i] for i in range(len(texts))], groups)
     measures = summarise(table, characters, num_bytes)
     weights = next(model.parameters())
     seconds = {"seconds": time.perf_counter() - started}
-    return measures | setting | seconds | environment(weights.device, weights.dtype, seed) | {"per_text": table}
+    return (
+        measures
+        | setting
+        | seconds
+        | environment(weights.device, weights.dtype, seed)
+        | {"per_text": table}
+    )
 
 
 def process_state() -> PartialState:
     """This process among those of `accelerate launch` or `torchrun`: which it is, and its device.
 
-    Without being told that there is nothing but a CPU, accelerate would take every process for the only one.
+    Without being told that there is nothing but a CPU, accelerate would take every process for the
+    only one.
     """
-    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available())
+    return PartialState(
+        cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
+    )
 
 
 def is_diffusion(model: nn.Module) -> bool:
-    """Whether `model` is of the family of masked diffusion models; else it is taken for an autoregressive one."""
+    """Whether `model` is of the family of masked diffusion models; else it is taken for an
+    autoregressive one."""
     return getattr(getattr(model, "config", None), "rate_type", None) is not None
 
 
 class SpecialTokens(NamedTuple):
-    """Token ids, `None` = none: `front` and `back` of every row, `separator` behind every document of packed ones."""
+    """Token ids, `None` = none: `front` and `back` of every row, `separator` behind every document
+    of packed ones."""
 
     front: int | None
     back: int | None
@@ -117,11 +146,11 @@ class SpecialTokens(NamedTuple):
 
 
 def special_tokens(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> SpecialTokens:
-    """BOS and EOS as in the rows that the model was trained on, which its configuration says: without a BOS, nothing
-    is put around rows.
+    """BOS and EOS as in the rows that the model was trained on, which its configuration says:
+    without a BOS, nothing is put around rows.
 
-    The BOS of an autoregressive one is the start token, which `causal_nll` puts in front by itself; ours say what their
-    rows have beside it (`causal_config`), others have nothing.
+    The BOS of an autoregressive one is the start token, which `causal_nll` puts in front by itself;
+    ours say what their rows have beside it (`causal_config`), others have nothing.
     """
     config = model.config
     if is_diffusion(model):
@@ -140,17 +169,24 @@ def estimator_name(model: nn.Module, bound: str, num_orders: int | None) -> str:
     return f"{bound} bound" if num_orders is None else f"{bound} bound, {num_orders} orders"
 
 
-def summarise(per_text: dict[str, list], characters: int | None = None, num_bytes: int | None = None) -> dict[str, Any]:
+def summarise(
+    per_text: dict[str, list], characters: int | None = None, num_bytes: int | None = None
+) -> dict[str, Any]:
     """The measures of a corpus from the values of its texts (`VALUES`)."""
-    columns = [[math.nan if value is None else value for value in per_text[name]] for name in VALUES]
+    columns = [
+        [math.nan if value is None else value for value in per_text[name]] for name in VALUES
+    ]
     table = torch.tensor(columns, dtype=torch.float64).T
     means = summarise_texts(table)
     value, monte_carlo = means["nelbo"], means.get("nelbo_monte_carlo_error")
     error = means.get("nelbo_standard_error")
     if error is not None and monte_carlo is not None:
-        error = max(error, monte_carlo)  # it is a part of it, and the spread of a few texts is a poor estimate
+        # it is a part of it, and the spread of a few texts is a poor estimate
+        error = max(error, monte_carlo)
     total_error = monte_carlo if error is None else error
-    interval = None if total_error is None else [math.exp(value + z * total_error) for z in (-Z95, Z95)]
+    interval = (
+        None if total_error is None else [math.exp(value + z * total_error) for z in (-Z95, Z95)]
+    )
     tokens = int(means["tokens"])
     measures = {
         "unit": "nats per token",
@@ -178,13 +214,21 @@ def _digest(values: np.ndarray) -> str:
 
 
 def _evaluate_rows(
-    model: nn.Module, texts: list[Text], draws: tuple, batch_tokens: int, parts: PartsFile, title: str | None
+    model: nn.Module,
+    texts: list[Text],
+    draws: tuple,
+    batch_tokens: int,
+    parts: PartsFile,
+    title: str | None,
 ) -> dict[int, dict]:
-    """The values of every row: those in `parts`, and the others, of which each process takes its share."""
+    """The values of every row: those in `parts`, and the others, of which each process takes its
+    share."""
     state = process_state()
     done = parts.read()
     state.wait_for_everyone()  # else one process would read what another has just added
-    batches = batches_by_length(texts, [i for i in range(len(texts)) if i not in done], batch_tokens)
+    batches = batches_by_length(
+        texts, [i for i in range(len(texts)) if i not in done], batch_tokens
+    )
     own = batches[state.process_index :: state.num_processes]
     found: dict[int, dict] = {}
     with tqdm(total=sum(map(len, own)), disable=title is None, unit="row", desc=title) as bar:
@@ -196,7 +240,9 @@ def _evaluate_rows(
     return done | dict(gather_object(list(found.items())))
 
 
-def _evaluate_batch(model, texts, batch, bound, num_samples, num_orders, seed, density) -> dict[int, dict]:
+def _evaluate_batch(
+    model, texts, batch, bound, num_samples, num_orders, seed, density
+) -> dict[int, dict]:
     inputs = collate([texts[i] for i in batch], next(model.parameters()).device)
     if is_diffusion(model):
         draws = {"bound": bound, "num_samples": num_samples, "num_orders": num_orders}
@@ -205,19 +251,27 @@ def _evaluate_batch(model, texts, batch, bound, num_samples, num_orders, seed, d
     else:
         estimate = causal_nll(model, **inputs)
     counted = [int((texts[i].labels != -100).sum()) for i in batch]
-    error = [None] * len(batch) if estimate.standard_error is None else estimate.standard_error.tolist()
+    error = (
+        [None] * len(batch) if estimate.standard_error is None else estimate.standard_error.tolist()
+    )
     columns = (counted, estimate.main.tolist(), estimate.velocity.tolist(), error)
-    return {i: dict(zip(VALUES, values, strict=True)) for i, *values in zip(batch, *columns, strict=True)}
+    return {
+        i: dict(zip(VALUES, values, strict=True))
+        for i, *values in zip(batch, *columns, strict=True)
+    }
 
 
 def _per_text(rows: list[dict], groups: Sequence[int] | None) -> dict[str, list]:
-    """The values of the texts, those of their rows added up (errors of independent draws: their squares)."""
+    """The values of the texts, those of their rows added up (errors of independent draws: their
+    squares)."""
     if groups is None:
         return {name: [row[name] for row in rows] for name in VALUES}
     texts: dict[int, list[dict]] = {}
     for row, group in zip(rows, groups, strict=True):
         texts.setdefault(group, []).append(row)
-    table = {name: [sum(row[name] for row in text) for text in texts.values()] for name in VALUES[:-1]}
+    table = {
+        name: [sum(row[name] for row in text) for text in texts.values()] for name in VALUES[:-1]
+    }
     errors = [[row["error"] for row in text] for text in texts.values()]
     return table | {"error": [None if None in text else math.hypot(*text) for text in errors]}
 
@@ -231,7 +285,9 @@ def _cost(model: nn.Module, texts: list[Text], num_samples: int, num_orders: int
     if num_orders is None:
         return line + f"{num_samples} passes per row, {num_samples * len(texts):,} in all"
     size = model.config.block_size or model.config.max_position_embeddings
-    longest = [max(int(mask[i : i + size].sum()) for i in range(0, len(mask), size)) for mask in counted]
+    longest = [
+        max(int(mask[i : i + size].sum()) for i in range(0, len(mask), size)) for mask in counted
+    ]
     passes = num_samples * num_orders * sum(longest)
     return line + (
         f"num_samples x num_orders x reveals = {num_samples} x {num_orders} x up to {max(longest)} passes per row, "

@@ -1,4 +1,5 @@
-"""How densely the order bound should draw the share revealed, from the loss that a pilot measures."""
+"""How densely the order bound should draw the share revealed, from the loss that a pilot
+measures."""
 
 from collections.abc import Iterable
 
@@ -23,15 +24,18 @@ def measured_density(
     batch_tokens: int = 8192,
     seed: int = 0,
 ) -> list[float]:
-    """The density of shares revealed for which a pilot predicts the least Monte-Carlo error of `num_samples` draws.
+    """The density of shares revealed for which a pilot predicts the least Monte-Carlo error of
+    `num_samples` draws.
 
-    The candidates are the even one and `sqrt(mean^2 / m^2 + spread^2)`, of the loss in each of `bins` equal parts of
-    `[0, 1]`, for `m = 1` (the root mean square) and for the number `m` of strata: the more strata, the less the mean's
-    slope adds to the error (docs/evaluation.md). A tenth of each is uniform. The pilot's draws are its own, so the
-    estimate on the same rows stays unbiased.
+    The candidates are the even one and `sqrt(mean^2 / m^2 + spread^2)`, of the loss in each of
+    `bins` equal parts of `[0, 1]`, for `m = 1` (the root mean square) and for the number `m` of
+    strata: the more strata, the less the mean's slope adds to the error (docs/evaluation.md). A
+    tenth of each is uniform. The pilot's draws are its own, so the estimate on the same rows stays
+    unbiased.
 
     Args:
-        model: a `LoMDMForMaskedDiffusion`. rows: as in `evaluate_corpus`. num_samples: of the evaluation to come.
+        model: a `LoMDMForMaskedDiffusion`. rows: as in `evaluate_corpus`. num_samples: of the
+            evaluation to come.
         num_texts: how many rows to measure, drawn by `seed`, at two passes per row and bin.
     Returns:
         `bins` numbers with mean 1, for `evaluate_corpus(density=...)`; all 1 where evenly is best.
@@ -39,17 +43,23 @@ def measured_density(
         ValueError: counts below 1, or a model whose value is exact.
     """
     if not is_diffusion(model):
-        raise ValueError(f"model {type(model).__name__} has an exact likelihood: there are no shares to draw.")
+        raise ValueError(
+            f"model {type(model).__name__} has an exact likelihood: there are no shares to draw."
+        )
     for name, count in (("num_samples", num_samples), ("bins", bins), ("num_texts", num_texts)):
         if count < 1:
             raise ValueError(f"{name} must be at least 1, got {count}.")
     texts = read_rows(rows, model.config.max_position_embeddings)
-    chosen = torch.randperm(len(texts), generator=torch.Generator().manual_seed(seed))[:num_texts].tolist()
+    chosen = torch.randperm(len(texts), generator=torch.Generator().manual_seed(seed))[
+        :num_texts
+    ].tolist()
     sums = torch.zeros(3, bins, dtype=torch.float64)
     for batch in batches_by_length(texts, chosen, batch_tokens):
         inputs = collate([texts[i] for i in batch], next(model.parameters()).device)
         # step 0 is the evaluation's: the pilot must be independent of it
-        sums += loss_by_share(model, **inputs, bins=bins, generators=step_generators(seed, 1, batch))
+        sums += loss_by_share(
+            model, **inputs, bins=bins, generators=step_generators(seed, 1, batch)
+        )
     mean, spread = sums[1] / sums[0], (sums[2] / sums[0]).sqrt()
     strata = min(replicate_sizes(num_samples))
     candidates = [torch.ones_like(mean)]
@@ -61,11 +71,13 @@ def measured_density(
 
 
 def _predicted_variance(density: Tensor, mean: Tensor, spread: Tensor, strata: int) -> float:
-    """Of one stratum of the weighted loss: the noise at a share, and the slope of the mean within the stratum."""
+    """Of one stratum of the weighted loss: the noise at a share, and the slope of the mean within
+    the stratum."""
     points, bins = 256, len(mean)
     quantiles = (torch.arange(strata * points, dtype=torch.float64) + 0.5) / (strata * points)
     shares, weights = weighted_shares(quantiles, density)
-    place = (shares * bins - 0.5).clamp(0, bins - 1)  # between the middles of bins, where the mean is interpolated
+    # between the middles of bins, where the mean is interpolated
+    place = (shares * bins - 0.5).clamp(0, bins - 1)
     low = place.long().clamp(max=max(0, bins - 2))
     curve = mean[low].lerp(mean[(low + 1).clamp(max=bins - 1)], place - low)
     noise = (spread[(shares * bins).long().clamp(max=bins - 1)] * weights).square().mean()

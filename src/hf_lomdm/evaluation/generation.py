@@ -1,7 +1,7 @@
 """The quality of written text: a system writes, a judge reads, one record says both.
 
-Every text has its own generator, seeded by a hash of seed and index, so that batches and interruptions change no text
-(beyond what rounding moves).
+Every text has its own generator, seeded by a hash of seed and index, so that batches and
+interruptions change no text (beyond what rounding moves).
 """
 
 import contextlib
@@ -59,7 +59,8 @@ class Written:
 
 @dataclass(frozen=True)
 class WrittenTexts:
-    """The texts of one system with the `setting` that they were written with, a dict that JSON takes."""
+    """The texts of one system with the `setting` that they were written with, a dict that JSON
+    takes."""
 
     items: list[Written]
     setting: dict[str, Any]
@@ -75,9 +76,11 @@ def evaluate_generation(
     progress: bool = True,
     **options,
 ) -> dict[str, Any]:
-    """A record of `judge_texts` on the texts of `write_texts`, whose `options` these are, and of what writing cost.
+    """A record of `judge_texts` on the texts of `write_texts`, whose `options` these are, and of
+    what writing cost.
 
-    `parts_file` keeps finished texts, and the file `name-judge.jsonl` beside it what the judge has read.
+    `parts_file` keeps finished texts, and the file `name-judge.jsonl` beside it what the judge has
+    read.
     """
     common = {"batch_size": batch_size, "progress": progress, "parts_file": parts_file}
     return judge_written(write_texts(pipe, **common, **options), judge, judge_tokenizer, **common)
@@ -93,15 +96,21 @@ def sweep(
     parts_file: str | Path | None = None,
     **options,
 ) -> Iterator[dict[str, Any]]:
-    """A record of `evaluate_generation` for each number of steps, each given out as soon as it is there.
+    """A record of `evaluate_generation` for each number of steps, each given out as soon as it is
+    there.
 
     Args:
-        steps: default `pass_counts(max_length)`: 8, 16, ... and the length. options: of `evaluate_generation`.
+        steps: default `pass_counts(max_length)`: 8, 16, ... and the length. options: of
+            `evaluate_generation`.
         parts_file: `name.jsonl` becomes `name-8.jsonl` and so on.
     """
     length = max_length or pipe.model.config.max_position_embeddings
     for count in pass_counts(length) if steps is None else steps:
-        own = {"num_inference_steps": count, "max_length": max_length, "parts_file": beside(parts_file, count)}
+        own = {
+            "num_inference_steps": count,
+            "max_length": max_length,
+            "parts_file": beside(parts_file, count),
+        }
         yield evaluate_generation(pipe, judge, judge_tokenizer, **own, **options)
 
 
@@ -130,41 +139,58 @@ def write_texts(
         pipe: a `LoMDMPipeline` with a tokenizer; its scheduler holds temperature, top-p and top-k.
         num_inference_steps, max_length, sampler: as in the call of the pipeline.
         grid: of the sampler `"ancestral"`; default the scheduler's.
-        learned_order: `False` writes with equal rates (`c2 = 0`): every masked position is as likely
-            to be next as any other (the paper's ablation). For `rate_type="learned"` only.
+        learned_order: `False` writes with equal rates (`c2 = 0`): every masked position is as
+            likely to be next as any other (the paper's ablation). For `rate_type="learned"` only.
         parts_file: finished texts are appended here and not written again.
     Raises:
-        ValueError: counts below 1, options that do not fit the model or the sampler, no tokenizer, or a parts file of
-            another model or setting.
+        ValueError: counts below 1, options that do not fit the model or the sampler, no tokenizer,
+            or a parts file of another model or setting.
     """
     _check_counts(num_samples=num_samples, batch_size=batch_size)
     if pipe.tokenizer is None:
-        raise ValueError("pipe.tokenizer is None, but a judge reads text. Pass a pipeline with its tokenizer.")
+        raise ValueError(
+            "pipe.tokenizer is None, but a judge reads text. Pass a pipeline with its tokenizer."
+        )
     limits = {"num_inference_steps": num_inference_steps, "max_length": max_length}
     with changed_pipeline(pipe, sampler, grid, learned_order):
         config = pipe.scheduler.config
-        setting = {name: config[name] for name in ("sampler", "grid", "temperature", "top_p", "top_k", "block_size")}
+        setting = {
+            name: config[name]
+            for name in ("sampler", "grid", "temperature", "top_p", "top_k", "block_size")
+        }
         setting |= {**limits, "learned_order": _learned(pipe.model), "draw_precision": "float64"}
 
         def write(indices: Sequence[int]) -> list[Written]:
             generators = step_generators(seed, 0, indices)
             out = pipe(None, **limits, num_return_sequences=len(indices), generator=generators)
-            rows = zip(out.texts, out.sequences.tolist(), (out.order >= 0).sum(-1).tolist(), strict=True)
+            rows = zip(
+                out.texts, out.sequences.tolist(), (out.order >= 0).sum(-1).tolist(), strict=True
+            )
             return [
-                Written(text, _content(ids, pipe), tokens, out.num_forward_passes, 0.0) for text, ids, tokens in rows
+                Written(text, _content(ids, pipe), tokens, out.num_forward_passes, 0.0)
+                for text, ids, tokens in rows
             ]
 
-        return _write(write, pipe.model, setting, num_samples, batch_size, seed, parts_file, progress)
+        return _write(
+            write, pipe.model, setting, num_samples, batch_size, seed, parts_file, progress
+        )
 
 
 @contextlib.contextmanager
-def changed_pipeline(pipe: Any, sampler: str | None, grid: str | None, learned_order: bool) -> Iterator[None]:
-    """Within this context the pipeline has this sampler and grid, no bar and, if asked for, no learned order."""
+def changed_pipeline(
+    pipe: Any, sampler: str | None, grid: str | None, learned_order: bool
+) -> Iterator[None]:
+    """Within this context the pipeline has this sampler and grid, no bar and, if asked for, no
+    learned order."""
     model, scheduler, bar = pipe.model, pipe.scheduler, getattr(pipe, "_progress_bar_config", {})
-    changes = {name: value for name, value in (("sampler", sampler), ("grid", grid)) if value is not None}
+    changes = {
+        name: value for name, value in (("sampler", sampler), ("grid", grid)) if value is not None
+    }
     changed = type(scheduler).from_config(scheduler.config, **changes)
     if grid is not None and changed.config.sampler != "ancestral":
-        raise ValueError(f"grid={grid!r} is for sampler='ancestral', got {changed.config.sampler!r}. Leave it out.")
+        raise ValueError(
+            f"grid={grid!r} is for sampler='ancestral', got {changed.config.sampler!r}. Leave it out."
+        )
     if not learned_order and model.config.rate_type != "learned":
         raise ValueError(
             f"learned_order=False needs a model with rate_type='learned', got {model.config.rate_type!r}. "
@@ -191,20 +217,27 @@ def write_causal_texts(
     parts_file: str | Path | None = None,
     progress: bool = True,
 ) -> WrittenTexts:
-    """Texts of an autoregressive baseline (docs/method.md), drawn from its law as `causal_nll` reads it.
+    """Texts of an autoregressive baseline (docs/method.md), drawn from its law as `causal_nll`
+    reads it.
 
-    The first token is drawn behind `config.bos_token_id`, which is drawn nowhere. Draws are in float64, by inverse
-    distribution function, one generator for each text.
+    The first token is drawn behind `config.bos_token_id`, which is drawn nowhere. Draws are in
+    float64, by inverse distribution function, one generator for each text.
 
     Args:
         max_length: tokens of a row; default `config.max_position_embeddings`.
     Raises:
-        ValueError: counts below 1, more tokens than memory holds, a model without a start token, a parts file of
-            another model or setting.
+        ValueError: counts below 1, more tokens than memory holds, a model without a start token, a
+            parts file of another model or setting.
     """
-    _check_counts(num_samples=num_samples, batch_size=batch_size, max_length=1 if max_length is None else max_length)
+    _check_counts(
+        num_samples=num_samples,
+        batch_size=batch_size,
+        max_length=1 if max_length is None else max_length,
+    )
     if model.config.bos_token_id is None:
-        raise ValueError("model.config.bos_token_id is None. Set it to the token that texts begin with.")
+        raise ValueError(
+            "model.config.bos_token_id is None. Set it to the token that texts begin with."
+        )
     length = max_length or model.config.max_position_embeddings
     if min(batch_size, num_samples) * length > MAX_POSITIONS:
         raise ValueError(
@@ -216,7 +249,10 @@ def write_causal_texts(
         rows = _draw_causal(model, length, step_generators(seed, 0, indices)).tolist()
         ends = [row.index(end) + 1 if end in row else len(row) for row in rows]
         passes = max(ends)
-        ids = [[i for i in row[:stop] if i not in special] for row, stop in zip(rows, ends, strict=True)]
+        ids = [
+            [i for i in row[:stop] if i not in special]
+            for row, stop in zip(rows, ends, strict=True)
+        ]
         texts = [tokenizer.decode(row) for row in ids]
         return [Written(*one, passes, 0.0) for one in zip(texts, ids, ends, strict=True)]
 
@@ -228,11 +264,20 @@ def write_causal_texts(
 def _draw_causal(model, length: int, generators: Sequence[torch.Generator]) -> Tensor:
     """`[B, length]` token ids; ends early where every row has its EOS."""
     config, device = model.config, next(model.parameters()).device
-    uniform = torch.stack([torch.rand(length, generator=one, dtype=torch.float64) for one in generators])
-    rows, cache = torch.full((len(generators), 1), config.bos_token_id, device=device), DynamicCache()
+    uniform = torch.stack(
+        [torch.rand(length, generator=one, dtype=torch.float64) for one in generators]
+    )
+    rows, cache = (
+        torch.full((len(generators), 1), config.bos_token_id, device=device),
+        DynamicCache(),
+    )
     ended = torch.zeros(len(rows), dtype=torch.bool)
     for column in uniform.unbind(-1):
-        logits = model(rows[:, -1:], past_key_values=cache, use_cache=True, return_dict=True).logits[:, -1].double()
+        logits = (
+            model(rows[:, -1:], past_key_values=cache, use_cache=True, return_dict=True)
+            .logits[:, -1]
+            .double()
+        )
         logits[:, config.bos_token_id] = -torch.inf
         edges = logits.softmax(-1).cumsum(-1).cpu()
         # the first edge above the draw; the sum may end below 1, so the draw is scaled to it
@@ -258,14 +303,19 @@ def judge_written(
     Args:
         parts_file: of the texts; what the judge has read is kept beside it.
     Returns:
-        What `judge_texts` returns, and `entropy` (unigram, nats, of the model's own ids), `tokens_per_text` (before the
-        EOS), `forward_passes` per text (those of its batch, the mean), `tokens_per_forward` (tokens written per forward
-        pass, those behind an EOS included), `seconds` of writing, the setting, some texts and the environment.
+        What `judge_texts` returns, and `entropy` (unigram, nats, of the model's own ids),
+        `tokens_per_text` (before the EOS), `forward_passes` per text (those of its batch, the
+        mean), `tokens_per_forward` (tokens written per forward pass, those behind an EOS included),
+        `seconds` of writing, the setting, some texts and the environment.
     """
     items = written.items
     texts, ids = [item.text for item in items], [item.ids for item in items]
     passes, tokens = (sum(getattr(item, name) for item in items) for name in ("passes", "tokens"))
-    options = {"batch_size": batch_size, "parts_file": beside(parts_file, "judge"), "progress": progress}
+    options = {
+        "batch_size": batch_size,
+        "parts_file": beside(parts_file, "judge"),
+        "progress": progress,
+    }
     return {
         **judge_texts(texts, judge, judge_tokenizer, **options),
         **entropy(ids, "entropy"),
@@ -288,14 +338,17 @@ def _write(
     parts_file: str | Path | None,
     progress: bool,
 ) -> WrittenTexts:
-    """Calls `write` for the indices of one batch after another, those that the parts file does not have."""
+    """Calls `write` for the indices of one batch after another, those that the parts file does not
+    have."""
     weights = next(model.parameters())
     identity = {**setting, "seed": seed}
     parts = PartsFile(parts_file, identity, model)
     done = {index: Written(**item) for index, item in parts.read().items()}
     todo = [index for index in range(num_samples) if index not in done]
     with tqdm(total=len(todo), disable=not progress, unit="text", desc="write") as bar:
-        for batch in (todo[start : start + batch_size] for start in range(0, len(todo), batch_size)):
+        for batch in (
+            todo[start : start + batch_size] for start in range(0, len(todo), batch_size)
+        ):
             started = time.perf_counter()
             items = write(batch)  # ends with ids on the host, so the device has finished too
             seconds = (time.perf_counter() - started) / len(batch)
@@ -303,12 +356,17 @@ def _write(
             parts.append({index: asdict(item) for index, item in zip(batch, items, strict=True)})
             done |= zip(batch, items, strict=True)
             bar.update(len(batch))
-    setting = {**setting, "batch_size": batch_size, **environment(weights.device, weights.dtype, seed)}
+    setting = {
+        **setting,
+        "batch_size": batch_size,
+        **environment(weights.device, weights.dtype, seed),
+    }
     return WrittenTexts([done[index] for index in range(num_samples)], setting)
 
 
 def _content(row: list[int], pipe: Any) -> list[int]:
-    """The token ids of a text as the pipeline decodes it: up to the first EOS, without special tokens."""
+    """The token ids of a text as the pipeline decodes it: up to the first EOS, without special
+    tokens."""
     config, special = pipe.model.config, set(pipe.tokenizer.all_special_ids)
     first = int(row[0] == config.bos_token_id)  # a BOS may be the EOS too: GPT-2's is
     end = end_of_text(row, config.eos_token_id, first)
@@ -322,4 +380,6 @@ def _learned(model: nn.Module) -> bool:
 def _check_counts(**counts: int) -> None:
     for name, value in counts.items():
         if not isinstance(value, Integral) or value < 1:
-            raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}. Pass for example 32.")
+            raise ValueError(
+                f"{name} must be a whole number of at least 1, got {value!r}. Pass for example 32."
+            )

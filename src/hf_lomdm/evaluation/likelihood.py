@@ -1,4 +1,5 @@
-"""Bounds on `-log P(x)` with their Monte-Carlo error, and `log P(x)` itself where it can be enumerated."""
+"""Bounds on `-log P(x)` with their Monte-Carlo error, and `log P(x)` itself where it can be
+enumerated."""
 
 import contextlib
 import math
@@ -35,10 +36,11 @@ class NelboEstimate:
 
     Attributes:
         nelbo: `[B]`, unbiased estimate of the bound; `main + velocity`.
-        standard_error: `[B]`, Monte-Carlo standard error of `nelbo` for the given texts, `None` from a single draw. The
-            error from the choice of the texts is not in it.
+        standard_error: `[B]`, Monte-Carlo standard error of `nelbo` for the given texts, `None`
+            from a single draw. The error from the choice of the texts is not in it.
         main: `[B]`, the token part. With several orders: the mean of `-log p` over the orders.
-        velocity: `[B]`, the order part. With several orders: the rest of the bound, which may be negative.
+        velocity: `[B]`, the order part. With several orders: the rest of the bound, which may be
+            negative.
     """
 
     nelbo: Tensor
@@ -58,25 +60,32 @@ def nelbo(
     generator: torch.Generator | list[torch.Generator] | None = None,
     density: Tensor | None = None,
 ) -> NelboEstimate:
-    """Estimates an upper bound on `-log P(x)` of each text (docs/method.md, "time bound" and "order bound").
+    """Estimates an upper bound on `-log P(x)` of each text (docs/method.md, "time bound" and "order
+    bound").
 
-    The draws of the number of reveals (order bound) or of the local time (time bound) are stratified within each text,
-    so every row is unbiased on its own. The time bound is the uncut integral. Runs in eval mode, which it restores.
+    The draws of the number of reveals (order bound) or of the local time (time bound) are
+    stratified within each text, so every row is unbiased on its own. The time bound is the uncut
+    integral. Runs in eval mode, which it restores.
 
     Args:
         model: a `LoMDMForMaskedDiffusion`, on any device and in any dtype.
         input_ids: `[B, L]` int64, clean texts.
         attention_mask: `[B, L]`, 1 = real, 0 = padding; `None` = nothing padded.
-        labels: `[B, L]`, the clean token ids, -100 = given (neither masked nor counted); default: nothing is given.
+        labels: `[B, L]`, the clean token ids, -100 = given (neither masked nor counted); default:
+            nothing is given.
         bound: `"order"` or `"time"`.
-        num_samples: passes per text; with `num_orders` the number of independent groups of orders. They are split into
-            independent replicates, whose spread is the standard error: from 2 samples on.
-        num_orders: `K` replaces the order bound by the tighter `-log mean_k P(x, order_k) / q(order_k | x)` of each
-            block, at `num_samples * K * n` passes per text (or longest block) of `n` maskable positions.
-        generator: source of all draws; one, or one per text (then a text does not depend on its batch or padding).
-        density: `[bins]`, how densely the share revealed (`k / n`, in each block) is drawn in equal parts of `[0, 1]`,
-            up to a factor, for the order bound; a weight keeps the estimate unbiased. `None` = evenly.
-            `hf_lomdm.evaluation.density.measured_density` fits it. It changes the error, not the bound.
+        num_samples: passes per text; with `num_orders` the number of independent groups of orders.
+            They are split into independent replicates, whose spread is the standard error: from 2
+            samples on.
+        num_orders: `K` replaces the order bound by the tighter `-log mean_k P(x, order_k) /
+            q(order_k | x)` of each block, at `num_samples * K * n` passes per text (or longest
+            block) of `n` maskable positions.
+        generator: source of all draws; one, or one per text (then a text does not depend on its
+            batch or padding).
+        density: `[bins]`, how densely the share revealed (`k / n`, in each block) is drawn in equal
+            parts of `[0, 1]`, up to a factor, for the order bound; a weight keeps the estimate
+            unbiased. `None` = evenly. `hf_lomdm.evaluation.density.measured_density` fits it. It
+            changes the error, not the bound.
     Raises:
         ValueError: shapes, ids or options that do not fit, or a model whose bound is not finite.
     """
@@ -86,9 +95,13 @@ def nelbo(
     with evaluating(model):
         rates = model.forward_rates(batch.ids, attention_mask, given=~batch.maskable)
         if num_orders is None:
-            replicates = _one_view_replicates(model, batch, rates, bound, num_samples, generator, density)
+            replicates = _one_view_replicates(
+                model, batch, rates, bound, num_samples, generator, density
+            )
         else:
-            groups = [_order_group(model, batch, rates, num_orders, generator) for _ in range(num_samples)]
+            groups = [
+                _order_group(model, batch, rates, num_orders, generator) for _ in range(num_samples)
+            ]
             replicates = torch.stack(groups)
     return _summarise(replicates)
 
@@ -98,26 +111,38 @@ def check_options(bound: str, num_samples: int, num_orders: int | None) -> None:
     if bound not in BOUNDS:
         raise ValueError(f"bound must be one of {BOUNDS}, got {bound!r}.")
     if num_samples < 1:
-        raise ValueError(f"num_samples must be at least 1, got {num_samples}. Pass 2 or more for a standard error.")
+        raise ValueError(
+            f"num_samples must be at least 1, got {num_samples}. Pass 2 or more for a standard error."
+        )
     if num_orders is not None and num_orders < 1:
         raise ValueError(f"num_orders must be None or at least 1, got {num_orders}.")
     if num_orders is not None and bound != "order":
-        raise ValueError(f"num_orders={num_orders} needs bound='order', got {bound!r}. Leave num_orders out.")
+        raise ValueError(
+            f"num_orders={num_orders} needs bound='order', got {bound!r}. Leave num_orders out."
+        )
 
 
 def weighted_shares(quantiles: Tensor, density: Tensor) -> tuple[Tensor, Tensor]:
-    """Shares distributed by a piecewise constant density, from uniform quantiles, and the weights that make up for it.
+    """Shares distributed by a piecewise constant density, from uniform quantiles, and the weights
+    that make up for it.
 
-    For every `f`, the mean of `weight * f(share)` over uniform quantiles is the mean of `f` over uniform shares.
+    For every `f`, the mean of `weight * f(share)` over uniform quantiles is the mean of `f` over
+    uniform shares.
 
     Args:
-        quantiles: of any shape, in `(0, 1)`. density: `[bins]`, positive, of equal parts of `[0, 1]`, up to a factor.
+        quantiles: of any shape, in `(0, 1)`. density: `[bins]`, positive, of equal parts of `[0,
+            1]`, up to a factor.
     Returns:
-        Shares and weights `1 / density(share)`, both of the shape and device of `quantiles`, float64.
+        Shares and weights `1 / density(share)`, both of the shape and device of `quantiles`,
+        float64.
     """
-    density = density.to(quantiles.device, torch.float64) / density.double().mean().to(quantiles.device)
+    density = density.to(quantiles.device, torch.float64) / density.double().mean().to(
+        quantiles.device
+    )
     edges = torch.cat([density.new_zeros(1), (density / len(density)).cumsum(0)])
-    index = torch.searchsorted(edges, quantiles.double(), right=True).sub(1).clamp(0, len(density) - 1)
+    index = (
+        torch.searchsorted(edges, quantiles.double(), right=True).sub(1).clamp(0, len(density) - 1)
+    )
     shares = index / len(density) + (quantiles.double() - edges[index]) / density[index]
     return shares, 1 / density[index]
 
@@ -133,12 +158,14 @@ def loss_by_share(
 ) -> Tensor:
     """The order bound's one-draw estimates by the share revealed, summed over texts and blocks.
 
-    Two independent views at one share per text and bin (`2 * bins` passes) tell the noise from the texts' difference.
+    Two independent views at one share per text and bin (`2 * bins` passes) tell the noise from the
+    texts' difference.
 
     Args:
         input_ids, attention_mask, labels: as in `nelbo`. generators: one per text.
     Returns:
-        `[3, bins]` float64 on the CPU: number of blocks with something to count, sums of their loss (nats) and of the
+        `[3, bins]` float64 on the CPU: number of blocks with something to count, sums of their loss
+            (nats) and of the
         variance of a draw at a given share (nats squared).
     Raises:
         ValueError: shapes or ids that do not fit, or a model whose bound is not finite.
@@ -150,10 +177,14 @@ def loss_by_share(
         rates = model.forward_rates(batch.ids, attention_mask, given=~batch.maskable)
         for number in range(bins):
             seeds = torch.cat([row_seeds(generators, num_texts, device) for _ in range(2)])
-            offset = torch.stack([torch.rand((), generator=one, dtype=torch.float64) for one in generators])
+            offset = torch.stack(
+                [torch.rand((), generator=one, dtype=torch.float64) for one in generators]
+            )
             quantiles = ((number + offset) / bins).to(device)[:, None].expand(has_maskable.shape)
             terms, *_ = model.estimate_bound(batch, rates, quantiles, seeds, "order")
-            first, second = (terms.main + terms.velocity).cpu().double().view(2, *has_maskable.shape)
+            first, second = (
+                (terms.main + terms.velocity).cpu().double().view(2, *has_maskable.shape)
+            )
             _require_finite((first + second).sum(-1), "loss by share")
             variance = (first - second).square().sum() / 2
             sums.append(torch.stack([has_maskable.sum(), ((first + second) / 2).sum(), variance]))
@@ -162,21 +193,27 @@ def loss_by_share(
 
 @torch.no_grad()
 def exact_log_likelihood(
-    model: nn.Module, input_ids: Tensor, labels: Tensor | None = None, attention_mask: Tensor | None = None
+    model: nn.Module,
+    input_ids: Tensor,
+    labels: Tensor | None = None,
+    attention_mask: Tensor | None = None,
 ) -> Tensor:
-    """`log P(x)` of each text, the sum over all `n!` orders, by dynamic programming over its `2^n` masked subsets.
+    """`log P(x)` of each text, the sum over all `n!` orders, by dynamic programming over its `2^n`
+    masked subsets.
 
     With blocks, the sum over the blocks of `log P(block | blocks before it)`.
 
     Args:
         model: a `LoMDMForMaskedDiffusion`. input_ids: `[B, L]` int64, clean texts.
-        labels: `[B, L]`, the clean token ids, -100 = given; at most 14 positions of a text (or of a block) may be
-            neither given nor padding. The result is then the conditional log-probability of these, given the others.
+        labels: `[B, L]`, the clean token ids, -100 = given; at most 14 positions of a text (or of a
+            block) may be neither given nor padding. The result is then the conditional
+            log-probability of these, given the others.
         attention_mask: `[B, L]`, 1 = real, 0 = padding; `None` = nothing padded.
     Returns:
         `[B]` float64 on the CPU, nats; 0 for a text in which everything is given.
     Raises:
-        ValueError: more than 14 positions to sum over, shapes or ids that do not fit, a model that is not finite.
+        ValueError: more than 14 positions to sum over, shapes or ids that do not fit, a model that
+            is not finite.
     """
     batch = clean_texts(model, input_ids, attention_mask, labels)
     longest = int(block_sum(batch.maskable.long(), batch.blocks).max()) if len(batch.ids) else 0
@@ -186,7 +223,9 @@ def exact_log_likelihood(
             f"{MAX_EXACT_POSITIONS} (2^n passes). Give more positions by labels of -100, or use nelbo(num_orders=...)."
         )
     with evaluating(model):
-        values = [_subset_sum(model, batch.rows(slice(row, row + 1))) for row in range(len(batch.ids))]
+        values = [
+            _subset_sum(model, batch.rows(slice(row, row + 1))) for row in range(len(batch.ids))
+        ]
     return _require_finite(torch.tensor(values, dtype=torch.float64), "log-likelihood")
 
 
@@ -198,17 +237,25 @@ def _check_density(density: Tensor | None, bound: str, num_orders: int | None) -
             f"density is for bound='order' without num_orders, got {bound!r} and {num_orders}. Leave density out."
         )
     if density.dim() != 1 or not len(density) or not (density.isfinite() & (density > 0)).all():
-        raise ValueError(f"density must be [bins], finite and positive, got {density}. Use measured_density.")
+        raise ValueError(
+            f"density must be [bins], finite and positive, got {density}. Use measured_density."
+        )
 
 
 def clean_texts(model, input_ids, attention_mask, labels) -> Batch:
     """Checks the input; the clean texts and their maskable positions."""
     check_inputs(input_ids, attention_mask, model.config)
-    real = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
+    real = (
+        torch.ones_like(input_ids, dtype=torch.bool)
+        if attention_mask is None
+        else attention_mask.bool()
+    )
     if labels is None:
         labels = input_ids.masked_fill(~real, -100)
         if (labels == model.config.mask_token_id).any():
-            raise ValueError(f"input_ids contain the mask token ({model.config.mask_token_id}). Pass clean texts.")
+            raise ValueError(
+                f"input_ids contain the mask token ({model.config.mask_token_id}). Pass clean texts."
+            )
     check_labels(input_ids, labels, None, model.config)
     maskable = real & (labels != -100)
     clean = torch.where(maskable, labels, input_ids).to(torch.int64)
@@ -218,16 +265,22 @@ def clean_texts(model, input_ids, attention_mask, labels) -> Batch:
 @contextlib.contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
-        raise ValueError("model has virtual tokens of peft, which forward alone sees. Evaluate the loss of forward.")
+        raise ValueError(
+            "model has virtual tokens of peft, which forward alone sees. Evaluate the loss of forward."
+        )
     with eval_mode(model), torch.no_grad():
         yield
 
 
-def _one_view_replicates(model, batch: Batch, rates, bound, num_samples, generator, density) -> Tensor:
+def _one_view_replicates(
+    model, batch: Batch, rates, bound, num_samples, generator, density
+) -> Tensor:
     """`[R, 2, B]` float64: main and velocity part of each replicate."""
     sizes, num_texts, device = replicate_sizes(num_samples), len(batch.ids), batch.ids.device
     offset_seeds = row_seeds(generator, num_texts, device)
-    offsets = torch.exp(-position_exponentials(offset_seeds, torch.arange(len(sizes), device=device)[None]))
+    offsets = torch.exp(
+        -position_exponentials(offset_seeds, torch.arange(len(sizes), device=device)[None])
+    )
     replicates = []
     for offset, size in zip(offsets.unbind(-1), sizes, strict=True):
         total = torch.zeros(2, num_texts, dtype=torch.float64)
@@ -239,19 +292,23 @@ def _one_view_replicates(model, batch: Batch, rates, bound, num_samples, generat
                 quantiles, weights = weighted_shares(quantiles, density)
             seeds = row_seeds(generator, num_texts, device)
             terms, *_ = model.estimate_bound(batch, rates, quantiles, seeds, bound)
-            total += (torch.stack([terms.main, terms.velocity]).double() * weights).sum(-1).cpu() / size
+            total += (torch.stack([terms.main, terms.velocity]).double() * weights).sum(
+                -1
+            ).cpu() / size
         replicates.append(total)
     return torch.stack(replicates)
 
 
 def replicate_sizes(num_samples: int) -> list[int]:
-    """Strata of each replicate. About `sqrt(S)` replicates: few strata stratify badly, few replicates measure badly."""
+    """Strata of each replicate. About `sqrt(S)` replicates: few strata stratify badly, few
+    replicates measure badly."""
     count = min(num_samples, max(2, math.isqrt(num_samples)))
     return [num_samples // count + (r < num_samples % count) for r in range(count)]
 
 
 def _summarise(replicates: Tensor) -> NelboEstimate:
-    """The mean over replicates `[R, 2, B]`, independent and each unbiased, and the standard error of that mean."""
+    """The mean over replicates `[R, 2, B]`, independent and each unbiased, and the standard error
+    of that mean."""
     main, velocity = replicates.mean(0)
     error = replicates.sum(1).std(0) / len(replicates) ** 0.5 if len(replicates) > 1 else None
     return NelboEstimate(_require_finite(main + velocity, "nelbo"), error, main, velocity)
@@ -260,19 +317,23 @@ def _summarise(replicates: Tensor) -> NelboEstimate:
 def _require_finite(values: Tensor, name: str) -> Tensor:
     if not values.isfinite().all():
         rows = (~values.isfinite()).nonzero().flatten().tolist()
-        raise ValueError(f"The {name} of texts {rows[:8]} is not finite. Check the model's weights for NaN and inf.")
+        raise ValueError(
+            f"The {name} of texts {rows[:8]} is not finite. Check the model's weights for NaN and inf."
+        )
     return values
 
 
 def _order_group(model, batch: Batch, rates: Tensor, num_orders: int, generator) -> Tensor:
-    """`[2, B]` float64, main and velocity part of `-log mean_k P(x, order_k) / q(order_k|x)` for `K` drawn orders."""
+    """`[2, B]` float64, main and velocity part of `-log mean_k P(x, order_k) / q(order_k|x)` for
+    `K` drawn orders."""
     num_texts, device = len(batch.ids), batch.ids.device
     seeds = torch.cat([row_seeds(generator, num_texts, device) for _ in range(num_orders)])
     batch, rates = batch.stack(num_orders), stack_views(rates, num_orders)  # [K * B, L]
     exponentials = position_exponentials(seeds, batch.position)
     rank = draw_order(exponentials.to(rates), rates, batch.maskable, batch.blocks)
     counts = block_sum(batch.maskable.long(), batch.blocks)
-    log_q = log_prob_prefix(rank, counts, rates, batch.maskable, batch.blocks).cpu().double()  # [K * B, N]
+    # [K * B, N]
+    log_q = log_prob_prefix(rank, counts, rates, batch.maskable, batch.blocks).cpu().double()
     log_choices, log_tokens = _log_prob_of_order(model, batch, rank)
     log_ratio = (log_choices + log_tokens - log_q).view(num_orders, -1, log_q.shape[1])
     bound = (math.log(num_orders) - log_ratio.logsumexp(0)).sum(-1)
@@ -281,7 +342,8 @@ def _order_group(model, batch: Batch, rates: Tensor, num_orders: int, generator)
 
 
 def _log_prob_of_order(model, batch: Batch, rank: Tensor) -> tuple[Tensor, Tensor]:
-    """Log-probabilities `[B, N]` that the model reveals the positions by `rank`, and these tokens along the way.
+    """Log-probabilities `[B, N]` that the model reveals the positions by `rank`, and these tokens
+    along the way.
 
     All blocks of a text move on at once: each sees the others as they are in the clean text.
     """
@@ -292,25 +354,38 @@ def _log_prob_of_order(model, batch: Batch, rank: Tensor) -> tuple[Tensor, Tenso
         for rows in left.any(-1).nonzero().flatten().split(_chunk_rows(model, length, 1)):
             at = left[rows] & (rank[rows] == step)
             log_choice, log_token = _log_reveals(model, batch.rows(rows), left[rows], at)
-            choices[rows.cpu()] += torch.zeros(at.shape, dtype=torch.float64).masked_scatter(at.cpu(), log_choice)
-            tokens[rows.cpu()] += torch.zeros(at.shape, dtype=torch.float64).masked_scatter(at.cpu(), log_token)
-    blocks = None if batch.blocks is None else batch.blocks._replace(of_position=batch.blocks.of_position.cpu())
+            choices[rows.cpu()] += torch.zeros(at.shape, dtype=torch.float64).masked_scatter(
+                at.cpu(), log_choice
+            )
+            tokens[rows.cpu()] += torch.zeros(at.shape, dtype=torch.float64).masked_scatter(
+                at.cpu(), log_token
+            )
+    blocks = (
+        None
+        if batch.blocks is None
+        else batch.blocks._replace(of_position=batch.blocks.of_position.cpu())
+    )
     return block_sum(choices, blocks), block_sum(tokens, blocks)
 
 
 def _subset_sum(model, batch: Batch) -> float:
     """`log P` of one text (`[1, L]` each), the sum over its blocks."""
-    alone = [batch.maskable & (batch.block == block) for block in batch.block[batch.maskable].unique()]
+    alone = [
+        batch.maskable & (batch.block == block) for block in batch.block[batch.maskable].unique()
+    ]
     return sum(_subset_sum_of_block(model, batch, block) for block in alone)
 
 
 def _subset_sum_of_block(model, batch: Batch, maskable: Tensor) -> float:
-    """`P(S) = sum_{i in S} (v_i / V) p_i(x_i) P(S without i)`, `P({}) = 1`, over subsets `S` of the maskable ones."""
+    """`P(S) = sum_{i in S} (v_i / V) p_i(x_i) P(S without i)`, `P({}) = 1`, over subsets `S` of the
+    maskable ones."""
     length = batch.ids.shape[1]
     places = maskable[0].nonzero().flatten()  # [n]
     bit = torch.arange(len(places))
-    members = (torch.arange(2 ** len(places))[:, None] >> bit) % 2 == 1  # [2^n, n], row S = the subset S
-    log_next = torch.full(members.shape, -torch.inf, dtype=torch.float64)  # of each reveal from each subset
+    # [2^n, n], row S = the subset S
+    members = (torch.arange(2 ** len(places))[:, None] >> bit) % 2 == 1
+    # of each reveal from each subset
+    log_next = torch.full(members.shape, -torch.inf, dtype=torch.float64)
     rows = _chunk_rows(model, length, max(1, len(places)))
     for part, values in zip(members.split(rows), log_next.split(rows), strict=True):
         masked = torch.zeros(len(part), length, dtype=torch.bool, device=batch.ids.device)
@@ -326,15 +401,19 @@ def _subset_sum_of_block(model, batch: Batch, maskable: Tensor) -> float:
 
 
 def _log_reveals(model, batch: Batch, masked: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
-    """Log-probabilities that position `i` is its block's next reveal, and that it gets its token `x_i`: `[M]` float64.
+    """Log-probabilities that position `i` is its block's next reveal, and that it gets its token
+    `x_i`: `[M]` float64.
 
     Args:
-        batch: `R` clean texts. masked: `[R, L]` bool, the state. at: `[R, L]` bool, the `M` masked positions asked for.
+        batch: `R` clean texts. masked: `[R, L]` bool, the state. at: `[R, L]` bool, the `M` masked
+            positions asked for.
     """
     noisy = batch._replace(ids=batch.ids.masked_fill(masked, model.config.mask_token_id))
     hidden, rates = model.encode_views(noisy, batch)
     if model.rates_need_logits:
-        rates = rates.masked_scatter(masked, model.rates_of_logits(model.token_logits(hidden[masked])))
+        rates = rates.masked_scatter(
+            masked, model.rates_of_logits(model.token_logits(hidden[masked]))
+        )
     total = broadcast_to_positions(block_sum(rates * masked, batch.blocks), batch.blocks)
     log_choice = (rates.log() - total.log())[at]
     log_law = at_least_float32(model.token_logits(hidden[at])).log_softmax(-1)  # [M, V]
@@ -343,7 +422,8 @@ def _log_reveals(model, batch: Batch, masked: Tensor, at: Tensor) -> tuple[Tenso
 
 
 def _chunk_rows(model, length: int, projected: int) -> int:
-    """Rows per pass that keep memory bounded, `projected` positions of each going through the LM head."""
+    """Rows per pass that keep memory bounded, `projected` positions of each going through the LM
+    head."""
     projected = length if model.rates_need_logits else projected
     largest = max(projected * model.config.vocab_size, length * model.config.intermediate_size)
     return max(1, CHUNK_ELEMENTS // largest)

@@ -1,7 +1,9 @@
-"""Which order a model has learned: Kendall tau, mean ranks, spread of the rates, loss along the reveals.
+"""Which order a model has learned: Kendall tau, mean ranks, spread of the rates, loss along the
+reveals.
 
-An order is compared with left-to-right within each block (the text, in a model without blocks): between blocks it is
-left to right by construction. Ranks are relative: 0 = revealed first in its block, 1 = last.
+An order is compared with left-to-right within each block (the text, in a model without blocks):
+between blocks it is left to right by construction. Ranks are relative: 0 = revealed first in its
+block, 1 = last.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -41,9 +43,10 @@ HISTOGRAM_BINS = 40
 class State(NamedTuple):
     """One state of the reveal chain of each text: per block `[B, N]` and per text `[B]`.
 
-    `main`, `velocity` `[B, N]`: nats of the next reveal. `bins`, `has_maskable` `[B, N]`: the bin of the
-    share revealed, and whether the block has anything to reveal. `spread`, `several` `[B]`: of the rates
-    at masked positions, and whether there are two. `moments` `[3, B]`: of rate and confidence.
+    `main`, `velocity` `[B, N]`: nats of the next reveal. `bins`, `has_maskable` `[B, N]`: the bin
+    of the share revealed, and whether the block has anything to reveal. `spread`, `several` `[B]`:
+    of the rates at masked positions, and whether there are two. `moments` `[3, B]`: of rate and
+    confidence.
     """
 
     main: Tensor
@@ -58,8 +61,9 @@ class State(NamedTuple):
 class TextMeans:
     """Means of values in groups, with the standard error that comes from the choice of texts.
 
-    A group's mean is the sum of its values over all texts by their number. Texts are the independent units: the error
-    is that of a ratio of two means over texts, so several values of one text in a group do not feign precision.
+    A group's mean is the sum of its values over all texts by their number. Texts are the
+    independent units: the error is that of a ratio of two means over texts, so several values of
+    one text in a group do not feign precision.
     """
 
     def __init__(self, groups: int):
@@ -67,7 +71,8 @@ class TextMeans:
         self._texts = torch.zeros(groups, dtype=torch.float64)
 
     def add(self, values: Tensor, groups: Tensor, counted: Tensor) -> None:
-        """Adds texts: `values` `[B, P]`, the group of each `[B, P]` int64, and which of them count `[B, P]` bool."""
+        """Adds texts: `values` `[B, P]`, the group of each `[B, P]` int64, and which of them count
+        `[B, P]` bool."""
         values, groups, counted = values.cpu().double(), groups.cpu(), counted.cpu()
         empty = torch.zeros(len(values), self._texts.numel(), dtype=torch.float64)
         total = empty.scatter_add(1, groups, values.masked_fill(~counted, 0.0))
@@ -81,7 +86,8 @@ class TextMeans:
         self.add(values[:, None], torch.zeros(len(values), 1, dtype=torch.int64), counted[:, None])
 
     def estimates(self) -> list[dict]:
-        """For each group `value`, `standard_error` (`None` from a single text) and `n`, the number of texts."""
+        """For each group `value`, `standard_error` (`None` from a single text) and `n`, the number
+        of texts."""
         total, count, squares, products, counts = self._sums
         mean = total / count
         variance = (squares - 2 * mean * products + mean.square() * counts).clamp(min=0)
@@ -103,28 +109,35 @@ def evaluate_order(
     seed: int = 0,
     progress: bool = True,
 ) -> dict:
-    """What order a model has learned, on given texts and in texts of its own (docs/evaluation.md, "order").
+    """What order a model has learned, on given texts and in texts of its own (docs/evaluation.md,
+    "order").
 
-    Forward orders are averaged exactly: under Plackett-Luce, position `i` comes before `j` with probability
-    `w_i / (w_i + w_j)`, which gives the expected Kendall tau and the expected ranks. Errors are those between texts.
+    Forward orders are averaged exactly: under Plackett-Luce, position `i` comes before `j` with
+    probability `w_i / (w_i + w_j)`, which gives the expected Kendall tau and the expected ranks.
+    Errors are those between texts.
 
     Args:
         model: a `LoMDMForMaskedDiffusion`; evaluated in eval mode, which is restored.
-        rows: clean texts, each a sequence of token ids or a mapping with `input_ids` and optionally `labels`
-            (-100 = given: not part of the order).
+        rows: clean texts, each a sequence of token ids or a mapping with `input_ids` and optionally
+            `labels` (-100 = given: not part of the order).
         tokenizer: names the classes of tokens; without it there are no ranks by class.
         num_samples: partly masked states per text, spread evenly over the number of reveals.
-        num_generated: texts that the model writes, one position per step; 0 = none, `generated` is then `None`.
+        num_generated: texts that the model writes, one position per step; 0 = none, `generated` is
+            then `None`.
         seed: of all draws; a text's do not depend on the batch it is in.
         progress: show a progress bar.
     Returns:
-        Plain data for JSON. `value`, `standard_error`, `n`: Kendall tau of the forward order to left-to-right (1 = left
-        to right, -1 = right to left, 0 for a random order) and its texts. `forward` and `generated`: `kendall_tau`,
-        `rank_by_position` (in the block), `rank_by_class`, `rank_by_frequency` (tenths of the positions, the rarest
-        tokens first). `rates`: `w` and `v` (at masked positions) with `mean`, `spread` (standard deviation within a
-        text), `minimum`, `maximum`, `histogram`. `by_reveals`: `main` and `velocity` (the KL) in nats per reveal, by
-        the `share` of the block revealed so far. `rate_confidence_correlation`: of `v` with `max p` at masked
-        positions, within each state.
+        Plain data for JSON. `value`, `standard_error`, `n`: Kendall tau of the forward order to
+            left-to-right (1 = left
+        to right, -1 = right to left, 0 for a random order) and its texts. `forward` and
+        `generated`: `kendall_tau`, `rank_by_position` (in the block), `rank_by_class`,
+            `rank_by_frequency` (tenths of the positions, the rarest
+        tokens first). `rates`: `w` and `v` (at masked positions) with `mean`, `spread` (standard
+            deviation within a
+        text), `minimum`, `maximum`, `histogram`. `by_reveals`: `main` and `velocity` (the KL) in
+            nats per reveal, by
+        the `share` of the block revealed so far. `rate_confidence_correlation`: of `v` with `max p`
+        at masked positions, within each state.
     Raises:
         ValueError: a model without rates, no rows, or options out of range.
     """
@@ -132,7 +145,10 @@ def evaluate_order(
     _check(model, rows, num_samples, num_generated)
     ids = torch.cat([torch.as_tensor(row["input_ids"], dtype=torch.int64) for row in rows])
     report = _OrderReport(model, ids, max(len(row["input_ids"]) for row in rows), tokenizer)
-    with evaluating(model), tqdm(total=len(rows), desc="order", unit="text", disable=not progress) as bar:
+    with (
+        evaluating(model),
+        tqdm(total=len(rows), desc="order", unit="text", disable=not progress) as bar,
+    ):
         for first, batch in _batches(model, rows):
             generators = _generators(seed, range(first, first + len(batch.ids)))
             report.add(batch, generators, num_samples)
@@ -142,13 +158,14 @@ def evaluate_order(
 
 
 def expected_order(rates: Tensor, maskable: Tensor, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Expected Kendall tau to left-to-right and expected relative ranks of the Plackett-Luce order with weights `w`.
+    """Expected Kendall tau to left-to-right and expected relative ranks of the Plackett-Luce order
+    with weights `w`.
 
     Args:
         rates: `[B, L]`, `w`. maskable: `[B, L]` bool. index: `[B, L]`, the block of each position.
     Returns:
-        tau `[B]`, ranks `[B, L]` in `[0, 1]`, and which ranks exist `[B, L]` bool (in blocks with two maskable
-        positions or more). tau is NaN where no block has two.
+        tau `[B]`, ranks `[B, L]` in `[0, 1]`, and which ranks exist `[B, L]` bool (in blocks with
+        two maskable positions or more). tau is NaN where no block has two.
     """
     rates = rates.double() if rates.device.type != "mps" else rates.cpu().double()
     maskable, index = maskable.to(rates.device), index.to(rates.device)
@@ -157,9 +174,11 @@ def expected_order(rates: Tensor, maskable: Tensor, index: Tensor) -> tuple[Tens
 
 
 def generated_order(order: Tensor, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Kendall tau to left-to-right and relative ranks of orders in which texts were written, as `expected_order`.
+    """Kendall tau to left-to-right and relative ranks of orders in which texts were written, as
+    `expected_order`.
 
-    Two positions revealed in the same step are in no order: they share their rank, and tau leaves the pair out.
+    Two positions revealed in the same step are in no order: they share their rank, and tau leaves
+    the pair out.
 
     Args:
         order: `[B, L]`, `LoMDMPipelineOutput.order` (-1 given, -2 padding).
@@ -191,7 +210,8 @@ class _RankTables:
         self._class, self._frequency = TextMeans(len(CLASSES)), TextMeans(NUM_DECILES)
 
     def add(self, ids: Tensor, place: Tensor, tau: Tensor, ranks: Tensor, counted: Tensor) -> None:
-        """Adds texts: ids, position in the block, ranks and which of these exist `[B, L]`; tau `[B]`."""
+        """Adds texts: ids, position in the block, ranks and which of these exist `[B, L]`; tau
+        `[B]`."""
         ids = ids.cpu()
         self._tau.add_texts(tau, tau.isfinite())
         self._position.add(ranks, place, counted)
@@ -200,7 +220,11 @@ class _RankTables:
             self._class.add(ranks, self._classes(ids), counted)
 
     def record(self) -> dict:
-        classes = {name: means for name, means in zip(CLASSES, self._class.estimates(), strict=True) if means["n"]}
+        classes = {
+            name: means
+            for name, means in zip(CLASSES, self._class.estimates(), strict=True)
+            if means["n"]
+        }
         return {
             "kendall_tau": self._tau.estimates()[0],
             "rank_by_position": self._position.estimates(),
@@ -221,7 +245,8 @@ class _RateTable:
         self._values.append(rates[counted].float().cpu())
 
     def add_spread(self, spread: Tensor, counted: Tensor) -> None:
-        """Adds standard deviations of the rates in states of the same texts `[B, S]`, and which of them count."""
+        """Adds standard deviations of the rates in states of the same texts `[B, S]`, and which of
+        them count."""
         self._spread.add(spread, torch.zeros_like(spread, dtype=torch.int64), counted)
 
     def record(self) -> dict:
@@ -246,7 +271,11 @@ class _OrderReport:
         self._tables = (self.width, classes, frequency_deciles(ids, model.config.vocab_size))
         self.forward, self.w, self.v = self.rank_tables(), _RateTable(), _RateTable()
         self.bins = min(MAX_REVEAL_BINS, self.width)
-        self.main, self.velocity, self.correlation = TextMeans(self.bins), TextMeans(self.bins), TextMeans(1)
+        self.main, self.velocity, self.correlation = (
+            TextMeans(self.bins),
+            TextMeans(self.bins),
+            TextMeans(1),
+        )
 
     def rank_tables(self) -> _RankTables:
         return _RankTables(*self._tables)
@@ -258,10 +287,16 @@ class _OrderReport:
     def add(self, batch: Batch, generators: list[torch.Generator], num_samples: int) -> None:
         w = self.model.forward_rates(batch.ids, batch.attention_mask, given=~batch.maskable)
         self.tokens += int(batch.maskable.sum())
-        self.forward.add(batch.ids, self.place(batch), *expected_order(w, batch.maskable, batch.block))
+        self.forward.add(
+            batch.ids, self.place(batch), *expected_order(w, batch.maskable, batch.block)
+        )
         self.w.add(w, batch.maskable)
-        self.w.add_spread(masked_std(w, batch.maskable)[:, None], batch.maskable.sum(-1, keepdim=True) > 1)
-        offsets = torch.cat([torch.rand(1, generator=one, dtype=torch.float64) for one in generators])
+        self.w.add_spread(
+            masked_std(w, batch.maskable)[:, None], batch.maskable.sum(-1, keepdim=True) > 1
+        )
+        offsets = torch.cat(
+            [torch.rand(1, generator=one, dtype=torch.float64) for one in generators]
+        )
         seeds = row_seeds(generators, len(batch.ids), w.device)
         states = []
         for sample in range(num_samples):
@@ -282,23 +317,31 @@ class _OrderReport:
         bins = (revealed * self.bins / size).long().clamp(max=self.bins - 1)
         spread, several = masked_std(v, view.masked), view.masked.sum(-1) > 1
         moments = _moments(v, confidence, view.masked, batch.blocks)
-        return State(terms.main / size, terms.velocity / size, bins, has_maskable, spread, several, moments)
+        return State(
+            terms.main / size, terms.velocity / size, bins, has_maskable, spread, several, moments
+        )
 
     def _add_states(self, states: list[State]) -> None:
-        """Adds all states of the texts of a batch at once, so that a text counts as one independent unit."""
+        """Adds all states of the texts of a batch at once, so that a text counts as one independent
+        unit."""
         bins, has_maskable = (
-            torch.cat([getattr(state, name) for state in states], -1) for name in ("bins", "has_maskable")
+            torch.cat([getattr(state, name) for state in states], -1)
+            for name in ("bins", "has_maskable")
         )
         self.main.add(torch.cat([state.main for state in states], -1), bins, has_maskable)
         self.velocity.add(torch.cat([state.velocity for state in states], -1), bins, has_maskable)
-        spread, several = (torch.stack([getattr(one, name) for one in states], -1) for name in ("spread", "several"))
+        spread, several = (
+            torch.stack([getattr(one, name) for one in states], -1)
+            for name in ("spread", "several")
+        )
         self.v.add_spread(spread, several)
         product, rate_squares, confidence_squares = sum(state.moments for state in states)
         scale = (rate_squares * confidence_squares).sqrt()
         self.correlation.add_texts(product / scale, scale > 0)
 
     def _read(self, batch: Batch, masked: Tensor, w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """`-log p_i(x_i)` and `max p_i` at masked positions (else 0), and the reverse rates: `[B, L]` each."""
+        """`-log p_i(x_i)` and `max p_i` at masked positions (else 0), and the reverse rates: `[B,
+        L]` each."""
         noisy = batch._replace(ids=batch.ids.masked_fill(masked, self.model.config.mask_token_id))
         hidden, v = self.model.encode_views(noisy, batch)
         logits = at_least_float32(self.model.token_logits(hidden[masked]))  # [M, V]
@@ -333,10 +376,12 @@ class _OrderReport:
 
 
 def _moments(v: Tensor, confidence: Tensor, masked: Tensor, blocks: Blocks | None) -> Tensor:
-    """Sums of products and squares of two values, each less its mean over the masked positions of its block."""
+    """Sums of products and squares of two values, each less its mean over the masked positions of
+    its block."""
     count = block_sum(masked.to(v.dtype), blocks).clamp(min=1)
     a, b = (
-        (values - broadcast_to_positions(block_sum(values * masked, blocks) / count, blocks)) * masked
+        (values - broadcast_to_positions(block_sum(values * masked, blocks) / count, blocks))
+        * masked
         for values in (v, confidence)
     )
     moments = torch.stack([(a * b).sum(-1), a.square().sum(-1), b.square().sum(-1)]).cpu().double()
@@ -345,7 +390,9 @@ def _moments(v: Tensor, confidence: Tensor, masked: Tensor, blocks: Blocks | Non
     return moments * ((moments[1] > noise) & (moments[2] > noise))
 
 
-def _generate(model: nn.Module, report: _OrderReport, count: int, seed: int, progress: bool) -> dict:
+def _generate(
+    model: nn.Module, report: _OrderReport, count: int, seed: int, progress: bool
+) -> dict:
     """Statistics of the orders in which the model writes `count` texts, one position per step."""
     pipe = LoMDMPipeline(model, LoMDMScheduler(mask_token_id=model.config.mask_token_id))
     pipe.set_progress_bar_config(disable=not progress, desc="generated order")
@@ -373,12 +420,19 @@ def _batches(model: nn.Module, rows: list[dict]) -> Iterable[tuple[int, Batch]]:
         longest = max(len(row["input_ids"]) for row in part)
         values = TextCollator(model.config.pad_token_id or 0, longest)(part)
         values = {name: tensor.to(model.device) for name, tensor in values.items()}
-        yield first, clean_texts(model, values["input_ids"], values.get("attention_mask"), values["labels"])
+        yield (
+            first,
+            clean_texts(model, values["input_ids"], values.get("attention_mask"), values["labels"]),
+        )
 
 
 def _batch_rows(model: nn.Module, length: int) -> int:
     """Texts per pass that keep logits, activations and pairs of positions within bounds."""
-    return max(1, CHUNK_ELEMENTS // (length * max(model.config.vocab_size, model.config.intermediate_size, length)))
+    return max(
+        1,
+        CHUNK_ELEMENTS
+        // (length * max(model.config.vocab_size, model.config.intermediate_size, length)),
+    )
 
 
 def _generators(seed: int, texts: range) -> list[torch.Generator]:
@@ -389,11 +443,18 @@ def _generators(seed: int, texts: range) -> list[torch.Generator]:
 def _check(model: nn.Module, rows: list[dict], num_samples: int, num_generated: int) -> None:
     if not is_diffusion(model):
         kind = type(model).__name__
-        raise ValueError(f"model is a {kind}, which has no rates: its order is fixed. Pass a LoMDMForMaskedDiffusion.")
+        raise ValueError(
+            f"model is a {kind}, which has no rates: its order is fixed. Pass a LoMDMForMaskedDiffusion."
+        )
     if not rows or any(len(row["input_ids"]) == 0 for row in rows):
-        raise ValueError(f"rows must be texts with at least one token each, got {len(rows)} rows. Check the file.")
+        raise ValueError(
+            f"rows must be texts with at least one token each, got {len(rows)} rows. Check the file."
+        )
     if all("labels" in row and (np.asarray(row["labels"]) == -100).all() for row in rows):
         raise ValueError(f"rows: {len(rows)} rows hold no token to count. Check the labels.")
-    for name, value, least in (("num_samples", num_samples, 1), ("num_generated", num_generated, 0)):
+    for name, value, least in (
+        ("num_samples", num_samples, 1),
+        ("num_generated", num_generated, 0),
+    ):
         if value < least:
             raise ValueError(f"{name} must be at least {least}, got {value}. For example: 8.")

@@ -19,10 +19,13 @@ class PartsFile:
     A last line that was cut off in writing is dropped, here and from the file.
 
     Args:
-        path: `None` keeps nothing. setting: what rows depend on, a dict that JSON takes. model: its weights too.
+        path: `None` keeps nothing. setting: what rows depend on, a dict that JSON takes. model: its
+            weights too.
     """
 
-    def __init__(self, path: str | Path | None, setting: dict[str, Any], model: nn.Module | None = None):
+    def __init__(
+        self, path: str | Path | None, setting: dict[str, Any], model: nn.Module | None = None
+    ):
         self.path, self.setting = None if path is None else Path(path), setting
         if path is not None and model is not None:
             self.setting = setting | {"model": model_digest(model)}
@@ -81,7 +84,9 @@ class PartsFile:
     def _check(self, path: Path, line: str) -> None:
         found = _setting(line)
         if found is None:
-            raise ValueError(f"parts_file {path} holds no parts of an evaluation. Choose another name, or delete it.")
+            raise ValueError(
+                f"parts_file {path} holds no parts of an evaluation. Choose another name, or delete it."
+            )
         differ = [name for name in self.setting if found.get(name) != self.setting[name]]
         if differ:
             raise ValueError(
@@ -92,13 +97,19 @@ class PartsFile:
 
 def beside(path: str | Path | None, name: Any) -> Path | None:
     """`folder/parts.jsonl` becomes `folder/parts-name.jsonl`; `None` stays."""
-    return None if path is None else Path(path).with_name(f"{Path(path).stem}-{name}{Path(path).suffix}")
+    return (
+        None
+        if path is None
+        else Path(path).with_name(f"{Path(path).stem}-{name}{Path(path).suffix}")
+    )
 
 
 def delete_parts(folder: str | Path) -> None:
-    """Removes the parts files of all processes in `folder`, and the folder if nothing else is in it."""
+    """Removes the parts files of all processes in `folder`, and the folder if nothing else is in
+    it."""
     for path in Path(folder).glob("*.jsonl*"):
-        if path.is_file() and _setting(next(iter(_whole_lines(path)), "")) is not None:  # else it is somebody else's
+        # else it is somebody else's
+        if path.is_file() and _setting(next(iter(_whole_lines(path)), "")) is not None:
             path.unlink()
     if Path(folder).is_dir() and not any(Path(folder).iterdir()):
         Path(folder).rmdir()
@@ -111,10 +122,16 @@ def values_digest(values: Any) -> str:
 
 def model_digest(model: nn.Module) -> str:
     """A hash of weights, configuration and, where it is not the model's own, law of the rates."""
-    config = {k: v for k, v in model.config.to_dict().items() if k not in ("transformers_version", "_name_or_path")}
+    config = {
+        k: v
+        for k, v in model.config.to_dict().items()
+        if k not in ("transformers_version", "_name_or_path")
+    }
     if not getattr(model, "has_own_rates", True):
         config["rate_law"] = model.rate_law
-    digest = hashlib.blake2b(json.dumps(config, sort_keys=True, default=str).encode(), digest_size=16)
+    digest = hashlib.blake2b(
+        json.dumps(config, sort_keys=True, default=str).encode(), digest_size=16
+    )
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())

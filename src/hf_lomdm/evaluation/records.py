@@ -19,7 +19,9 @@ def environment(device: str | torch.device, dtype: torch.dtype, seed: int) -> di
     """Versions, device, dtype, seed and commit: what a reader needs to repeat a measurement."""
     device = torch.device(device)
     return {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu",
+        "device": torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else platform.processor() or "cpu",
         "device_type": device.type,
         "threads": torch.get_num_threads(),
         "dtype": str(dtype).removeprefix("torch."),
@@ -31,18 +33,25 @@ def environment(device: str | torch.device, dtype: torch.dtype, seed: int) -> di
 
 
 def record_name(*words: str) -> str:
-    """The name of a record that says what was measured on what; of each word, a path, the last two parts."""
+    """The name of a record that says what was measured on what; of each word, a path, the last two
+    parts."""
     parts = ("-".join(Path(word).parts[-2:]) for word in words)
-    return "-".join(re.sub(r"[^.=+_0-9A-Za-z]+", "-", part)[-60:].strip("-") for part in parts) + ".json"
+    return (
+        "-".join(re.sub(r"[^.=+_0-9A-Za-z]+", "-", part)[-60:].strip("-") for part in parts)
+        + ".json"
+    )
 
 
 def check_output(path: str | Path, measured: dict[str, Any]) -> None:
-    """Refuses to replace anything but a record of the same measurement; to be called before time is spent on it.
+    """Refuses to replace anything but a record of the same measurement; to be called before time is
+    spent on it.
 
     Args:
-        path: where the record is to be. measured: what tells measurements apart, as it will be in the record.
+        path: where the record is to be. measured: what tells measurements apart, as it will be in
+            the record.
     Raises:
-        ValueError: a folder, a file that is no record, or a record in which one of `measured` is another.
+        ValueError: a folder, a file that is no record, or a record in which one of `measured` is
+            another.
     """
     path = Path(path)
     if path.is_dir():
@@ -57,12 +66,16 @@ def check_output(path: str | Path, measured: dict[str, Any]) -> None:
     except ValueError:
         there = None
     if not isinstance(there, dict):
-        raise ValueError(f"--output {path} is there and no record. Pass another --output, or delete it.")
+        raise ValueError(
+            f"--output {path} is there and no record. Pass another --output, or delete it."
+        )
     for name, ours in json.loads(json.dumps(measured)).items():
         if (theirs := there.get(name)) != ours:
             if isinstance(ours, dict) and isinstance(theirs, dict):  # only what differs
                 keys = [key for key in {**theirs, **ours} if theirs.get(key) != ours.get(key)]
-                theirs, ours = ({key: one[key] for key in keys if key in one} for one in (theirs, ours))
+                theirs, ours = (
+                    {key: one[key] for key in keys if key in one} for one in (theirs, ours)
+                )
             raise ValueError(
                 f"--output {path} is the record of something else: its {name} is {theirs!r}, not {ours!r}. "
                 "Pass another --output, or delete it."
@@ -70,7 +83,8 @@ def check_output(path: str | Path, measured: dict[str, Any]) -> None:
 
 
 def holds_file(path: str | Path) -> bool:
-    """Whether a file is at `path` or may be made there; else there is a device, a pipe, or this process's output."""
+    """Whether a file is at `path` or may be made there; else there is a device, a pipe, or this
+    process's output."""
     path = Path(path)
     return not path.exists() or (path.is_file() and _own_output(path) is None)
 
@@ -83,7 +97,8 @@ def write_record(path: str | Path, record: dict) -> None:
 def write_file(path: str | Path, content: bytes) -> None:
     """Writes a file so that it is whole at any moment: beside its place first, then renamed.
 
-    A symbolic link stays one: what it names is replaced. Devices, pipes and standard output are written to and stay.
+    A symbolic link stays one: what it names is replaced. Devices, pipes and standard output are
+    written to and stay.
     """
     if not holds_file(path):
         own = _own_output(Path(path))
@@ -101,7 +116,8 @@ def write_file(path: str | Path, content: bytes) -> None:
 
 
 def _own_output(path: Path) -> int | None:
-    """The number of this process's standard output or error if `path` is it (`/dev/stdout`), whatever is behind it."""
+    """The number of this process's standard output or error if `path` is it (`/dev/stdout`),
+    whatever is behind it."""
     for number in (1, 2):
         try:
             if os.path.samestat(path.stat(), os.fstat(number)):
@@ -122,7 +138,11 @@ def _commit() -> str | None:
     package = Path(__file__).resolve().parents[1]
     command = ["git", "-C", str(package), "rev-parse", "--show-toplevel", "--short", "HEAD"]
     try:
-        root, commit = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split("\n")[:2]
-    except (OSError, ValueError, subprocess.CalledProcessError):  # no git, or installed from a wheel
+        root, commit = subprocess.run(
+            command, capture_output=True, text=True, check=True
+        ).stdout.split("\n")[:2]
+    except (OSError, ValueError, subprocess.CalledProcessError):
+        # no git, or installed from a wheel
         return None
-    return commit if package == Path(root).resolve() / "src" / "hf_lomdm" else None  # else of somebody's project
+    # else of somebody's project
+    return commit if package == Path(root).resolve() / "src" / "hf_lomdm" else None

@@ -1,4 +1,5 @@
-"""Sudoku: the share of puzzles solved, and whether the order of reveals follows what the clues force.
+"""Sudoku: the share of puzzles solved, and whether the order of reveals follows what the clues
+force.
 
 Some orders are better than others, so orders can be judged.
 """
@@ -20,10 +21,12 @@ from .records import environment
 
 
 def forced_cells(grids: Tensor) -> Tensor:
-    """Which empty cells (0) have one possible digit only, `[B, 81]` bool, by the filled cells of `grids` `[B, 81]`.
+    """Which empty cells (0) have one possible digit only, `[B, 81]` bool, by the filled cells of
+    `grids` `[B, 81]`.
 
-    Possible is a digit that no line, column or box of the cell holds; a cell is forced if it is the only possible digit
-    of the cell, or the cell the only possible place of the digit in one of its units.
+    Possible is a digit that no line, column or box of the cell holds; a cell is forced if it is the
+    only possible digit of the cell, or the cell the only possible place of the digit in one of its
+    units.
     """
     units, empty = UNITS.float(), grids == EMPTY
     digits = (grids[..., None] == torch.arange(1, 10)).float()  # [B, 81, 9]
@@ -35,13 +38,16 @@ def forced_cells(grids: Tensor) -> Tensor:
 
 
 def order_statistics(grids: Tensor, clues: Tensor, order: Tensor) -> Tensor:
-    """Whether forced cells are revealed first: `[B, 2]` float64, shares of reveals, each in its own state.
+    """Whether forced cells are revealed first: `[B, 2]` float64, shares of reveals, each in its own
+    state.
 
-    The first is the share of reveals that were forced when they were made (`forced_cells`), the second what it would be
-    had each been drawn evenly from the masked cells of the same states. Reveals of one step share a state.
+    The first is the share of reveals that were forced when they were made (`forced_cells`), the
+    second what it would be had each been drawn evenly from the masked cells of the same states.
+    Reveals of one step share a state.
 
     Args:
-        grids: `[B, 81]`, as they were written, right or wrong. clues: `[B, 81]`. order: `[B, 81]`, of the pipeline.
+        grids: `[B, 81]`, as they were written, right or wrong. clues: `[B, 81]`. order: `[B, 81]`,
+            of the pipeline.
     """
     found = torch.zeros(len(grids), 2, dtype=torch.float64)
     for step in range(int(order.max()) + 1):
@@ -65,19 +71,24 @@ def evaluate_sudoku(
     parts_file: str | Path | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Solves puzzles and looks at the order in which it did; every puzzle has a generator of its own.
+    """Solves puzzles and looks at the order in which it did; every puzzle has a generator of its
+    own.
 
     Args:
-        pipe: a `LoMDMPipeline` of a model with the vocabulary `TOKEN_IDS` and room for 81 positions; its scheduler
-            holds the temperature. sampler, learned_order: as in `write_texts`.
+        pipe: a `LoMDMPipeline` of a model with the vocabulary `TOKEN_IDS` and room for 81
+            positions; its scheduler holds the temperature. sampler, learned_order: as in
+            `write_texts`.
         parts_file: filled grids are appended here and not filled again.
     Returns:
-        A dict that JSON takes: `value`, the share of grids that are the solution, with its `standard_error`; `solved`,
-        the share that solve their puzzle (more only where a puzzle has several solutions); `cells_right`, of the
-        revealed ones; `forced_first` and `forced_at_random`, the means of `order_statistics`, and
-        `forced_first_difference`, paired by puzzle with its standard error; `n`, `tokens` revealed, the setting.
+        A dict that JSON takes: `value`, the share of grids that are the solution, with its
+            `standard_error`; `solved`,
+        the share that solve their puzzle (more only where a puzzle has several solutions);
+        `cells_right`, of the revealed ones; `forced_first` and `forced_at_random`, the means of
+        `order_statistics`, and `forced_first_difference`, paired by puzzle with its standard error;
+        `n`, `tokens` revealed, the setting.
     Raises:
-        ValueError: no puzzles, a model that does not fit, or a parts file of another model or setting.
+        ValueError: no puzzles, a model that does not fit, or a parts file of another model or
+            setting.
     """
     _check(pipe.model.config, puzzles, batch_size)
     with changed_pipeline(pipe, sampler, None, learned_order):
@@ -88,25 +99,43 @@ def evaluate_sudoku(
         parts = PartsFile(parts_file, identity, pipe.model)
         grids, order = _fill(pipe, puzzles, num_inference_steps, batch_size, seed, parts, progress)
     weights = next(pipe.model.parameters())
-    return _measures(grids, order, puzzles) | setting | environment(weights.device, weights.dtype, seed)
+    return (
+        _measures(grids, order, puzzles)
+        | setting
+        | environment(weights.device, weights.dtype, seed)
+    )
 
 
 def _fill(
-    pipe: Any, puzzles: Sequence[Puzzle], steps: int, batch_size: int, seed: int, parts: PartsFile, progress: bool
+    pipe: Any,
+    puzzles: Sequence[Puzzle],
+    steps: int,
+    batch_size: int,
+    seed: int,
+    parts: PartsFile,
+    progress: bool,
 ) -> tuple[Tensor, Tensor]:
     """The filled grids and the steps of their reveals, `[N, 81]` each."""
     done = parts.read()
     todo = [number for number in range(len(puzzles)) if number not in done]
     with tqdm(total=len(todo), disable=not progress, unit="puzzle", desc="sudoku") as bar:
-        for batch in (todo[start : start + batch_size] for start in range(0, len(todo), batch_size)):
-            prompts, generators = [template(puzzles[number]) for number in batch], step_generators(seed, 0, batch)
+        for batch in (
+            todo[start : start + batch_size] for start in range(0, len(todo), batch_size)
+        ):
+            prompts, generators = (
+                [template(puzzles[number]) for number in batch],
+                step_generators(seed, 0, batch),
+            )
             out = pipe(prompts, num_inference_steps=steps, generator=generators, output_type="seq")
             rows = zip(batch, out.sequences.tolist(), out.order.tolist(), strict=True)
             values = {number: {"grid": grid, "order": order} for number, grid, order in rows}
             parts.append(values)
             done |= values
             bar.update(len(batch))
-    grids, order = (torch.tensor([done[number][name] for number in range(len(puzzles))]) for name in ("grid", "order"))
+    grids, order = (
+        torch.tensor([done[number][name] for number in range(len(puzzles))])
+        for name in ("grid", "order")
+    )
     return grids, order
 
 
@@ -136,10 +165,14 @@ def _standard_error(values: Tensor) -> float | None:
 
 def _check(config: Any, puzzles: Sequence[Puzzle], batch_size: int) -> None:
     if not puzzles or batch_size < 1:
-        raise ValueError(f"puzzles and batch_size must be at least 1, got {len(puzzles)} and {batch_size}.")
+        raise ValueError(
+            f"puzzles and batch_size must be at least 1, got {len(puzzles)} and {batch_size}."
+        )
     for name in ("vocab_size", "mask_token_id"):
         if getattr(config, name) != TOKEN_IDS[name]:
-            raise ValueError(f"the model's {name} is {getattr(config, name)}, Sudoku takes {TOKEN_IDS[name]}.")
+            raise ValueError(
+                f"the model's {name} is {getattr(config, name)}, Sudoku takes {TOKEN_IDS[name]}."
+            )
     if config.max_position_embeddings < CELLS and config.block_size is None:
         raise ValueError(
             f"the model's max_position_embeddings is {config.max_position_embeddings}, a grid has {CELLS} cells. "

@@ -1,4 +1,5 @@
-"""Token classes for statistics of orders: special, word start, continuation, digit, punctuation, space, other."""
+"""Token classes for statistics of orders: special, word start, continuation, digit, punctuation,
+space, other."""
 
 import unicodedata
 from typing import Any
@@ -12,13 +13,15 @@ NUM_DECILES = 10
 
 
 class TokenClasses:
-    """The class of each token of a text, an index into `CLASSES`, from its own characters and the token before it.
+    """The class of each token of a text, an index into `CLASSES`, from its own characters and the
+    token before it.
 
-    Special tokens of the tokenizer are `special`. Others are judged by what they add to a text that ends in a letter:
-    a token with a letter is a `word start` if it brings a space along or if the token before does not end in a letter
-    or a digit (at the start of a row: always), else a `continuation`; a token without letters is a `digit` if it has
-    one, else `punctuation` if it has any visible character, else `space`. Parts of a character and ids that the
-    tokenizer does not know are `other`.
+    Special tokens of the tokenizer are `special`. Others are judged by what they add to a text that
+    ends in a letter: a token with a letter is a `word start` if it brings a space along or if the
+    token before does not end in a letter or a digit (at the start of a row: always), else a
+    `continuation`; a token without letters is a `digit` if it has one, else `punctuation` if it has
+    any visible character, else `space`. Parts of a character and ids that the tokenizer does not
+    know are `other`.
 
     Args:
         tokenizer: a transformers tokenizer. vocab_size: number of ids that the model knows.
@@ -47,21 +50,25 @@ class TokenClasses:
 
 
 def frequency_deciles(ids: Tensor, vocab_size: int) -> Tensor:
-    """Decile `[V]` int64 of each id by its frequency among `ids` `[n]`: 0 = the rarest tenth of the positions.
+    """Decile `[V]` int64 of each id by its frequency among `ids` `[n]`: 0 = the rarest tenth of the
+    positions.
 
-    All occurrences of a token are in one decile, that of their middle, so a token that fills more than a tenth leaves
-    deciles empty. Ids that do not occur are in the first.
+    All occurrences of a token are in one decile, that of their middle, so a token that fills more
+    than a tenth leaves deciles empty. Ids that do not occur are in the first.
     """
     counts = torch.bincount(ids, minlength=vocab_size).double()
     order = counts.argsort(stable=True)
     middle = counts[order].cumsum(0) - counts[order] / 2
     deciles = torch.empty_like(order)
-    deciles[order] = (middle * NUM_DECILES / counts.sum().clamp(min=1)).long().clamp(max=NUM_DECILES - 1)
+    deciles[order] = (
+        (middle * NUM_DECILES / counts.sum().clamp(min=1)).long().clamp(max=NUM_DECILES - 1)
+    )
     return deciles
 
 
 def _texts_behind_letter(tokenizer: Any, ids: list[int]) -> dict[int, str]:
-    """What each token adds to a text that ends in a letter: the same question to every kind of tokenizer."""
+    """What each token adds to a text that ends in a letter: the same question to every kind of
+    tokenizer."""
     letter = next((index for index in ids if _decode(tokenizer, [index])[-1:].isalpha()), None)
     front = [] if letter is None else [letter]
     start = len(_decode(tokenizer, front)) if front else 0

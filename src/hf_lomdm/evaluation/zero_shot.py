@@ -1,8 +1,10 @@
-"""Zero-shot likelihood on the seven sets of the paper, with one protocol for every system (docs/evaluation.md).
+"""Zero-shot likelihood on the seven sets of the paper, with one protocol for every system
+(docs/evaluation.md).
 
-The documents of a set are joined in their order, with nothing between them, and cut into chunks of the model's context,
-each between BOS and EOS where the model has them. One process does it globally: the rows depend on the text, the
-tokenizer and the context alone. The last chunk is short and kept: on PTB it is a good part of all tokens.
+The documents of a set are joined in their order, with nothing between them, and cut into chunks of
+the model's context, each between BOS and EOS where the model has them. One process does it
+globally: the rows depend on the text, the tokenizer and the context alone. The last chunk is short
+and kept: on PTB it is a good part of all tokens.
 """
 
 from collections.abc import Iterable, Mapping
@@ -29,7 +31,8 @@ class ZeroShotSet:
         dataset, config, revision, split: where it is on the Hub, as Parquet files.
         column: the column that holds the text; a local file may also call it `text`.
         detokenizers: names of `hf_lomdm.data.detokenizers`, in the order in which they apply.
-        line_ends: the documents on the Hub end in a line feed, which the lines of a local .txt file get back.
+        line_ends: the documents on the Hub end in a line feed, which the lines of a local .txt file
+            get back.
     """
 
     dataset: str
@@ -42,7 +45,12 @@ class ZeroShotSet:
 
 
 _PARQUET = "refs/convert/parquet"  # the branch where the Hub keeps data sets that once were scripts
-_PAPERS = {"dataset": "armanc/scientific_papers", "split": "validation", "column": "article", "revision": _PARQUET}
+_PAPERS = {
+    "dataset": "armanc/scientific_papers",
+    "split": "validation",
+    "column": "article",
+    "revision": _PARQUET,
+}
 _PAPERS |= {"detokenizers": ("wikitext", "lm1b")}
 
 SETS: dict[str, ZeroShotSet] = {
@@ -62,7 +70,9 @@ SETS: dict[str, ZeroShotSet] = {
         line_ends=True,
     ),
     "lm1b": ZeroShotSet("dvruette/lm1b", "test", detokenizers=("lm1b",)),
-    "lambada": ZeroShotSet("EleutherAI/lambada_openai", "test", config="default", detokenizers=("lambada",)),
+    "lambada": ZeroShotSet(
+        "EleutherAI/lambada_openai", "test", config="default", detokenizers=("lambada",)
+    ),
     "ag_news": ZeroShotSet("fancyzhx/ag_news", "test"),
     "pubmed": ZeroShotSet(**_PAPERS, config="pubmed"),
     "arxiv": ZeroShotSet(**_PAPERS, config="arxiv"),
@@ -73,9 +83,11 @@ def load_documents(name: str, file: str | Path | None = None) -> list[str]:
     """The documents of a set, detokenised, in their order, those that are blank left out.
 
     Args:
-        name: one of `SETS`. file: a .txt (a line is a document), .jsonl, .csv or .parquet file instead of the Hub.
+        name: one of `SETS`. file: a .txt (a line is a document), .jsonl, .csv or .parquet file
+            instead of the Hub.
     Raises:
-        ValueError: an unknown name, a set or file that cannot be read, is empty, not UTF-8, or lacks the column.
+        ValueError: an unknown name, a set or file that cannot be read, is empty, not UTF-8, or
+            lacks the column.
     """
     if name not in SETS:
         raise ValueError(f"zero-shot set must be one of {', '.join(SETS)}, got {name!r}.")
@@ -86,7 +98,9 @@ def load_documents(name: str, file: str | Path | None = None) -> list[str]:
         found = map(get_detokenizer(detokenizer), found)
     found = list(found)
     if not found:
-        raise ValueError(f"zero-shot set {name!r} holds no text. Check the file, or the split on the Hub.")
+        raise ValueError(
+            f"zero-shot set {name!r} holds no text. Check the file, or the split on the Hub."
+        )
     return found
 
 
@@ -127,10 +141,19 @@ def evaluate_zero_shot(
     for name, rows in loaded.items():
         parts = None if parts_folder is None else Path(parts_folder) / f"{name}.jsonl"
         size = {"characters": rows.characters, "num_bytes": rows.num_bytes}
-        record = evaluate_corpus(model, rows.rows, **size, parts_file=parts, progress=progress, **options)
+        record = evaluate_corpus(
+            model, rows.rows, **size, parts_file=parts, progress=progress, **options
+        )
         source = {"source": Path(files[name]).name if name in files else SETS[name].dataset}
-        records[name] = source | {"documents": rows.counts.documents, "unknown": rows.counts.unknown} | record
-    return {"task": "zero-shot", "max_length": length, "bos_and_eos": ends[0] is not None, "sets": records}
+        records[name] = (
+            source | {"documents": rows.counts.documents, "unknown": rows.counts.unknown} | record
+        )
+    return {
+        "task": "zero-shot",
+        "max_length": length,
+        "bos_and_eos": ends[0] is not None,
+        "sets": records,
+    }
 
 
 def _from_hub(name: str, one: ZeroShotSet) -> Dataset:

@@ -1,7 +1,8 @@
-"""Public MDLM and BD3-LM checkpoints as Hub folders: read without running their code, checked, folded, completed.
+"""Public MDLM and BD3-LM checkpoints as Hub folders: read without running their code, checked,
+folded, completed.
 
-Both condition every layer on a constant (their time conditioning is off), so that the modulation of its LayerNorms and
-residual branches can be multiplied into the neighbouring weights exactly.
+Both condition every layer on a constant (their time conditioning is off), so that the modulation of
+its LayerNorms and residual branches can be multiplied into the neighbouring weights exactly.
 """
 
 import json
@@ -28,7 +29,8 @@ WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 # No weights of the network, or computed on the fly here
 _IGNORED = re.compile(r"(rotary_emb\.inv_freq$|noise\.|sampling_eps_(min|max)$)")
 ROPE_THETA = 10000.0
-# Logit bias of an entry that the checkpoint does not have: its probability is exactly zero, in float16 too
+# Logit bias of an entry that the checkpoint does not have: its probability is exactly zero, in
+# float16 too
 NEVER = -1e4
 CARD = """# {name}
 
@@ -47,7 +49,8 @@ class PublicCheckpoint:
 
     state: its weights, keys without prefixes, in the order of the file.
     settings: the content of its `config.json`, empty for a Lightning file.
-    averaged: whether the weights are a moving average; `None` if the file does not say (a Hub folder).
+    averaged: whether the weights are a moving average; `None` if the file does not say (a Hub
+    folder).
     """
 
     state: dict[str, Tensor]
@@ -56,31 +59,40 @@ class PublicCheckpoint:
 
 
 def read_public_checkpoint(path: str | os.PathLike, ema: bool | None = None) -> PublicCheckpoint:
-    """Reads the folder of a Hub repository, or a Lightning file with the moving average of the weights beside them.
+    """Reads the folder of a Hub repository, or a Lightning file with the moving average of the
+    weights beside them.
 
-    Only tensors and plain containers are made from what is read. Objects of other classes, which a Lightning file has
-    among its hyperparameters, become empty: nothing of theirs is imported or called.
+    Only tensors and plain containers are made from what is read. Objects of other classes, which a
+    Lightning file has among its hyperparameters, become empty: nothing of theirs is imported or
+    called.
 
     Args:
-        path: a folder with `config.json` and `model.safetensors` or `pytorch_model.bin`, or a file of Lightning.
-        ema: `True`, the moving average; `False`, the weights themselves; `None`, the average where there is one: it is
-            what the public code evaluates and samples with.
+        path: a folder with `config.json` and `model.safetensors` or `pytorch_model.bin`, or a file
+            of Lightning.
+        ema: `True`, the moving average; `False`, the weights themselves; `None`, the average where
+            there is one: it is what the public code evaluates and samples with.
     Raises:
-        ValueError: a path without a checkpoint, a file that is truncated or holds anything but weights, or `ema` that
-            the checkpoint cannot satisfy.
+        ValueError: a path without a checkpoint, a file that is truncated or holds anything but
+            weights, or `ema` that the checkpoint cannot satisfy.
     """
     path = Path(path)
     if path.is_dir():
         return _read_folder(path, ema)
     if not path.is_file():
-        raise ValueError(f"checkpoint {path} does not exist. Pass a Lightning file or a folder with config.json.")
+        raise ValueError(
+            f"checkpoint {path} does not exist. Pass a Lightning file or a folder with config.json."
+        )
     content = _read_pickle(path, inert=True)
     if not isinstance(content, Mapping) or "state_dict" not in content:
-        raise ValueError(f"checkpoint {path} is no Lightning file: it has no state_dict. Pass the folder of a Hub one.")
+        raise ValueError(
+            f"checkpoint {path} is no Lightning file: it has no state_dict. Pass the folder of a Hub one."
+        )
     state = _clean(content["state_dict"], path)
     average = content.get("ema")
     if ema and average is None:
-        raise ValueError(f"ema=True, but {path} has no moving average. Leave it out to convert the weights themselves.")
+        raise ValueError(
+            f"ema=True, but {path} has no moving average. Leave it out to convert the weights themselves."
+        )
     if average is None or ema is False:
         return PublicCheckpoint(state, averaged=False)
     return PublicCheckpoint(_averaged_state(state, average, path), averaged=True)
@@ -88,17 +100,27 @@ def read_public_checkpoint(path: str | os.PathLike, ema: bool | None = None) -> 
 
 def _read_folder(folder: Path, ema: bool | None) -> PublicCheckpoint:
     if ema is not None:
-        raise ValueError(f"ema={ema} is for Lightning files: the folder {folder} has one set of weights. Leave it out.")
+        raise ValueError(
+            f"ema={ema} is for Lightning files: the folder {folder} has one set of weights. Leave it out."
+        )
     found = [folder / name for name in WEIGHTS if (folder / name).is_file()]
     if not found or not (folder / "config.json").is_file():
-        raise ValueError(f"checkpoint {folder} must hold config.json and one of {WEIGHTS}. Download it again.")
+        raise ValueError(
+            f"checkpoint {folder} must hold config.json and one of {WEIGHTS}. Download it again."
+        )
     try:
         settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{folder / 'config.json'} is no JSON: {error}. Download it again.") from error
+        raise ValueError(
+            f"{folder / 'config.json'} is no JSON: {error}. Download it again."
+        ) from error
     if not isinstance(settings, dict):
-        raise ValueError(f"{folder / 'config.json'} must hold a mapping, got {type(settings).__name__}.")
-    content = _read_safetensors(found[0]) if found[0].suffix == ".safetensors" else _read_pickle(found[0])
+        raise ValueError(
+            f"{folder / 'config.json'} must hold a mapping, got {type(settings).__name__}."
+        )
+    content = (
+        _read_safetensors(found[0]) if found[0].suffix == ".safetensors" else _read_pickle(found[0])
+    )
     return PublicCheckpoint(_clean(content, found[0]), settings)
 
 
@@ -106,18 +128,33 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except SafetensorError as error:
-        raise ValueError(f"{path} is truncated or no safetensors file: {error}. Download it again.") from error
+        raise ValueError(
+            f"{path} is truncated or no safetensors file: {error}. Download it again."
+        ) from error
 
 
 def _read_pickle(path: Path, inert: bool = False) -> Any:
-    """What `torch.save` wrote; with `inert`, objects that are neither tensors nor plain become empty."""
+    """What `torch.save` wrote; with `inert`, objects that are neither tensors nor plain become
+    empty."""
     try:
         foreign = torch.serialization.get_unsafe_globals_in_checkpoint(path) if inert else []
         with torch.serialization.safe_globals([_inert_class(name) for name in foreign]):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, KeyError, TypeError, AttributeError) as error:
+    except (
+        pickle.UnpicklingError,
+        RuntimeError,
+        ValueError,
+        EOFError,
+        KeyError,
+        TypeError,
+        AttributeError,
+    ) as error:
         # torch's own text first advises to load the file without protection
-        reason = re.split(r"trusted source\.|WeightsUnpickler error:", str(error))[-1].strip().split("\n")[0][:200]
+        reason = (
+            re.split(r"trusted source\.|WeightsUnpickler error:", str(error))[-1]
+            .strip()
+            .split("\n")[0][:200]
+        )
         raise ValueError(
             f"{path} is truncated, or holds more than weights, and was not read further: {reason}. Download it again "
             "from a place that you trust; nothing of it was run."
@@ -125,7 +162,8 @@ def _read_pickle(path: Path, inert: bool = False) -> Any:
 
 
 class _Inert:
-    """In place of any object of a foreign class: takes whatever it is built from, and keeps nothing."""
+    """In place of any object of a foreign class: takes whatever it is built from, and keeps
+    nothing."""
 
     def __new__(cls, *_, **__):
         return super().__new__(cls)
@@ -144,26 +182,42 @@ def _inert_class(name: str) -> type:
 
 
 def _clean(content: Any, path: Path) -> dict[str, Tensor]:
-    """Keys without the prefixes of Lightning, of the Hub class and of `torch.compile`; all values are tensors."""
+    """Keys without the prefixes of Lightning, of the Hub class and of `torch.compile`; all values
+    are tensors."""
     if not isinstance(content, Mapping):
-        raise ValueError(f"{path} must hold a mapping of names to weights, got {type(content).__name__}.")
-    wrong = [key for key, value in content.items() if not (isinstance(key, str) and isinstance(value, Tensor))]
+        raise ValueError(
+            f"{path} must hold a mapping of names to weights, got {type(content).__name__}."
+        )
+    wrong = [
+        key
+        for key, value in content.items()
+        if not (isinstance(key, str) and isinstance(value, Tensor))
+    ]
     if wrong:
-        raise ValueError(f"{path} has entries that are no weights: {wrong[:5]}. It is no MDLM or BD3-LM.")
+        raise ValueError(
+            f"{path} has entries that are no weights: {wrong[:5]}. It is no MDLM or BD3-LM."
+        )
     return _strip(content)
 
 
 def _strip(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {key.replace("_orig_mod.", "").removeprefix("backbone."): value for key, value in state.items()}
+    return {
+        key.replace("_orig_mod.", "").removeprefix("backbone."): value
+        for key, value in state.items()
+    }
 
 
 def _averaged_state(state: dict[str, Tensor], average: Any, path: Path) -> dict[str, Tensor]:
-    """`state` with the moving average of its parameters, which are listed without names, in the order of the module."""
+    """`state` with the moving average of its parameters, which are listed without names, in the
+    order of the module."""
     shadow = average.get("shadow_params") if isinstance(average, Mapping) else None
     layout = public_layout(state)
     names = list(layout) + [key for key in state if key.startswith("noise.")]
     expected = [tuple(state[name].shape) if name in state else None for name in names]
-    if not isinstance(shadow, list) or [tuple(getattr(one, "shape", ())) for one in shadow] != expected:
+    if (
+        not isinstance(shadow, list)
+        or [tuple(getattr(one, "shape", ())) for one in shadow] != expected
+    ):
         raise ValueError(
             f"ema of {path} does not belong to its weights: their numbers, order or shapes differ. Pass ema=False "
             "(--no_ema) to convert the weights themselves."
@@ -171,14 +225,15 @@ def _averaged_state(state: dict[str, Tensor], average: Any, path: Path) -> dict[
     return {**state, **dict(zip(names, shadow, strict=True))}
 
 
-# ---------------------------------------------------------------------------------------------- sizes and layout
+# ----------------------------------------------------------------------------------------------
+# sizes and layout
 
 
 def public_layout(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     """Name and shape of every parameter of the public network, in the order of its module.
 
-    The sizes are those of `state` (keys without prefixes): vocabulary and width of the embedding, width of the MLP and
-    of the conditioning, number of blocks.
+    The sizes are those of `state` (keys without prefixes): vocabulary and width of the embedding,
+    width of the MLP and of the conditioning, number of blocks.
 
     Raises:
         ValueError: if `state` lacks the weights that tell the sizes.
@@ -190,7 +245,9 @@ def public_layout(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
         tell[key] = tuple(state[key].shape)
     (vocabulary, width), (inner, _), (condition, sinusoid) = tell.values()
     layout = {"vocab_embed.embedding": (vocabulary, width)}
-    layout |= _linear("sigma_map.mlp.0", condition, sinusoid) | _linear("sigma_map.mlp.2", condition, condition)
+    layout |= _linear("sigma_map.mlp.0", condition, sinusoid) | _linear(
+        "sigma_map.mlp.2", condition, condition
+    )
     for index in range(_num_blocks(state)):
         block = f"blocks.{index}"
         layout[f"{block}.norm1.weight"] = (width,)
@@ -209,7 +266,9 @@ def _linear(name: str, outputs: int, inputs: int) -> dict[str, tuple[int, ...]]:
 
 
 def _num_blocks(state: Mapping[str, Tensor]) -> int:
-    return 1 + max((int(key.split(".")[1]) for key in state if re.match(r"blocks\.\d+\.", key)), default=-1)
+    return 1 + max(
+        (int(key.split(".")[1]) for key in state if re.match(r"blocks\.\d+\.", key)), default=-1
+    )
 
 
 def _check_layout(state: Mapping[str, Tensor]) -> None:
@@ -218,10 +277,14 @@ def _check_layout(state: Mapping[str, Tensor]) -> None:
         if key not in state:
             raise ValueError(f"state lacks the key {key!r}: it is no complete MDLM or BD3-LM.")
         if tuple(state[key].shape) != shape:
-            raise ValueError(f"state has {key!r} of shape {tuple(state[key].shape)}, its other weights need {shape}.")
+            raise ValueError(
+                f"state has {key!r} of shape {tuple(state[key].shape)}, its other weights need {shape}."
+            )
     unknown = sorted(key for key in state if key not in layout and not _IGNORED.match(key))
     if unknown:
-        raise ValueError(f"state has unknown keys {unknown}: convert only checkpoints of MDLM and BD3-LM.")
+        raise ValueError(
+            f"state has unknown keys {unknown}: convert only checkpoints of MDLM and BD3-LM."
+        )
 
 
 # -------------------------------------------------------------------------------------------------------- folding
@@ -231,11 +294,11 @@ def fold_mdlm_state_dict(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Weights of `LoMDMForMaskedDiffusion` (backbone and LM head) from those of an MDLM or BD3-LM.
 
     Args:
-        state: the state dict of the public layout, which is the same for both, keys with or without the prefixes
-            `backbone.` and `_orig_mod.`.
+        state: the state dict of the public layout, which is the same for both, keys with or without
+            the prefixes `backbone.` and `_orig_mod.`.
     Returns:
-        Float32 weights under the names of `LoMDMForMaskedDiffusion(rate_type="uniform")`; for a BD3-LM the model has
-        its `block_size`, which is not in the weights.
+        Float32 weights under the names of `LoMDMForMaskedDiffusion(rate_type="uniform")`; for a
+        BD3-LM the model has its `block_size`, which is not in the weights.
     Raises:
         ValueError: if keys are missing or unknown or shapes wrong, with their names.
     """
@@ -251,20 +314,30 @@ def fold_mdlm_state_dict(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _condition(state: dict[str, Tensor]) -> Tensor:
-    """The constant conditioning vector: the embedding of sigma = 0, whose cosines are ones and sines zeros."""
+    """The constant conditioning vector: the embedding of sigma = 0, whose cosines are ones and
+    sines zeros."""
     weight = state["sigma_map.mlp.0.weight"]
     half = weight.shape[1] // 2
     sinusoid = torch.cat((weight.new_ones(half), weight.new_zeros(weight.shape[1] - half)))
     hidden = nn.functional.silu(weight @ sinusoid + state["sigma_map.mlp.0.bias"])
-    return nn.functional.silu(state["sigma_map.mlp.2.weight"] @ hidden + state["sigma_map.mlp.2.bias"])
+    return nn.functional.silu(
+        state["sigma_map.mlp.2.weight"] @ hidden + state["sigma_map.mlp.2.bias"]
+    )
 
 
-def _modulation(state: dict[str, Tensor], prefix: str, condition: Tensor, chunks: int) -> tuple[Tensor, ...]:
-    weight, bias = state[f"{prefix}adaLN_modulation.weight"], state[f"{prefix}adaLN_modulation.bias"]
+def _modulation(
+    state: dict[str, Tensor], prefix: str, condition: Tensor, chunks: int
+) -> tuple[Tensor, ...]:
+    weight, bias = (
+        state[f"{prefix}adaLN_modulation.weight"],
+        state[f"{prefix}adaLN_modulation.bias"],
+    )
     return (weight @ condition + bias).chunk(chunks)
 
 
-def _fold_block(state: dict[str, Tensor], source: str, target: str, condition: Tensor) -> dict[str, Tensor]:
+def _fold_block(
+    state: dict[str, Tensor], source: str, target: str, condition: Tensor
+) -> dict[str, Tensor]:
     shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = _modulation(state, source, condition, 6)
     return {
         f"{target}attention_norm.weight": state[f"{source}norm1.weight"] * (1 + scale_1),
@@ -290,7 +363,8 @@ def _fold_output(state: dict[str, Tensor], condition: Tensor) -> dict[str, Tenso
     }
 
 
-# --------------------------------------------------------------------------------------------- the configuration
+# --------------------------------------------------------------------------------------------- the
+# configuration
 
 
 def public_config(
@@ -299,21 +373,29 @@ def public_config(
     max_length: int | None = None,
     mask_token_id: int | None = None,
 ) -> LoMDMConfig:
-    """The configuration of a checkpoint: from its `config.json`, from its shapes, and from what the caller adds.
+    """The configuration of a checkpoint: from its `config.json`, from its shapes, and from what the
+    caller adds.
 
     Args:
         checkpoint: as `read_public_checkpoint` gives it.
         block_size: of a BD3-LM whose settings do not say it.
-        max_length: tokens per text in its training, if its settings do not say it: nothing in the weights does.
-        mask_token_id: if its settings do not say it; default the last id, as in the models with GPT-2's vocabulary.
+        max_length: tokens per text in its training, if its settings do not say it: nothing in the
+            weights does.
+        mask_token_id: if its settings do not say it; default the last id, as in the models with
+            GPT-2's vocabulary.
     Raises:
-        ValueError: settings that contradict the weights or the arguments, models that do not fold (autoregressive,
-            conditioned on the time), or a size that is nowhere to be found.
+        ValueError: settings that contradict the weights or the arguments, models that do not fold
+            (autoregressive, conditioned on the time), or a size that is nowhere to be found.
     """
     state, settings = checkpoint.state, checkpoint.settings
-    for name, wrong in (("causal", "autoregressive"), ("time_conditioning", "conditioned on the time")):
+    for name, wrong in (
+        ("causal", "autoregressive"),
+        ("time_conditioning", "conditioned on the time"),
+    ):
         if settings.get(name):
-            raise ValueError(f"the config has {name}={settings[name]!r}: a model that is {wrong} cannot be converted.")
+            raise ValueError(
+                f"the config has {name}={settings[name]!r}: a model that is {wrong} cannot be converted."
+            )
     vocabulary, width = public_layout(state)["vocab_embed.embedding"]
     sizes = {"vocab_size": vocabulary, "hidden_dim": width, "n_blocks": _num_blocks(state)}
     for name, found in sizes.items():
@@ -323,11 +405,15 @@ def public_config(
             )
     length = _one_of("max_length", settings.get("model_length"), max_length)
     if length is None:
-        raise ValueError("max_length is not in the file. Pass --max_length, the tokens per text it was trained on.")
+        raise ValueError(
+            "max_length is not in the file. Pass --max_length, the tokens per text it was trained on."
+        )
     mask = _one_of("mask_token_id", settings.get("mask_token_id"), mask_token_id)
     block_size = _one_of("block_size", settings.get("block_size"), block_size)
     if block_size is None and "sampling_eps_min" in state:
-        raise ValueError("the weights are those of a BD3-LM, whose block_size is not in the file. Pass --block_size.")
+        raise ValueError(
+            "the weights are those of a BD3-LM, whose block_size is not in the file. Pass --block_size."
+        )
     config = LoMDMConfig(
         vocab_size=vocabulary,
         hidden_size=width,
@@ -348,7 +434,9 @@ def public_config(
 
 def _one_of(name: str, stored: Any, given: Any) -> Any:
     if None not in (stored, given) and stored != given:
-        raise ValueError(f"{name} is {given}, but the checkpoint's config says {stored}. Leave it out.")
+        raise ValueError(
+            f"{name} is {given}, but the checkpoint's config says {stored}. Leave it out."
+        )
     return given if stored is None else stored
 
 
@@ -356,21 +444,28 @@ def _num_heads(state: dict[str, Tensor], stored: int | None, width: int) -> int:
     """Heads from the config or from the rotary frequencies, of which a head has half its size."""
     frequencies = state.get("rotary_emb.inv_freq")
     if frequencies is None and stored is None:
-        raise ValueError("the number of heads is neither in a config (n_heads) nor in the weights (inv_freq).")
+        raise ValueError(
+            "the number of heads is neither in a config (n_heads) nor in the weights (inv_freq)."
+        )
     if frequencies is None:
         return stored
     heads = width // (2 * len(frequencies))
     if stored not in (None, heads):
-        raise ValueError(f"the config has n_heads={stored}, the rotary frequencies are those of {heads} heads.")
+        raise ValueError(
+            f"the config has n_heads={stored}, the rotary frequencies are those of {heads} heads."
+        )
     expected = ROPE_THETA ** -(torch.arange(len(frequencies)) / len(frequencies))
     # 1e-2: the frequencies may be stored in bfloat16
     if not torch.allclose(frequencies.float(), expected, rtol=1e-2, atol=0):
-        raise ValueError(f"rotary_emb.inv_freq is not of base {ROPE_THETA:.0f}: this is another network.")
+        raise ValueError(
+            f"rotary_emb.inv_freq is not of base {ROPE_THETA:.0f}: this is another network."
+        )
     return heads
 
 
 def _check_mask(state: dict[str, Tensor], mask_token_id: int) -> None:
-    """The mask's row of the output starts at zero and never learns: one dead row alone tells which it is."""
+    """The mask's row of the output starts at zero and never learns: one dead row alone tells which
+    it is."""
     rows, bias = state["output_layer.linear.weight"], state["output_layer.linear.bias"]
     dead = ((rows == 0).all(dim=1) & (bias == 0)).nonzero().flatten().tolist()
     if len(dead) == 1 and dead[0] != mask_token_id:
@@ -380,17 +475,20 @@ def _check_mask(state: dict[str, Tensor], mask_token_id: int) -> None:
         )
 
 
-# ----------------------------------------------------------------------------------------------- tokenizer and all
+# -----------------------------------------------------------------------------------------------
+# tokenizer and all
 
 
 def fit_tokenizer(tokenizer: PreTrainedTokenizerBase, config: LoMDMConfig) -> None:
-    """Completes `tokenizer` as the checkpoint has it, and `config` by what the tokenizer knows, both in place.
+    """Completes `tokenizer` as the checkpoint has it, and `config` by what the tokenizer knows,
+    both in place.
 
-    The mask gets the checkpoint's id for it. A padding token that the checkpoint does not have gets an id of its own
-    behind the vocabulary, never the mask's, and `config.vocab_size` grows by it.
+    The mask gets the checkpoint's id for it. A padding token that the checkpoint does not have gets
+    an id of its own behind the vocabulary, never the mask's, and `config.vocab_size` grows by it.
 
     Raises:
-        ValueError: if the tokenizer is not the checkpoint's: another vocabulary size or another id of the mask.
+        ValueError: if the tokenizer is not the checkpoint's: another vocabulary size or another id
+            of the mask.
     """
     complete_special_tokens(tokenizer)
     ids = special_token_ids(tokenizer)
@@ -425,16 +523,21 @@ def convert_checkpoint(
     Args:
         checkpoint, ema: as for `read_public_checkpoint`.
         output: a folder that does not exist yet, or is empty.
-        tokenizer: the one that the checkpoint was trained with, completed in place; `None` writes none.
-        block_size, max_length, mask_token_id: as for `public_config`; a tokenizer with a mask token knows its id.
+        tokenizer: the one that the checkpoint was trained with, completed in place; `None` writes
+            none.
+        block_size, max_length, mask_token_id: as for `public_config`; a tokenizer with a mask token
+            knows its id.
     Returns:
         The path of the written folder, whose weights are float32.
     Raises:
-        ValueError: as the functions named above, and if `output` holds something. Nothing is written then.
+        ValueError: as the functions named above, and if `output` holds something. Nothing is
+            written then.
     """
     output = Path(output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ValueError(f"output {output} exists already. Pass a folder that does not, or empty it.")
+        raise ValueError(
+            f"output {output} exists already. Pass a folder that does not, or empty it."
+        )
     source = read_public_checkpoint(checkpoint, ema)
     if mask_token_id is None and "mask_token_id" not in source.settings and tokenizer is not None:
         mask_token_id = tokenizer.mask_token_id
@@ -445,16 +548,30 @@ def convert_checkpoint(
         weights = _grow(weights, config.vocab_size)
     model = LoMDMForMaskedDiffusion(config)
     model.load_state_dict(weights, strict=True)
-    kinds = {None: "as published", True: "moving average of the weights", False: "weights without moving average"}
+    kinds = {
+        None: "as published",
+        True: "moving average of the weights",
+        False: "weights without moving average",
+    }
     system = "MDLM" if config.block_size is None else f"BD3-LM (blocks of {config.block_size})"
-    card = CARD.format(name=output.name, system=system, source=Path(checkpoint).name, weights=kinds[source.averaged])
+    card = CARD.format(
+        name=output.name,
+        system=system,
+        source=Path(checkpoint).name,
+        weights=kinds[source.averaged],
+    )
     return export_to_hub_folder(model, output, tokenizer, model_card=card)
 
 
 def _grow(weights: dict[str, Tensor], vocab_size: int) -> dict[str, Tensor]:
-    """Rows for ids that the checkpoint does not have: they are never predicted and embedded as zero."""
+    """Rows for ids that the checkpoint does not have: they are never predicted and embedded as
+    zero."""
     grown = dict(weights)
-    for name, fill in (("model.embed_tokens.weight", 0.0), ("lm_head.weight", 0.0), ("lm_head.bias", NEVER)):
+    for name, fill in (
+        ("model.embed_tokens.weight", 0.0),
+        ("lm_head.weight", 0.0),
+        ("lm_head.bias", NEVER),
+    ):
         value = weights[name]
         rows = value.new_full((vocab_size - len(value), *value.shape[1:]), fill)
         grown[name] = torch.cat((value, rows))

@@ -1,4 +1,5 @@
-"""One folder for the Hub from a trained model: weights once, tokenizer, scheduler, code and card."""
+"""One folder for the Hub from a trained model: weights once, tokenizer, scheduler, code and
+card."""
 
 import copy
 import os
@@ -26,32 +27,38 @@ def export_to_hub_folder(
     model_card: str | None = None,
     **save_options,
 ) -> Path:
-    """Writes the Hub folder of a model, as `LoMDMPipeline.save_pretrained` lays it out, and uploads it if asked to.
+    """Writes the Hub folder of a model, as `LoMDMPipeline.save_pretrained` lays it out, and uploads
+    it if asked to.
 
     Args:
-        model: a model, which is left as it is, or the folder of a checkpoint. In a trainer's `checkpoint-N` that has a
-            moving average of the weights (`ema.safetensors`), the average is what is exported.
-        output: the folder to write; it may be the folder of the checkpoint, unless that one has a moving average.
+        model: a model, which is left as it is, or the folder of a checkpoint. In a trainer's
+            `checkpoint-N` that has a moving average of the weights (`ema.safetensors`), the average
+            is what is exported.
+        output: the folder to write; it may be the folder of the checkpoint, unless that one has a
+            moving average.
         tokenizer: default: the one in the checkpoint's folder, if there is one.
-        scheduler_config: settings of `LoMDMScheduler`, such as `{"sampler": "ancestral"}`; they change those of the
-            checkpoint's folder, or the default ones if it has none.
+        scheduler_config: settings of `LoMDMScheduler`, such as `{"sampler": "ancestral"}`; they
+            change those of the checkpoint's folder, or the default ones if it has none.
         dtype: of the exported floating-point weights; default: as they are.
-        model_card: text of `README.md`; default: the card that somebody wrote for `output` or for the checkpoint; else
-            one from the checkpoint's `training_record.json`, with a picture of the order if matplotlib is there; else
-            a line that promises nothing.
-        save_options: `push_to_hub`, `repo_id`, `private`, `token`, `commit_message`, `max_shard_size` of
-            `LoMDMPipeline.save_pretrained`.
+        model_card: text of `README.md`; default: the card that somebody wrote for `output` or for
+            the checkpoint; else one from the checkpoint's `training_record.json`, with a picture of
+            the order if matplotlib is there; else a line that promises nothing.
+        save_options: `push_to_hub`, `repo_id`, `private`, `token`, `commit_message`,
+            `max_shard_size` of `LoMDMPipeline.save_pretrained`.
     Returns:
         The path of the written folder.
     Raises:
-        ValueError: as `LoMDMPipeline.save_pretrained`, if `dtype` is not a floating-point type, if the moving average
-            does not fit the model, and if its checkpoint would be overwritten.
-        OSError: if the checkpoint cannot be read or the folder cannot be written; nothing is half written then.
-        ConnectionError: if the upload fails (an `OSError` too): the folder is complete, the repository as it was, and
-            the same call again completes it.
+        ValueError: as `LoMDMPipeline.save_pretrained`, if `dtype` is not a floating-point type, if
+            the moving average does not fit the model, and if its checkpoint would be overwritten.
+        OSError: if the checkpoint cannot be read or the folder cannot be written; nothing is half
+            written then.
+        ConnectionError: if the upload fails (an `OSError` too): the folder is complete, the
+            repository as it was, and the same call again completes it.
     """
     if dtype is not None and not dtype.is_floating_point:
-        raise ValueError(f"dtype must be a floating-point type, got {dtype}. Pass for example torch.bfloat16.")
+        raise ValueError(
+            f"dtype must be a floating-point type, got {dtype}. Pass for example torch.bfloat16."
+        )
     settings, output = {}, Path(output)
     record, picture = None, False
     if isinstance(model, (str, os.PathLike)):
@@ -59,15 +66,25 @@ def export_to_hub_folder(
         model_card = _hand_written(Path(model), output) if model_card is None else model_card
         source = _load(Path(model), output, dtype)
         model, tokenizer = source.model, tokenizer or source.tokenizer
-        settings = {name: value for name, value in source.scheduler.config.items() if not name.startswith("_")}
+        settings = {
+            name: value
+            for name, value in source.scheduler.config.items()
+            if not name.startswith("_")
+        }
     else:
         model = model if dtype is None else copy.deepcopy(model).to(dtype)
         settings["block_size"] = model.config.block_size
     settings |= {**(scheduler_config or {}), "mask_token_id": model.config.mask_token_id}
     pipe = LoMDMPipeline(model, LoMDMScheduler(**settings), tokenizer)
-    if record is not None and model_card is None and not cards.is_written_by_hand(output / "README.md"):
+    if (
+        record is not None
+        and model_card is None
+        and not cards.is_written_by_hand(output / "README.md")
+    ):
         name, picture = save_options.get("repo_id") or output.resolve().name, cards.can_draw(pipe)
-        model_card = cards.model_card(name, cards.describe_diffusion(model.config), record, picture=picture)
+        model_card = cards.model_card(
+            name, cards.describe_diffusion(model.config), record, picture=picture
+        )
     repo_id = save_options.get("repo_id") or output.name
     with explained_upload(f"{output} is written, but was not uploaded to {repo_id}"):
         pipe.save_pretrained(output, model_card=model_card, **save_options)
@@ -78,16 +95,21 @@ def export_to_hub_folder(
     return output
 
 
-def _add_record(pipe: LoMDMPipeline, output: Path, record: cards.TrainingRecord, picture: bool) -> None:
+def _add_record(
+    pipe: LoMDMPipeline, output: Path, record: cards.TrainingRecord, picture: bool
+) -> None:
     record.save(output)
     if picture:
         cards.draw_picture(pipe, output / cards.PICTURE_FILE)
 
 
 def _upload_record(output: Path, options: dict[str, Any]) -> None:
-    """The record and the picture: they belong to the card, not to the pipeline, which has uploaded the rest."""
+    """The record and the picture: they belong to the card, not to the pipeline, which has uploaded
+    the rest."""
     api, names = HfApi(token=options.get("token")), [cards.RECORD_FILE, cards.PICTURE_FILE]
-    api.upload_folder(repo_id=options.get("repo_id") or output.name, folder_path=output, allow_patterns=names)
+    api.upload_folder(
+        repo_id=options.get("repo_id") or output.name, folder_path=output, allow_patterns=names
+    )
 
 
 def _hand_written(source: Path, output: Path) -> str | None:
@@ -97,7 +119,8 @@ def _hand_written(source: Path, output: Path) -> str | None:
 
 
 def _load(folder: Path, output: Path, dtype: torch.dtype | None) -> LoMDMPipeline:
-    """The pipeline of a checkpoint, with the moving average of its weights if there is one, in `dtype`."""
+    """The pipeline of a checkpoint, with the moving average of its weights if there is one, in
+    `dtype`."""
     if (folder / AVERAGE).is_file() and output.resolve() == folder.resolve():
         raise ValueError(
             f"output {output} is the checkpoint itself: its training weights would be replaced by their average "
@@ -105,7 +128,9 @@ def _load(folder: Path, output: Path, dtype: torch.dtype | None) -> LoMDMPipelin
         )
     kind = LoMDMConfig.get_config_dict(folder)[0].get("model_type") or "lomdm"
     if not kind.startswith("lomdm"):
-        raise ValueError(f"{folder} holds a {kind}, which needs no code of ours: it loads and uploads as it is.")
+        raise ValueError(
+            f"{folder} holds a {kind}, which needs no code of ours: it loads and uploads as it is."
+        )
     pipe = LoMDMPipeline.from_pretrained(folder)
     pipe = pipe if dtype is None else pipe.to(dtype)
     take_average(pipe.model, folder)

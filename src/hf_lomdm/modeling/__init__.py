@@ -1,4 +1,5 @@
-"""Configuration, process and model. These files also travel to the Hub, where they load without the package.
+"""Configuration, process and model. These files also travel to the Hub, where they load without the
+package.
 
 Importing them makes the Auto classes of transformers know the model, so that no remote code runs.
 """

@@ -18,13 +18,16 @@ from .process_lomdm import at_least_float32, position_ids
 
 # Attention implementations that take a mask of any shape; flash attention takes padding alone.
 BLOCK_ATTENTION = ("eager", "sdpa", "flex_attention")
-QUERY_CHUNK = 256  # queries that attend together with blocks: shorter skips more keys, longer makes fewer calls
+# queries that attend together with blocks: shorter skips more keys, longer makes fewer calls
+QUERY_CHUNK = 256
 
 
 class QueryChunk(NamedTuple):
-    """Neighbouring positions of a row, where the keys lie that any of them may see, and the mask of these.
+    """Neighbouring positions of a row, where the keys lie that any of them may see, and the mask of
+    these.
 
-    With blocks most pairs of positions do not see each other; a mask over all of them would cost as if they did.
+    With blocks most pairs of positions do not see each other; a mask over all of them would cost as
+    if they did.
     """
 
     queries: slice
@@ -33,7 +36,8 @@ class QueryChunk(NamedTuple):
 
 
 def query_dtype(hidden: Tensor) -> torch.dtype:
-    """The precision of queries and keys that are made of hidden states: that of autocast where it is on."""
+    """The precision of queries and keys that are made of hidden states: that of autocast where it
+    is on."""
     kind = hidden.device.type
     autocast = torch.is_autocast_enabled(kind) and hidden.dtype != torch.float64
     return torch.get_autocast_dtype(kind) if autocast else hidden.dtype
@@ -44,36 +48,44 @@ def rotary_tables(position: Tensor, head_size: int, theta: float) -> tuple[Tenso
 
     Computed in every pass: non-persistent buffers hold garbage after `from_pretrained`.
     """
-    exponent = torch.arange(0, head_size, 2, device=position.device, dtype=torch.float32) / head_size
+    exponent = (
+        torch.arange(0, head_size, 2, device=position.device, dtype=torch.float32) / head_size
+    )
     angle = position[:, None, :, None].float() * theta**-exponent  # [B, 1, L, head_size / 2]
     angle = torch.cat((angle, angle), dim=-1)
     return angle.cos(), angle.sin()
 
 
 def rotate(states: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
-    """Turns each pair `(j, j + head_size / 2)` of `states` `[B, H, L, head_size]` by the angle of its position."""
+    """Turns each pair `(j, j + head_size / 2)` of `states` `[B, H, L, head_size]` by the angle of
+    its position."""
     cos, sin = rotary
     first, second = states.chunk(2, dim=-1)
     return (states * cos + torch.cat((-second, first), dim=-1) * sin).to(states.dtype)
 
 
 def attention_inputs(
-    config: LoMDMConfig, hidden: Tensor, attention_mask: Tensor | None, num_copies: int = 1, past_length: int = 0
+    config: LoMDMConfig,
+    hidden: Tensor,
+    attention_mask: Tensor | None,
+    num_copies: int = 1,
+    past_length: int = 0,
 ) -> tuple:
-    """The attention mask in the form of the attention implementation (`None` = no mask; with blocks a list of
-    `QueryChunk`, or one mask for FlexAttention and the compiler), and the rotary tables.
+    """The attention mask in the form of the attention implementation (`None` = no mask; with blocks
+    a list of `QueryChunk`, or one mask for FlexAttention and the compiler), and the rotary tables.
 
     Args:
         hidden: `[B, C * L, D]`, one copy of each text after the other (`LoMDMModel.forward`).
-        attention_mask: `[B, P + L]`, 1 = real, of the `P` positions in a cache and the `L` new ones; longer where
-            positions in front of them have left the cache again.
+        attention_mask: `[B, P + L]`, 1 = real, of the `P` positions in a cache and the `L` new
+            ones; longer where positions in front of them have left the cache again.
         num_copies: `C`. past_length: `P`.
     """
     length = hidden.shape[1] // num_copies
     held = past_length + length
     total = held if attention_mask is None else attention_mask.shape[1]
     position = position_ids(attention_mask, total, hidden.device)[:, total - held :]
-    new = position[:, past_length:].repeat(1, num_copies)  # every copy has the positions of its text
+    # every copy has the positions of its text
+    new = position[:, past_length:].repeat(1, num_copies)
     rotary = rotary_tables(new, config.hidden_size // config.num_attention_heads, config.rope_theta)
     if config.block_size is not None:
         attention_mask = None if attention_mask is None else attention_mask[:, total - held :]
@@ -82,25 +94,35 @@ def attention_inputs(
         return None, rotary
     real, eager = attention_mask.to(torch.bool), config._attn_implementation == "eager"
     if hidden.device.type == "cpu" or not (eager or config._attn_implementation == "sdpa"):
-        return create_bidirectional_mask(config=config, inputs_embeds=hidden, attention_mask=real), rotary
+        return create_bidirectional_mask(
+            config=config, inputs_embeds=hidden, attention_mask=real
+        ), rotary
     # the same, but transformers looks whether the mask is all ones, for which the host would wait
     mask = real[:, None, None].expand(-1, 1, hidden.shape[1], -1)  # [B, 1, L, L]
-    return hidden.new_zeros(()).where(mask, torch.finfo(hidden.dtype).min) if eager else mask, rotary
+    return hidden.new_zeros(()).where(
+        mask, torch.finfo(hidden.dtype).min
+    ) if eager else mask, rotary
 
 
 def chunk_positions(
-    config: LoMDMConfig, length: int, num_copies: int = 1, past_length: int = 0, padded: bool = False
+    config: LoMDMConfig,
+    length: int,
+    num_copies: int = 1,
+    past_length: int = 0,
+    padded: bool = False,
 ) -> Iterator[tuple[slice, tuple[slice, ...]]]:
     """Queries and keys of every `QueryChunk`; arguments as in `attention_inputs`.
 
-    Where texts are `padded`, blocks begin anywhere, and there may be up to a block of keys more on each side.
+    Where texts are `padded`, blocks begin anywhere, and there may be up to a block of keys more on
+    each side.
     """
     size, total = config.block_size, past_length + length
     reach = -(-config.max_position_embeddings // size) * size
     for copy in range(num_copies):
         for start in range(0, length, QUERY_CHUNK):
             stop = min(start + QUERY_CHUNK, length)
-            first, last = past_length + start, past_length + stop  # of these in their copy of the keys
+            # of these in their copy of the keys
+            first, last = past_length + start, past_length + stop
             if padded:
                 far, before, near, end = first - reach, last, first - size + 1, last + size - 1
             else:
@@ -115,8 +137,9 @@ def chunk_positions(
 def take_slices(values: Tensor, wanted: Sequence[tuple[slice, ...]], dim: int) -> list[Tensor]:
     """For each of `wanted` its parts of `values` along a dimension, one behind the other.
 
-    For gradients `values` is cut once for all, so that they are summed piece by piece: that of a view would each be as
-    long as `values`. The price is a copy of each of `wanted` that is not one piece.
+    For gradients `values` is cut once for all, so that they are summed piece by piece: that of a
+    view would each be as long as `values`. The price is a copy of each of `wanted` that is not one
+    piece.
     """
     if not values.requires_grad and len(wanted) > 1:
         return [one for parts in wanted for one in take_slices(values, [parts], dim)]
@@ -124,15 +147,26 @@ def take_slices(values: Tensor, wanted: Sequence[tuple[slice, ...]], dim: int) -
     edges = sorted(edges | {0, values.shape[dim]})
     pieces = values.split([end - start for start, end in pairwise(edges)], dim)
     pieces = dict(zip(edges[:-1], pieces, strict=True))
-    of_each = ([pieces[at] for part in parts for at in pieces if part.start <= at < part.stop] for parts in wanted)
+    of_each = (
+        [pieces[at] for part in parts for at in pieces if part.start <= at < part.stop]
+        for parts in wanted
+    )
     return [one[0] if len(one) == 1 else torch.cat(one, dim) for one in of_each]
 
 
-def block_mask(config: LoMDMConfig, hidden: Tensor, attention_mask: Tensor | None, position: Tensor, num_copies: int):
-    """Who attends to whom with blocks: its own block in its own copy, and the blocks before in the clean copy.
+def block_mask(
+    config: LoMDMConfig,
+    hidden: Tensor,
+    attention_mask: Tensor | None,
+    position: Tensor,
+    num_copies: int,
+):
+    """Who attends to whom with blocks: its own block in its own copy, and the blocks before in the
+    clean copy.
 
-    Copy 0 is clean. Blocks further back than `max_position_embeddings` are out of reach, so that long texts see what
-    the model was trained on. Arguments as in `attention_inputs`; `position` is `[B or 1, P + L]`.
+    Copy 0 is clean. Blocks further back than `max_position_embeddings` are out of reach, so that
+    long texts see what the model was trained on. Arguments as in `attention_inputs`; `position` is
+    `[B or 1, P + L]`.
     """
     size, (batch, width), total = config.block_size, hidden.shape[:2], position.shape[1]
     past, reach = total - width // num_copies, -(-config.max_position_embeddings // size)
@@ -162,21 +196,30 @@ def block_mask(config: LoMDMConfig, hidden: Tensor, attention_mask: Tensor | Non
         return create_bidirectional_mask(
             config=config, inputs_embeds=hidden, attention_mask=real, and_mask_function=allowed
         )
-    # broadcast by hand: for a function of ours transformers would use vmap, which costs milliseconds per mask
-    row, every = torch.arange(block.shape[0], device=hidden.device), torch.arange(copy.shape[0], device=hidden.device)
+    # broadcast by hand: for a function of ours transformers would use vmap, which costs
+    # milliseconds per mask
+    row, every = (
+        torch.arange(block.shape[0], device=hidden.device),
+        torch.arange(copy.shape[0], device=hidden.device),
+    )
     row, zero = row[:, None, None, None], hidden.new_zeros((), dtype=query_dtype(hidden))
 
     def added(query, key):  # [B or 1, 1, Q, K]
         mask = allowed(row, 0, query, key)
-        if padded:  # it sees itself, for its block may lie elsewhere and a softmax over nothing is NaN
+        # it sees itself, for its block may lie elsewhere and a softmax over nothing is NaN
+        if padded:
             mask = (mask & real[:, None, None, key]) | (key == query + past)
         # to be added, as wide as queries are: else SDPA would make it anew in each layer
         return zero.where(mask, torch.finfo(zero.dtype).min)
 
-    if torch.compiler.is_compiling() and num_copies == 1:  # chunks would need a graph for each length
+    # chunks would need a graph for each length
+    if torch.compiler.is_compiling() and num_copies == 1:
         return added(every[: total - past, None], every)
     parts = chunk_positions(config, width // num_copies, num_copies, past, padded)
-    return [QueryChunk(at, keys, added(every[at, None], take_slices(every, [keys], 0)[0])) for at, keys in parts]
+    return [
+        QueryChunk(at, keys, added(every[at, None], take_slices(every, [keys], 0)[0]))
+        for at, keys in parts
+    ]
 
 
 def eager_attention(
@@ -188,7 +231,8 @@ def eager_attention(
     scaling: float,
     **kwargs,
 ) -> tuple[Tensor, Tensor]:
-    """Plain attention with transformers' signature: `[B, H, L, head_size]` in, `[B, L, H, head_size]` out."""
+    """Plain attention with transformers' signature: `[B, H, L, head_size]` in, `[B, L, H,
+    head_size]` out."""
     weights = query @ key.transpose(2, 3) * scaling  # [B, H, L, L]
     if attention_mask is not None:
         weights = weights + attention_mask
@@ -197,7 +241,8 @@ def eager_attention(
 
 
 class LoMDMAttention(nn.Module):
-    """Self-attention with rotary positions, without biases; bidirectional where no mask of blocks says otherwise."""
+    """Self-attention with rotary positions, without biases; bidirectional where no mask of blocks
+    says otherwise."""
 
     is_causal = False
 
@@ -217,12 +262,14 @@ class LoMDMAttention(nn.Module):
         past_key_values: Cache | None = None,
         first_output: int = 0,
     ) -> Tensor:
-        """`[B, L, D]` to `[B, L - first_output, D]`: what comes before is attended to and attends no more."""
+        """`[B, L, D]` to `[B, L - first_output, D]`: what comes before is attended to and attends
+        no more."""
         batch, length, _ = hidden.shape
         qkv = self.qkv_proj(hidden).view(batch, length, 3, -1, self.head_size)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each [B, H, L, head_size]
         query, key = rotate(query, rotary), rotate(key, rotary)
-        value = value.contiguous()  # a view would keep query and key as they were before for the gradient
+        # a view would keep query and key as they were before for the gradient
+        value = value.contiguous()
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_index)
         if isinstance(attention_mask, list):
@@ -241,5 +288,7 @@ class LoMDMAttention(nn.Module):
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         """`[B, H, L, head_size]` to `[B, L, H, head_size]`, by the implementation that is set."""
-        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention
+        )
         return attend(self, query, key, value, mask, dropout=0.0, scaling=self.head_size**-0.5)[0]

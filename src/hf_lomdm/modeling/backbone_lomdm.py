@@ -18,7 +18,8 @@ from .checkpoint_lomdm import check_checkpoint, code_map
 from .configuration_lomdm import LoMDMConfig
 
 GIVEN = -100  # the label of a given position
-CPU_POSITIONS = 2048  # that a CPU takes through the layers together: the states of more leave its caches
+# that a CPU takes through the layers together: the states of more leave its caches
+CPU_POSITIONS = 2048
 # Standard arguments of transformers that these models do not read, and what to do instead.
 UNREAD = {
     "position_ids": "Positions are counted from the first 1 of attention_mask.",
@@ -64,8 +65,12 @@ class LoMDMLayer(GradientCheckpointingLayer):
         past_key_values: Cache | None = None,
         first_output: int = 0,
     ) -> Tensor:
-        branch = self.attention(self.attention_norm(hidden), attention_mask, rotary, past_key_values, first_output)
-        hidden = hidden[:, first_output:] + (nn.functional.dropout(branch, dropout) if dropout else branch)
+        branch = self.attention(
+            self.attention_norm(hidden), attention_mask, rotary, past_key_values, first_output
+        )
+        hidden = hidden[:, first_output:] + (
+            nn.functional.dropout(branch, dropout) if dropout else branch
+        )
         branch = self.mlp(self.mlp_norm(hidden))
         return hidden + (nn.functional.dropout(branch, dropout) if dropout else branch)
 
@@ -77,7 +82,8 @@ class LoMDMPreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     main_input_name = "input_ids"
     supports_gradient_checkpointing = True
-    # The Trainer may divide the loss by the accumulation steps: it is a mean, not a sum over `num_items_in_batch`.
+    # The Trainer may divide the loss by the accumulation steps: it is a mean, not a sum over
+    # `num_items_in_batch`.
     accepts_loss_kwargs = False
     _no_split_modules = ["LoMDMLayer"]
     _supports_sdpa = True
@@ -92,25 +98,33 @@ class LoMDMPreTrainedModel(PreTrainedModel):
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
         if "_auto_class" not in vars(cls):
-            cls._auto_class = None  # the code of a subclass travels if it asks: `register_for_auto_class`
+            # the code of a subclass travels if it asks: `register_for_auto_class`
+            cls._auto_class = None
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs) -> None:
-        """As in transformers; `config.json` names the code that goes along, and none where none does."""
+        """As in transformers; `config.json` names the code that goes along, and none where none
+        does."""
         self.config.auto_map = code_map(self)
         super().save_pretrained(save_directory, *args, **kwargs)
 
     @classmethod
     def from_pretrained(
-        cls, pretrained_model_name_or_path: str | os.PathLike | None, *args, output_loading_info: bool = False, **kwargs
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike | None,
+        *args,
+        output_loading_info: bool = False,
+        **kwargs,
     ):
-        """`PreTrainedModel.from_pretrained` behind a gate: `check_checkpoint` sees the files before a model is built.
+        """`PreTrainedModel.from_pretrained` behind a gate: `check_checkpoint` sees the files before
+        a model is built.
 
-        With `output_loading_info=True` it returns `(model, info)` as in transformers and leaves the judgement of
-        `info["missing_keys"]`, which got random values, to the caller.
+        With `output_loading_info=True` it returns `(model, info)` as in transformers and leaves the
+        judgement of `info["missing_keys"]`, which got random values, to the caller.
 
         Raises:
             ValueError: as `check_checkpoint`, and unexpected weights.
-            OSError: if there are none in safetensors (`use_safetensors=False` reads the tensors of a pickle).
+            OSError: if there are none in safetensors (`use_safetensors=False` reads the tensors of
+                a pickle).
         """
         if kwargs.get("use_safetensors") is None:
             kwargs["use_safetensors"] = True
@@ -130,7 +144,9 @@ class LoMDMPreTrainedModel(PreTrainedModel):
             )
         return model
 
-    def resize_token_embeddings(self, new_num_tokens: int | None = None, *args, **kwargs) -> nn.Embedding:
+    def resize_token_embeddings(
+        self, new_num_tokens: int | None = None, *args, **kwargs
+    ) -> nn.Embedding:
         """As in transformers; a special token that would go is a `ValueError`."""
         for name in ("mask_token_id", "pad_token_id", "bos_token_id", "eos_token_id"):
             token = getattr(self.config, name)
@@ -143,9 +159,12 @@ class LoMDMPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        # Of custom code transformers passes leaf modules only: layers say on the leaf what is special (`init_std`).
+        # Of custom code transformers passes leaf modules only: layers say on the leaf what is
+        # special (`init_std`).
         if isinstance(module, (nn.Linear, nn.Embedding)):
-            nn.init.normal_(module.weight, std=getattr(module, "init_std", self.config.initializer_range))
+            nn.init.normal_(
+                module.weight, std=getattr(module, "init_std", self.config.initializer_range)
+            )
             if getattr(module, "bias", None) is not None:
                 nn.init.zeros_(module.bias)
         elif isinstance(module, nn.LayerNorm):
@@ -154,14 +173,17 @@ class LoMDMPreTrainedModel(PreTrainedModel):
 
 
 def leave_heads(quantization_config):
-    """The configuration of a quantizer that leaves out, unless it says what, LM head, order heads and token rates.
+    """The configuration of a quantizer that leaves out, unless it says what, LM head, order heads
+    and token rates.
 
-    These are small, and trained in full beside adapters. It is saved with the model, which so is loaded as it was made.
+    These are small, and trained in full beside adapters. It is saved with the model, which so is
+    loaded as it was made.
     """
     if isinstance(quantization_config, dict):
         quantization_config = AutoQuantizationConfig.from_dict(quantization_config)
     quantization_config = deepcopy(quantization_config)
-    for name in ("modules_to_not_convert", "llm_int8_skip_modules", "skip_modules"):  # torchao and most, bitsandbytes
+    # torchao and most, bitsandbytes
+    for name in ("modules_to_not_convert", "llm_int8_skip_modules", "skip_modules"):
         if getattr(quantization_config, name, ()) is None:
             setattr(quantization_config, name, ["lm_head", "phi", "psi", "omega"])
     return quantization_config
@@ -170,12 +192,15 @@ def leave_heads(quantization_config):
 class LoMDMModel(LoMDMPreTrainedModel):
     """The backbone alone: token ids to hidden states. It sees neither the time nor the rates."""
 
-    _keys_to_ignore_on_load_unexpected = [r"^(lm_head|phi|psi|omega)\."]  # of a checkpoint with all heads
+    # of a checkpoint with all heads
+    _keys_to_ignore_on_load_unexpected = [r"^(lm_head|phi|psi|omega)\."]
 
     def __init__(self, config: LoMDMConfig):
         super().__init__(config)
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(LoMDMLayer(config, index) for index in range(config.num_hidden_layers))
+        self.layers = nn.ModuleList(
+            LoMDMLayer(config, index) for index in range(config.num_hidden_layers)
+        )
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.gradient_checkpointing = False
         self.post_init()
@@ -205,20 +230,26 @@ class LoMDMModel(LoMDMPreTrainedModel):
 
         Args:
             input_ids: `[B, L]` int64.
-            attention_mask: `[B, L]`, 1 = real, 0 = padding on either side; `None` = nothing padded. With a cache of
-                `P` positions `[B, P + L]`; longer if positions in front of these have left it again.
-            views: `[K * B, L]`, only with blocks: partly masked views of the clean texts `input_ids`, view after view
-                (with `inputs_embeds` their embeddings). A block of a view sees itself and the clean blocks before it.
-            past_key_values: only with blocks: a cache of whole blocks, to which whole blocks of texts are added (a last
-                one may be short); `crop` it to forget a block that is still partly masked.
+            attention_mask: `[B, L]`, 1 = real, 0 = padding on either side; `None` = nothing padded.
+                With a cache of `P` positions `[B, P + L]`; longer if positions in front of these
+                have left it again.
+            views: `[K * B, L]`, only with blocks: partly masked views of the clean texts
+                `input_ids`, view after view (with `inputs_embeds` their embeddings). A block of a
+                view sees itself and the clean blocks before it.
+            past_key_values: only with blocks: a cache of whole blocks, to which whole blocks of
+                texts are added (a last one may be short); `crop` it to forget a block that is still
+                partly masked.
             deterministic: no dropout, in training mode too (the clean pass of the forward rates).
-            views_only: no output of the clean text; it is then left out where nothing but the output depends on it.
+            views_only: no output of the clean text; it is then left out where nothing but the
+                output depends on it.
             inputs_embeds: `[B, L, D]`, embeddings instead of `input_ids`.
             output_hidden_states: also what each layer reads; default of the configuration.
             unread: the other standard arguments of transformers, all `None` or `False`.
         Returns:
-            `last_hidden_state` `[B, L, D]`; with views `[B, (1 + K) L, D]`, the clean text and then its views, or
-            `[B, K L, D]`, the views alone. `hidden_states`: `num_hidden_layers + 1` of `[B, L, D]`, or `None`.
+            `last_hidden_state` `[B, L, D]`; with views `[B, (1 + K) L, D]`, the clean text and then
+            its views, or
+            `[B, K L, D]`, the views alone. `hidden_states`: `num_hidden_layers + 1` of `[B, L, D]`,
+                or `None`.
         """
         check_unread(self.config, unread)
         if self.config.block_size is None and (views is not None or past_key_values is not None):
@@ -228,39 +259,66 @@ class LoMDMModel(LoMDMPreTrainedModel):
             )
         name, text = one_text(input_ids, inputs_embeds)
         past_length = 0 if past_key_values is None else past_key_values.get_seq_length()
-        check_inputs(text, attention_mask, self.config, None if past_key_values is None else past_length, name)
+        check_inputs(
+            text,
+            attention_mask,
+            self.config,
+            None if past_key_values is None else past_length,
+            name,
+        )
         num_copies, first_output = 1, text.shape[1] if views_only else 0
         if views is not None:
             num_copies += len(views) // len(text)
             text = torch.cat((text, *views.chunk(num_copies - 1)), dim=1)  # [B, (1 + K) L]
-        keep = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        keep = (
+            self.config.output_hidden_states
+            if output_hidden_states is None
+            else output_hidden_states
+        )
 
         def read(text: Tensor, attention_mask: Tensor | None) -> list[Tensor]:
             hidden, states = self.embed_tokens(text) if text.dim() == 2 else text, []
-            mask, rotary = attention_inputs(self.config, hidden, attention_mask, num_copies, past_length)
+            mask, rotary = attention_inputs(
+                self.config, hidden, attention_mask, num_copies, past_length
+            )
             dropout = self.config.dropout if self.training and not deterministic else 0.0
             for layer in self.layers:
                 states += [hidden] if keep else []
                 first = first_output if layer is self.layers[-1] else 0
-                hidden = layer(hidden, mask, rotary, dropout, past_key_values=past_key_values, first_output=first)
+                hidden = layer(
+                    hidden,
+                    mask,
+                    rotary,
+                    dropout,
+                    past_key_values=past_key_values,
+                    first_output=first,
+                )
             return [*states, self.norm(hidden)]
 
         if past_key_values is None and reads_few_rows(text):
             rows = max(1, CPU_POSITIONS // text.shape[1])
             masks = repeat(None) if attention_mask is None else attention_mask.split(rows)
-            states = [torch.cat(parts) for parts in zip(*map(read, text.split(rows), masks), strict=True)]
+            states = [
+                torch.cat(parts) for parts in zip(*map(read, text.split(rows), masks), strict=True)
+            ]
         else:
             states = read(text, attention_mask)
-        return BaseModelOutput(last_hidden_state=states[-1], hidden_states=tuple(states) if keep else None)
+        return BaseModelOutput(
+            last_hidden_state=states[-1], hidden_states=tuple(states) if keep else None
+        )
 
 
 def reads_few_rows(text: Tensor) -> bool:
-    """Whether a few rows at a time go through the layers: on a CPU without gradients, where it is not compiled."""
-    return text.device.type == "cpu" and not (torch.is_grad_enabled() or torch.compiler.is_compiling())
+    """Whether a few rows at a time go through the layers: on a CPU without gradients, where it is
+    not compiled."""
+    return text.device.type == "cpu" and not (
+        torch.is_grad_enabled() or torch.compiler.is_compiling()
+    )
 
 
 def check_unread(config: LoMDMConfig, arguments: dict) -> None:
-    """Raises `ValueError` for standard arguments of transformers that are not read, and for unknown ones."""
+    """Raises `ValueError` for standard arguments of transformers that are not read, and for unknown
+    ones."""
     if config.output_attentions:
         arguments = {**arguments, "output_attentions": True}
     for name, value in arguments.items():
@@ -269,7 +327,8 @@ def check_unread(config: LoMDMConfig, arguments: dict) -> None:
 
 
 def one_text(input_ids: Tensor | None, inputs_embeds: Tensor | None) -> tuple[str, Tensor]:
-    """Token ids `[B, L]` or embeddings `[B, L, D]`, whichever is given, and its name; else `ValueError`."""
+    """Token ids `[B, L]` or embeddings `[B, L, D]`, whichever is given, and its name; else
+    `ValueError`."""
     if (input_ids is None) == (inputs_embeds is None):
         both = "neither" if input_ids is None else "both"
         raise ValueError(f"exactly one of input_ids and inputs_embeds must be given, got {both}.")
@@ -283,7 +342,8 @@ def check_inputs(
     past_length: int | None = None,
     name: str = "input_ids",
 ) -> None:
-    """Raises `ValueError` for shapes that do not agree and, where it costs no synchronisation, for unknown ids.
+    """Raises `ValueError` for shapes that do not agree and, where it costs no synchronisation, for
+    unknown ids.
 
     Args:
         text: `[B, L]`, token ids, or `[B, L, D]`, their embeddings, for `name="inputs_embeds"`.
@@ -291,7 +351,9 @@ def check_inputs(
     width = [] if name == "input_ids" else [config.hidden_size]
     if text.dim() != 2 + len(width) or 0 in text.shape or list(text.shape[2:]) != width:
         shape = ", ".join(["batch", "length", *map(str, width)])
-        raise ValueError(f"{name} must have the shape [{shape}], not empty, got {list(text.shape)}.")
+        raise ValueError(
+            f"{name} must have the shape [{shape}], not empty, got {list(text.shape)}."
+        )
     if not width and text.dtype not in (torch.int64, torch.int32):
         raise ValueError(f"input_ids must be token ids of dtype int64, got {text.dtype}.")
     if config.block_size is None and text.shape[1] > config.max_position_embeddings:
@@ -299,10 +361,12 @@ def check_inputs(
             f"{name} has length {text.shape[1]}, more than max_position_embeddings="
             f"{config.max_position_embeddings}. Cut or split the texts."
         )
-    expected = [text.shape[0], (past_length or 0) + text.shape[1]]  # `len` would be one batch size for torch.export
+    # `len` would be one batch size for torch.export
+    expected = [text.shape[0], (past_length or 0) + text.shape[1]]
     given = expected if attention_mask is None else list(attention_mask.shape)
     has_cache = past_length is not None
-    if has_cache and len(given) == 2 and given[1] > expected[1]:  # the first positions have left it again
+    # the first positions have left it again
+    if has_cache and len(given) == 2 and given[1] > expected[1]:
         given[1] = expected[1]
     if given != expected:
         raise ValueError(
@@ -315,14 +379,17 @@ def check_inputs(
         check_ids("input_ids", text, config.vocab_size)
 
 
-def check_cache(attention_mask: Tensor | None, block_size: int, past_length: int, new_length: int) -> None:
+def check_cache(
+    attention_mask: Tensor | None, block_size: int, past_length: int, new_length: int
+) -> None:
     """Raises `ValueError` for a cache that ends within a block; with padding on the CPU only."""
     if attention_mask is None:
         lengths = [past_length]
     elif torch.compiler.is_compiling() or attention_mask.device.type != "cpu":
         return
     else:
-        goes_on = attention_mask[:, -new_length:].bool().any(-1)  # a text that has ended may end within a block
+        # a text that has ended may end within a block
+        goes_on = attention_mask[:, -new_length:].bool().any(-1)
         lengths = attention_mask[goes_on, :-new_length].long().sum(-1).tolist()
     if any(length % block_size for length in lengths):
         raise ValueError(
@@ -332,16 +399,23 @@ def check_cache(attention_mask: Tensor | None, block_size: int, past_length: int
 
 
 def check_labels(
-    text: Tensor, labels: Tensor, quantiles: Tensor | None, config: LoMDMConfig, name: str = "input_ids"
+    text: Tensor,
+    labels: Tensor,
+    quantiles: Tensor | None,
+    config: LoMDMConfig,
+    name: str = "input_ids",
 ) -> None:
-    """Raises `ValueError` for labels or quantiles that do not fit the text; values are read on the CPU only."""
+    """Raises `ValueError` for labels or quantiles that do not fit the text; values are read on the
+    CPU only."""
     if labels.shape != text.shape[:2]:
         raise ValueError(
             f"labels must have the shape of {name}, {list(text.shape[:2])}, got {list(labels.shape)}. "
             "Pass the clean token ids, -100 at given positions (prompt tuning by peft does so with CAUSAL_LM)."
         )
     if quantiles is not None and quantiles.shape != text.shape[:1]:
-        raise ValueError(f"quantiles must have the shape [batch={len(text)}], got {list(quantiles.shape)}.")
+        raise ValueError(
+            f"quantiles must have the shape [batch={len(text)}], got {list(quantiles.shape)}."
+        )
     if torch.compiler.is_compiling() or labels.device.type != "cpu":
         return
     if quantiles is not None and not ((quantiles > 0) & (quantiles < 1)).all():
@@ -365,7 +439,8 @@ def check_labels(
 
 
 def check_ids(name: str, ids: Tensor, vocab_size: int) -> None:
-    """Raises `ValueError` for ids outside the vocabulary; on the CPU only (elsewhere it would synchronise)."""
+    """Raises `ValueError` for ids outside the vocabulary; on the CPU only (elsewhere it would
+    synchronise)."""
     if torch.compiler.is_compiling() or ids.device.type != "cpu" or ids.numel() == 0:
         return
     low, high = int(ids.min()), int(ids.max())

@@ -1,4 +1,5 @@
-"""A batch of texts as the loss, the rates and the evaluations see it. This file travels to the Hub."""
+"""A batch of texts as the loss, the rates and the evaluations see it. This file travels to the
+Hub."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -18,7 +19,8 @@ class Batch(NamedTuple):
         attention_mask: `[B, L]`, 1 = real (with a cache `[B, P + L]`); `None` = nothing padded.
         position: `[B, L]` int64, counted from the first real token.
         blocks: the blocks of these positions; `None` with one window.
-        maskable: `[B, L]` bool, positions that are neither given nor padding; `None` = not asked for.
+        maskable: `[B, L]` bool, positions that are neither given nor padding; `None` = not asked
+            for.
         inputs_embeds: `[B, L, D]`, read at positions of the id -100; `None` = there are none.
     """
 
@@ -32,7 +34,11 @@ class Batch(NamedTuple):
     @property
     def real(self) -> Tensor | None:
         """`[B, L]` bool, positions that are not padding; `None` = all."""
-        return None if self.attention_mask is None else self.attention_mask[:, -self.position.shape[1] :].bool()
+        return (
+            None
+            if self.attention_mask is None
+            else self.attention_mask[:, -self.position.shape[1] :].bool()
+        )
 
     @property
     def block(self) -> Tensor:
@@ -51,7 +57,9 @@ class Batch(NamedTuple):
         fields = self._asdict()
         blocks = fields.pop("blocks")
         blocks = None if blocks is None else blocks._replace(of_position=change(blocks.of_position))
-        tensors = {name: None if values is None else change(values) for name, values in fields.items()}
+        tensors = {
+            name: None if values is None else change(values) for name, values in fields.items()
+        }
         return Batch(**tensors, blocks=blocks)
 
 

@@ -1,7 +1,7 @@
 """The gate of every checkpoint: what a folder may hold, checked before a model is built from it.
 
-This file travels to the Hub. Weights are judged from the headers of their files: nothing is unpickled, and no memory is
-asked for that a `config.json` names.
+This file travels to the Hub. Weights are judged from the headers of their files: nothing is
+unpickled, and no memory is asked for that a `config.json` names.
 """
 
 import inspect
@@ -21,7 +21,8 @@ from transformers.utils import cached_file
 DOWNLOAD = ("revision", "token", "cache_dir", "force_download", "local_files_only", "subfolder")
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
-SHARDS = "shard-[0-9]*-model-[0-9]*-of-[0-9]*.safetensors"  # of a distributed checkpoint: parts of weights
+# of a distributed checkpoint: parts of weights
+SHARDS = "shard-[0-9]*-model-[0-9]*-of-[0-9]*.safetensors"
 LAYER = re.compile(r"(?:model\.)?layers\.(\d+)\.")
 UNCOPIED = re.compile(r"^\s*from\s+\.+\s+import", re.MULTILINE)  # transformers overlooks it
 REMEDY = "Export or download the model again."
@@ -31,11 +32,15 @@ SAME_EXPORT = "Take config.json and weights from the same export."
 class Checkpoint:
     """The files of a folder or a Hub repository, `options` being those of `from_pretrained`.
 
-    A folder that holds nothing but an adapter of PEFT stands for the base that it names, as in transformers.
+    A folder that holds nothing but an adapter of PEFT stands for the base that it names, as in
+    transformers.
     """
 
     def __init__(self, name_or_path: str | os.PathLike, options: dict[str, Any]):
-        self.name, self.folder = str(name_or_path), Path(name_or_path, options.get("subfolder") or "")
+        self.name, self.folder = (
+            str(name_or_path),
+            Path(name_or_path, options.get("subfolder") or ""),
+        )
         self.variant = options.get("variant")
         self.download = {name: options[name] for name in DOWNLOAD if options.get(name) is not None}
         adapter = None if self.find(CONFIG) else self.find("adapter_config.json")
@@ -44,14 +49,18 @@ class Checkpoint:
             self.folder = Path(self.name)
 
     def find(self, name: str) -> str | None:
-        """The path of one of its files, downloaded if need be; `None` if it has none of that name."""
-        return cached_file(self.name, name, _raise_exceptions_for_missing_entries=False, **self.download)
+        """The path of one of its files, downloaded if need be; `None` if it has none of that
+        name."""
+        return cached_file(
+            self.name, name, _raise_exceptions_for_missing_entries=False, **self.download
+        )
 
     def weight_files(self) -> list[str]:
         """Paths of the safetensors files that hold the weights, all of them of this folder.
 
         Raises:
-            ValueError: pickles, an index that is none or that leaves the folder. OSError: no weights.
+            ValueError: pickles, an index that is none or that leaves the folder. OSError: no
+                weights.
         """
         shards = sorted(map(str, self.folder.glob(SHARDS)))
         if shards:  # transformers reads these in place of all else
@@ -69,26 +78,40 @@ class Checkpoint:
                 f"read. Ask for {WEIGHTS}, or convert files that you trust with safetensors.torch.save_file."
             )
         wanted = self._of_variant(WEIGHTS)
-        raise OSError(f"no file named {wanted} in {self.name}. Pass a folder that save_pretrained has written.")
+        raise OSError(
+            f"no file named {wanted} in {self.name}. Pass a folder that save_pretrained has written."
+        )
 
     def _of_variant(self, name: str) -> str:
         stem, _, suffix = name.rpartition(".")
         return name if self.variant is None else f"{stem}.{self.variant}.{suffix}"
 
     def _indexed(self, index: str, name: Any) -> str:
-        """The path of a file that the index names; for `model/` of a Hub folder it lies above, in that folder."""
+        """The path of a file that the index names; for `model/` of a Hub folder it lies above, in
+        that folder."""
         here = Path(index).parent
         in_hub_folder = here.name == "model" and (here.parent / "model_index.json").is_file()
         inside = name.removeprefix("../") if isinstance(name, str) and in_hub_folder else name
-        plain = isinstance(inside, str) and Path(inside).name == inside and inside.endswith(".safetensors")
+        plain = (
+            isinstance(inside, str)
+            and Path(inside).name == inside
+            and inside.endswith(".safetensors")
+        )
         path = self.find(name) if plain else None
         if path is None:
-            raise ValueError(f"{index} names {name!r}, which is no safetensors file of its folder. {REMEDY}")
+            raise ValueError(
+                f"{index} names {name!r}, which is no safetensors file of its folder. {REMEDY}"
+            )
         return path
 
 
 def check_checkpoint(
-    model_class: type[PreTrainedModel], name_or_path: str | os.PathLike, /, *args, complete: bool = True, **options
+    model_class: type[PreTrainedModel],
+    name_or_path: str | os.PathLike,
+    /,
+    *args,
+    complete: bool = True,
+    **options,
 ) -> None:
     """Refuses weights that are not those of the configuration, or that are not safe to read.
 
@@ -96,18 +119,22 @@ def check_checkpoint(
         model_class: whose `from_pretrained` is called with `args` and `options`.
         complete: whether weights may not be missing either.
     Raises:
-        ValueError: weights of another shape or depth than the configuration says, missing, broken, pickled or outside
-            of the folder; a configuration that cannot be read. OSError: no weights, or no such folder or repository.
+        ValueError: weights of another shape or depth than the configuration says, missing, broken,
+            pickled or outside of the folder; a configuration that cannot be read. OSError: no
+            weights, or no such folder or repository.
     """
     for name in ("trust_remote_code", "dtype", "torch_dtype"):
         options.pop(name, None)  # which say nothing of files and shapes
     checkpoint, config = Checkpoint(name_or_path, options), options.pop("config", None)
-    chosen = not isinstance(config, PreTrainedConfig) and not options.get("_from_auto")  # AutoModel passes it read
+    # AutoModel passes it read
+    chosen = not isinstance(config, PreTrainedConfig) and not options.get("_from_auto")
     if not isinstance(config, PreTrainedConfig):
         config = model_class.config_class.from_pretrained(config or checkpoint.name, **options)
     name, author = model_class.__name__, (config.architectures or [None])[0]
     if not chosen and author not in (None, name):
-        raise ValueError(f"{checkpoint.name} was saved by {author}, not {name}. Load it by {author}.from_pretrained.")
+        raise ValueError(
+            f"{checkpoint.name} was saved by {author}, not {name}. Load it by {author}.from_pretrained."
+        )
     files = checkpoint.weight_files()
     shapes = weight_shapes(files)
     layers = {found[1] for found in map(LAYER.match, shapes) if found}
@@ -123,18 +150,27 @@ def check_checkpoint(
     try:
         with torch.device("meta"):
             model = model_class(config, *args)
-    except TypeError:  # a subclass with arguments of its own; transformers compares when it has built it
+    except TypeError:
+        # a subclass with arguments of its own; transformers compares when it has built it
         return
     expected = {_bare(name): list(value.shape) for name, value in model.state_dict().items()}
     tied = map(_bare, model._tied_weights_keys or ()) if config.tie_word_embeddings else ()
-    check_shapes(checkpoint.name, {_bare(name): shape for name, shape in shapes.items()}, expected, set(tied), complete)
+    check_shapes(
+        checkpoint.name,
+        {_bare(name): shape for name, shape in shapes.items()},
+        expected,
+        set(tied),
+        complete,
+    )
 
 
 def code_map(model: PreTrainedModel) -> dict[str, str]:
-    """What `config.json` says of the code that `model.save_pretrained` takes along; nothing if it takes none.
+    """What `config.json` says of the code that `model.save_pretrained` takes along; nothing if it
+    takes none.
 
     Raises:
-        ValueError: a class whose code is to travel imports files that cannot: transformers copies `from .sibling`.
+        ValueError: a class whose code is to travel imports files that cannot: transformers copies
+            `from .sibling`.
     """
     cls = type(model)
     if cls._auto_class is None or cls.__module__ == "__main__":
@@ -144,12 +180,19 @@ def code_map(model: PreTrainedModel) -> dict[str, str]:
         files = [source, *get_relative_import_files(source)]
     except FileNotFoundError as error:
         files = [error.filename]
-    if UNCOPIED.search(Path(source).read_text(encoding="utf-8")) or not all(map(os.path.isfile, files)):
+    if UNCOPIED.search(Path(source).read_text(encoding="utf-8")) or not all(
+        map(os.path.isfile, files)
+    ):
         raise ValueError(
             f"{cls.__name__} cannot take its code along: {source} imports relatively what is no file beside it, as in "
             "`from .sibling import X`. Import it by its full name, or do not register the class."
         )
-    names = {"AutoConfig": type(model.config), "AutoModel": cls, "AutoModelForMaskedLM": cls, cls._auto_class: cls}
+    names = {
+        "AutoConfig": type(model.config),
+        "AutoModel": cls,
+        "AutoModelForMaskedLM": cls,
+        cls._auto_class: cls,
+    }
     return {
         auto: f"{one.__module__.split('.')[-1]}.{one.__name__}"
         for auto, one in names.items()
@@ -158,11 +201,17 @@ def code_map(model: PreTrainedModel) -> dict[str, str]:
 
 
 def check_shapes(
-    name: str, found: dict[str, Any], expected: dict[str, Any], optional: set[str] = frozenset(), complete: bool = True
+    name: str,
+    found: dict[str, Any],
+    expected: dict[str, Any],
+    optional: set[str] = frozenset(),
+    complete: bool = True,
 ) -> None:
-    """Raises `ValueError` if the weights `found` in the checkpoint `name` have other shapes than `expected`.
+    """Raises `ValueError` if the weights `found` in the checkpoint `name` have other shapes than
+    `expected`.
 
-    If it must be `complete`, none but `optional` ones may be missing. Unexpected ones are judged when it is read.
+    If it must be `complete`, none but `optional` ones may be missing. Unexpected ones are judged
+    when it is read.
     """
     wrong = [key for key in sorted(found.keys() & expected.keys()) if found[key] != expected[key]]
     if wrong:
@@ -172,7 +221,9 @@ def check_shapes(
         )
     missing = sorted(expected.keys() - found.keys() - optional)
     if missing and complete:
-        raise ValueError(f"{name} does not fit its configuration: missing {missing[:5]}. {SAME_EXPORT}")
+        raise ValueError(
+            f"{name} does not fit its configuration: missing {missing[:5]}. {SAME_EXPORT}"
+        )
 
 
 def weight_shapes(paths: list[str]) -> dict[str, list[int]]:
@@ -187,7 +238,9 @@ def weight_shapes(paths: list[str]) -> dict[str, list[int]]:
             with safe_open(path, "pt") as weights:
                 shapes |= {name: weights.get_slice(name).get_shape() for name in weights.keys()}
         except SafetensorError as error:
-            raise ValueError(f"{error}: {path} is cut off, or no safetensors file. {REMEDY}") from error
+            raise ValueError(
+                f"{error}: {path} is cut off, or no safetensors file. {REMEDY}"
+            ) from error
     return shapes
 
 

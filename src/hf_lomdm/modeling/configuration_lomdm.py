@@ -1,4 +1,5 @@
-"""Configuration of LoMDM models. This file travels to the Hub: it imports torch and the libraries alone."""
+"""Configuration of LoMDM models. This file travels to the Hub: it imports torch and the libraries
+alone."""
 
 import inspect
 import os
@@ -19,8 +20,14 @@ MOST = 2**24  # whole numbers up to here are exact in float32: positions, for th
 MOST_LABELS = 2**16
 NO_FIELDS = (FunctionType, classmethod, staticmethod, dict)  # methods and tables of the class
 
-# Arguments of `from_pretrained` that transformers would also take from a file: code of the Hub to run, files to read.
-CHOSEN_BY_THE_CALLER = ("attn_implementation", "experts_implementation", "fusion_config", "transformers_weights")
+# Arguments of `from_pretrained` that transformers would also take from a file: code of the Hub to
+# run, files to read.
+CHOSEN_BY_THE_CALLER = (
+    "attn_implementation",
+    "experts_implementation",
+    "fusion_config",
+    "transformers_weights",
+)
 
 
 @dataclass(frozen=True)
@@ -55,46 +62,59 @@ FLAG, NAME = (False, True), str | None
 
 
 class LoMDMConfig(PreTrainedConfig):
-    """Sizes, special tokens and the process: `rate_type` and `block_size` span the family (docs/method.md, "family").
+    """Sizes, special tokens and the process: `rate_type` and `block_size` span the family
+    (docs/method.md, "family").
 
     The defaults are MDLM small with the GPT-2 vocabulary and one extra entry for the mask token.
 
     Args:
         vocab_size: number of token ids, special tokens and the mask token included.
-        hidden_size, num_hidden_layers, num_attention_heads: of the backbone; `hidden_size` is a multiple of the heads.
+        hidden_size, num_hidden_layers, num_attention_heads: of the backbone; `hidden_size` is a
+            multiple of the heads.
         intermediate_size: width of the MLP; `None` is `4 * hidden_size`.
-        max_position_embeddings: longest text that the model takes, in tokens; with blocks, the context of a block
-            (itself included, rounded up to whole blocks): texts may be longer.
-        mask_token_id: id of the mask token, below `vocab_size`; its probability under the model is exactly zero.
+        max_position_embeddings: longest text that the model takes, in tokens; with blocks, the
+            context of a block (itself included, rounded up to whole blocks): texts may be longer.
+        mask_token_id: id of the mask token, below `vocab_size`; its probability under the model is
+            exactly zero.
         pad_token_id, bos_token_id, eos_token_id: ids or `None`; none of them may be the mask token.
-        rate_type: `"learned"`, rates `c1 + c2 NormSig(g)` from the order heads (LoMDM, section 4 of the paper);
-            `"uniform"`, all rates 1 (MDLM); `"token"`, a learned rate for each entry of the vocabulary (GenMD4);
-            `"score"`, forward rates 1 and reverse rates from the sum of unnormalised scores (SEDD).
-        block_size: positions per block, counted from the first real token; blocks follow each other from left to right
-            (BD3-LM, with 1 an AR model). `None` is one window.
-        c1, c2: level and range of the learned rates, `c1 > c2 >= 0`; 0.7 and 0.65 are the paper's best (Table 4).
-        bound: the objective of training: `"order"` (docs/method.md, "order bound") or `"time"` (the paper's NELBO).
-        time_epsilon: only for training by the time bound. `None` draws importance-sampled times of the uncut bound;
-            a number in (0, 1), such as the paper's 1e-3, draws uniform times in `[time_epsilon, 1]` and adds the
-            reconstruction term of `[0, time_epsilon]`. Evaluation is never cut.
-        time_range: only for training by the time bound, BD3-LM's clipped schedule: uniform local times in `[low, high]`
-            within `[0, 1]`, each with the weight `1/u` that it has in the bound and no correction for the rest, so that
-            the training loss is no bound then. Evaluation is never clipped.
-        num_views: masked views of each text in the training loss; `None` is two where forward rates are learned
-            (`"learned"`, `"token"`: RLOO compares views, and more of them make its gradient quieter) and else one.
-        dropout: of both residual branches of every backbone layer in training. The order heads have none.
+        rate_type: `"learned"`, rates `c1 + c2 NormSig(g)` from the order heads (LoMDM, section 4 of
+            the paper); `"uniform"`, all rates 1 (MDLM); `"token"`, a learned rate for each entry of
+            the vocabulary (GenMD4); `"score"`, forward rates 1 and reverse rates from the sum of
+            unnormalised scores (SEDD).
+        block_size: positions per block, counted from the first real token; blocks follow each other
+            from left to right (BD3-LM, with 1 an AR model). `None` is one window.
+        c1, c2: level and range of the learned rates, `c1 > c2 >= 0`; 0.7 and 0.65 are the paper's
+            best (Table 4).
+        bound: the objective of training: `"order"` (docs/method.md, "order bound") or `"time"` (the
+            paper's NELBO).
+        time_epsilon: only for training by the time bound. `None` draws importance-sampled times of
+            the uncut bound; a number in (0, 1), such as the paper's 1e-3, draws uniform times in
+            `[time_epsilon, 1]` and adds the reconstruction term of `[0, time_epsilon]`. Evaluation
+            is never cut.
+        time_range: only for training by the time bound, BD3-LM's clipped schedule: uniform local
+            times in `[low, high]` within `[0, 1]`, each with the weight `1/u` that it has in the
+            bound and no correction for the rest, so that the training loss is no bound then.
+            Evaluation is never clipped.
+        num_views: masked views of each text in the training loss; `None` is two where forward rates
+            are learned (`"learned"`, `"token"`: RLOO compares views, and more of them make its
+            gradient quieter) and else one.
+        dropout: of both residual branches of every backbone layer in training. The order heads have
+            none.
         rope_theta: base of the rotary position embedding.
         layer_norm_eps: of every LayerNorm.
-        initializer_range: standard deviation of the initial weights; `None` is `(3 * hidden_size) ** -0.5`, that of
-            `torch.nn.Linear` (0.021 at 768): a fixed 0.02 leaves narrow models with almost uniform attention.
+        initializer_range: standard deviation of the initial weights; `None` is `(3 * hidden_size)
+            ** -0.5`, that of `torch.nn.Linear` (0.021 at 768): a fixed 0.02 leaves narrow models
+            with almost uniform attention.
         tie_word_embeddings: whether the LM head uses the embedding matrix.
 
     Raises:
-        ValueError: a value of another type or out of range (`allowed`), with the name, the value and the remedy.
+        ValueError: a value of another type or out of range (`allowed`), with the name, the value
+            and the remedy.
     """
 
     model_type = "lomdm"
-    # What a field may hold, whatever the others do; what fields say of each other is in `validate_fields`.
+    # What a field may hold, whatever the others do; what fields say of each other is in
+    # `validate_fields`.
     allowed = {
         "vocab_size": SIZE,
         "hidden_size": Number(int, 1, 2**20),
@@ -128,7 +148,12 @@ class LoMDMConfig(PreTrainedConfig):
         "num_labels": Number(int, 0, MOST_LABELS),
         "output_hidden_states": (None, *FLAG),
         "per_layer_config": (None,),
-        "problem_type": (None, "regression", "single_label_classification", "multi_label_classification"),
+        "problem_type": (
+            None,
+            "regression",
+            "single_label_classification",
+            "multi_label_classification",
+        ),
         "return_dict": (None, *FLAG),
         "_output_attentions": (None, *FLAG),
         "_attn_implementation_internal": NAME,
@@ -180,8 +205,14 @@ class LoMDMConfig(PreTrainedConfig):
         self.dropout = dropout
         self.rope_theta = rope_theta
         self.layer_norm_eps = layer_norm_eps
-        self.initializer_range = (3 * hidden_size) ** -0.5 if initializer_range is None else initializer_range
-        special = {"pad_token_id": pad_token_id, "bos_token_id": bos_token_id, "eos_token_id": eos_token_id}
+        self.initializer_range = (
+            (3 * hidden_size) ** -0.5 if initializer_range is None else initializer_range
+        )
+        special = {
+            "pad_token_id": pad_token_id,
+            "bos_token_id": bos_token_id,
+            "eos_token_id": eos_token_id,
+        }
         with _plain_errors("the configuration"):
             super().__init__(**special, tie_word_embeddings=tie_word_embeddings, **kwargs)
         self.validate_fields()
@@ -189,17 +220,22 @@ class LoMDMConfig(PreTrainedConfig):
     def __init_subclass__(cls, **kwargs):
         inherits = "__init__" not in vars(cls)
         super().__init_subclass__(**kwargs)
-        if inherits:  # transformers has made one from the annotations, which knows nothing of the fields of `__init__`
+        # transformers has made one from the annotations, which knows nothing of the fields of
+        # `__init__`
+        if inherits:
             del cls.__init__
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Refuses what the field may not hold, also after `__init__`: `from_pretrained(..., c1=0.5)` sets it then."""
+        """Refuses what the field may not hold, also after `__init__`: `from_pretrained(...,
+        c1=0.5)` sets it then."""
         _check_field(type(self), name, value)
         with _plain_errors(name):
             super().__setattr__(name, value)
 
     @classmethod
-    def get_config_dict(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs) -> tuple[dict, dict]:
+    def get_config_dict(
+        cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs
+    ) -> tuple[dict, dict]:
         """As in transformers, with a `ValueError` for a file that is no JSON mapping."""
         try:
             fields, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
@@ -207,7 +243,9 @@ class LoMDMConfig(PreTrainedConfig):
                 raise TypeError(f"it holds a {type(fields).__name__}, not a mapping")
         except (ValueError, TypeError, RecursionError) as error:
             path = os.path.join(pretrained_model_name_or_path, "config.json")
-            raise ValueError(f"{path} cannot be read: {error}. Export or download the model again.") from error
+            raise ValueError(
+                f"{path} cannot be read: {error}. Export or download the model again."
+            ) from error
         return fields, kwargs
 
     @classmethod
@@ -215,7 +253,9 @@ class LoMDMConfig(PreTrainedConfig):
         """As in transformers, but a file may not choose what code runs and which files are read."""
         chosen = [name for name in CHOSEN_BY_THE_CALLER if config_dict.get(name) is not None]
         if chosen:
-            raise ValueError(f"config.json has {chosen}, which the caller of from_pretrained chooses. Remove it there.")
+            raise ValueError(
+                f"config.json has {chosen}, which the caller of from_pretrained chooses. Remove it there."
+            )
         return super().from_dict(config_dict, **kwargs)
 
     def validate_fields(self) -> None:
@@ -240,10 +280,20 @@ def _check_field(config_class: type[LoMDMConfig], name: str, value: Any) -> None
     else:
         fits = value in allowed if isinstance(allowed, Number) else isinstance(value, allowed)
     if not fits:
-        expected = f"one of {allowed}" if isinstance(allowed, tuple) else getattr(allowed, "__name__", allowed)
-        raise ValueError(f"{name.strip('_').removesuffix('_internal')} must be {expected}, got {_shown(value)}.")
-    if name.startswith("__") or isinstance(inspect.getattr_static(config_class, name, None), NO_FIELDS):
-        raise ValueError(f"{name!r} is part of the class {config_class.__name__}, no field of it. Leave it out.")
+        expected = (
+            f"one of {allowed}"
+            if isinstance(allowed, tuple)
+            else getattr(allowed, "__name__", allowed)
+        )
+        raise ValueError(
+            f"{name.strip('_').removesuffix('_internal')} must be {expected}, got {_shown(value)}."
+        )
+    if name.startswith("__") or isinstance(
+        inspect.getattr_static(config_class, name, None), NO_FIELDS
+    ):
+        raise ValueError(
+            f"{name!r} is part of the class {config_class.__name__}, no field of it. Leave it out."
+        )
     if name == "dtype" and isinstance(value, str) and value != "auto":
         _check_dtype(value)
     if name == "id2label" and value is not None:
@@ -252,12 +302,18 @@ def _check_field(config_class: type[LoMDMConfig], name: str, value: Any) -> None
 
 def _check_dtype(name: str) -> None:
     if not isinstance(getattr(torch, name, None), torch.dtype):
-        raise ValueError(f"dtype must name a type of torch, such as 'bfloat16', got {_shown(name)}.")
+        raise ValueError(
+            f"dtype must name a type of torch, such as 'bfloat16', got {_shown(name)}."
+        )
 
 
 def _check_labels(labels: Any) -> None:
     """transformers makes whole numbers of the keys: each must be one, and no two the same."""
-    whole = isinstance(labels, Mapping) and len(labels) <= MOST_LABELS and all(str(key).isdecimal() for key in labels)
+    whole = (
+        isinstance(labels, Mapping)
+        and len(labels) <= MOST_LABELS
+        and all(str(key).isdecimal() for key in labels)
+    )
     if not whole or len({int(key) for key in labels}) < len(labels):
         raise ValueError(
             f"id2label must map at most {MOST_LABELS} different whole numbers to labels, got {_shown(labels)}. "
@@ -268,17 +324,22 @@ def _check_labels(labels: Any) -> None:
 def _shown(value: Any) -> str:
     """A value for an error, with its type, cut short where it is long."""
     huge = isinstance(value, int) and value.bit_length() > 64
-    return f"{f'{value.bit_length()} bits' if huge else reprlib.repr(value)} ({type(value).__name__})"
+    return (
+        f"{f'{value.bit_length()} bits' if huge else reprlib.repr(value)} ({type(value).__name__})"
+    )
 
 
 @contextmanager
 def _plain_errors(what: str) -> Iterator[None]:
-    """Turns what transformers raises about values, strict dataclasses among it, into a `ValueError` of one line."""
+    """Turns what transformers raises about values, strict dataclasses among it, into a `ValueError`
+    of one line."""
     try:
         yield
     except (StrictDataclassError, TypeError, AttributeError) as error:
         reason = error.__cause__ or error
-        raise ValueError(f"{what} has a value that transformers refuses: {reason}. Leave it out.") from error
+        raise ValueError(
+            f"{what} has a value that transformers refuses: {reason}. Leave it out."
+        ) from error
 
 
 def _check_process(config: LoMDMConfig) -> None:
@@ -307,7 +368,9 @@ def _check_time_range(config: LoMDMConfig) -> None:
         or any(end not in LOCAL_TIME for end in config.time_range)
         or config.time_range[0] >= config.time_range[1]
     ):
-        raise ValueError(f"time_range must be [low, high] with 0 < low < high <= 1, got {_shown(config.time_range)}.")
+        raise ValueError(
+            f"time_range must be [low, high] with 0 < low < high <= 1, got {_shown(config.time_range)}."
+        )
     if config.bound != "time" or config.time_epsilon is not None:
         raise ValueError(
             f"time_range={config.time_range} needs bound='time' and time_epsilon=None, got bound={config.bound!r} and "
@@ -321,4 +384,6 @@ def _check_special_tokens(config: LoMDMConfig) -> None:
         if token is not None and token >= config.vocab_size:
             raise ValueError(f"{name} must be in [0, vocab_size={config.vocab_size}), got {token}.")
         if token == config.mask_token_id and name != "mask_token_id":
-            raise ValueError(f"{name} and mask_token_id are both {token}: give the mask token an id of its own.")
+            raise ValueError(
+                f"{name} and mask_token_id are both {token}: give the mask token an id of its own."
+            )

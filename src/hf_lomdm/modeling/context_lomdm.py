@@ -1,4 +1,5 @@
-"""The context of a block that is being written: the blocks before it. This file travels to the Hub."""
+"""The context of a block that is being written: the blocks before it. This file travels to the
+Hub."""
 
 from dataclasses import dataclass
 
@@ -31,26 +32,47 @@ class BlockContext:
     cache: DynamicCache | None
     dropped: int = 0
 
-    def read(self, input_ids: Tensor, attention_mask: Tensor | None = None, output_logits: bool = True) -> ModelOutput:
-        """The model's output for the next block of each text `[B, S]`, which may be partly masked."""
+    def read(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, output_logits: bool = True
+    ) -> ModelOutput:
+        """The model's output for the next block of each text `[B, S]`, which may be partly
+        masked."""
         width = input_ids.shape[1]
         if self.cache is None:
-            tokens, mask = torch.cat((self.tokens, input_ids), dim=1), self._join(input_ids, attention_mask)
-            return self.model(tokens, mask, output_logits=output_logits, logits_to_keep=width, return_dict=True)
+            tokens, mask = (
+                torch.cat((self.tokens, input_ids), dim=1),
+                self._join(input_ids, attention_mask),
+            )
+            return self.model(
+                tokens, mask, output_logits=output_logits, logits_to_keep=width, return_dict=True
+            )
         reach = -(-self.model.config.max_position_embeddings // self.model.config.block_size)
         size = reach * self.model.config.block_size
         # a long prompt: each pass takes as many tokens as a block may attend to
         while self.tokens.shape[1] > size:
-            mask, behind = self._join(input_ids, attention_mask), self.tokens.shape[1] - size + width
-            options = {"attention_mask": None if mask is None else mask[:, :-behind], "logits_to_keep": 1}
-            self.model(self.tokens[:, :size], output_logits=False, past_key_values=self.cache, **options)
+            mask, behind = (
+                self._join(input_ids, attention_mask),
+                self.tokens.shape[1] - size + width,
+            )
+            options = {
+                "attention_mask": None if mask is None else mask[:, :-behind],
+                "logits_to_keep": 1,
+            }
+            self.model(
+                self.tokens[:, :size], output_logits=False, past_key_values=self.cache, **options
+            )
             self.tokens = self.tokens[:, size:]
             self._drop(size - self.model.config.block_size)
-        # join only now: once positions have left the cache, only the mask says where the text goes on
-        tokens, mask = torch.cat((self.tokens, input_ids), dim=1), self._join(input_ids, attention_mask)
+        # join only now: once positions have left the cache, only the mask says where the text goes
+        # on
+        tokens, mask = (
+            torch.cat((self.tokens, input_ids), dim=1),
+            self._join(input_ids, attention_mask),
+        )
         options = {"output_logits": output_logits, "logits_to_keep": width, "return_dict": True}
         out = self.model(tokens, mask, past_key_values=self.cache, **options)
-        self._cut(slice(None, -width))  # the block is still being written; those before it are final
+        # the block is still being written; those before it are final
+        self._cut(slice(None, -width))
         self.tokens = self.tokens[:, :0]
         self._drop(size - self.model.config.block_size)
         return out
@@ -69,7 +91,8 @@ class BlockContext:
         self._cut(slice(surplus, None))
 
     def _cut(self, kept: slice) -> None:
-        """Keeps these positions of the cache. `DynamicCache.crop` differs between versions of transformers 5."""
+        """Keeps these positions of the cache. `DynamicCache.crop` differs between versions of
+        transformers 5."""
         for layer in self.cache.layers:
             layer.keys, layer.values = layer.keys[:, :, kept], layer.values[:, :, kept]
 
@@ -79,5 +102,10 @@ class BlockContext:
         before = self.attention_mask
         if before is None:
             cached = 0 if self.cache is None else self.cache.get_seq_length()
-            before = input_ids.new_ones(len(input_ids), self.dropped + cached + self.tokens.shape[1])
-        return torch.cat((before, torch.ones_like(input_ids) if attention_mask is None else attention_mask), dim=1)
+            before = input_ids.new_ones(
+                len(input_ids), self.dropped + cached + self.tokens.shape[1]
+            )
+        return torch.cat(
+            (before, torch.ones_like(input_ids) if attention_mask is None else attention_mask),
+            dim=1,
+        )

@@ -1,4 +1,5 @@
-"""LoMDM models: backbone, LM head, rates, and the loss, for the whole family. This file travels to the Hub."""
+"""LoMDM models: backbone, LM head, rates, and the loss, for the whole family. This file travels to
+the Hub."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -39,27 +40,37 @@ from .process_lomdm import (
     stratified_quantiles,
     time_bound,
 )
-from .rates_lomdm import RATE_LAWS, RHO_AT_START, EqualRates, LoMDMOrderHead, LoMDMTokenRates, RateLaw
+from .rates_lomdm import (
+    RATE_LAWS,
+    RHO_AT_START,
+    EqualRates,
+    LoMDMOrderHead,
+    LoMDMTokenRates,
+    RateLaw,
+)
 from .token_losses_lomdm import CACHE_LOGITS, TokenLosses, rows_at_a_time
 
-CHUNK_LOGITS = 2**24  # logits of one chunk of the projection in a loss on a CPU, as many as their gradient
+# logits of one chunk of the projection in a loss on a CPU, as many as their gradient
+CHUNK_LOGITS = 2**24
 
 
 @dataclass
 class LoMDMOutput(ModelOutput):
-    """Output of `LoMDMForMaskedDiffusion`; `B` texts of `L` positions, `V` token ids, `D` hidden units.
+    """Output of `LoMDMForMaskedDiffusion`; `B` texts of `L` positions, `V` token ids, `D` hidden
+    units.
 
     Without labels:
-        logits: `[B, L, V]`, unnormalised token law in the model's dtype, the mask token at `-inf`; or `None`.
-        rates: `[B, L]` float32, reverse rates `v_i(z) > 0`.
+        logits: `[B, L, V]`, unnormalised token law in the model's dtype, the mask token at `-inf`;
+        or `None`. rates: `[B, L]` float32, reverse rates `v_i(z) > 0`.
         last_hidden_state: `[B, L, D]`. hidden_states: as in `LoMDMModel`.
     With labels (everything but the loss is detached, and summed over the blocks of a text):
-        loss: scalar, nats per maskable token; its value is the bound, its gradient that of section 2 (RLOO).
-        rates: `[B, L]`, the reverse rates of the first view, with an order head; else `None`.
-        nelbo, main, velocity: `[B]`, nats per text; `nelbo = main + velocity`.
-        score: `[B]`, the RLOO term whose gradient is in the loss (its value is not); `None` where it has none.
-        forward_rates: `[B, L]` float32, `w_i(x) > 0`.
-        rate_ratio: `[B]`, `V / W` over the masked positions, 1 when the reverse rates fit the forward ones.
+        loss: scalar, nats per maskable token; its value is the bound, its gradient that of section
+        2 (RLOO). rates: `[B, L]`, the reverse rates of the first view, with an order head; else
+        `None`. nelbo, main, velocity: `[B]`, nats per text; `nelbo = main + velocity`.
+        score: `[B]`, the RLOO term whose gradient is in the loss (its value is not); `None` where
+        it has none. forward_rates: `[B, L]` float32, `w_i(x) > 0`.
+        rate_ratio: `[B]`, `V / W` over the masked positions, 1 when the reverse rates fit the
+        forward ones.
     """
 
     loss: Tensor | None = None
@@ -76,10 +87,11 @@ class LoMDMOutput(ModelOutput):
 
 
 class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
-    """A masked diffusion language model: backbone, LM head, and what its `rate_type` needs for the order of reveal.
+    """A masked diffusion language model: backbone, LM head, and what its `rate_type` needs for the
+    order of reveal.
 
-    Without labels it gives the token law `p_i(z)` and the reverse rates `v_i(z)` of a partly masked text; with labels
-    the loss, a bound on `-log P(x)` in nats per token (docs/method.md).
+    Without labels it gives the token law `p_i(z)` and the reverse rates `v_i(z)` of a partly masked
+    text; with labels the loss, a bound on `-log P(x)` in nats per token (docs/method.md).
     """
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
@@ -93,7 +105,8 @@ class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
         modules = self.rate_law.modules(config)
         self.phi, self.psi, self.omega = (modules.get(name) for name in ("phi", "psi", "omega"))
         self.post_init()
-        self._keys_to_ignore_on_load_unexpected = None  # post_init takes over what the backbone alone may ignore
+        # post_init takes over what the backbone alone may ignore
+        self._keys_to_ignore_on_load_unexpected = None
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -109,15 +122,19 @@ class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
     def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
         self.lm_head = new_embeddings
 
-    def resize_token_embeddings(self, new_num_tokens: int | None = None, *args, **kwargs) -> nn.Embedding:
-        """As in transformers; token rates follow the vocabulary. A special token that would go is a `ValueError`."""
+    def resize_token_embeddings(
+        self, new_num_tokens: int | None = None, *args, **kwargs
+    ) -> nn.Embedding:
+        """As in transformers; token rates follow the vocabulary. A special token that would go is a
+        `ValueError`."""
         embeddings = super().resize_token_embeddings(new_num_tokens, *args, **kwargs)
         self._own_law.resize(self)
         return embeddings
 
     @property
     def _own_law(self) -> RateLaw:
-        """The law that the model was trained with: its token law stays, whatever law orders the reveals."""
+        """The law that the model was trained with: its token law stays, whatever law orders the
+        reveals."""
         return RATE_LAWS[self.config.rate_type]
 
     @property
@@ -135,7 +152,8 @@ class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
             self.rate_law = own
 
     def without_order(self) -> AbstractContextManager[None]:
-        """Within this context all rates equal `c1`, as with `c2 = 0`: what is measured has no learned order."""
+        """Within this context all rates equal `c1`, as with `c2 = 0`: what is measured has no
+        learned order."""
         return self.with_rates(EqualRates(self.config.c1))
 
     @property
@@ -150,7 +168,8 @@ class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
 
     @property
     def rates_need_logits(self) -> bool:
-        """Whether reverse rates come from the logits of all positions. If not, positions can be chosen before those."""
+        """Whether reverse rates come from the logits of all positions. If not, positions can be
+        chosen before those."""
         return self.rate_law.needs_logits
 
     generation_config = None  # peft asks for it too
@@ -162,7 +181,9 @@ class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
 
     def generate(self, *args, **kwargs):
         """Raises `ValueError`: the model has no order from left to right."""
-        raise ValueError("generate() is not for masked diffusion. Call LoMDMPipeline(model, scheduler, tokenizer).")
+        raise ValueError(
+            "generate() is not for masked diffusion. Call LoMDMPipeline(model, scheduler, tokenizer)."
+        )
 
     prepare_inputs_for_generation = generate  # peft asks for it where task_type="CAUSAL_LM"
 
@@ -186,37 +207,52 @@ class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
 
         Args:
             input_ids: `[B, L]` int64, partly masked texts; with labels the clean texts.
-            attention_mask: `[B, L]`, 1 = real; `None` = nothing padded. Padding is never attended to nor counted.
+            attention_mask: `[B, L]`, 1 = real; `None` = nothing padded. Padding is never attended
+                to nor counted.
             labels: `[B, L]`, the clean token ids; -100 = given, neither masked nor counted.
-            quantiles: `[B]` in `(0, 1)`, fixes the number of reveals (order bound) or the local time (time bound) of
-                each text; default: stratified within the batch.
-            generator: source of masks and orders; one, or one per text (then a text does not depend on its batch).
+            quantiles: `[B]` in `(0, 1)`, fixes the number of reveals (order bound) or the local
+                time (time bound) of each text; default: stratified within the batch.
+            generator: source of masks and orders; one, or one per text (then a text does not depend
+                on its batch).
             bound: `"order"` or `"time"`; default `config.bound`.
             output_logits: `False` leaves the vocabulary projection to `token_logits`.
-            past_key_values: without labels and with blocks only: a `DynamicCache()` of the blocks before, to which the
-                keys and values of `input_ids` (whole blocks, the last may be short) are added; `crop` it to take them
-                out again. `attention_mask` is then that of all positions, `[B, P + L]`.
+            past_key_values: without labels and with blocks only: a `DynamicCache()` of the blocks
+                before, to which the keys and values of `input_ids` (whole blocks, the last may be
+                short) are added; `crop` it to take them out again. `attention_mask` is then that of
+                all positions, `[B, P + L]`.
             logits_to_keep: outputs of the last positions alone, without labels only; default all.
-            inputs_embeds: `[B, L, D]` instead of `input_ids`; with labels, what given positions are read as (peft's
-                prompt tuning).
+            inputs_embeds: `[B, L, D]` instead of `input_ids`; with labels, what given positions are
+                read as (peft's prompt tuning).
             output_hidden_states: without labels only; default of the configuration.
             unread: the other standard arguments of transformers, all `None` or `False`.
-            return_dict: `False` returns the values that are not `None` as a tuple; default of the configuration.
-        With blocks and without labels, a block sees itself and what `input_ids` holds before it: the model's own law
-        is that of blocks with nothing masked before them.
+            return_dict: `False` returns the values that are not `None` as a tuple; default of the
+                configuration.
+        With blocks and without labels, a block sees itself and what `input_ids` holds before it:
+        the model's own law is that of blocks with nothing masked before them.
 
         Raises:
-            ValueError: shapes that do not agree, ids outside the vocabulary, a bound that does not exist.
+            ValueError: shapes that do not agree, ids outside the vocabulary, a bound that does not
+                exist.
         """
         check_unread(self.config, unread)
         check_forward_arguments(self, labels, past_key_values, logits_to_keep, output_hidden_states)
         if labels is None:
-            text = {"input_ids": input_ids, "inputs_embeds": inputs_embeds, "past_key_values": past_key_values}
-            return self._denoise(text, attention_mask, output_logits, logits_to_keep, output_hidden_states)
+            text = {
+                "input_ids": input_ids,
+                "inputs_embeds": inputs_embeds,
+                "past_key_values": past_key_values,
+            }
+            return self._denoise(
+                text, attention_mask, output_logits, logits_to_keep, output_hidden_states
+            )
         name, text = one_text(input_ids, inputs_embeds)
         check_labels(text, labels, quantiles, self.config, name)
-        maskable = labels != GIVEN if attention_mask is None else (labels != GIVEN) & attention_mask.bool()
-        clean = torch.where(maskable, labels, GIVEN if input_ids is None else input_ids).to(torch.int64)
+        maskable = (
+            labels != GIVEN if attention_mask is None else (labels != GIVEN) & attention_mask.bool()
+        )
+        clean = torch.where(maskable, labels, GIVEN if input_ids is None else input_ids).to(
+            torch.int64
+        )
         batch = self.make_batch(clean, attention_mask, maskable, inputs_embeds)
         return self._loss(batch, quantiles, generator, bound)
 
@@ -227,7 +263,8 @@ class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
         maskable: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
     ) -> Batch:
-        """The texts `[B, L]` with their positions and blocks, for the methods that take a `Batch`."""
+        """The texts `[B, L]` with their positions and blocks, for the methods that take a
+        `Batch`."""
         return make_batch(ids, attention_mask, self.config.block_size, maskable, inputs_embeds)
 
     def forward_rates(
@@ -237,32 +274,48 @@ class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
         given: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
     ) -> Tensor:
-        """Forward rates `w_i(x)` `[B, L]`, float32 or wider, of clean texts; differentiable in `phi` or `omega`.
+        """Forward rates `w_i(x)` `[B, L]`, float32 or wider, of clean texts; differentiable in
+        `phi` or `omega`.
 
-        `given`: `[B, L]` bool, the positions that are never masked (`phi` may put what follows from them first);
-        `None` = none. `inputs_embeds`: `[B, L, D]`, what positions of the id -100 are read as.
+        `given`: `[B, L]` bool, the positions that are never masked (`phi` may put what follows from
+        them first); `None` = none. `inputs_embeds`: `[B, L, D]`, what positions of the id -100 are
+        read as.
         """
         maskable = None if given is None else ~given
-        return self.rate_law.forward_rates(self, self.make_batch(x, attention_mask, maskable, inputs_embeds))
+        return self.rate_law.forward_rates(
+            self, self.make_batch(x, attention_mask, maskable, inputs_embeds)
+        )
 
     def token_logits(self, hidden: Tensor) -> Tensor:
-        """The token law of hidden states, `[..., D] -> [..., V]` unnormalised, the mask token at `-inf`."""
+        """The token law of hidden states, `[..., D] -> [..., V]` unnormalised, the mask token at
+        `-inf`."""
         logits = self._own_law.weigh_tokens(self, self.lm_head(hidden))
-        logits[..., self.config.mask_token_id] = -torch.inf  # in place: a copy of [..., V] would be the largest tensor
+        # in place: a copy of [..., V] would be the largest tensor
+        logits[..., self.config.mask_token_id] = -torch.inf
         return logits
 
     def open_context(
         self, tokens: Tensor, attention_mask: Tensor | None = None, use_cache: bool = True
     ) -> BlockContext:
-        """With blocks: whole blocks `[B, P]`, padded on the left, that stand before the ones to be written."""
+        """With blocks: whole blocks `[B, P]`, padded on the left, that stand before the ones to be
+        written."""
         return BlockContext(self, tokens, attention_mask, DynamicCache() if use_cache else None)
 
-    def _denoise(self, text, attention_mask, output_logits, logits_to_keep, output_hidden_states) -> LoMDMOutput:
+    def _denoise(
+        self, text, attention_mask, output_logits, logits_to_keep, output_hidden_states
+    ) -> LoMDMOutput:
         out = self.model(
-            **text, attention_mask=attention_mask, output_hidden_states=output_hidden_states, return_dict=True
+            **text,
+            attention_mask=attention_mask,
+            output_hidden_states=output_hidden_states,
+            return_dict=True,
         )
-        batch = self.make_batch(text["input_ids"], attention_mask, inputs_embeds=text["inputs_embeds"])
-        rates = self.rate_law.reverse_rates(self, out.last_hidden_state, batch, past_key_values=text["past_key_values"])
+        batch = self.make_batch(
+            text["input_ids"], attention_mask, inputs_embeds=text["inputs_embeds"]
+        )
+        rates = self.rate_law.reverse_rates(
+            self, out.last_hidden_state, batch, past_key_values=text["past_key_values"]
+        )
         kept = slice(None if logits_to_keep is None else -logits_to_keep, None)
         hidden, rates = out.last_hidden_state[:, kept], rates[:, kept]
         logits = self.token_logits(hidden) if output_logits or self.rates_need_logits else None
@@ -272,10 +325,15 @@ class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
         return LoMDMOutput(rates=rates, last_hidden_state=hidden, **given)
 
     def encode(self, batch: Batch, views: Tensor | None = None, **options) -> Tensor:
-        """Hidden states of the trunk for a batch, or for it and its views `[K * B, L]` (`LoMDMModel.forward`)."""
+        """Hidden states of the trunk for a batch, or for it and its views `[K * B, L]`
+        (`LoMDMModel.forward`)."""
         ids, embeds = batch.ids, batch.inputs_embeds
         if embeds is not None:
-            views = None if views is None else self._embed(views, stack_views(embeds, len(views) // len(embeds)))
+            views = (
+                None
+                if views is None
+                else self._embed(views, stack_views(embeds, len(views) // len(embeds)))
+            )
             ids, embeds = None, self._embed(ids, embeds)
         options |= {} if views is None else {"views": views}
         options |= {} if embeds is None else {"inputs_embeds": embeds}
@@ -288,30 +346,41 @@ class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
         return torch.where((ids == GIVEN)[..., None], inputs_embeds.to(embeds.dtype), embeds)
 
     def rates_of_logits(self, logits: Tensor) -> Tensor:
-        """Reverse rates `[...]`, float32 or wider, of the token law `[..., V]` of `token_logits`."""
+        """Reverse rates `[...]`, float32 or wider, of the token law `[..., V]` of
+        `token_logits`."""
         return self.rate_law.rates_of_logits(self, logits)
 
-    def _loss(self, batch: Batch, quantiles: Tensor | None, generator, bound: str | None) -> LoMDMOutput:
+    def _loss(
+        self, batch: Batch, quantiles: Tensor | None, generator, bound: str | None
+    ) -> LoMDMOutput:
         num_texts, device = len(batch.ids), batch.ids.device
-        # 1. The same quantile but independent draws for each view                seeds             [views * B]
+        # 1. The same quantile but independent draws for each view                seeds
+        #   [views * B]
         if quantiles is None:
             quantiles = stratified_quantiles(num_texts, generator, device)
         seeds = torch.cat([row_seeds(generator, num_texts, device) for _ in range(self.num_views)])
         quantiles = block_quantiles(quantiles, seeds[:num_texts], batch.blocks)
-        # 2. Rates of the forward process, from clean text                        w                 [B, L]
+        # 2. Rates of the forward process, from clean text                        w
+        #   [B, L]
         rates = self.rate_law.forward_rates(self, batch)
-        # 3. One pass over all views, the bound term by term                      terms, log_q      [views * B, N]
+        # 3. One pass over all views, the bound term by term                      terms, log_q
+        #   [views * B, N]
         terms, log_q, reverse = self.estimate_bound(batch, rates, quantiles, seeds, bound)
-        # 4. The bound, the mean over views                                       nelbo             [B]
+        # 4. The bound, the mean over views                                       nelbo
+        #   [B]
         by_view = (self.num_views, num_texts, -1)
         main, velocity, ratio = (values.view(by_view).mean(0) for values in terms)
         nelbo = (main + velocity).sum(-1)
-        # 5. RLOO: value zero, gradient of the score                              score             [B]
+        # 5. RLOO: value zero, gradient of the score                              score
+        #   [B]
         objective, score = nelbo, None
         if self.training and self.learns_forward_rates:
-            score = rloo_score((terms.main + terms.velocity).view(by_view), log_q.view(by_view)).sum(-1)
+            score = rloo_score(
+                (terms.main + terms.velocity).view(by_view), log_q.view(by_view)
+            ).sum(-1)
             objective = nelbo + score - score.detach()
-        # 6. The rate ratio, the mean over blocks with something to reveal        ratio             [B]
+        # 6. The rate ratio, the mean over blocks with something to reveal        ratio
+        #   [B]
         has_maskable = block_sum(batch.maskable.to(ratio.dtype), batch.blocks) > 0
         ratio = 1 + (ratio - 1).sum(-1) / has_maskable.sum(-1).clamp(min=1)  # other blocks have 1
         # 7. Nats per maskable token
@@ -327,19 +396,28 @@ class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
         )
 
     def estimate_bound(
-        self, batch: Batch, rates: Tensor, quantiles: Tensor, seeds: Tensor, bound: str | None = None
+        self,
+        batch: Batch,
+        rates: Tensor,
+        quantiles: Tensor,
+        seeds: Tensor,
+        bound: str | None = None,
     ) -> tuple[BoundTerms, Tensor, Tensor]:
-        """One-draw estimates of a bound for given forward rates; the building block of the loss and of evaluation.
+        """One-draw estimates of a bound for given forward rates; the building block of the loss and
+        of evaluation.
 
         Args:
-            batch: clean texts with their `maskable` positions. rates: `[B, L]`, `w` from `forward_rates`.
-            quantiles: `[B, N]` in `(0, 1)`, from `block_quantiles`. seeds: `[K * B]` int64 of the draws of `K` views of
-                each text, view after view (`row_seeds`).
+            batch: clean texts with their `maskable` positions. rates: `[B, L]`, `w` from
+                `forward_rates`.
+            quantiles: `[B, N]` in `(0, 1)`, from `block_quantiles`. seeds: `[K * B]` int64 of the
+                draws of `K` views of each text, view after view (`row_seeds`).
         Returns:
-            `BoundTerms` `[K * B, N]` in nats per view and block, `log q(z|x)` `[K * B, N]` of the drawn views, and the
-            reverse rates `[K * B, L]` (of masked positions alone if they need logits, else 1).
+            `BoundTerms` `[K * B, N]` in nats per view and block, `log q(z|x)` `[K * B, N]` of the
+            drawn views, and the reverse rates `[K * B, L]` (of masked positions alone if they need
+            logits, else 1).
         """
-        # 1. Partly masked views of each text                                     z                 [K * B, L]
+        # 1. Partly masked views of each text                                     z
+        #   [K * B, L]
         num_views, bound = len(seeds) // len(batch.ids), bound or self.config.bound
         views, w = batch.stack(num_views), stack_views(rates, num_views)
         drawn = self._draw_view(views, w, stack_views(quantiles, num_views), seeds, bound)
@@ -347,7 +425,8 @@ class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
         at = drawn.masked.nonzero(as_tuple=True)
         noisy = views._replace(ids=views.ids.masked_fill(drawn.masked, self.config.mask_token_id))
         hidden, v = self.encode_views(noisy, batch)
-        # 2. The projection and the loss at masked positions only                 nll               [K * B, L]
+        # 2. The projection and the loss at masked positions only                 nll
+        #   [K * B, L]
         losses, token_rates = self._token_losses(hidden[at], views.ids[at])
         nll = torch.zeros_like(w).index_put(at, losses.to(w.dtype))
         if self.rates_need_logits:
@@ -357,10 +436,11 @@ class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
         return evaluate(nll, w, v, drawn, views.blocks), drawn.log_q, v
 
     def _token_losses(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """`-log p` of `targets` `[M]` at hidden states `[M, D]`, and reverse rates `[M]` (1 if they need no logits).
+        """`-log p` of `targets` `[M]` at hidden states `[M, D]`, and reverse rates `[M]` (1 if they
+        need no logits).
 
-        Intermediate values are several times as large as the logits. So they are computed for a chunk of
-        rows at a time, and again for the gradient. The projection is computed once.
+        Intermediate values are several times as large as the logits. So they are computed for a
+        chunk of rows at a time, and again for the gradient. The projection is computed once.
         """
         size = rows_at_a_time(hidden, self.config.vocab_size, CHUNK_LOGITS)
         parts = [
@@ -374,16 +454,20 @@ class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
         losses = TokenLosses.apply(logits, targets)
         if not self.rates_need_logits:
             return losses, torch.ones_like(losses)
-        checkpoint_options = {"use_reentrant": False, "preserve_rng_state": False}  # nothing random in it
+        # nothing random in it
+        checkpoint_options = {"use_reentrant": False, "preserve_rng_state": False}
         row_chunks = logits.split(rows_at_a_time(logits, logits.shape[-1], CACHE_LOGITS))
-        rates = [checkpoint(self.rates_of_logits, rows, **checkpoint_options) for rows in row_chunks]
+        rates = [
+            checkpoint(self.rates_of_logits, rows, **checkpoint_options) for rows in row_chunks
+        ]
         return losses, torch.cat(rates)
 
     def encode_views(self, views: Batch, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Hidden states `[K * B, L, D]` and reverse rates `[K * B, L]` of partly masked views `[K * B, L]` of texts.
+        """Hidden states `[K * B, L, D]` and reverse rates `[K * B, L]` of partly masked views `[K *
+        B, L]` of texts.
 
-        With blocks, each block of a view sees the blocks before it as they are in the clean `batch` `[B, L]`, which all
-        views of a text share. Rates that need logits are left at 1.
+        With blocks, each block of a view sees the blocks before it as they are in the clean `batch`
+        `[B, L]`, which all views of a text share. Rates that need logits are left at 1.
         """
         if self.config.block_size is None:
             hidden = self.encode(views)
@@ -393,10 +477,13 @@ class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
         num_copies = len(views.ids) // len(batch.ids) + uses_psi
         packed = self.encode(batch, views.ids, views_only=not uses_psi)
         rates = self.rate_law.reverse_rates(self, packed, batch, num_copies)
-        hidden = stack_copies(packed, num_copies)  # [C * B, L, D], the clean copy first if it is there
+        # [C * B, L, D], the clean copy first if it is there
+        hidden = stack_copies(packed, num_copies)
         return hidden[-len(views.ids) :], rates[-len(views.ids) :]
 
-    def _draw_view(self, views: Batch, rates: Tensor, quantiles: Tensor, seeds: Tensor, bound: str) -> View:
+    def _draw_view(
+        self, views: Batch, rates: Tensor, quantiles: Tensor, seeds: Tensor, bound: str
+    ) -> View:
         """Draws which positions of each view are masked; all arguments `[K * B, ...]`."""
         if bound not in BOUNDS:
             raise ValueError(f"bound must be one of {BOUNDS}, got {bound!r}.")
@@ -405,20 +492,25 @@ class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
         if bound == "order":
             return draw_order_view(*draws)
         # evaluation is neither cut nor clipped
-        epsilon, time_range = (self.config.time_epsilon, self.config.time_range) if self.training else (None, None)
+        epsilon, time_range = (
+            (self.config.time_epsilon, self.config.time_range) if self.training else (None, None)
+        )
         return draw_time_view(*draws, epsilon, time_range)
 
 
 def check_forward_arguments(
     model: nn.Module, labels, past_key_values, logits_to_keep: int | None, hidden_states
 ) -> None:
-    """Raises `ValueError` for arguments that exclude labels, and for a cache that does not fit the model."""
+    """Raises `ValueError` for arguments that exclude labels, and for a cache that does not fit the
+    model."""
     if labels is not None and (past_key_values is not None or logits_to_keep is not None):
         raise ValueError(
             "labels exclude past_key_values and logits_to_keep: a loss reads whole texts. Leave them out (by peft, "
             "tune prompts instead of prefixes)."
         )
-    if labels is not None and (model.config.output_hidden_states if hidden_states is None else hidden_states):
+    if labels is not None and (
+        model.config.output_hidden_states if hidden_states is None else hidden_states
+    ):
         raise ValueError(
             "labels exclude output_hidden_states, for a loss reads views that it draws. Leave it (in the configuration "
             "too) at False."
@@ -435,4 +527,6 @@ def check_forward_arguments(
             f"{type(past_key_values).__name__} of {len(past_key_values.layers)} layers."
         )
     if model.training and model.model.layers[0].gradient_checkpointing:
-        raise ValueError("past_key_values is dropped by gradient checkpointing in training. Call model.eval() first.")
+        raise ValueError(
+            "past_key_values is dropped by gradient checkpointing in training. Call model.eval() first."
+        )

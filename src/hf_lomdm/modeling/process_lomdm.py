@@ -1,7 +1,9 @@
-"""The process of docs/method.md as pure tensor functions: local time, rates, draws, both bounds and the RLOO score.
+"""The process of docs/method.md as pure tensor functions: local time, rates, draws, both bounds and
+the RLOO score.
 
-Everything is per text and, within a text, per block: `[B, L]` are values per position, `[B, N]` per block. Without
-`blocks` there is one window (`N = 1`). Floating values are float32 or wider; nothing here knows of a network.
+Everything is per text and, within a text, per block: `[B, L]` are values per position, `[B, N]` per
+block. Without `blocks` there is one window (`N = 1`). Floating values are float32 or wider; nothing
+here knows of a network.
 """
 
 import math
@@ -11,9 +13,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-# The stream of a cut time bound spends this share of its draws on the reconstruction term (`draw_time_view`).
+# The stream of a cut time bound spends this share of its draws on the reconstruction term
+# (`draw_time_view`).
 RECONSTRUCTION_SHARE = 0.125
-# Newton steps for the adaptive grid. They approach the root from one side, so stopping early reveals a little late.
+# Newton steps for the adaptive grid. They approach the root from one side, so stopping early
+# reveals a little late.
 NEWTON_STEPS = 20
 
 
@@ -31,9 +35,9 @@ class Blocks(NamedTuple):
 class View(NamedTuple):
     """One draw of a partly masked text and what the bounds need to know of it.
 
-    `masked` `[B, L]` bool; `log_q` `[B, N]`, log-probability of the draw, differentiable in the rates; `weight`
-    `[B, N]`, importance weight of the draw; `reconstruction` `[B, N]` bool, where the draw stands for the
-    reconstruction term of a cut time bound, or `None`.
+    `masked` `[B, L]` bool; `log_q` `[B, N]`, log-probability of the draw, differentiable in the
+    rates; `weight` `[B, N]`, importance weight of the draw; `reconstruction` `[B, N]` bool, where
+    the draw stands for the reconstruction term of a cut time bound, or `None`.
     """
 
     masked: Tensor
@@ -43,7 +47,8 @@ class View(NamedTuple):
 
 
 class BoundTerms(NamedTuple):
-    """One-draw estimates `[B, N]` in nats: `main`, `velocity` (their sum is the bound) and the rate ratio `V / W`."""
+    """One-draw estimates `[B, N]` in nats: `main`, `velocity` (their sum is the bound) and the rate
+    ratio `V / W`."""
 
     main: Tensor
     velocity: Tensor
@@ -66,7 +71,8 @@ def position_ids(attention_mask: Tensor | None, length: int, device) -> Tensor:
 
 
 def make_blocks(position: Tensor, size: int | None) -> Blocks | None:
-    """The blocks of `size` positions of texts whose positions `[B, L]` count from the first real token.
+    """The blocks of `size` positions of texts whose positions `[B, L]` count from the first real
+    token.
 
     They are numbered from the block of the first column on. `None` with one window (`size=None`).
     """
@@ -79,9 +85,10 @@ def make_blocks(position: Tensor, size: int | None) -> Blocks | None:
 def block_quantiles(quantiles: Tensor, seeds: Tensor, blocks: Blocks | None = None) -> Tensor:
     """A quantile for each block from that of the text, `frac(q + pi_b / N)`: `[B]` -> `[B, N]`.
 
-    `pi` is a random permutation of the `N` blocks of the text. So each quantile is uniform if `q` is,
-    they are stratified within the text, and quantiles that are stratified over texts or draws stay so
-    for each block. `pi` depends on the seed alone and is independent of the draws of positions.
+    `pi` is a random permutation of the `N` blocks of the text. So each quantile is uniform if `q`
+    is, they are stratified within the text, and quantiles that are stratified over texts or draws
+    stay so for each block. `pi` depends on the seed alone and is independent of the draws of
+    positions.
 
     Args:
         quantiles: `[B]` in `(0, 1)`. seeds: `[B]` int64.
@@ -92,7 +99,12 @@ def block_quantiles(quantiles: Tensor, seeds: Tensor, blocks: Blocks | None = No
     # a padded text has fewer blocks than the longest one
     in_text = block <= blocks.of_position.amax(-1, keepdim=True)
     keys = position_exponentials(seeds, -1 - block)
-    order = keys.masked_fill(~in_text.to(keys.device), torch.inf).argsort(-1).argsort(-1).to(quantiles.device)
+    order = (
+        keys.masked_fill(~in_text.to(keys.device), torch.inf)
+        .argsort(-1)
+        .argsort(-1)
+        .to(quantiles.device)
+    )
     share = order / in_text.sum(-1, keepdim=True)
     return ((quantiles[:, None] + share) % 1).to(quantiles.dtype).clamp(2**-25, 1 - 2**-24)
 
@@ -101,25 +113,34 @@ def block_sum(values: Tensor, blocks: Blocks | None = None) -> Tensor:
     """Sum of `values` `[B, L]` over the positions of each block: `[B, N]`."""
     if blocks is None:
         return values.sum(-1, keepdim=True)
-    return values.new_zeros(values.shape[0], blocks.num_blocks).scatter_add(1, blocks.of_position, values)
+    return values.new_zeros(values.shape[0], blocks.num_blocks).scatter_add(
+        1, blocks.of_position, values
+    )
 
 
 def broadcast_to_positions(values: Tensor, blocks: Blocks | None = None) -> Tensor:
-    """The value of its block at each position: `[B, N]` -> `[B, L]` (`[B, 1]` with one window: it broadcasts)."""
+    """The value of its block at each position: `[B, N]` -> `[B, L]` (`[B, 1]` with one window: it
+    broadcasts)."""
     return values if blocks is None else values.gather(1, blocks.of_position)
 
 
-# ------------------------------------------------------------------------------------------- time and the schedule
+# ------------------------------------------------------------------------------------------- time
+# and the schedule
 
 
-def local_time(time: float | Tensor, block: int | Tensor = 0, num_blocks: int | Tensor = 1, unit: int = 1) -> Tensor:
+def local_time(
+    time: float | Tensor, block: int | Tensor = 0, num_blocks: int | Tensor = 1, unit: int = 1
+) -> Tensor:
     """Local time `u = clip((t - a) / (b - a), 0, 1)` of each position at time `t`, float64.
 
-    Block `b` of `N` has the window `[a, b] = [1 - (b + 1) / N, 1 - b / N]`: the leftmost is masked last.
+    Block `b` of `N` has the window `[a, b] = [1 - (b + 1) / N, 1 - b / N]`: the leftmost is masked
+    last.
 
     Args:
-        time: `t * unit`, a number or `[B, 1]`. In whole steps of a grid of `unit` steps, windows end at exactly 0.
-        block: `[B, L]`, block of each position. num_blocks: of each text, `[B, 1]`, or a number for all.
+        time: `t * unit`, a number or `[B, 1]`. In whole steps of a grid of `unit` steps, windows
+            end at exactly 0.
+        block: `[B, L]`, block of each position. num_blocks: of each text, `[B, 1]`, or a number for
+            all.
     Returns:
         `[B, L]` in `[0, 1]`.
     """
@@ -128,17 +149,22 @@ def local_time(time: float | Tensor, block: int | Tensor = 0, num_blocks: int | 
 
 
 def log_mask_probability(log_u: Tensor, rates: Tensor) -> Tensor:
-    """`log(1 - alpha) = w log u`, log-probability that a position is masked at local time `u`: `[B, L]`."""
+    """`log(1 - alpha) = w log u`, log-probability that a position is masked at local time `u`: `[B,
+    L]`."""
     return rates * log_u
 
 
 def alpha(log_u: Tensor, rates: Tensor) -> Tensor:
-    """`alpha = 1 - u^w`, the probability that a position is not masked at local time `u`: `[B, L]`."""
+    """`alpha = 1 - u^w`, the probability that a position is not masked at local time `u`: `[B,
+    L]`."""
     return -torch.expm1(rates * log_u)
 
 
-def velocity(time: float | Tensor, rates: Tensor, block: int | Tensor = 0, num_blocks: int | Tensor = 1) -> Tensor:
-    """The paper's velocity `A = -alpha' / (1 - alpha) = w / (t - a)` in the window `[a, b]`, else 0: `[B, L]`.
+def velocity(
+    time: float | Tensor, rates: Tensor, block: int | Tensor = 0, num_blocks: int | Tensor = 1
+) -> Tensor:
+    """The paper's velocity `A = -alpha' / (1 - alpha) = w / (t - a)` in the window `[a, b]`, else
+    0: `[B, L]`.
 
     Per unit of global time; infinite at `t = a`. Arguments as in `local_time`.
     """
@@ -148,12 +174,15 @@ def velocity(time: float | Tensor, rates: Tensor, block: int | Tensor = 0, num_b
 
 
 def reveal_probability(log_u_from: Tensor, log_u_to: Tensor, rates: Tensor) -> Tensor:
-    """Probability that a masked position is revealed while local time falls from `u_from` to `u_to`.
+    """Probability that a masked position is revealed while local time falls from `u_from` to
+    `u_to`.
 
-    Exact for rates that stay frozen over the step: `1 - (u_to / u_from) ** v` (docs/method.md, "ancestral step").
+    Exact for rates that stay frozen over the step: `1 - (u_to / u_from) ** v` (docs/method.md,
+    "ancestral step").
 
     Args:
-        log_u_from, log_u_to: `[B, L]` or `[B, 1]`, log local times, `log_u_to <= log_u_from <= 0`; `-inf` ends it.
+        log_u_from, log_u_to: `[B, L]` or `[B, 1]`, log local times, `log_u_to <= log_u_from <= 0`;
+            `-inf` ends it.
         rates: `[B, L]`, reverse rates `v > 0`.
     Returns:
         `[B, L]` in `[0, 1]`; exactly 1 where the window ends.
@@ -162,10 +191,11 @@ def reveal_probability(log_u_from: Tensor, log_u_to: Tensor, rates: Tensor) -> T
 
 
 def adaptive_log_ratio(rates: Tensor, among: Tensor, fraction: Tensor) -> Tensor:
-    """`log rho` `[B, 1]` with `sum_i (1 - rho^{v_i}) = fraction * n` over the `n` positions `among` `[B, L]`.
+    """`log rho` `[B, 1]` with `sum_i (1 - rho^{v_i}) = fraction * n` over the `n` positions `among`
+    `[B, L]`.
 
-    Newton from the `rho` that would do if all rates were the largest one. The sum is concave in `-log rho`, so every
-    step stays on that side of the root (docs/method.md, "sampler").
+    Newton from the `rho` that would do if all rates were the largest one. The sum is concave in
+    `-log rho`, so every step stays on that side of the root (docs/method.md, "sampler").
 
     Args:
         fraction: `[B, 1]` in `[0, 1)`; 0 gives 0.
@@ -185,7 +215,8 @@ def adaptive_log_ratio(rates: Tensor, among: Tensor, fraction: Tensor) -> Tensor
 
 
 def centre(scores: Tensor, real: Tensor | None = None, blocks: Blocks | None = None) -> Tensor:
-    """`scores` `[B, L]` minus their mean over the real positions of the block (`real` `[B, L]` bool, `None` = all)."""
+    """`scores` `[B, L]` minus their mean over the real positions of the block (`real` `[B, L]`
+    bool, `None` = all)."""
     weight = torch.ones_like(scores) if real is None else real.to(scores.dtype)
     mean = block_sum(scores * weight, blocks) / block_sum(weight, blocks).clamp(min=1)
     return scores - broadcast_to_positions(mean, blocks)
@@ -194,11 +225,13 @@ def centre(scores: Tensor, real: Tensor | None = None, blocks: Blocks | None = N
 def learned_rates(
     scores: Tensor, c1: float, c2: float, real: Tensor | None = None, blocks: Blocks | None = None
 ) -> Tensor:
-    """`c1 + c2 NormSig(g)`, `NormSig(g)_i = sigmoid(g_i) - mean_j sigmoid(g_j)` (section 4 of the paper).
+    """`c1 + c2 NormSig(g)`, `NormSig(g)_i = sigmoid(g_i) - mean_j sigmoid(g_j)` (section 4 of the
+    paper).
 
     Args:
         scores: `[B, L]`, `g` of an order head.
-        real: `[B, L]` bool, the positions of the mean: all that are not padding, masked, revealed or given alike.
+        real: `[B, L]` bool, the positions of the mean: all that are not padding, masked, revealed
+            or given alike.
     Returns:
         `[B, L]`, in `(c1 - c2, c1 + c2)` at real positions.
     """
@@ -206,18 +239,21 @@ def learned_rates(
 
 
 def log_rate_of_token_rates(logits: Tensor, log_omega: Tensor) -> Tensor:
-    """Log reverse rate `[...]` of GenMD4, `v = sum_y omega_y mu_y`, from its token law (docs/method.md, "GenMD4").
+    """Log reverse rate `[...]` of GenMD4, `v = sum_y omega_y mu_y`, from its token law
+    (docs/method.md, "GenMD4").
 
     The law is `p_y = omega_y mu_y / v`, so that `sum_y mu_y = 1` is `1 / v = sum_y p_y / omega_y`.
 
     Args:
-        logits: `[..., V]`, unnormalised log of the law `p` (`omega` included). log_omega: `[V]`, log token rates.
+        logits: `[..., V]`, unnormalised log of the law `p` (`omega` included). log_omega: `[V]`,
+            log token rates.
     """
     return logits.logsumexp(-1) - (logits - log_omega).logsumexp(-1)
 
 
 def log_rate_of_scores(logits: Tensor) -> Tensor:
-    """Log reverse rate `[...]` of SEDD, `v = sum_y s_y`, `s_y = exp(logits_y) / (V - 1)`; `logits` `[..., V]`."""
+    """Log reverse rate `[...]` of SEDD, `v = sum_y s_y`, `s_y = exp(logits_y) / (V - 1)`; `logits`
+    `[..., V]`."""
     return logits.logsumexp(-1) - math.log(logits.shape[-1] - 1)
 
 
@@ -236,10 +272,13 @@ def stack_copies(values: Tensor, num_copies: int) -> Tensor:
 
 
 def stratified_quantiles(batch: int, generator, device) -> Tensor:
-    """Default quantiles `[B]`: one shared offset, evenly spread; independent ones with a generator per text."""
+    """Default quantiles `[B]`: one shared offset, evenly spread; independent ones with a generator
+    per text."""
     check_generator(generator)
     if isinstance(generator, (list, tuple)):
-        quantiles = torch.cat([stratified_quantiles(1, source, source.device) for source in generator])
+        quantiles = torch.cat(
+            [stratified_quantiles(1, source, source.device) for source in generator]
+        )
         return copy_to_device(quantiles, device)
     source = device if generator is None else generator.device
     offset = copy_to_device(torch.rand(1, generator=generator, device=source), device)
@@ -248,7 +287,8 @@ def stratified_quantiles(batch: int, generator, device) -> Tensor:
 
 
 def row_seeds(generator, batch_size: int, device) -> Tensor:
-    """One 64-bit seed per text `[B]`, from no generator (the global one), one, or a list with one per text."""
+    """One 64-bit seed per text `[B]`, from no generator (the global one), one, or a list with one
+    per text."""
     check_generator(generator)
     if isinstance(generator, (list, tuple)):
         if len(generator) != batch_size:
@@ -258,13 +298,26 @@ def row_seeds(generator, batch_size: int, device) -> Tensor:
         seeds = torch.cat([row_seeds(source, 1, source.device) for source in generator])
     else:
         source = device if generator is None else generator.device
-        seeds = torch.randint(-(2**63), 2**63 - 1, (batch_size,), generator=generator, device=source, dtype=torch.int64)
+        seeds = torch.randint(
+            -(2**63),
+            2**63 - 1,
+            (batch_size,),
+            generator=generator,
+            device=source,
+            dtype=torch.int64,
+        )
     return copy_to_device(seeds, device)
 
 
 def check_generator(generator) -> None:
     """Raises `ValueError` for what is neither a generator, nor a list of them, nor `None`."""
-    sources = generator if isinstance(generator, (list, tuple)) else [] if generator is None else [generator]
+    sources = (
+        generator
+        if isinstance(generator, (list, tuple))
+        else []
+        if generator is None
+        else [generator]
+    )
     if not all(isinstance(source, torch.Generator) for source in sources):
         raise ValueError(
             f"generator must be a torch.Generator, a list with one per text, or None, got {type(generator).__name__}. "
@@ -280,14 +333,16 @@ def check_rates(rates: Tensor) -> None:
     seen = rates.device.type == "cpu" and not torch.compiler.is_compiling()
     if not rates.is_floating_point() or (seen and bool((rates <= 0).any())):
         least = rates.min().item() if seen and rates.numel() else "no floating numbers"
-        raise ValueError(f"rates must be positive floating numbers, got {least} of {rates.dtype}. Check the weights.")
+        raise ValueError(
+            f"rates must be positive floating numbers, got {least} of {rates.dtype}. Check the weights."
+        )
 
 
 def copy_to_device(values: Tensor, device) -> Tensor:
     """A copy of small `values` on another device; the host waits for it only where it has to.
 
-    It has to for copies to the host, which would be read too soon, and on MPS, which may read memory
-    that is freed already (pytorch issue 189690).
+    It has to for copies to the host, which would be read too soon, and on MPS, which may read
+    memory that is freed already (pytorch issue 189690).
     """
     return values.to(device, non_blocking=torch.device(device).type not in ("cpu", "mps"))
 
@@ -298,18 +353,20 @@ def _shift(values: Tensor, bits: int) -> Tensor:
 
 
 def _mix(values: Tensor) -> Tensor:
-    # the finaliser of splitmix64 in wrapping int64 arithmetic (constants are the unsigned ones minus 2^64)
+    # the finaliser of splitmix64 in wrapping int64 arithmetic (constants are the unsigned ones
+    # minus 2^64)
     values = (values ^ _shift(values, 30)) * (0xBF58476D1CE4E5B9 - 2**64)
     values = (values ^ _shift(values, 27)) * (0x94D049BB133111EB - 2**64)
     return values ^ _shift(values, 31)
 
 
 def position_uniforms(seeds: Tensor, position: Tensor) -> Tensor:
-    """float64 uniforms in the open interval (0, 1), one for each pair of a seed and a position (they broadcast).
+    """float64 uniforms in the open interval (0, 1), one for each pair of a seed and a position
+    (they broadcast).
 
-    They depend on the seed of the text and the position counted from its first real token alone: a text alone, padded
-    or in a larger batch sees the same draws. They have 52 bits: float32 noise would cut the tail that small rates
-    live in.
+    They depend on the seed of the text and the position counted from its first real token alone: a
+    text alone, padded or in a larger batch sees the same draws. They have 52 bits: float32 noise
+    would cut the tail that small rates live in.
     """
     bits = _mix(_mix(seeds) + (position + 1) * (0x9E3779B97F4A7C15 - 2**64))
     # with one bit more, the largest sum with 0.5 would round to 1 and its logarithm to 0
@@ -334,7 +391,8 @@ def float64_device(device: torch.device) -> torch.device:
 
 
 def draw_masks(exponentials: Tensor, log_u: Tensor, rates: Tensor, maskable: Tensor) -> Tensor:
-    """Which positions are masked at local time `u`: each independently with probability `u^w`. `[B, L]` bool."""
+    """Which positions are masked at local time `u`: each independently with probability `u^w`. `[B,
+    L]` bool."""
     check_rates(rates)
     return maskable & (exponentials.to(rates) > -log_mask_probability(log_u, rates))
 
@@ -342,16 +400,24 @@ def draw_masks(exponentials: Tensor, log_u: Tensor, rates: Tensor, maskable: Ten
 def log_prob_masks(
     masked: Tensor, log_u: Tensor, rates: Tensor, maskable: Tensor, blocks: Blocks | None = None
 ) -> Tensor:
-    """Log-probability `[B, N]` of the Bernoulli draw `masked` of `draw_masks`; `log_u` is `[B, L]` or `[B, 1]`."""
+    """Log-probability `[B, N]` of the Bernoulli draw `masked` of `draw_masks`; `log_u` is `[B, L]`
+    or `[B, 1]`."""
     revealed = maskable & ~masked
     log_masked = log_mask_probability(log_u, rates)
-    # the exponent is replaced before the logarithm: where() alone would let its NaN gradient through
-    log_revealed = torch.log(-torch.expm1(torch.where(revealed, log_masked, -torch.ones_like(log_masked))))
+    # the exponent is replaced before the logarithm: where() alone would let its NaN gradient
+    # through
+    log_revealed = torch.log(
+        -torch.expm1(torch.where(revealed, log_masked, -torch.ones_like(log_masked)))
+    )
     zero = torch.zeros_like(log_masked)
-    return block_sum(torch.where(masked, log_masked, torch.where(revealed, log_revealed, zero)), blocks)
+    return block_sum(
+        torch.where(masked, log_masked, torch.where(revealed, log_revealed, zero)), blocks
+    )
 
 
-def draw_order(exponentials: Tensor, rates: Tensor, maskable: Tensor, blocks: Blocks | None = None) -> Tensor:
+def draw_order(
+    exponentials: Tensor, rates: Tensor, maskable: Tensor, blocks: Blocks | None = None
+) -> Tensor:
     """Rank of reveal of each position within its block, in Plackett-Luce order with weights `w`.
 
     Minus the log of a local masking time is `Exp(1) / w`: whoever is masked last is revealed first.
@@ -372,7 +438,11 @@ def draw_order(exponentials: Tensor, rates: Tensor, maskable: Tensor, blocks: Bl
 
 
 def log_prob_prefix(
-    rank: Tensor, num_revealed: Tensor, rates: Tensor, maskable: Tensor, blocks: Blocks | None = None
+    rank: Tensor,
+    num_revealed: Tensor,
+    rates: Tensor,
+    maskable: Tensor,
+    blocks: Blocks | None = None,
 ) -> Tensor:
     """Plackett-Luce log-probability of the first `k` reveals, `sum_{j<k} log(w_{s_j} / W_j)`.
 
@@ -381,7 +451,11 @@ def log_prob_prefix(
     Returns:
         `[B, N]`, 0 where `k = 0`.
     """
-    size, count = (rates.shape[1], 1) if blocks is None else (min(blocks.size, rates.shape[1]), blocks.num_blocks)
+    size, count = (
+        (rates.shape[1], 1)
+        if blocks is None
+        else (min(blocks.size, rates.shape[1]), blocks.num_blocks)
+    )
     slot = rank if blocks is None else blocks.of_position * size + rank.clamp(max=size - 1)
     in_order = rates.new_zeros(rates.shape[0], count * size).scatter_add(1, slot, rates * maskable)
     in_order = in_order.view(-1, count, size)  # [B, N, S], in order of reveal
@@ -393,17 +467,24 @@ def log_prob_prefix(
 
 
 def draw_order_view(
-    rates: Tensor, maskable: Tensor, quantiles: Tensor, exponentials: Tensor, blocks: Blocks | None = None
+    rates: Tensor,
+    maskable: Tensor,
+    quantiles: Tensor,
+    exponentials: Tensor,
+    blocks: Blocks | None = None,
 ) -> View:
-    """One state of the reveal chain: `k = floor(quantile * n)` positions revealed in a Plackett-Luce order.
+    """One state of the reveal chain: `k = floor(quantile * n)` positions revealed in a
+    Plackett-Luce order.
 
     Args:
-        rates: `[B, L]`, `w`. maskable: `[B, L]` bool. quantiles: `[B, N]` in `(0, 1)`. exponentials: `[B, L]`.
+        rates: `[B, L]`, `w`. maskable: `[B, L]` bool. quantiles: `[B, N]` in `(0, 1)`.
+            exponentials: `[B, L]`.
     Returns:
         A view with weight `n`, the number of maskable positions (`k` is uniform on `0..n-1`).
     """
     count = block_sum(maskable.to(rates.dtype), blocks)
-    revealed = torch.minimum((quantiles * count).floor(), count - 1).clamp(min=0).to(torch.int64)  # k [B, N]
+    # k [B, N]
+    revealed = torch.minimum((quantiles * count).floor(), count - 1).clamp(min=0).to(torch.int64)
     rank = draw_order(exponentials, rates, maskable, blocks)
     masked = maskable & (rank >= broadcast_to_positions(revealed, blocks))
     return View(masked, log_prob_prefix(rank, revealed, rates, maskable, blocks), count)
@@ -420,15 +501,17 @@ def draw_time_view(
 ) -> View:
     """The masks at one local time `u` per block, drawn from a quantile `r`.
 
-    Uncut (`epsilon=None`): `u = r^(1/kappa)` with `kappa` half the smallest rate of the block, weight `1 / (kappa r)`
-    instead of `1/u`. The second moment of a position's term is `int kappa^-1 u^(w-kappa-1) du`: finite for
-    `kappa < w`, smallest at `kappa = w / 2`.
-    Cut (the paper's way): `u` uniform on `[epsilon, 1]`, weight `(1 - epsilon) / u`; a fixed share of the draws is
-    taken at `u = epsilon` and stands for the reconstruction term, all reweighted to stay unbiased.
-    Clipped (`time_range`, BD3-LM's training): `u` uniform on `[low, high]`, weight `1/u`: no bound any more.
+    Uncut (`epsilon=None`): `u = r^(1/kappa)` with `kappa` half the smallest rate of the block,
+    weight `1 / (kappa r)` instead of `1/u`. The second moment of a position's term is `int kappa^-1
+    u^(w-kappa-1) du`: finite for `kappa < w`, smallest at `kappa = w / 2`.
+    Cut (the paper's way): `u` uniform on `[epsilon, 1]`, weight `(1 - epsilon) / u`; a fixed share
+    of the draws is taken at `u = epsilon` and stands for the reconstruction term, all reweighted to
+    stay unbiased. Clipped (`time_range`, BD3-LM's training): `u` uniform on `[low, high]`, weight
+    `1/u`: no bound any more.
 
     Args:
-        rates: `[B, L]`, `w`. maskable: `[B, L]` bool. quantiles: `[B, N]` in `(0, 1)`. exponentials: `[B, L]`.
+        rates: `[B, L]`, `w`. maskable: `[B, L]` bool. quantiles: `[B, N]` in `(0, 1)`.
+            exponentials: `[B, L]`.
     """
     check_rates(rates)
     reconstruction = None
@@ -443,12 +526,16 @@ def draw_time_view(
     else:
         share = RECONSTRUCTION_SHARE
         reconstruction = quantiles < share
-        u = torch.where(reconstruction, epsilon, epsilon + (1 - epsilon) * (quantiles - share) / (1 - share))
+        u = torch.where(
+            reconstruction, epsilon, epsilon + (1 - epsilon) * (quantiles - share) / (1 - share)
+        )
         log_u = u.log()
         weight = torch.where(reconstruction, 1 / share, (1 - epsilon) / ((1 - share) * u))
     log_u = broadcast_to_positions(log_u, blocks)
     masked = draw_masks(exponentials, log_u, rates.detach(), maskable)
-    return View(masked, log_prob_masks(masked, log_u, rates, maskable, blocks), weight, reconstruction)
+    return View(
+        masked, log_prob_masks(masked, log_u, rates, maskable, blocks), weight, reconstruction
+    )
 
 
 def _block_min(values: Tensor, blocks: Blocks | None) -> Tensor:
@@ -461,28 +548,39 @@ def _block_min(values: Tensor, blocks: Blocks | None) -> Tensor:
 # --------------------------------------------------------------------------------------------------------- bounds
 
 
-def order_bound(nll: Tensor, w: Tensor, v: Tensor, view: View, blocks: Blocks | None = None) -> BoundTerms:
-    """`n sum_{masked} (w_i/W) [nll_i + log(w_i/W) - log(v_i/V)]`, the order bound at one state of the reveal chain.
+def order_bound(
+    nll: Tensor, w: Tensor, v: Tensor, view: View, blocks: Blocks | None = None
+) -> BoundTerms:
+    """`n sum_{masked} (w_i/W) [nll_i + log(w_i/W) - log(v_i/V)]`, the order bound at one state of
+    the reveal chain.
 
     Args:
-        nll: `[B, L]`, `-log p_i(x_i)` in nats, finite everywhere. w, v: `[B, L]`, forward and reverse rates.
+        nll: `[B, L]`, `-log p_i(x_i)` in nats, finite everywhere. w, v: `[B, L]`, forward and
+            reverse rates.
     """
     w_masked, total_w, total_v = _masked_rates(w, v, view.masked, blocks)
     has_masked = total_w > 0  # a block without maskable positions counts as zero
     ones = torch.ones_like(total_w)
     safe_w, safe_v = torch.where(has_masked, total_w, ones), torch.where(has_masked, total_v, ones)
     main = block_sum(w_masked * nll, blocks) / safe_w
-    divergence = block_sum(w_masked * (w.log() - v.log()), blocks) / safe_w - safe_w.log() + safe_v.log()
+    divergence = (
+        block_sum(w_masked * (w.log() - v.log()), blocks) / safe_w - safe_w.log() + safe_v.log()
+    )
     return BoundTerms(view.weight * main, view.weight * divergence, (safe_v / safe_w).detach())
 
 
-def time_bound(nll: Tensor, w: Tensor, v: Tensor, view: View, blocks: Blocks | None = None) -> BoundTerms:
-    """`weight sum_{masked} [w_i nll_i + w_i log(w_i/v_i) - (w_i - v_i)]`, the paper's NELBO at one time.
+def time_bound(
+    nll: Tensor, w: Tensor, v: Tensor, view: View, blocks: Blocks | None = None
+) -> BoundTerms:
+    """`weight sum_{masked} [w_i nll_i + w_i log(w_i/v_i) - (w_i - v_i)]`, the paper's NELBO at one
+    time.
 
-    Where the draw stands for the reconstruction term it is `weight sum_{masked} nll_i`, without velocity.
+    Where the draw stands for the reconstruction term it is `weight sum_{masked} nll_i`, without
+    velocity.
 
     Args:
-        nll: `[B, L]`, `-log p_i(x_i)` in nats, finite everywhere. w, v: `[B, L]`, forward and reverse rates.
+        nll: `[B, L]`, `-log p_i(x_i)` in nats, finite everywhere. w, v: `[B, L]`, forward and
+            reverse rates.
     """
     w_masked, total_w, total_v = _masked_rates(w, v, view.masked, blocks)
     main = block_sum(w_masked * nll, blocks)
@@ -491,25 +589,34 @@ def time_bound(nll: Tensor, w: Tensor, v: Tensor, view: View, blocks: Blocks | N
         plain = block_sum(nll * view.masked, blocks)
         main = torch.where(view.reconstruction, plain, main)
         divergence = torch.where(view.reconstruction, torch.zeros_like(divergence), divergence)
-    ratio = torch.where(total_w > 0, total_v / total_w.clamp(min=torch.finfo(w.dtype).tiny), torch.ones_like(total_w))
+    ratio = torch.where(
+        total_w > 0,
+        total_v / total_w.clamp(min=torch.finfo(w.dtype).tiny),
+        torch.ones_like(total_w),
+    )
     return BoundTerms(view.weight * main, view.weight * divergence, ratio.detach())
 
 
-def _masked_rates(w: Tensor, v: Tensor, masked: Tensor, blocks: Blocks | None) -> tuple[Tensor, Tensor, Tensor]:
+def _masked_rates(
+    w: Tensor, v: Tensor, masked: Tensor, blocks: Blocks | None
+) -> tuple[Tensor, Tensor, Tensor]:
     w_masked = w * masked  # [B, L]
     return w_masked, block_sum(w_masked, blocks), block_sum(v * masked, blocks)
 
 
 def rloo_score(bounds: Tensor, log_q: Tensor) -> Tensor:
-    """The RLOO term of `K` independent views: `[B, N]`; each view's baseline is the mean bound of the others.
+    """The RLOO term of `K` independent views: `[B, N]`; each view's baseline is the mean bound of
+    the others.
 
-    `mean_k sg(L_k - mean_{j != k} L_j) log q(z_k|x)`; of two views `sg(L1 - L2) (log q(z1|x) - log q(z2|x)) / 2`. Its
-    gradient is the score part of the gradient of the mean bound (Eq. 8 and appendix E.1 of the paper); its value is
-    not part of the bound, so the loss adds `score - score.detach()`.
+    `mean_k sg(L_k - mean_{j != k} L_j) log q(z_k|x)`; of two views `sg(L1 - L2) (log q(z1|x) - log
+    q(z2|x)) / 2`. Its gradient is the score part of the gradient of the mean bound (Eq. 8 and
+    appendix E.1 of the paper); its value is not part of the bound, so the loss adds `score -
+    score.detach()`.
 
     Args:
         bounds, log_q: `[K, B, N]`, `L_k` and `log q(z_k|x)`, `K >= 2`.
     """
     num_views = len(bounds)
-    advantage = (bounds - bounds.mean(0)).detach() * num_views / (num_views - 1)  # L_k - mean_{j != k} L_j
+    # L_k - mean_{j != k} L_j
+    advantage = (bounds - bounds.mean(0)).detach() * num_views / (num_views - 1)
     return (advantage * log_q).mean(0)

@@ -1,4 +1,5 @@
-"""The rates of the process as objects, and the modules that some of them learn. This file travels to the Hub."""
+"""The rates of the process as objects, and the modules that some of them learn. This file travels
+to the Hub."""
 
 import math
 from dataclasses import dataclass
@@ -63,15 +64,19 @@ class LoMDMOrderHead(nn.Module):
         """
         if given is not None:
             features = features + (given[..., None] * self.given).to(features.dtype)  # [B, L, D]
-        layer = self.config.num_hidden_layers  # the head's own in a cache, behind those of the backbone
+        # the head's own in a cache, behind those of the backbone
+        layer = self.config.num_hidden_layers
         past_length = 0 if past_key_values is None else past_key_values.get_seq_length(layer)
-        mask, rotary = attention_inputs(self.config, features, attention_mask, num_copies, past_length)
+        mask, rotary = attention_inputs(
+            self.config, features, attention_mask, num_copies, past_length
+        )
         hidden = self.layer(features, mask, rotary, past_key_values=past_key_values)
         return at_least_float32(self.out(self.act(self.dense(self.norm(hidden)))).squeeze(-1))
 
 
 class LoMDMTokenRates(nn.Module):
-    """A rate `omega = softplus(rho)` for each entry of the vocabulary, 1 at the start (the mask's is not used)."""
+    """A rate `omega = softplus(rho)` for each entry of the vocabulary, 1 at the start (the mask's
+    is not used)."""
 
     def __init__(self, config: LoMDMConfig):
         super().__init__()
@@ -101,8 +106,9 @@ class RateLaw:
     Attributes:
         level: of rates that nothing sets.
         learns_forward: whether forward rates are learned, so that the loss has a score term.
-        needs_logits: whether reverse rates come from the logits of all positions, by `rates_of_logits`.
-            If not, positions can be chosen before the projection to the vocabulary.
+        needs_logits: whether reverse rates come from the logits of all positions, by
+            `rates_of_logits`. If not, positions can be chosen before the projection to the
+            vocabulary.
         uses_psi: whether reverse rates come from `psi`, which attends to the clean text of blocks.
     """
 
@@ -121,7 +127,8 @@ class RateLaw:
         return {}
 
     def forward_rates(self, model: PreTrainedModel, batch: Batch) -> Tensor:
-        """`w_i(x)` `[B, L]`, float32 or wider, of clean texts. Positions that are not `maskable` are given."""
+        """`w_i(x)` `[B, L]`, float32 or wider, of clean texts. Positions that are not `maskable`
+        are given."""
         dtype = torch.promote_types(model.get_input_embeddings().weight.dtype, torch.float32)
         return torch.full(batch.ids.shape, self.level, device=batch.ids.device, dtype=dtype)
 
@@ -140,7 +147,9 @@ class RateLaw:
             batch: the texts that were read: partly masked, or with several copies the clean ones.
             past_key_values: with blocks, the cache of the blocks before.
         """
-        return stack_copies(torch.full_like(at_least_float32(hidden[..., 0]), self.level), num_copies)
+        return stack_copies(
+            torch.full_like(at_least_float32(hidden[..., 0]), self.level), num_copies
+        )
 
     def rates_of_logits(self, model: PreTrainedModel, logits: Tensor) -> Tensor:
         """`v` `[...]`, float32 or wider, of the token law `[..., V]`, for laws that need logits."""
@@ -163,7 +172,8 @@ class EqualRates(RateLaw):
 
 @dataclass(frozen=True)
 class LearnedRates(RateLaw):
-    """LoMDM: `c1 + c2 NormSig(g)` of the order heads, `phi` on clean and `psi` on partly masked text."""
+    """LoMDM: `c1 + c2 NormSig(g)` of the order heads, `phi` on clean and `psi` on partly masked
+    text."""
 
     learns_forward = True
     uses_psi = True
@@ -174,7 +184,8 @@ class LearnedRates(RateLaw):
     def forward_rates(self, model: PreTrainedModel, batch: Batch) -> Tensor:
         with torch.no_grad():
             features = model.encode(batch, deterministic=True)
-        torch.clear_autocast_cache()  # torch 2.9 and 2.10 would lend the views its weights, cast without gradients
+        # torch 2.9 and 2.10 would lend the views its weights, cast without gradients
+        torch.clear_autocast_cache()
         given = None if batch.maskable is None else ~batch.maskable
         return self._head_rates(model, model.phi, features, batch, given=given)
 
@@ -189,16 +200,25 @@ class LearnedRates(RateLaw):
         return self._head_rates(model, model.psi, hidden, batch, num_copies, past_key_values)
 
     def _head_rates(
-        self, model, head, features: Tensor, batch: Batch, num_copies: int = 1, past_key_values=None, given=None
+        self,
+        model,
+        head,
+        features: Tensor,
+        batch: Batch,
+        num_copies: int = 1,
+        past_key_values=None,
+        given=None,
     ) -> Tensor:
         """Rates `[C * B, L]` of an order head, from features `[B, C * L, D]`."""
         features = features.detach()  # heads never reach the backbone
         features = features.to(head.norm.weight.dtype)  # that of the heads may differ
         if head.layer.gradient_checkpointing and torch.is_grad_enabled():
-            features.requires_grad_()  # reentrant checkpointing drops the gradients of a layer whose input has none
+            # reentrant checkpointing drops the gradients of a layer whose input has none
+            features.requires_grad_()
         scores = head(features, batch.attention_mask, num_copies, past_key_values, given)
         scores, batch = stack_copies(scores, num_copies), batch.stack(num_copies)
-        # the mean score is a flat direction of NormSig, along which training drifts until the sigmoids saturate
+        # the mean score is a flat direction of NormSig, along which training drifts until the
+        # sigmoids saturate
         scores = centre(scores, batch.real, batch.blocks)
         return learned_rates(scores, model.config.c1, model.config.c2, batch.real, batch.blocks)
 

@@ -1,4 +1,5 @@
-"""The cross entropy of tokens in chunks of rows, with a gradient that keeps no float32 copy of the logits.
+"""The cross entropy of tokens in chunks of rows, with a gradient that keeps no float32 copy of the
+logits.
 
 This file travels to the Hub.
 """
@@ -15,7 +16,8 @@ DEVICE_LOGITS = 2**27  # in a chunk on other devices: 512 MB in float32; fewer w
 
 
 class TokenLosses(torch.autograd.Function):
-    """`-log p` `[M]` of `targets` `[M]` under logits `[M, V]`, float32 or wider: torch's cross entropy.
+    """`-log p` `[M]` of `targets` `[M]` under logits `[M, V]`, float32 or wider: torch's cross
+    entropy.
 
     Differentiable once. Only the logits and the losses are kept for the gradient, which is
     `exp(logits - log Z) - onehot(target)`, `log Z` being the loss plus the logit of the target.
@@ -29,7 +31,12 @@ class TokenLosses(torch.autograd.Function):
         """The losses."""
         size = rows_at_a_time(logits, logits.shape[-1], CACHE_LOGITS)
         pairs = zip(logits.split(size), targets.split(size), strict=True)
-        return torch.cat([cross_entropy(at_least_float32(rows), target, reduction="none") for rows, target in pairs])
+        return torch.cat(
+            [
+                cross_entropy(at_least_float32(rows), target, reduction="none")
+                for rows, target in pairs
+            ]
+        )
 
     @staticmethod
     def setup_context(ctx, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
@@ -46,12 +53,15 @@ class TokenLosses(torch.autograd.Function):
         columns = (values[:, None] for values in (targets, losses, by_loss))
         parts = (values.split(size) for values in (logits, *columns))
         for rows, target, loss, factor in zip(*parts, strict=True):
-            gradient = (rows - (loss + at_least_float32(rows.gather(-1, target)))).exp_()  # as wide as the loss
-            gradient.scatter_(-1, target, torch.expm1(-loss))  # 1 - exp(-loss) would cancel to 0 near a loss of 0
+            # as wide as the loss
+            gradient = (rows - (loss + at_least_float32(rows.gather(-1, target)))).exp_()
+            # 1 - exp(-loss) would cancel to 0 near a loss of 0
+            gradient.scatter_(-1, target, torch.expm1(-loss))
             by_logits.append(gradient.mul_(factor).to(logits.dtype))
         return torch.cat(by_logits), None
 
 
 def rows_at_a_time(values: Tensor, vocab_size: int, cpu_logits: int) -> int:
-    """Rows of `vocab_size` logits in one chunk: of `cpu_logits` on a CPU, of `DEVICE_LOGITS` elsewhere."""
+    """Rows of `vocab_size` logits in one chunk: of `cpu_logits` on a CPU, of `DEVICE_LOGITS`
+    elsewhere."""
     return max(1, (cpu_logits if values.device.type == "cpu" else DEVICE_LOGITS) // vocab_size)

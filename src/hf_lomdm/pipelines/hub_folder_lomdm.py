@@ -1,4 +1,5 @@
-"""The layout of a Hub folder: written aside, checked, moved into place, uploaded. This file travels to the Hub."""
+"""The layout of a Hub folder: written aside, checked, moved into place, uploaded. This file travels
+to the Hub."""
 
 import glob
 import inspect
@@ -17,7 +18,8 @@ from transformers.dynamic_module_utils import get_relative_import_files
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 WEIGHT_FILES = (WEIGHTS, INDEX, "model-*-of-*.safetensors")
-# Classes whose code travels, by the names of their files and their own: remote code lies in other packages.
+# Classes whose code travels, by the names of their files and their own: remote code lies in other
+# packages.
 OUR_CODE = (["pipeline_lomdm", "LoMDMPipeline"], ["scheduling_lomdm", "LoMDMScheduler"])
 CARD = """---
 library_name: transformers
@@ -36,19 +38,25 @@ A masked diffusion language model. This folder loads by `AutoModel.from_pretrain
 def check_target(target: str | os.PathLike, model_type: str) -> None:
     """Refuses a folder whose model would be replaced by one of another kind.
 
-    A folder may be written again if it holds no model, or one whose `config.json` names the same `model_type`.
+    A folder may be written again if it holds no model, or one whose `config.json` names the same
+    `model_type`.
 
     Raises:
-        ValueError: a file; a folder with another pipeline, with a model of another kind, or with weights of no known
-            kind.
+        ValueError: a file; a folder with another pipeline, with a model of another kind, or with
+            weights of no known kind.
     """
     target = Path(target)
     if target.exists() and not target.is_dir():
         raise ValueError(f"save_directory {target} is a file. Pass a folder.")
-    pipeline, kind = _entry(target / "model_index.json", "_class_name"), _entry(target / "config.json", "model_type")
+    pipeline, kind = (
+        _entry(target / "model_index.json", "_class_name"),
+        _entry(target / "config.json", "model_type"),
+    )
     ours = isinstance(pipeline, list) and ("pipeline_lomdm" in pipeline or kind == model_type)
     if pipeline is not None and not ours:
-        raise ValueError(f"save_directory {target} holds another pipeline ({pipeline}). Pass another folder.")
+        raise ValueError(
+            f"save_directory {target} holds another pipeline ({pipeline}). Pass another folder."
+        )
     if kind != model_type and (_weights(target) or (target / "config.json").exists()):
         raise ValueError(
             f"save_directory {target} holds a model of the kind {kind!r}, not {model_type!r}, whose weights would be "
@@ -78,7 +86,8 @@ def write_json(path: Path, content: dict) -> None:
 
 
 def copy_code(part: Any, folder: Path) -> None:
-    """Copies the file of one of our classes and the siblings that it imports; for remote code, from its cache."""
+    """Copies the file of one of our classes and the siblings that it imports; for remote code, from
+    its cache."""
     if file_and_name(type(part)) in OUR_CODE:
         source = inspect.getfile(type(part))
         for path in (source, *get_relative_import_files(source)):
@@ -86,7 +95,8 @@ def copy_code(part: Any, folder: Path) -> None:
 
 
 def write_index(folder: Path) -> None:
-    """`model/` holds no weights, else clients fetch nothing but weights: its index points to those of the root."""
+    """`model/` holds no weights, else clients fetch nothing but weights: its index points to those
+    of the root."""
     if (folder / INDEX).exists():
         index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
     else:
@@ -106,11 +116,13 @@ def card(text: str | None, name: str) -> str:
 
 @contextmanager
 def staging_folder(target: Path) -> Iterator[Path]:
-    """A new folder in the target, or beside one that is not there yet, so that a rename is a move; gone afterwards.
+    """A new folder in the target, or beside one that is not there yet, so that a rename is a move;
+    gone afterwards.
 
     Those that a killed save has left behind go first.
     """
-    # all else may be another file system, or not ours to write; uploads of the Trainer leave out what begins with _
+    # all else may be another file system, or not ours to write; uploads of the Trainer leave out
+    # what begins with _
     place, prefix = (target, "_") if target.exists() else (target.parent, f".{target.name}_")
     for left in place.glob(f"{glob.escape(prefix)}{'[0-9a-f]' * 32}"):
         shutil.rmtree(left, ignore_errors=True)
@@ -123,7 +135,8 @@ def staging_folder(target: Path) -> Iterator[Path]:
 
 
 def move(staging: Path, target: Path, written: list[str]) -> None:
-    """Moves the files into the target, a new folder as a whole, and removes weights of an earlier save."""
+    """Moves the files into the target, a new folder as a whole, and removes weights of an earlier
+    save."""
     if not target.exists():
         staging.rename(target)
         return
@@ -134,8 +147,17 @@ def move(staging: Path, target: Path, written: list[str]) -> None:
         stale.unlink()
 
 
-def push(folder: Path, written: list[str], keep_card: bool, repo_id=None, private=None, token=None, **commit) -> Any:
-    """Uploads the written files, and removes weights of an earlier upload; a card on the Hub is kept."""
+def push(
+    folder: Path,
+    written: list[str],
+    keep_card: bool,
+    repo_id=None,
+    private=None,
+    token=None,
+    **commit,
+) -> Any:
+    """Uploads the written files, and removes weights of an earlier upload; a card on the Hub is
+    kept."""
     api = HfApi(token=token)
     repo_id = api.create_repo(repo_id or folder.name, private=private, exist_ok=True).repo_id
     if keep_card and api.file_exists(repo_id, "README.md"):

@@ -1,4 +1,5 @@
-"""`LoMDMPipeline.from_pretrained` where the package is installed: no remote code runs, nothing is unpickled."""
+"""`LoMDMPipeline.from_pretrained` where the package is installed: no remote code runs, nothing is
+unpickled."""
 
 import json
 import os
@@ -19,7 +20,8 @@ from .hub_folder_lomdm import file_and_name
 
 COMPONENTS = ("model", "scheduler", "tokenizer")
 DOWNLOAD = ("revision", "token", "cache_dir", "force_download", "local_files_only")
-# Options of diffusers' loader that change nothing here with these values. With others they are refused by name.
+# Options of diffusers' loader that change nothing here with these values. With others they are
+# refused by name.
 WITHOUT_EFFECT = {
     "custom_revision": (None,),
     "custom_pipeline": (None,),
@@ -46,11 +48,12 @@ CLASSES = {
 
 
 def load_pipeline(pipeline_class: type, name_or_path: str | os.PathLike, **kwargs) -> Any:
-    """A pipeline from a folder or a Hub repository, as described at `LoMDMPipeline.from_pretrained`.
+    """A pipeline from a folder or a Hub repository, as described at
+    `LoMDMPipeline.from_pretrained`.
 
     Raises:
-        ValueError: weights or a configuration that `check_checkpoint` refuses, a `model_index.json` that names other
-            classes, options that cannot be honoured. Nothing has been built then.
+        ValueError: weights or a configuration that `check_checkpoint` refuses, a `model_index.json`
+            that names other classes, options that cannot be honoured. Nothing has been built then.
         OSError: no weights at all, or no such folder or repository.
     """
     given = {name: kwargs.pop(name) for name in COMPONENTS if name in kwargs}
@@ -72,19 +75,32 @@ def load_pipeline(pipeline_class: type, name_or_path: str | os.PathLike, **kwarg
 
 
 def _model_options(given: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
-    """What goes to the model's `from_pretrained` of the options of diffusers' loader and of that one itself."""
+    """What goes to the model's `from_pretrained` of the options of diffusers' loader and of that
+    one itself."""
     for name, values in WITHOUT_EFFECT.items():
         if options.get(name) not in values:
-            raise ValueError(f"{name}={options[name]!r} has no effect on a LoMDMPipeline. Leave it out.")
+            raise ValueError(
+                f"{name}={options[name]!r} has no effect on a LoMDMPipeline. Leave it out."
+            )
     for name in ("model", "scheduler"):
         if name in given and given[name] is None:
-            raise ValueError(f"{name}=None: a LoMDMPipeline needs one. Leave it out to load that of the folder.")
-    options = {name: value for name, value in options.items() if name not in WITHOUT_EFFECT and value is not None}
+            raise ValueError(
+                f"{name}=None: a LoMDMPipeline needs one. Leave it out to load that of the folder."
+            )
+    options = {
+        name: value
+        for name, value in options.items()
+        if name not in WITHOUT_EFFECT and value is not None
+    }
     older = options.pop("torch_dtype", None)
     if older is not None and options.setdefault("dtype", older) != older:
-        raise ValueError(f"dtype={options['dtype']} and torch_dtype={older} differ. Pass dtype alone.")
+        raise ValueError(
+            f"dtype={options['dtype']} and torch_dtype={older} differ. Pass dtype alone."
+        )
     if "model" in given and options:
-        raise ValueError(f"{sorted(options)} are of the stored model, but model= is given. Apply them to that one.")
+        raise ValueError(
+            f"{sorted(options)} are of the stored model, but model= is given. Apply them to that one."
+        )
     if "dtype" in options:
         options["dtype"] = _dtype(options["dtype"])
     if isinstance(options.get("quantization_config"), PipelineQuantizationConfig):
@@ -93,13 +109,18 @@ def _model_options(given: dict[str, Any], options: dict[str, Any]) -> dict[str, 
 
 
 def _dtype(dtype: Any) -> torch.dtype | str:
-    """The model's of a dtype per component, as in diffusers: `default` stands for all that are not named."""
+    """The model's of a dtype per component, as in diffusers: `default` stands for all that are not
+    named."""
     per_component = dtype if isinstance(dtype, dict) else {"model": dtype}
     unknown = sorted(map(str, per_component.keys() - {*COMPONENTS, "default"}))
     if unknown:
-        raise ValueError(f"dtype names {unknown}, a LoMDMPipeline has {list(COMPONENTS)}. Name model or default.")
+        raise ValueError(
+            f"dtype names {unknown}, a LoMDMPipeline has {list(COMPONENTS)}. Name model or default."
+        )
     found = per_component.get("model", per_component.get("default", torch.float32))
-    known = found == "auto" or isinstance(getattr(torch, found, None) if isinstance(found, str) else found, torch.dtype)
+    known = found == "auto" or isinstance(
+        getattr(torch, found, None) if isinstance(found, str) else found, torch.dtype
+    )
     if not known:
         raise ValueError(f"dtype must be a dtype of torch, its name or 'auto', got {found!r}.")
     return found
@@ -109,12 +130,15 @@ def _quantization(config: PipelineQuantizationConfig) -> Any:
     """What a quantization per component says of the model."""
     named = set(config.quant_mapping or config.components_to_quantize or ["model"])
     if named != {"model"}:
-        raise ValueError(f"quantization_config names {sorted(named)}, a LoMDMPipeline can quantise ['model'] alone.")
+        raise ValueError(
+            f"quantization_config names {sorted(named)}, a LoMDMPipeline can quantise ['model'] alone."
+        )
     return config._resolve_quant_config(is_diffusers=False, module_name="model")
 
 
 def _check_classes(path: Path, pipeline_class: type, given: dict[str, Any]) -> None:
-    """Refuses the folder of another pipeline, whose code would not run here but whose author expects it to."""
+    """Refuses the folder of another pipeline, whose code would not run here but whose author
+    expects it to."""
     if not path.is_file():
         return
     with _readable(path):
@@ -148,12 +172,15 @@ def _load_scheduler(folder: Path, config: LoMDMConfig) -> LoMDMScheduler:
 
 @contextmanager
 def _readable(what: str | Path) -> Iterator[None]:
-    """Turns whatever a broken file raises into a `ValueError` of one line: tokenizers raises bare `Exception`."""
+    """Turns whatever a broken file raises into a `ValueError` of one line: tokenizers raises bare
+    `Exception`."""
     try:
         yield
     except Exception as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise ValueError(f"{what} cannot be read: {reason}. Export or download it again.") from error
+        raise ValueError(
+            f"{what} cannot be read: {reason}. Export or download it again."
+        ) from error
 
 
 def _fetch(name_or_path: str | os.PathLike, download: dict[str, Any]) -> Path:

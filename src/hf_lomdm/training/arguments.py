@@ -1,7 +1,8 @@
-"""What a training run can be told, as plain data: one dataclass per part, parsed by `transformers.HfArgumentParser`.
+"""What a training run can be told, as plain data: one dataclass per part, parsed by
+`transformers.HfArgumentParser`.
 
-The transformers settings (learning rate, steps, output folder, ...) are the third part, in the same namespace: no name
-here may be one of `transformers.TrainingArguments`.
+The transformers settings (learning rate, steps, output folder, ...) are the third part, in the same
+namespace: no name here may be one of `transformers.TrainingArguments`.
 """
 
 import argparse
@@ -24,19 +25,26 @@ OBJECTIVES = ("diffusion", "ar")
 # What the numbers of `LoMDMTrainingArguments` may be: a type, and `low <= number < high`. Those of
 # the model are checked by its configuration, those of the data by `hf_lomdm.data`.
 RANGES: dict[str, tuple[type, float, float]] = {
-    **dict.fromkeys(("learning_rate", "head_learning_rate", "muon_learning_rate"), (float, 0, math.inf)),
+    **dict.fromkeys(
+        ("learning_rate", "head_learning_rate", "muon_learning_rate"), (float, 0, math.inf)
+    ),
     **dict.fromkeys(("weight_decay", "max_grad_norm", "adam_epsilon"), (float, 0, math.inf)),
     **dict.fromkeys(("ema_decay", "adam_beta1", "adam_beta2"), (float, 0, 1)),
     **dict.fromkeys(("num_train_epochs", "warmup_steps", "eval_delay"), (float, 0, math.inf)),
     **dict.fromkeys(("logging_steps", "eval_steps", "save_steps"), (float, 0, math.inf)),
-    **dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size"), (int, 1, math.inf)),
-    **dict.fromkeys(("gradient_accumulation_steps", "eval_num_samples", "ddp_timeout"), (int, 1, math.inf)),
+    **dict.fromkeys(
+        ("per_device_train_batch_size", "per_device_eval_batch_size"), (int, 1, math.inf)
+    ),
+    **dict.fromkeys(
+        ("gradient_accumulation_steps", "eval_num_samples", "ddp_timeout"), (int, 1, math.inf)
+    ),
     **dict.fromkeys(("dataloader_prefetch_factor", "torch_empty_cache_steps"), (int, 1, math.inf)),
     **dict.fromkeys(("dataloader_num_workers", "save_total_limit"), (int, 0, math.inf)),
     "max_steps": (int, -1, math.inf),
     **dict.fromkeys(("seed", "data_seed"), (int, 0, 2**32)),
 }
-# Settings of transformers that would have no effect here, or another one than they say; only their default is taken.
+# Settings of transformers that would have no effect here, or another one than they say; only their
+# default is taken.
 REFUSED = {
     "fp16": "rates and their gradients need the range of bf16; pass bf16",
     "fp16_full_eval": "evaluation has the precision of training; pass bf16",
@@ -79,7 +87,17 @@ MODES = (
     Mode(
         "objective ar",
         lambda run: run.objective == "ar",
-        ("rate_type", "block_size", "c1", "c2", "bound", "num_views", "time_epsilon", "time_range", "eval_num_samples"),
+        (
+            "rate_type",
+            "block_size",
+            "c1",
+            "c2",
+            "bound",
+            "num_views",
+            "time_epsilon",
+            "time_range",
+            "eval_num_samples",
+        ),
     ),
     Mode("a rate_type that is not learned", lambda run: run.rate_type != "learned", ("c1", "c2")),
     Mode("bound order", lambda run: run.bound == "order", ("time_epsilon", "time_range")),
@@ -87,8 +105,22 @@ MODES = (
         "task sudoku",
         lambda run: run.task == "sudoku",
         (
-            *("dataset_name", "dataset_config", "dataset_revision", "train_split", "validation_split", "sample_by"),
-            *("text_column", "detokenizer", "tokenizer", "train_tokenizer", "packing", "insert_special_tokens"),
+            *(
+                "dataset_name",
+                "dataset_config",
+                "dataset_revision",
+                "train_split",
+                "validation_split",
+                "sample_by",
+            ),
+            *(
+                "text_column",
+                "detokenizer",
+                "tokenizer",
+                "train_tokenizer",
+                "packing",
+                "insert_special_tokens",
+            ),
         ),
     ),
     Mode(
@@ -133,31 +165,52 @@ class ModelArguments:
             "is so by default. Without effect where training resumes from a checkpoint."
         },
     )
-    hidden_size: int = field(default=768, metadata={"help": "Hidden units; a multiple of 2 * num_attention_heads."})
-    num_hidden_layers: int = field(default=12, metadata={"help": "Transformer blocks of the backbone."})
+    hidden_size: int = field(
+        default=768, metadata={"help": "Hidden units; a multiple of 2 * num_attention_heads."}
+    )
+    num_hidden_layers: int = field(
+        default=12, metadata={"help": "Transformer blocks of the backbone."}
+    )
     num_attention_heads: int = field(default=12, metadata={"help": "Attention heads per block."})
-    max_position_embeddings: int | None = field(default=None, metadata={"help": "Longest text; default max_length."})
+    max_position_embeddings: int | None = field(
+        default=None, metadata={"help": "Longest text; default max_length."}
+    )
     rate_type: str = field(
         default="learned",
-        metadata={"help": "Rates of revealing: learned (LoMDM), uniform (MDLM), token (GenMD4) or score (SEDD)."},
+        metadata={
+            "help": "Rates of revealing: learned (LoMDM), uniform (MDLM), token (GenMD4) or score (SEDD)."
+        },
     )
     block_size: int | None = field(
-        default=None, metadata={"help": "Positions per block, written block after block (BD3-LM); default one window."}
+        default=None,
+        metadata={
+            "help": "Positions per block, written block after block (BD3-LM); default one window."
+        },
     )
     c1: float = field(default=0.7, metadata={"help": "Level of the learned rates."})
     c2: float = field(default=0.65, metadata={"help": "Range of the learned rates; 0 <= c2 < c1."})
-    bound: str = field(default="order", metadata={"help": "What training minimises: order, or time (the paper's)."})
-    time_epsilon: float | None = field(default=None, metadata={"help": "Cut of the time bound in training, or none."})
+    bound: str = field(
+        default="order", metadata={"help": "What training minimises: order, or time (the paper's)."}
+    )
+    time_epsilon: float | None = field(
+        default=None, metadata={"help": "Cut of the time bound in training, or none."}
+    )
     time_range: list[float] | None = field(
         default=None,
-        metadata={"help": "Two numbers: local times that training by the time bound draws (BD3-LM clips them)."},
+        metadata={
+            "help": "Two numbers: local times that training by the time bound draws (BD3-LM clips them)."
+        },
     )
     num_views: int | None = field(
         default=None,
-        metadata={"help": "Masked views of each text in the loss; default 2 (the least) with learned rates, else 1."},
+        metadata={
+            "help": "Masked views of each text in the loss; default 2 (the least) with learned rates, else 1."
+        },
     )
     dropout: float = field(default=0.1, metadata={"help": "Dropout of the backbone in training."})
-    tie_word_embeddings: bool = field(default=False, metadata={"help": "The LM head uses the embedding matrix."})
+    tie_word_embeddings: bool = field(
+        default=False, metadata={"help": "The LM head uses the embedding matrix."}
+    )
     attn_implementation: str | None = field(
         default=None,
         metadata={
@@ -175,8 +228,12 @@ class LoMDMTrainingArguments(TrainingArguments):
         ValueError: an option that cannot work here, with the remedy.
     """
 
-    learning_rate: float = field(default=3e-4, metadata={"help": "Peak learning rate of the backbone and LM head."})
-    head_learning_rate: float = field(default=1e-4, metadata={"help": "Peak learning rate of the order heads, if any."})
+    learning_rate: float = field(
+        default=3e-4, metadata={"help": "Peak learning rate of the backbone and LM head."}
+    )
+    head_learning_rate: float = field(
+        default=1e-4, metadata={"help": "Peak learning rate of the order heads, if any."}
+    )
     muon_learning_rate: float | None = field(
         default=None,
         metadata={
@@ -185,40 +242,58 @@ class LoMDMTrainingArguments(TrainingArguments):
         },
     )
     frozen_modules: list[str] | None = field(
-        default=None, metadata={"help": "Modules of the model that stay as they start, for example psi."}
+        default=None,
+        metadata={"help": "Modules of the model that stay as they start, for example psi."},
     )
-    ema_decay: float = field(default=0.9999, metadata={"help": "Decay of the moving average of the weights; 0 = none."})
+    ema_decay: float = field(
+        default=0.9999, metadata={"help": "Decay of the moving average of the weights; 0 = none."}
+    )
     eval_num_samples: int = field(
         default=2, metadata={"help": "Passes per text at evaluation, 2 or more for an error."}
     )
     resume_from_checkpoint: str | None = field(
         default="auto",
-        metadata={"help": "auto: the newest complete checkpoint of output_dir, if there is one; or a folder."},
+        metadata={
+            "help": "auto: the newest complete checkpoint of output_dir, if there is one; or a folder."
+        },
     )
     logging_nan_inf_filter: bool = field(
-        default=False, metadata={"help": "Hide losses that are not finite. They stop training here, so leave it off."}
+        default=False,
+        metadata={
+            "help": "Hide losses that are not finite. They stop training here, so leave it off."
+        },
     )
     ddp_find_unused_parameters: bool | None = field(
-        default=False, metadata={"help": "Every weight takes part in every step, so that DDP need not search."}
+        default=False,
+        metadata={"help": "Every weight takes part in every step, so that DDP need not search."},
     )
     ddp_timeout: int = field(
         default=24 * 3600,
-        metadata={"help": "Seconds that processes wait for each other: a day, for one makes the rows."},
+        metadata={
+            "help": "Seconds that processes wait for each other: a day, for one makes the rows."
+        },
     )
     hub_strategy: str = field(
-        default="end", metadata={"help": "end: what is uploaded is the average, as a Hub folder; see transformers."}
+        default="end",
+        metadata={
+            "help": "end: what is uploaded is the average, as a Hub folder; see transformers."
+        },
     )
     report_to: None | str | list[str] = field(
-        default=None, metadata={"help": "Where logs go; default tensorboard if it is installed, else none."}
+        default=None,
+        metadata={"help": "Where logs go; default tensorboard if it is installed, else none."},
     )
 
     def __post_init__(self):
         if self.report_to is None:
             self.report_to = "tensorboard" if is_tensorboard_available() else "none"
         if self.data_seed is None:
-            self.data_seed = self.seed  # else the order of the texts depends on the global random state
-        self.use_cpu |= not torch.accelerator.is_available()  # else bf16 is refused where there is nothing but a CPU
-        self.dataloader_pin_memory &= torch.accelerator.is_available()  # pinning needs one, and warns otherwise
+            # else the order of the texts depends on the global random state
+            self.data_seed = self.seed
+        # else bf16 is refused where there is nothing but a CPU
+        self.use_cpu |= not torch.accelerator.is_available()
+        # pinning needs one, and warns otherwise
+        self.dataloader_pin_memory &= torch.accelerator.is_available()
         defaults = {one.name: one.default for one in fields(TrainingArguments)}
         for name, reason in REFUSED.items():
             if getattr(self, name, None) not in (defaults.get(name), None, []):
@@ -226,15 +301,19 @@ class LoMDMTrainingArguments(TrainingArguments):
         for name in RANGES:
             check_range(name, getattr(self, name, None))
         if self.metric_for_best_model is not None and self.greater_is_better is None:
-            self.greater_is_better = False  # of every metric of the trainer less is better, whatever its name ends in
+            # of every metric of the trainer less is better, whatever its name ends in
+            self.greater_is_better = False
         try:
             super().__post_init__()
         except json.JSONDecodeError as error:
-            raise ValueError(f'{error.doc!r} is no JSON: {error}. Pass {{"name": value}}.') from error
+            raise ValueError(
+                f'{error.doc!r} is no JSON: {error}. Pass {{"name": value}}.'
+            ) from error
 
 
 def check_range(name: str, value: float | None) -> None:
-    """Raises `ValueError` where `value` is not what `RANGES` has for `name`; `None` is left to the default."""
+    """Raises `ValueError` where `value` is not what `RANGES` has for `name`; `None` is left to the
+    default."""
     kind, low, high = RANGES[name]
     number = isinstance(value, (int, kind)) and not isinstance(value, bool)
     if value is not None and not (number and low <= value < high):
@@ -244,8 +323,11 @@ def check_range(name: str, value: float | None) -> None:
 
 
 def check_modes(*parts: Any) -> None:
-    """Raises `ValueError` where a setting has another value than its default and no effect in the mode of the run."""
-    run = argparse.Namespace(**{name: value for part in parts for name, value in vars(part).items()})
+    """Raises `ValueError` where a setting has another value than its default and no effect in the
+    mode of the run."""
+    run = argparse.Namespace(
+        **{name: value for part in parts for name, value in vars(part).items()}
+    )
     defaults = {one.name: one.default for part in parts for one in fields(part)}
     for mode in MODES:
         for name in mode.idle if mode.holds(run) else ():
@@ -279,7 +361,10 @@ class _Parser(HfArgumentParser):
             if value is None or (action.nargs != "+" and type(value) in _container_types(key)):
                 return value
             if action.nargs == "+" and value != []:
-                return [_convert(action, item) for item in (value if isinstance(value, list) else [value])]
+                return [
+                    _convert(action, item)
+                    for item in (value if isinstance(value, list) else [value])
+                ]
             return _convert(action, value)
         except argparse.ArgumentTypeError as error:
             self.error(f"{key} in {path}: {error}")
@@ -290,7 +375,8 @@ class _Parser(HfArgumentParser):
 def _convert(action: argparse.Action, value: Any) -> Any:
     if isinstance(value, (dict, list)):
         raise TypeError
-    # Of another type are a whole number for a float, a number for a name, and what YAML has for a text: 1e-3
+    # Of another type are a whole number for a float, a number for a name, and what YAML has for a
+    # text: 1e-3
     value = value if type(value) is action.type else action.type(str(value))
     if action.choices is not None and value not in action.choices:
         choices = ", ".join(map(repr, action.choices))
@@ -313,19 +399,22 @@ def parse_arguments(
 ) -> tuple[DataArguments, ModelArguments, LoMDMTrainingArguments]:
     """Parses `[--config FILE.yaml ...] [--key value ...]`.
 
-    Later files win over earlier ones, the command line wins over all. With `init_from` and no tokenizer named, the
-    tokenizer is that of `init_from`. Without an `output_dir` a run writes to
-    `outputs/` and the names of its files, so that `--config owt.yaml --config mdlm.yaml` gives `outputs/owt-mdlm`.
+    Later files win over earlier ones, the command line wins over all. With `init_from` and no
+    tokenizer named, the tokenizer is that of `init_from`. Without an `output_dir` a run writes to
+    `outputs/` and the names of its files, so that `--config owt.yaml --config mdlm.yaml` gives
+    `outputs/owt-mdlm`.
 
     Args:
         arguments: the words of the command line; default `sys.argv[1:]`.
     Raises:
-        ValueError: a key that does not exist, in a file or on the command line; a value that its key cannot have or
-            that has no effect; a file that cannot be read; an `output_dir` in a file that others overlay: all overlays
-            would share it.
+        ValueError: a key that does not exist, in a file or on the command line; a value that its
+            key cannot have or that has no effect; a file that cannot be read; an `output_dir` in a
+            file that others overlay: all overlays would share it.
     """
     files, words = _split_off_configs(list(sys.argv[1:] if arguments is None else arguments))
-    named = {word.split("=")[0].lstrip("-").replace("-", "_") for word in words if word.startswith("--")}
+    named = {
+        word.split("=")[0].lstrip("-").replace("-", "_") for word in words if word.startswith("--")
+    }
     parser = _Parser(PARTS, allow_abbrev=False, description=HELP)
     settings = _overlay(files, parser, named="output_dir" in named)
     if "num_train_epochs" in named and "max_steps" not in named:
@@ -348,13 +437,16 @@ def _split_off_configs(words: list[str]) -> tuple[list[Path], list[str]]:
     try:
         found, words = parser.parse_known_args(words)
     except argparse.ArgumentError:
-        message = "--config needs a file. Pass for example --config training_scripts/configs/tiny.yaml."
+        message = (
+            "--config needs a file. Pass for example --config training_scripts/configs/tiny.yaml."
+        )
         raise ValueError(message) from None
     return found.config, words
 
 
 def _overlay(files: list[Path], parser: _Parser, named: bool) -> dict[str, Any]:
-    """The settings of all files, later ones on top; `named`: the command line gives the output folder."""
+    """The settings of all files, later ones on top; `named`: the command line gives the output
+    folder."""
     settings: dict[str, Any] = {}
     for path in files:
         if "output_dir" in settings and not named:
@@ -362,10 +454,13 @@ def _overlay(files: list[Path], parser: _Parser, named: bool) -> dict[str, Any]:
                 f"output_dir={settings['output_dir']!r} is set by a file that {path} overlays, so runs with other "
                 "overlays would resume from each other. Leave it out of the file, or pass --output_dir."
             )
-        settings |= {key: parser.convert(path, key, value) for key, value in read_config(path).items()}
+        settings |= {
+            key: parser.convert(path, key, value) for key, value in read_config(path).items()
+        }
     if files:
         settings.setdefault("output_dir", "outputs/" + "-".join(path.stem for path in files))
-    return {key: value for key, value in settings.items() if value is not None}  # no value: the default
+    # no value: the default
+    return {key: value for key, value in settings.items() if value is not None}
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -377,15 +472,21 @@ def read_config(path: Path) -> dict[str, Any]:
     import yaml  # of the extra `train`
 
     if not path.is_file():
-        raise ValueError(f"--config {path} does not exist. The shipped ones are in training_scripts/configs.")
+        raise ValueError(
+            f"--config {path} does not exist. The shipped ones are in training_scripts/configs."
+        )
     try:
         settings = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"--config {path} is no YAML that can be read: {' '.join(str(error).split())}.") from error
+        raise ValueError(
+            f"--config {path} is no YAML that can be read: {' '.join(str(error).split())}."
+        ) from error
     if not isinstance(settings, dict):
         raise ValueError(f"--config {path} must hold lines of the form `key: value`.")
     known = {one.name for part in PARTS for one in fields(part) if one.init}
     for key in settings:
         if key not in known:
-            raise ValueError(f"Unknown key {key!r} in {path}. Run training_scripts/train.py --help for all names.")
+            raise ValueError(
+                f"Unknown key {key!r} in {path}. Run training_scripts/train.py --help for all names."
+            )
     return settings

@@ -1,8 +1,9 @@
 """Checkpoint folders that are complete or absent, whatever happens while they are written.
 
-A checkpoint is written to a folder beside its place, flushed to the disk and renamed. A folder that is being written
-or removed has a name that starts with `_`, which resuming ignores, cleaning removes and Hub uploads leave out. What
-the disk has changed since is found by the checksums of the manifest.
+A checkpoint is written to a folder beside its place, flushed to the disk and renamed. A folder that
+is being written or removed has a name that starts with `_`, which resuming ignores, cleaning
+removes and Hub uploads leave out. What the disk has changed since is found by the checksums of the
+manifest.
 """
 
 import hashlib
@@ -38,13 +39,16 @@ def staging_folder(output_dir: str | Path, step: int) -> Path:
 
 
 def publish(staged: Path, final: Path) -> None:
-    """Moves the folder `staged` to `final` so that `final` is complete at any moment that it exists.
+    """Moves the folder `staged` to `final` so that `final` is complete at any moment that it
+    exists.
 
-    The manifest lists size and SHA-256 of each file, every file and folder is flushed to the disk, then the folder is
-    renamed. A folder that already has the name `final` is replaced.
+    The manifest lists size and SHA-256 of each file, every file and folder is flushed to the disk,
+    then the folder is renamed. A folder that already has the name `final` is replaced.
     """
     files = sorted(path for path in staged.rglob("*") if path.is_file())
-    entries = {path.relative_to(staged).as_posix(): [path.stat().st_size, _digest(path)] for path in files}
+    entries = {
+        path.relative_to(staged).as_posix(): [path.stat().st_size, _digest(path)] for path in files
+    }
     manifest = staged / MANIFEST
     manifest.write_text(json.dumps(entries, indent=1))
     for path in (*files, manifest, *(path for path in staged.rglob("*") if path.is_dir()), staged):
@@ -55,7 +59,8 @@ def publish(staged: Path, final: Path) -> None:
 
 
 def remove(folder: Path) -> None:
-    """Removes a folder if it is there; it loses its name first, so that no half of it is taken for a checkpoint."""
+    """Removes a folder if it is there; it loses its name first, so that no half of it is taken for
+    a checkpoint."""
     if not folder.is_dir():
         return
     doomed = folder.with_name(f"{_PREFIX}{folder.name.removeprefix('checkpoint-')}-removed")
@@ -65,14 +70,16 @@ def remove(folder: Path) -> None:
 
 
 def clean(output_dir: str | Path) -> None:
-    """Removes what interrupted writing and interrupted removing have left in `output_dir` and in its folders."""
+    """Removes what interrupted writing and interrupted removing have left in `output_dir` and in
+    its folders."""
     for folder in [*Path(output_dir).glob("[._]*"), *Path(output_dir).glob("*/_*")]:
         if _LEFT_OVER.fullmatch(folder.name) and folder.is_dir():
             shutil.rmtree(folder)
 
 
 def rotate(output_dir: str | Path, limit: int | None, keep: set[Path]) -> None:
-    """Removes the oldest complete checkpoints until `limit` are left, but none of `keep`; `None` or 0 keeps all."""
+    """Removes the oldest complete checkpoints until `limit` are left, but none of `keep`; `None` or
+    0 keeps all."""
     checkpoints = complete_checkpoints(output_dir)
     surplus = len(checkpoints) - limit if limit else 0
     removable = [folder for folder in checkpoints if folder not in keep]
@@ -99,7 +106,10 @@ def find_fault(folder: Path, checksums: bool = True) -> str | None:
     try:
         entries = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         # a checkpoint of an earlier version has sizes alone
-        known = {name: entry if isinstance(entry, list) else [entry, None] for name, entry in entries.items()}
+        known = {
+            name: entry if isinstance(entry, list) else [entry, None]
+            for name, entry in entries.items()
+        }
         for name, (size, digest) in known.items():
             path = folder / name
             if not path.is_file() or path.stat().st_size != size:
@@ -112,14 +122,16 @@ def find_fault(folder: Path, checksums: bool = True) -> str | None:
 
 
 def choose_checkpoint(resume_from: str | bool | None, output_dir: str | Path) -> Path | None:
-    """The checkpoint to resume from, or `None` to start anew. One that is not intact is passed over and named.
+    """The checkpoint to resume from, or `None` to start anew. One that is not intact is passed over
+    and named.
 
     Args:
-        resume_from: `"auto"`, the newest intact checkpoint of `output_dir` if there is any checkpoint; `True`, the same
-            but there must be one; a folder; `None` or `False`, no checkpoint.
+        resume_from: `"auto"`, the newest intact checkpoint of `output_dir` if there is any
+            checkpoint; `True`, the same but there must be one; a folder; `None` or `False`, no
+            checkpoint.
     Raises:
-        RunError: a folder that is not an intact checkpoint, no intact one among those of `output_dir`, or no
-            checkpoint where there must be one.
+        RunError: a folder that is not an intact checkpoint, no intact one among those of
+            `output_dir`, or no checkpoint where there must be one.
     """
     if resume_from in (None, False):
         return None
@@ -143,7 +155,9 @@ def choose_checkpoint(resume_from: str | bool | None, output_dir: str | Path) ->
             "them to start anew, or pass another output_dir."
         )
     if resume_from is True:
-        raise RunError(f"resume_from_checkpoint is True, but {output_dir} has no complete one. Pass 'auto'.")
+        raise RunError(
+            f"resume_from_checkpoint is True, but {output_dir} has no complete one. Pass 'auto'."
+        )
     return None
 
 
@@ -163,7 +177,8 @@ def lock(output_dir: str | Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     file = path.open("a")
     try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # a lock of this process alone: workers do not inherit it
+        # a lock of this process alone: workers do not inherit it
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
         file.close()
         raise RunError(
@@ -181,12 +196,18 @@ def explained_write(folder: str | Path) -> Iterator[None]:
     try:
         yield
     except SafetensorError as error:
-        raise OSError(f"{folder} could not be written: {error}. Make room on the disk, then start again.") from error
+        raise OSError(
+            f"{folder} could not be written: {error}. Make room on the disk, then start again."
+        ) from error
 
 
 def _checkpoint_folders(output_dir: str | Path) -> list[Path]:
     """Folders that are named like a checkpoint, oldest step first."""
-    found = [folder for folder in Path(output_dir).glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", folder.name)]
+    found = [
+        folder
+        for folder in Path(output_dir).glob("checkpoint-*")
+        if re.fullmatch(r"checkpoint-\d+", folder.name)
+    ]
     return sorted(found, key=lambda folder: int(folder.name[11:]))
 
 

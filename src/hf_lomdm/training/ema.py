@@ -18,8 +18,9 @@ AVERAGE = "ema.safetensors"  # beside the training weights in a checkpoint of th
 class EMA:
     """Exponential moving average of the trainable floating weights of a model, kept in float32.
 
-    Update `n = 0, 1, ...` uses the decay `min(decay, (1 + n) / (10 + n))`: the first weights are soon forgotten. Frozen
-    weights equal their average and are not kept. Weights that FSDP2 shards (`DTensor`) stay sharded.
+    Update `n = 0, 1, ...` uses the decay `min(decay, (1 + n) / (10 + n))`: the first weights are
+    soon forgotten. Frozen weights equal their average and are not kept. Weights that FSDP2 shards
+    (`DTensor`) stay sharded.
 
     Args:
         model: its weights are the starting point.
@@ -30,14 +31,19 @@ class EMA:
 
     def __init__(self, model: nn.Module, decay: float):
         if not 0 < decay < 1:
-            raise ValueError(f"ema_decay must be in (0, 1), got {decay}. Pass for example 0.9999, or 0 for no average.")
+            raise ValueError(
+                f"ema_decay must be in (0, 1), got {decay}. Pass for example 0.9999, or 0 for no average."
+            )
         self.decay = decay
         self.num_updates = 0
-        self.average = {name: weight.detach().float().clone() for name, weight in trainable_weights(model)}
+        self.average = {
+            name: weight.detach().float().clone() for name, weight in trainable_weights(model)
+        }
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """Moves the average towards the weights of `model`; call it once after each optimizer step."""
+        """Moves the average towards the weights of `model`; call it once after each optimizer
+        step."""
         decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
         weights = [weight.float() for _, weight in trainable_weights(model)]
         torch._foreach_lerp_(list(self.average.values()), weights, 1 - decay)
@@ -45,7 +51,8 @@ class EMA:
 
     @contextmanager
     def weights_of(self, model: nn.Module) -> Iterator[None]:
-        """Within this context `model` holds the average; afterwards, bit by bit, its own weights again."""
+        """Within this context `model` holds the average; afterwards, bit by bit, its own weights
+        again."""
         own = {name: weight.detach().clone() for name, weight in trainable_weights(model)}
         _copy_weights(self.average, model)
         try:
@@ -56,7 +63,8 @@ class EMA:
     def save(self, path: Path, write: bool = True) -> None:
         """Writes the average and its count to the safetensors file `path`.
 
-        With sharded weights every process has to call this (it gathers them); only those with `write` write.
+        With sharded weights every process has to call this (it gathers them); only those with
+        `write` write.
         """
         full = {name: gathered(value).cpu().contiguous() for name, value in self.average.items()}
         if write:
@@ -103,7 +111,9 @@ def _sharded_like(value: Tensor, like: Tensor) -> Tensor:
 
 def _check_same(path: Path, stored: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
     for name in stored.keys() | expected.keys():
-        left, right = (tuple(values[name].shape) if name in values else None for values in (stored, expected))
+        left, right = (
+            tuple(values[name].shape) if name in values else None for values in (stored, expected)
+        )
         if left != right:
             raise ValueError(
                 f"{path} holds {name} with shape {left}, the model has {right}. Resume with the model that was saved."
@@ -112,7 +122,8 @@ def _check_same(path: Path, stored: dict[str, Tensor], expected: dict[str, Tenso
 
 @torch.no_grad()
 def take_average(model: nn.Module, folder: Path) -> bool:
-    """Puts the averaged weights of a checkpoint folder into its model; returns whether there are any.
+    """Puts the averaged weights of a checkpoint folder into its model; returns whether there are
+    any.
 
     Those that are not averaged were frozen.
 

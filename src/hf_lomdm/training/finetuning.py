@@ -19,36 +19,59 @@ class FinetuningArguments:
     """What `training_scripts/finetune_lora.py` is told beside `LoMDMTrainingArguments`."""
 
     model: str = field(metadata={"help": "Folder or Hub name of the model."})
-    train_file: str = field(metadata={"help": "jsonl: `messages`, or `prompt` and `completion`, in each line."})
+    train_file: str = field(
+        metadata={"help": "jsonl: `messages`, or `prompt` and `completion`, in each line."}
+    )
     validation_file: str | None = field(
-        default=None, metadata={"help": "jsonl; without one the last tenth of train_file, one line at least."}
+        default=None,
+        metadata={"help": "jsonl; without one the last tenth of train_file, one line at least."},
     )
     completion_length: int | None = field(
-        default=None, metadata={"help": "Tokens per answer, filled up with EOS; default the longest of train_file."}
+        default=None,
+        metadata={
+            "help": "Tokens per answer, filled up with EOS; default the longest of train_file."
+        },
     )
-    lora_rank: int = field(default=16, metadata={"help": "Rank of the updates of the backbone's linear layers."})
-    lora_alpha: int = field(default=32, metadata={"help": "Scale of the updates; they are multiplied by alpha / rank."})
-    lora_dropout: float = field(default=0.0, metadata={"help": "Dropout in front of the updates in training."})
+    lora_rank: int = field(
+        default=16, metadata={"help": "Rank of the updates of the backbone's linear layers."}
+    )
+    lora_alpha: int = field(
+        default=32, metadata={"help": "Scale of the updates; they are multiplied by alpha / rank."}
+    )
+    lora_dropout: float = field(
+        default=0.0, metadata={"help": "Dropout in front of the updates in training."}
+    )
 
     def __post_init__(self):
         for name in ("completion_length", "lora_rank", "lora_alpha"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}. Leave it out for the default.")
+                raise ValueError(
+                    f"{name} must be at least 1, got {value}. Leave it out for the default."
+                )
         if not 0 <= self.lora_dropout < 1:
-            raise ValueError(f"lora_dropout must be in [0, 1), got {self.lora_dropout}. The default is 0.")
+            raise ValueError(
+                f"lora_dropout must be in [0, 1), got {self.lora_dropout}. The default is 0."
+            )
 
 
 @dataclass
 class LoraTrainingArguments(LoMDMTrainingArguments):
     """`LoMDMTrainingArguments` with the defaults of a short run on few weights."""
 
-    learning_rate: float = field(default=1e-3, metadata={"help": "Peak learning rate of the low-rank updates."})
-    ema_decay: float = field(default=0.0, metadata={"help": "Decay of the moving average of the weights; 0 = none."})
+    learning_rate: float = field(
+        default=1e-3, metadata={"help": "Peak learning rate of the low-rank updates."}
+    )
+    ema_decay: float = field(
+        default=0.0, metadata={"help": "Decay of the moving average of the weights; 0 = none."}
+    )
 
 
-def add_lora(model: LoMDMForMaskedDiffusion, rank: int, alpha: int, dropout: float = 0.0) -> torch.nn.Module:
-    """A `peft.PeftModel`: low-rank updates of the backbone's linear layers, order heads or token rates in full.
+def add_lora(
+    model: LoMDMForMaskedDiffusion, rank: int, alpha: int, dropout: float = 0.0
+) -> torch.nn.Module:
+    """A `peft.PeftModel`: low-rank updates of the backbone's linear layers, order heads or token
+    rates in full.
 
     Raises:
         ValueError: a rank below 1, or quantised order heads.
@@ -69,13 +92,18 @@ def add_lora(model: LoMDMForMaskedDiffusion, rank: int, alpha: int, dropout: flo
                 f"from_pretrained(quantization_config=...) does, which leaves {RATE_MODULES} out."
             )
     config = peft.LoraConfig(
-        r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=LORA_TARGETS, modules_to_save=full or None
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        target_modules=LORA_TARGETS,
+        modules_to_save=full or None,
     )
     return peft.get_peft_model(model, config)
 
 
 def merge_adapter(base: LoMDMForMaskedDiffusion, folder: str | Path) -> LoMDMForMaskedDiffusion:
-    """`base` with the adapter of `folder` added into its weights, in eval mode; `base` is used up."""
+    """`base` with the adapter of `folder` added into its weights, in eval mode; `base` is used
+    up."""
     import peft
 
     return peft.PeftModel.from_pretrained(base, str(folder)).merge_and_unload().eval()

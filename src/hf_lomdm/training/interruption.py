@@ -11,11 +11,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+SIGNALS = [
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+]
 
 
 class Interruption:
-    """Within this context Ctrl-C, SIGTERM and SIGHUP are noted in `signal` and do not end the process.
+    """Within this context Ctrl-C, SIGTERM and SIGHUP are noted in `signal` and do not end the
+    process.
 
     What is ignored stays ignored (`nohup`), and other threads than the main one note nothing.
 
@@ -34,7 +37,11 @@ class Interruption:
         self._training.fill_(True)
         if threading.current_thread() is threading.main_thread():
             known = {number: signal.getsignal(number) for number in SIGNALS}
-            self._before = {number: handler for number, handler in known.items() if handler is not signal.SIG_IGN}
+            self._before = {
+                number: handler
+                for number, handler in known.items()
+                if handler is not signal.SIG_IGN
+            }
             for number in self._before:
                 signal.signal(number, self._note)
         return self
@@ -44,7 +51,8 @@ class Interruption:
         self._restore()
 
     def shield(self, loader: DataLoader) -> None:
-        """Keeps the workers of `loader` at work until training ends: the last step needs their rows."""
+        """Keeps the workers of `loader` at work until training ends: the last step needs their
+        rows."""
         own = getattr(loader, "base_dataloader", loader)  # of accelerate
         if getattr(own.worker_init_fn, "func", None) is not _stay:  # one that stays comes again
             own.worker_init_fn = partial(_stay, self._training, own.worker_init_fn)

@@ -1,4 +1,5 @@
-"""The `README.md` of a trained model: what its training record knows, and nothing that it does not know."""
+"""The `README.md` of a trained model: what its training record knows, and nothing that it does not
+know."""
 
 import importlib.util
 import json
@@ -56,9 +57,10 @@ class Description:
         tags: of its repository.
         measures: in words, what each metric of the evaluation is.
         length: tokens of the longest text.
-        rate_type, order, block_size, objective: of a diffusion model or order adapter; `order` and `objective` in
-            words.
-        base_name: the model that an order adapter needs. base_model: its name on the Hub, where it has one.
+        rate_type, order, block_size, objective: of a diffusion model or order adapter; `order` and
+            `objective` in words.
+        base_name: the model that an order adapter needs. base_model: its name on the Hub, where it
+            has one.
     """
 
     kind: Literal["diffusion", "order adapter", "causal"]
@@ -94,21 +96,28 @@ class TrainingRecord:
     base_model: str | None = None
 
     @classmethod
-    def of(cls, args: TrainingArguments, steps: int, metrics: dict[str, float], data: str | None) -> "TrainingRecord":
+    def of(
+        cls, args: TrainingArguments, steps: int, metrics: dict[str, float], data: str | None
+    ) -> "TrainingRecord":
         """The record of a run with these arguments."""
         names = [name for name in (*SETTINGS, "eval_num_samples") if hasattr(args, name)]
-        return cls(steps, {name: _plain(getattr(args, name)) for name in names}, dict(metrics), data)
+        return cls(
+            steps, {name: _plain(getattr(args, name)) for name in names}, dict(metrics), data
+        )
 
     @classmethod
     def load(cls, folder: Path) -> "TrainingRecord | None":
-        """The record in `folder`, or `None`. Raises `ValueError` for a file that is no such record."""
+        """The record in `folder`, or `None`. Raises `ValueError` for a file that is no such
+        record."""
         path = folder / RECORD_FILE
         if not path.is_file():
             return None
         try:
             return cls(**json.loads(path.read_text(encoding="utf-8")))
         except (TypeError, ValueError) as error:
-            raise ValueError(f"{path} is no training record: {error}. Remove it, or pass a model card.") from error
+            raise ValueError(
+                f"{path} is no training record: {error}. Remove it, or pass a model card."
+            ) from error
 
     def save(self, folder: Path) -> None:
         """Writes `training_record.json` into `folder`."""
@@ -132,21 +141,32 @@ def describe_diffusion(config: PretrainedConfig) -> Description:
     }
     if isinstance(config, OrderAdapterConfig):
         process["base_name"] = config.base_name
-        process["base_model"] = config.base_name if config.base_revision else None  # else a folder, unknown to the Hub
-        return Description("order adapter", ("lomdm", "masked-diffusion", "order-adapter"), measures, **process)
-    return Description("diffusion", ("lomdm", "masked-diffusion", "diffusers", "custom_code"), measures, **process)
+        # else a folder, unknown to the Hub
+        process["base_model"] = config.base_name if config.base_revision else None
+        return Description(
+            "order adapter", ("lomdm", "masked-diffusion", "order-adapter"), measures, **process
+        )
+    return Description(
+        "diffusion", ("lomdm", "masked-diffusion", "diffusers", "custom_code"), measures, **process
+    )
 
 
 def _objective(config: PretrainedConfig) -> str:
     if config.time_range is not None:
         return f"the terms of the time bound at times clipped to {list(config.time_range)}, which is no bound"
-    cut = f", cut at {config.time_epsilon} and with its reconstruction term" if config.time_epsilon else ""
+    cut = (
+        f", cut at {config.time_epsilon} and with its reconstruction term"
+        if config.time_epsilon
+        else ""
+    )
     return f"the {config.bound} bound{cut if config.bound == 'time' else ''}"
 
 
 def describe_causal() -> Description:
     """Of an autoregressive model of `CausalTrainer`."""
-    return Description("causal", ("autoregressive",), {"eval_nelbo": "negative log-likelihood (exact)"})
+    return Description(
+        "causal", ("autoregressive",), {"eval_nelbo": "negative log-likelihood (exact)"}
+    )
 
 
 def describe_data(arguments: DataArguments) -> str:
@@ -154,8 +174,13 @@ def describe_data(arguments: DataArguments) -> str:
     source = _public_name(arguments.dataset_name or arguments.train_file)
     if arguments.task == "sudoku":
         return f"`{source}`: Sudokus in many guises, from their own clues to 64 of 81 cells given"
-    parts = [arguments.dataset_config, arguments.dataset_revision and f"revision {arguments.dataset_revision}"]
-    details = [part for part in parts if part] + [f"split {arguments.train_split}"] * bool(arguments.dataset_name)
+    parts = [
+        arguments.dataset_config,
+        arguments.dataset_revision and f"revision {arguments.dataset_revision}",
+    ]
+    details = [part for part in parts if part] + [f"split {arguments.train_split}"] * bool(
+        arguments.dataset_name
+    )
     named = f"`{source}`" + (f" ({', '.join(details)})" if details else "")
     rows = "packed into rows" if arguments.packing else "one document per row,"
     tokenizer = arguments.train_tokenizer or _public_name(arguments.tokenizer)
@@ -185,10 +210,13 @@ def model_card(
         tags: in addition to those of the description.
         dataset: what the model was trained on, in words; default: what the record says.
         picture: whether `order.png` lies beside the card.
-        metadata: further fields of the header, such as `license`, `language`, `datasets`, `base_model`.
+        metadata: further fields of the header, such as `license`, `language`, `datasets`,
+            `base_model`.
     """
     tags = [*description.tags, *(tag for tag in tags if tag not in description.tags)]
-    data = ", ".join([dataset] if isinstance(dataset, str) else dataset or [record.data or "not recorded here"])
+    data = ", ".join(
+        [dataset] if isinstance(dataset, str) else dataset or [record.data or "not recorded here"]
+    )
     known = {key: value for key, value in metadata.items() if value is not None}
     base_model = record.base_model or description.base_model
     known = ({"base_model": base_model} if base_model else {}) | known
@@ -197,14 +225,18 @@ def model_card(
     known |= {"eval_results": results, "model_name": name} if results else {}
     template = files(__package__).joinpath("card_template.md").read_text(encoding="utf-8")
     card = ModelCard.from_template(
-        ModelCardData(library_name="transformers", pipeline_tag="text-generation", tags=tags, **known),
+        ModelCardData(
+            library_name="transformers", pipeline_tag="text-generation", tags=tags, **known
+        ),
         template_str=template + "\n",  # Jinja takes away one
         marker=MARKER,
         name=name,
         model=description,
         record=record,
         measured=measured,
-        settings="\n".join(f"- `{key}`: {value}" for key, value in record.settings.items() if key in SETTINGS),
+        settings="\n".join(
+            f"- `{key}`: {value}" for key, value in record.settings.items() if key in SETTINGS
+        ),
         dataset=data,
         license=known.get("license"),
         picture=picture,
@@ -221,7 +253,8 @@ def can_draw(pipe: Any) -> bool:
 
 
 def draw_picture(pipe: Any, path: str | os.PathLike) -> None:
-    """Writes the picture of the order of one text of the pipeline's model, revealed token by token on a fixed seed."""
+    """Writes the picture of the order of one text of the pipeline's model, revealed token by token
+    on a fixed seed."""
     length = min(PICTURE_TOKENS, pipe.model.config.max_position_embeddings)
     quiet = type(pipe)(pipe.model, pipe.scheduler, pipe.tokenizer)
     quiet.set_progress_bar_config(disable=True)
@@ -238,7 +271,8 @@ def is_written_by_hand(path: Path) -> bool:
 
 @dataclass(frozen=True)
 class _Measure:
-    """A measure in words, and its values: nats per token and perplexity, each with its standard error.
+    """A measure in words, and its values: nats per token and perplexity, each with its standard
+    error.
 
     The error is `None` where a single text leaves it unknown.
     """
@@ -255,7 +289,8 @@ def _measured(record: TrainingRecord, description: Description) -> list[_Measure
     for key, label in description.measures.items():
         if key in record.metrics:
             nats, error = record.metrics[key], record.metrics.get(f"{key}_standard_error", math.nan)
-            perplexity = float(torch.tensor(nats, dtype=torch.float64).exp())  # inf where math.exp would raise
+            # inf where math.exp would raise
+            perplexity = float(torch.tensor(nats, dtype=torch.float64).exp())
             errors = [None if math.isnan(value) else value for value in (error, perplexity * error)]
             measured.append(_Measure(label, nats, errors[0], perplexity, errors[1]))
     return measured

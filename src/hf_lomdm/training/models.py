@@ -1,4 +1,5 @@
-"""The configuration of a model to train, from the arguments of a run, and its start from a trained one."""
+"""The configuration of a model to train, from the arguments of a run, and its start from a trained
+one."""
 
 from dataclasses import asdict, fields
 
@@ -16,20 +17,39 @@ from ..modeling.configuration_lomdm import LoMDMConfig
 from .arguments import ModelArguments
 
 # Copied from the model that a run starts from: all that its weights depend on, in shape or meaning.
-SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "tie_word_embeddings")
+SIZES = (
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "tie_word_embeddings",
+)
 # Ids of no tokenizer: what a configuration can be checked with before there is one.
-NO_TOKENIZER = {"vocab_size": 5, "mask_token_id": 0, "pad_token_id": 1, "bos_token_id": 2, "eos_token_id": 3}
-TRUNK = {"lomdm": (*SIZES, "rope_theta", "layer_norm_eps"), "gpt_neox": (*SIZES, "rope_parameters", "layer_norm_eps")}
+NO_TOKENIZER = {
+    "vocab_size": 5,
+    "mask_token_id": 0,
+    "pad_token_id": 1,
+    "bos_token_id": 2,
+    "eos_token_id": 3,
+}
+TRUNK = {
+    "lomdm": (*SIZES, "rope_theta", "layer_norm_eps"),
+    "gpt_neox": (*SIZES, "rope_parameters", "layer_norm_eps"),
+}
 
 
-def diffusion_config(arguments: ModelArguments, max_length: int, token_ids: dict[str, int | None]) -> LoMDMConfig:
-    """A member of the family for texts of `max_length` tokens; with `init_from`, of that model's sizes.
+def diffusion_config(
+    arguments: ModelArguments, max_length: int, token_ids: dict[str, int | None]
+) -> LoMDMConfig:
+    """A member of the family for texts of `max_length` tokens; with `init_from`, of that model's
+    sizes.
 
     Args:
-        token_ids: `vocab_size` and the special tokens, from `hf_lomdm.data.splits.model_token_ids`; `NO_TOKENIZER`
-            to check the rest before the text is read.
+        token_ids: `vocab_size` and the special tokens, from `hf_lomdm.data.splits.model_token_ids`;
+            `NO_TOKENIZER` to check the rest before the text is read.
     Raises:
-        ValueError: settings that contradict each other, the model of `init_from` or are out of range.
+        ValueError: settings that contradict each other, the model of `init_from` or are out of
+            range.
     """
     settings = asdict(arguments)
     del settings["objective"], settings["init_from"]
@@ -41,12 +61,16 @@ def diffusion_config(arguments: ModelArguments, max_length: int, token_ids: dict
     return config
 
 
-def causal_config(arguments: ModelArguments, max_length: int, token_ids: dict[str, int | None]) -> GPTNeoXConfig:
-    """The autoregressive baseline: GPT-NeoX with the trunk of `LoMDMModel`, and dropout of the embeddings besides.
+def causal_config(
+    arguments: ModelArguments, max_length: int, token_ids: dict[str, int | None]
+) -> GPTNeoXConfig:
+    """The autoregressive baseline: GPT-NeoX with the trunk of `LoMDMModel`, and dropout of the
+    embeddings besides.
 
-    `bos_token_id` is the start token, here the mask token, so that `generate()` without a prompt starts from it. An EOS
-    that is also the BOS of the texts (GPT-2) is left out: it would end every text at its first token. Those of the rows
-    are kept as `text_bos_token_id` and `text_eos_token_id`. With `init_from` the sizes are that model's.
+    `bos_token_id` is the start token, here the mask token, so that `generate()` without a prompt
+    starts from it. An EOS that is also the BOS of the texts (GPT-2) is left out: it would end every
+    text at its first token. Those of the rows are kept as `text_bos_token_id` and
+    `text_eos_token_id`. With `init_from` the sizes are that model's.
 
     Raises:
         ValueError: as `diffusion_config`.
@@ -58,7 +82,11 @@ def causal_config(arguments: ModelArguments, max_length: int, token_ids: dict[st
         "num_attention_heads": arguments.num_attention_heads,
         "intermediate_size": 4 * arguments.hidden_size,
         "max_position_embeddings": arguments.max_position_embeddings or max_length,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 1.0},
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 10000.0,
+            "partial_rotary_factor": 1.0,
+        },
         "layer_norm_eps": 1e-5,
         "tie_word_embeddings": arguments.tie_word_embeddings,
         "attn_implementation": arguments.attn_implementation,
@@ -84,15 +112,18 @@ def causal_config(arguments: ModelArguments, max_length: int, token_ids: dict[st
     )
 
 
-# ------------------------------------------------------------------------------------- the start from a trained model
+# ------------------------------------------------------------------------------------- the start
+# from a trained model
 
 
 def copy_trunk(model: PreTrainedModel, init_from: str) -> None:
-    """Copies the trunk and the LM head of `init_from` into `model`, in place; the rest of `model` stays as it is.
+    """Copies the trunk and the LM head of `init_from` into `model`, in place; the rest of `model`
+    stays as it is.
 
     Args:
         model: from `diffusion_config` or `causal_config` with the same `init_from`.
-        init_from: a folder or Hub name. A checkpoint's weights are those in training, not their moving average.
+        init_from: a folder or Hub name. A checkpoint's weights are those in training, not their
+            moving average.
     Raises:
         ValueError: weights that are missing, or that do not fit.
     """
@@ -100,12 +131,19 @@ def copy_trunk(model: PreTrainedModel, init_from: str) -> None:
     trunk = model.base_model_prefix
     getattr(model, trunk).load_state_dict(getattr(source, trunk).state_dict())
     model.get_output_embeddings().load_state_dict(source.get_output_embeddings().state_dict())
-    fresh = sorted({name.split(".")[0] for name, _ in model.named_parameters()} - {trunk, "lm_head", "embed_out"})
-    print(f"init_from {init_from}: trunk and LM head copied; fresh: {', '.join(fresh) or 'nothing'}", flush=True)
+    fresh = sorted(
+        {name.split(".")[0] for name, _ in model.named_parameters()}
+        - {trunk, "lm_head", "embed_out"}
+    )
+    print(
+        f"init_from {init_from}: trunk and LM head copied; fresh: {', '.join(fresh) or 'nothing'}",
+        flush=True,
+    )
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, init_from: str) -> None:
-    """Raises `ValueError` if `init_from` has a tokenizer that cannot be read or has other tokens than the run's."""
+    """Raises `ValueError` if `init_from` has a tokenizer that cannot be read or has other tokens
+    than the run's."""
     if not _has_tokenizer(init_from):
         return  # the ids are all there is to compare
     try:
@@ -123,10 +161,14 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, init_from: str) -> None:
 
 def _has_tokenizer(name: str) -> bool:
     options = {"_raise_exceptions_for_missing_entries": False}  # then what is missing is None
-    return any(cached_file(name, file, **options) for file in ("tokenizer_config.json", "tokenizer.json"))
+    return any(
+        cached_file(name, file, **options) for file in ("tokenizer_config.json", "tokenizer.json")
+    )
 
 
-def _start(arguments: ModelArguments, max_length: int, token_ids: dict[str, int | None], model_type: str) -> dict:
+def _start(
+    arguments: ModelArguments, max_length: int, token_ids: dict[str, int | None], model_type: str
+) -> dict:
     """What the configuration takes over from the model of `init_from`; nothing without one."""
     if not arguments.init_from:
         return {}
@@ -135,9 +177,16 @@ def _start(arguments: ModelArguments, max_length: int, token_ids: dict[str, int 
         _check_ids(config, token_ids, arguments.init_from)
     taken = {name: getattr(config, name) for name in TRUNK[model_type]}
     given = {one.name for one in fields(arguments)}
-    changed = [f"{name} {taken[name]}" for name in SIZES if name in given and taken[name] != getattr(arguments, name)]
+    changed = [
+        f"{name} {taken[name]}"
+        for name in SIZES
+        if name in given and taken[name] != getattr(arguments, name)
+    ]
     if changed and token_ids is not NO_TOKENIZER:
-        print(f"init_from {arguments.init_from}: {', '.join(changed)}, other than this run says", flush=True)
+        print(
+            f"init_from {arguments.init_from}: {', '.join(changed)}, other than this run says",
+            flush=True,
+        )
     positions = arguments.max_position_embeddings or config.max_position_embeddings
     if positions < max_length:
         raise ValueError(
@@ -159,7 +208,9 @@ def _load_config(init_from: str, model_type: str) -> PreTrainedConfig:
     try:
         config = AutoConfig.from_pretrained(init_from, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise ValueError(f"init_from={init_from!r} has no config.json that can be read: {error}") from error
+        raise ValueError(
+            f"init_from={init_from!r} has no config.json that can be read: {error}"
+        ) from error
     if config.model_type != model_type:
         kinds = {"lomdm": "diffusion", "gpt_neox": "ar"}
         raise ValueError(
@@ -170,9 +221,11 @@ def _load_config(init_from: str, model_type: str) -> PreTrainedConfig:
 
 
 def _check_ids(config: PreTrainedConfig, token_ids: dict[str, int | None], init_from: str) -> None:
-    """Vocabulary, mask and padding must agree; BOS and EOS only where both have one: rows may go without."""
+    """Vocabulary, mask and padding must agree; BOS and EOS only where both have one: rows may go
+    without."""
     theirs = {name: getattr(config, name, None) for name in token_ids}
-    if config.model_type == "gpt_neox":  # its BOS is the start token, and its EOS is left out where it is the BOS
+    # its BOS is the start token, and its EOS is left out where it is the BOS
+    if config.model_type == "gpt_neox":
         theirs |= {"mask_token_id": config.bos_token_id, "bos_token_id": None}
     differ = {
         name: (theirs[name], value)

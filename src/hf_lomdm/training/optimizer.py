@@ -1,4 +1,5 @@
-"""`torch.optim.Muon` for the matrices of the trunk and another optimizer for the rest, as one optimizer."""
+"""`torch.optim.Muon` for the matrices of the trunk and another optimizer for the rest, as one
+optimizer."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,7 +13,8 @@ from transformers import PreTrainedModel
 class JoinedOptimizer(Optimizer):
     """Several optimizers that step together, for trainers and schedulers that take one.
 
-    Parameter groups and state are those of all parts one after the other; each part steps its own groups.
+    Parameter groups and state are those of all parts one after the other; each part steps its own
+    groups.
 
     Args:
         parts: optimizers of disjoint parameters; `defaults` are those of the first.
@@ -21,7 +23,9 @@ class JoinedOptimizer(Optimizer):
     parts: Sequence[Optimizer] = ()
 
     def __init__(self, parts: Sequence[Optimizer]):
-        super().__init__([dict(group) for part in parts for group in part.param_groups], parts[0].defaults)
+        super().__init__(
+            [dict(group) for part in parts for group in part.param_groups], parts[0].defaults
+        )
         self.parts = parts
         self._share()
 
@@ -48,18 +52,23 @@ class JoinedOptimizer(Optimizer):
     def add_param_group(self, param_group: dict) -> None:
         """Raises `TypeError` once the parts are joined: none of them would step the group."""
         if self.parts:
-            raise TypeError("joined optimizers take no further parameters. Add them to a part before it is joined.")
+            raise TypeError(
+                "joined optimizers take no further parameters. Add them to a part before it is joined."
+            )
         super().add_param_group(param_group)
 
 
 def trunk_matrices(model: PreTrainedModel) -> list[nn.Parameter]:
-    """The trainable matrices of the layers of the backbone: no embedding, no LM head, no order head.
+    """The trainable matrices of the layers of the backbone: no embedding, no LM head, no order
+    head.
 
     Raises:
         ValueError: there are none.
     """
     layers = getattr(model.base_model, "layers", nn.ModuleList())
-    matrices = [weight for weight in layers.parameters() if weight.requires_grad and weight.dim() == 2]
+    matrices = [
+        weight for weight in layers.parameters() if weight.requires_grad and weight.dim() == 2
+    ]
     if not matrices:
         raise ValueError(
             f"muon_learning_rate is for the matrices of the backbone's layers, and {type(model).__name__} has none to "
@@ -68,8 +77,11 @@ def trunk_matrices(model: PreTrainedModel) -> list[nn.Parameter]:
     return matrices
 
 
-def add_muon(optimizer: Optimizer, model: PreTrainedModel, args: Any, is_sharded: bool) -> Optimizer:
-    """`optimizer`, joined with Muon for the matrices of the trunk, at the `muon_learning_rate` of `args`.
+def add_muon(
+    optimizer: Optimizer, model: PreTrainedModel, args: Any, is_sharded: bool
+) -> Optimizer:
+    """`optimizer`, joined with Muon for the matrices of the trunk, at the `muon_learning_rate` of
+    `args`.
 
     Raises:
         ValueError: sharded weights, another optimizer than AdamW, or no matrices.
@@ -88,12 +100,15 @@ def add_muon(optimizer: Optimizer, model: PreTrainedModel, args: Any, is_sharded
     return with_muon(optimizer, trunk_matrices(model), rate, args.weight_decay)
 
 
-def with_muon(optimizer: Optimizer, matrices: Sequence[nn.Parameter], lr: float, weight_decay: float) -> Optimizer:
+def with_muon(
+    optimizer: Optimizer, matrices: Sequence[nn.Parameter], lr: float, weight_decay: float
+) -> Optimizer:
     """`optimizer` without `matrices`, which it no longer steps, joined with Muon for them.
 
     Args:
         optimizer: that has not stepped yet.
-        lr: spectral norm of an update of a square matrix; torch scales it with the shape ("original").
+        lr: spectral norm of an update of a square matrix; torch scales it with the shape
+            ("original").
     """
     theirs = {id(weight) for weight in matrices}
     for group in optimizer.param_groups:

@@ -1,4 +1,5 @@
-"""What a run must keep to go on from a checkpoint: everything that is not declared harmless here."""
+"""What a run must keep to go on from a checkpoint: everything that is not declared harmless
+here."""
 
 import json
 from dataclasses import asdict, fields, is_dataclass
@@ -53,15 +54,20 @@ HARMLESS_CONFIG = {
 TEXTS_PER_STEP = ("per_device_train_batch_size", "gradient_accumulation_steps", "world_size")
 
 
-def describe_run(args: TrainingArguments, model: Any, data: str | None, fingerprint: str | None) -> dict[str, Any]:
-    """What `check_same_run` compares, as plain data: `arguments`, `model`, `adapter`, `data`, `data_fingerprint`."""
+def describe_run(
+    args: TrainingArguments, model: Any, data: str | None, fingerprint: str | None
+) -> dict[str, Any]:
+    """What `check_same_run` compares, as plain data: `arguments`, `model`, `adapter`, `data`,
+    `data_fingerprint`."""
     harmless = " ".join(HARMLESS_ARGUMENTS.values()).split()
     names = [one.name for one in fields(args) if one.name not in harmless]
     adapters = getattr(model, "peft_config", None) or {}
     run = {
         "arguments": {name: getattr(args, name) for name in (*names, *TEXTS_PER_STEP)},
         "model": _without_harmless(model.config.to_dict()),
-        "adapter": {name: _without_harmless(adapter.to_dict()) for name, adapter in adapters.items()},
+        "adapter": {
+            name: _without_harmless(adapter.to_dict()) for name, adapter in adapters.items()
+        },
         "data": data,
         "data_fingerprint": fingerprint,
     }
@@ -83,7 +89,9 @@ def check_same_run(folder: Path, run: dict[str, Any]) -> None:
     known = {key: (before[key], now[key]) for key in now if key in before}
     # as text too: the records of earlier versions hold lists as text
     differ = {
-        key: f"{key}={old!r}, not {new!r}" for key, (old, new) in known.items() if old != new and str(old) != str(new)
+        key: f"{key}={old!r}, not {new!r}"
+        for key, (old, new) in known.items()
+        if old != new and str(old) != str(new)
     }
     if "data_fingerprint" in differ:
         texts = f"{_describe(stored)}, not {_describe(run)}"
@@ -93,7 +101,8 @@ def check_same_run(folder: Path, run: dict[str, Any]) -> None:
             f"{folder} was trained with {'; '.join(differ.values())}, and cannot go on with that. "
             "Pass the old value, or another output_dir for another run."
         )
-    if not (folder / "scheduler.pt").is_file() and not list(folder.glob("global_step*")):  # DeepSpeed has its own
+    # DeepSpeed has its own
+    if not (folder / "scheduler.pt").is_file() and not list(folder.glob("global_step*")):
         raise RunError(
             f"{folder} has no optimizer state (save_only_model=True), so training cannot go on from it. Pass another "
             "output_dir."
@@ -101,10 +110,15 @@ def check_same_run(folder: Path, run: dict[str, Any]) -> None:
 
 
 def _load_run(folder: Path) -> dict[str, Any]:
-    """The run of a checkpoint; of one by an earlier version what its record and its configuration know."""
+    """The run of a checkpoint; of one by an earlier version what its record and its configuration
+    know."""
 
     def read(name: str) -> dict[str, Any]:
-        return json.loads((folder / name).read_text(encoding="utf-8")) if (folder / name).is_file() else {}
+        return (
+            json.loads((folder / name).read_text(encoding="utf-8"))
+            if (folder / name).is_file()
+            else {}
+        )
 
     if run := read(RUN_FILE):
         return run
@@ -115,7 +129,11 @@ def _load_run(folder: Path) -> dict[str, Any]:
 def _compared(run: dict[str, Any]) -> dict[str, Any]:
     """One flat mapping of everything in `run` that must stay."""
     arguments, adapters = dict(run["arguments"]), run.get("adapter", {})
-    flat = {f"adapter {name}.{key}": value for name, one in adapters.items() for key, value in one.items()}
+    flat = {
+        f"adapter {name}.{key}": value
+        for name, one in adapters.items()
+        for key, value in one.items()
+    }
     if all(name in arguments for name in TEXTS_PER_STEP):
         per_device, accumulated, processes = (arguments.pop(name) for name in TEXTS_PER_STEP)
         flat[" * ".join(TEXTS_PER_STEP)] = per_device * accumulated * processes

@@ -1,4 +1,5 @@
-"""`LoMDMTrainer`: transformers' Trainer with the draws, the logs, the average and the guarantees of LoMDM training."""
+"""`LoMDMTrainer`: transformers' Trainer with the draws, the logs, the average and the guarantees of
+LoMDM training."""
 
 import logging
 import math
@@ -24,7 +25,15 @@ from . import checkpointing, resuming
 from .arguments import UNUSED, LoMDMTrainingArguments
 from .ema import AVERAGE, EMA
 from .interruption import Interruption
-from .measures import MASKED, freeze, gather_weights_for_evaluation, gradient_norm, head_weights, is_clean, maskable
+from .measures import (
+    MASKED,
+    freeze,
+    gather_weights_for_evaluation,
+    gradient_norm,
+    head_weights,
+    is_clean,
+    maskable,
+)
 from .model_card import (
     PICTURE_FILE,
     Description,
@@ -50,22 +59,25 @@ SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 class LoMDMTrainer(TrainerHooks):
     """Trains `LoMDMForMaskedDiffusion`; what differs from `transformers.Trainer`:
 
-    - Text `j` of the global batch of step `s` sees the same quantile and the same draws however the batch is split into
-      micro-steps and processes; quantiles are stratified over the global batch.
-    - The loss is the bound of the global batch divided by its maskable tokens, for texts of unequal length too.
-    - The order heads have `head_learning_rate`, `frozen_modules` none; weights are averaged (`ema_decay`), and the
-      average is what is evaluated and what `save_model` writes: a Hub folder that loads as a model and as a pipeline
-      without this package.
+    - Text `j` of the global batch of step `s` sees the same quantile and the same draws however the
+      batch is split into micro-steps and processes; quantiles are stratified over the global batch.
+    - The loss is the bound of the global batch divided by its maskable tokens, for texts of unequal
+      length too.
+    - The order heads have `head_learning_rate`, `frozen_modules` none; weights are averaged
+      (`ema_decay`), and the average is what is evaluated and what `save_model` writes: a Hub folder
+      that loads as a model and as a pipeline without this package.
     - Evaluation is by the order bound, with its standard error, on fixed draws.
-    - A checkpoint is complete or absent; training that is killed and started again gives the same weights, bit by bit
-      on the CPU. Ctrl-C, SIGTERM and SIGHUP save one first. A loss or gradient that is not finite stops training before
-      it reaches the weights.
+    - A checkpoint is complete or absent; training that is killed and started again gives the same
+      weights, bit by bit on the CPU. Ctrl-C, SIGTERM and SIGHUP save one first. A loss or gradient
+      that is not finite stops training before it reaches the weights.
 
-    Takes the arguments of `transformers.Trainer`, with `args` a `LoMDMTrainingArguments`. Batches hold `input_ids` and
-    `labels` `[B, L]` (-100 = given or padding), and `attention_mask` `[B, L]` where something is padded.
+    Takes the arguments of `transformers.Trainer`, with `args` a `LoMDMTrainingArguments`. Batches
+    hold `input_ids` and `labels` `[B, L]` (-100 = given or padding), and `attention_mask` `[B, L]`
+    where something is padded.
     """
 
-    # The loss of `compute_loss` is a share of the global batch: the Trainer is not to divide it by accumulation steps.
+    # The loss of `compute_loss` is a share of the global batch: the Trainer is not to divide it by
+    # accumulation steps.
     loss_is_scaled_for_ga = True
     # Whether the model reveals its tokens in an order that a picture can show.
     has_order = True
@@ -76,25 +88,33 @@ class LoMDMTrainer(TrainerHooks):
             if getattr(self, name, None) is not None:
                 raise ValueError(f"{name} is not supported: {UNUSED[name]} Leave it out.")
         if not isinstance(self.args, LoMDMTrainingArguments):
-            raise ValueError(f"args must be LoMDMTrainingArguments, got {type(self.args).__name__}. Pass one.")
+            raise ValueError(
+                f"args must be LoMDMTrainingArguments, got {type(self.args).__name__}. Pass one."
+            )
         if self.args.n_gpu > 1:
             raise ValueError(
                 f"{self.args.n_gpu} GPUs in one process are not supported. Start one process per GPU: "
                 "accelerate launch training_scripts/train.py ..., or set CUDA_VISIBLE_DEVICES=0."
             )
         freeze(self.model, self.args.frozen_modules or ())
-        self.model_accepts_loss_kwargs = True  # makes the Trainer count the tokens of the global batch
+        # makes the Trainer count the tokens of the global batch
+        self.model_accepts_loss_kwargs = True
         self.ema: EMA | None = None
         self._checkpoint: Path | None = None  # the one that training resumed from
         self._first_step = 0  # where the latest call of `train` began
         self._metrics: dict[str, float] = {}  # of the weights as they are
-        self._special_tokens = {name: getattr(self.model.config, name, None) for name in SPECIAL_TOKENS}
+        self._special_tokens = {
+            name: getattr(self.model.config, name, None) for name in SPECIAL_TOKENS
+        }
         self.data: str | None = None  # what the model is trained on, in words, for its card
-        self.data_fingerprint: str | None = None  # of the rows and the tokenizer: a run goes on with the same alone
+        # of the rows and the tokenizer: a run goes on with the same alone
+        self.data_fingerprint: str | None = None
         self._interruption = Interruption(once=True)
-        self._stop: Tensor | bool = False  # whether any process had been told to stop when the step began
+        # whether any process had been told to stop when the step began
+        self._stop: Tensor | bool = False
         self._step_loss: Tensor | float = 0.0
-        self._step_is_clean: Tensor | bool = True  # whether no position of the step was masked before it came here
+        # whether no position of the step was masked before it came here
+        self._step_is_clean: Tensor | bool = True
         self._training_log = TrainingLog()
         self.add_callback(StepCallback(self))
         keep_logs_in(self.args.output_dir, self.callback_handler.callbacks)
@@ -131,8 +151,10 @@ class LoMDMTrainer(TrainerHooks):
     # ------------------------------------------------------------------------------------------------ the step
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
-        """Fetches the micro-batches of one optimizer step and adds to each text its quantile and generator."""
-        if self.state.global_step >= self.state.max_steps:  # resumed after the last step: nothing is left to do
+        """Fetches the micro-batches of one optimizer step and adds to each text its quantile and
+        generator."""
+        # resumed after the last step: nothing is left to do
+        if self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
             return [], None
         batches, tokens = super().get_batch_samples(epoch_iterator, num_batches, device)
@@ -142,25 +164,31 @@ class LoMDMTrainer(TrainerHooks):
             first = (micro_step * ranks + self.accelerator.process_index) * size
             texts = range(first, first + len(batch["input_ids"]))
             quantiles = step_quantiles(self.args.seed, self.state.global_step, texts, global_size)
-            batch["quantiles"] = copy_to_device(quantiles, device)  # left to the Trainer, it would wait for the GPU
+            # left to the Trainer, it would wait for the GPU
+            batch["quantiles"] = copy_to_device(quantiles, device)
             batch["generator"] = step_generators(self.args.seed, self.state.global_step, texts)
         return batches, tokens
 
     def count_tokens(self, batches, device) -> Tensor:
-        """Maskable tokens of all micro-batches on all processes, which also agree on whether to stop."""
+        """Maskable tokens of all micro-batches on all processes, which also agree on whether to
+        stop."""
         tokens = sum(maskable(batch).sum() for batch in batches)
-        told = torch.as_tensor(self._interruption.signal is not None, device=device, dtype=torch.int64)
+        told = torch.as_tensor(
+            self._interruption.signal is not None, device=device, dtype=torch.int64
+        )
         counts = torch.stack([torch.as_tensor(tokens, device=device, dtype=torch.int64), told])
         tokens, self._stop = self.accelerator.reduce(counts, "sum")
         return tokens
 
     def objective(self, model, inputs) -> LoMDMOutput:
-        """The loss of a micro-batch in nats per maskable token, and its terms `[B]` in nats per text."""
+        """The loss of a micro-batch in nats per maskable token, and its terms `[B]` in nats per
+        text."""
         # All views of each text and all heads in one call: DDP and FSDP wrap `forward` alone
         return model(**inputs, return_dict=True)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """This micro-batch's share of the loss, times the number of processes (whose gradients are averaged)."""
+        """This micro-batch's share of the loss, times the number of processes (whose gradients are
+        averaged)."""
         outputs = self.objective(model, inputs)
         # 1. From nats per token of this micro-batch to its share of the global batch
         share = maskable(inputs).sum() / num_items_in_batch.clamp(min=1)
@@ -171,7 +199,8 @@ class LoMDMTrainer(TrainerHooks):
         return (loss, outputs) if return_outputs else loss
 
     def training_step(self, model, inputs, num_items_in_batch=None) -> Tensor:
-        """Forward and backward of a micro-batch; with the gradients complete, they are measured and checked."""
+        """Forward and backward of a micro-batch; with the gradients complete, they are measured and
+        checked."""
         loss = super().training_step(model, inputs, num_items_in_batch)
         self._step_loss = self._step_loss + loss
         if self.accelerator.sync_gradients:
@@ -195,14 +224,20 @@ class LoMDMTrainer(TrainerHooks):
                 "start in another output_dir."
             )
 
-    # ------------------------------------------------------------------------------------- optimizer and logging
+    # -------------------------------------------------------------------------------------
+    # optimizer and logging
 
     def get_decay_parameter_names(self, model) -> list[str]:
         """The Trainer's choice without the rates of the vocabulary: their zero means nothing."""
-        return [name for name in super().get_decay_parameter_names(model) if "omega" not in name.split(".")]
+        return [
+            name
+            for name in super().get_decay_parameter_names(model)
+            if "omega" not in name.split(".")
+        ]
 
     def create_optimizer(self, model=None):
-        """AdamW (or `--optim`), without decay of biases, norms and `omega`, the order heads in groups of their own.
+        """AdamW (or `--optim`), without decay of biases, norms and `omega`, the order heads in
+        groups of their own.
 
         With `muon_learning_rate` the matrices of the backbone's layers are Muon's.
         """
@@ -213,15 +248,20 @@ class LoMDMTrainer(TrainerHooks):
             for group in list(optimizer.param_groups):
                 own = [weight for weight in group["params"] if id(weight) in heads]
                 if own:
-                    group["params"] = [weight for weight in group["params"] if id(weight) not in heads]
-                    optimizer.add_param_group({**group, "params": own, "lr": self.args.head_learning_rate})
+                    group["params"] = [
+                        weight for weight in group["params"] if id(weight) not in heads
+                    ]
+                    optimizer.add_param_group(
+                        {**group, "params": own, "lr": self.args.head_learning_rate}
+                    )
             if self.args.muon_learning_rate is not None:
                 whole = self.accelerator.unwrap_model(model, keep_torch_compile=False)
                 self.optimizer = add_muon(optimizer, whole, self.args, self.is_sharded)
         return self.optimizer
 
     def create_scheduler(self, num_training_steps, optimizer=None):
-        """As in `transformers.Trainer`; raises `ValueError` for arguments that the schedule does not take."""
+        """As in `transformers.Trainer`; raises `ValueError` for arguments that the schedule does
+        not take."""
         try:
             return super().create_scheduler(num_training_steps, optimizer)
         except TypeError as error:
@@ -231,7 +271,8 @@ class LoMDMTrainer(TrainerHooks):
             ) from error
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds the terms of the bound, the rates and the gradient of phi to the Trainer's training logs."""
+        """Adds the terms of the bound, the rates and the gradient of phi to the Trainer's training
+        logs."""
         if "train_loss" in logs and not self.num_steps_trained:
             return  # the summary of no step at all: a loss of 0
         if self.is_in_train and "loss" in logs:
@@ -247,14 +288,21 @@ class LoMDMTrainer(TrainerHooks):
             yield
 
     def evaluation_loop(
-        self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
+        self,
+        dataloader,
+        description,
+        prediction_loss_only=None,
+        ignore_keys=None,
+        metric_key_prefix="eval",
     ):
         """The order bound on `dataloader` on fixed draws, with the averaged weights.
 
         Returns:
-            `EvalLoopOutput` whose metrics are, with the prefix: `nelbo`, `main`, `velocity` (nats per maskable token),
-            `perplexity`, `nelbo_standard_error` (texts and Monte-Carlo draws), `nelbo_monte_carlo_error` (draws alone;
-            with `eval_num_samples >= 2`), `tokens`, and `loss`, which equals `nelbo`.
+            `EvalLoopOutput` whose metrics are, with the prefix: `nelbo`, `main`, `velocity` (nats
+                per maskable token),
+            `perplexity`, `nelbo_standard_error` (texts and Monte-Carlo draws),
+            `nelbo_monte_carlo_error` (draws alone; with `eval_num_samples >= 2`), `tokens`, and
+            `loss`, which equals `nelbo`.
         """
         self.callback_handler.eval_dataloader = dataloader
         rows = []
@@ -262,13 +310,17 @@ class LoMDMTrainer(TrainerHooks):
             for step, batch in enumerate(dataloader):
                 texts = self._evaluate_batch(step, self._prepare_inputs(batch))
                 rows.append(self.accelerator.gather_for_metrics(texts).cpu())
-                self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
+                self.control = self.callback_handler.on_prediction_step(
+                    self.args, self.state, self.control
+                )
         metrics = summarise_texts(torch.cat(rows))
         # NaN is what a single text does not tell, its spread over texts
         known = {name: value for name, value in metrics.items() if not math.isnan(value)}
         named = {f"{metric_key_prefix}_{name}": value for name, value in known.items()}
         self._metrics |= named
-        return EvalLoopOutput(predictions=None, label_ids=None, metrics=named, num_samples=sum(map(len, rows)))
+        return EvalLoopOutput(
+            predictions=None, label_ids=None, metrics=named, num_samples=sum(map(len, rows))
+        )
 
     @property
     def has_learned_order(self) -> bool:
@@ -276,51 +328,77 @@ class LoMDMTrainer(TrainerHooks):
         return getattr(self.model.config, "rate_type", None) == "learned"
 
     def evaluate_without_order(self) -> dict[str, float]:
-        """`evaluate` with equal rates (`c2 = 0`), prefix `eval_without_order`: what the order is worth."""
+        """`evaluate` with equal rates (`c2 = 0`), prefix `eval_without_order`: what the order is
+        worth."""
         with self.accelerator.unwrap_model(self.model).without_order():
             return self.evaluate(metric_key_prefix="eval_without_order")
 
     def _evaluate_batch(self, step: int, batch: dict[str, Tensor]) -> Tensor:
-        """`[B, 4]`: maskable tokens, main, velocity and Monte-Carlo error of each text (NaN from a single sample)."""
-        first = (step * self.accelerator.num_processes + self.accelerator.process_index) * self.args.eval_batch_size
+        """`[B, 4]`: maskable tokens, main, velocity and Monte-Carlo error of each text (NaN from a
+        single sample)."""
+        first = (
+            step * self.accelerator.num_processes + self.accelerator.process_index
+        ) * self.args.eval_batch_size
         if not bool(is_clean(batch)):
             raise ValueError(MASKED)
-        generators = step_generators(EVALUATION_SEED, 0, range(first, first + len(batch["input_ids"])))
+        generators = step_generators(
+            EVALUATION_SEED, 0, range(first, first + len(batch["input_ids"]))
+        )
         estimate = self.estimate(batch, generators)
-        error = torch.full_like(estimate.main, math.nan) if estimate.standard_error is None else estimate.standard_error
-        columns = torch.stack([maskable(batch).sum(-1).cpu(), estimate.main, estimate.velocity, error], dim=-1)
+        error = (
+            torch.full_like(estimate.main, math.nan)
+            if estimate.standard_error is None
+            else estimate.standard_error
+        )
+        columns = torch.stack(
+            [maskable(batch).sum(-1).cpu(), estimate.main, estimate.velocity, error], dim=-1
+        )
         return columns.float().to(self.args.device)
 
-    def estimate(self, batch: dict[str, Tensor], generators: list[torch.Generator]) -> NelboEstimate:
-        """What evaluation measures of each text, here the order bound, with one generator per text."""
-        return nelbo(self.model, **batch, num_samples=self.args.eval_num_samples, generator=generators)
+    def estimate(
+        self, batch: dict[str, Tensor], generators: list[torch.Generator]
+    ) -> NelboEstimate:
+        """What evaluation measures of each text, here the order bound, with one generator per
+        text."""
+        return nelbo(
+            self.model, **batch, num_samples=self.args.eval_num_samples, generator=generators
+        )
 
     def sample_texts(self, count: int) -> list[str]:
-        """Texts of `max_position_embeddings` tokens at most, of the averaged weights, a token at a time."""
+        """Texts of `max_position_embeddings` tokens at most, of the averaged weights, a token at a
+        time."""
         with self.averaged_weights():
             model = self.accelerator.unwrap_model(self.model)
-            pipe, length = make_pipeline(model, self.processing_class), model.config.max_position_embeddings
+            pipe, length = (
+                make_pipeline(model, self.processing_class),
+                model.config.max_position_embeddings,
+            )
             return pipe(num_inference_steps=length, num_return_sequences=count).texts
 
-    # ------------------------------------------------------------------------------------ saving and resuming
+    # ------------------------------------------------------------------------------------ saving
+    # and resuming
 
     def train(self, resume_from_checkpoint=None, trial=None, ignore_keys_for_eval=None):
-        """Trains, from the newest complete checkpoint of `output_dir` with `"auto"`, from a folder, or anew (`None`).
+        """Trains, from the newest complete checkpoint of `output_dir` with `"auto"`, from a folder,
+        or anew (`None`).
 
         Raises:
-            RunError: a checkpoint that is not intact, or of a run with another model, settings or data; another
-                process that trains in `output_dir`; no step to take; an `output_dir` with a model of another kind,
-                which the final save would replace.
+            RunError: a checkpoint that is not intact, or of a run with another model, settings or
+                data; another process that trains in `output_dir`; no step to take; an `output_dir`
+                with a model of another kind, which the final save would replace.
             FloatingPointError: a loss or gradient that is not finite.
             OSError: a checkpoint could not be written; the ones before it are kept.
-            SystemExit: Ctrl-C, SIGTERM or SIGHUP, with the status of the shells, 128 and the number of the signal.
+            SystemExit: Ctrl-C, SIGTERM or SIGHUP, with the status of the shells, 128 and the number
+                of the signal.
         """
         self._check_output()
         if self.args.should_save:
             checkpointing.lock(self.args.output_dir)
             checkpointing.clean(self.args.output_dir)
         self.accelerator.wait_for_everyone()
-        self._checkpoint = checkpointing.choose_checkpoint(resume_from_checkpoint, self.args.output_dir)
+        self._checkpoint = checkpointing.choose_checkpoint(
+            resume_from_checkpoint, self.args.output_dir
+        )
         if self._checkpoint is not None:
             resuming.check_same_run(self._checkpoint, self._run())
             logger.warning("Resuming from %s.", self._checkpoint)
@@ -332,14 +410,21 @@ class LoMDMTrainer(TrainerHooks):
         return result
 
     def _obey_signal(self) -> None:
-        """Ends the process where any was told to stop: after the last step too, when no step agrees on it any more."""
+        """Ends the process where any was told to stop: after the last step too, when no step agrees
+        on it any more."""
         told = torch.tensor(int(self._interruption.signal is not None), device=self.args.device)
         if not int(self.accelerator.reduce(told, "sum")):
             return
         number = self._interruption.signal or signal.SIGTERM
         last = checkpointing.complete_checkpoints(self.args.output_dir)[-1:]
-        saved = f"{last[0]} is saved, the same command goes on from it" if last else "there is no checkpoint"
-        logger.warning("Stopped by %s after step %d: %s.", number.name, self.state.global_step, saved)
+        saved = (
+            f"{last[0]} is saved, the same command goes on from it"
+            if last
+            else "there is no checkpoint"
+        )
+        logger.warning(
+            "Stopped by %s after step %d: %s.", number.name, self.state.global_step, saved
+        )
         raise SystemExit(128 + number)
 
     def _run(self) -> dict:
@@ -348,14 +433,16 @@ class LoMDMTrainer(TrainerHooks):
 
     @property
     def num_steps_trained(self) -> int:
-        """Optimizer steps of the latest call of `train`; 0 where it found a run that was finished."""
+        """Optimizer steps of the latest call of `train`; 0 where it found a run that was
+        finished."""
         return self.state.global_step - self._first_step
 
     def begin(self) -> None:
         """Everything is in place for the first step: starts the moving average.
 
-        The Trainer has just set the special tokens of the configuration to the tokenizer's: that is undone, for they
-        say what is in the texts of the model (no BOS, for example, where the rows have none).
+        The Trainer has just set the special tokens of the configuration to the tokenizer's: that is
+        undone, for they say what is in the texts of the model (no BOS, for example, where the rows
+        have none).
         """
         self._first_step, self._metrics = self.state.global_step, {}
         self._step_loss, self._step_is_clean = 0.0, True
@@ -368,43 +455,55 @@ class LoMDMTrainer(TrainerHooks):
         self.start_ema()
 
     def step_done(self, control: TrainerControl) -> None:
-        """After an optimizer step: the average follows, what was measured no longer holds, and signals are obeyed."""
+        """After an optimizer step: the average follows, what was measured no longer holds, and
+        signals are obeyed."""
         self._metrics = {}
         if self.ema is not None:
             self.ema.update(self.model)
-        if self._stop or (self.accelerator.num_processes == 1 and self._interruption.signal is not None):
+        if self._stop or (
+            self.accelerator.num_processes == 1 and self._interruption.signal is not None
+        ):
             control.should_save = control.should_training_stop = True
             control.should_evaluate = False  # whoever sends the signal does not wait for long
 
     def start_ema(self) -> None:
-        """Starts the moving average from the weights, or takes it from the checkpoint that training resumes from."""
+        """Starts the moving average from the weights, or takes it from the checkpoint that training
+        resumes from."""
         self.ema = EMA(self.model, self.args.ema_decay) if self.args.ema_decay else None
         if self.ema is not None and self._checkpoint is not None:
             self.ema.load(self._checkpoint / AVERAGE)
 
     def best_model_loaded(self) -> None:
-        """The weights are those of the best checkpoint: so is the average, and what was measured no longer holds."""
+        """The weights are those of the best checkpoint: so is the average, and what was measured no
+        longer holds."""
         self._metrics = {}
         if self.ema is not None:
             self.ema.load(Path(self.state.best_model_checkpoint) / AVERAGE)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Writes the averaged weights as a Hub folder; a checkpoint gets the training weights instead.
+        """Writes the averaged weights as a Hub folder; a checkpoint gets the training weights
+        instead.
 
-        The folder is what `write_model` makes. Sharded weights (FSDP, DeepSpeed) and adapters of PEFT
-        are written as the Trainer writes them, without code; `hf_lomdm.hub.export_to_hub_folder` adds it to the first.
+        The folder is what `write_model` makes. Sharded weights (FSDP, DeepSpeed) and adapters of
+        PEFT are written as the Trainer writes them, without code;
+        `hf_lomdm.hub.export_to_hub_folder` adds it to the first.
         """
         if self.staging:
             return super().save_model(output_dir, _internal_call)
-        with self.averaged_weights(), checkpointing.explained_write(output_dir or self.args.output_dir):
+        with (
+            self.averaged_weights(),
+            checkpointing.explained_write(output_dir or self.args.output_dir),
+        ):
             super().save_model(output_dir, _internal_call)
 
     def write_folder(self, model: PreTrainedModel, folder: Path) -> None:
-        """Writes what `save_model` or a checkpoint keeps of the model: weights, tokenizer, record, and a card."""
+        """Writes what `save_model` or a checkpoint keeps of the model: weights, tokenizer, record,
+        and a card."""
         tokenizer = self.processing_class or getattr(self.data_collator, "tokenizer", None)
         folder.mkdir(parents=True, exist_ok=True)
         if self.staging:
-            # the Trainer resumes by the names of the weights in memory; on the disk those of GPT-NeoX have others
+            # the Trainer resumes by the names of the weights in memory; on the disk those of
+            # GPT-NeoX have others
             model.save_pretrained(folder, save_original_format=False)
             if tokenizer is not None:
                 tokenizer.save_pretrained(folder)
@@ -414,16 +513,22 @@ class LoMDMTrainer(TrainerHooks):
             picture = pipe is not None and can_draw(pipe)
             if picture:
                 draw_picture(pipe, folder / PICTURE_FILE)
-            self.write_model(model, tokenizer, folder, None if by_hand else self._card(picture=picture))
+            self.write_model(
+                model, tokenizer, folder, None if by_hand else self._card(picture=picture)
+            )
         self._record().save(folder)
         torch.save(self.args, folder / TRAINING_ARGS_NAME)
 
-    def write_model(self, model: PreTrainedModel, tokenizer, folder: Path, card: str | None) -> None:
-        """Writes what loads without this package (`LoMDMPipeline.save_pretrained`); `None` leaves the card as it is."""
+    def write_model(
+        self, model: PreTrainedModel, tokenizer, folder: Path, card: str | None
+    ) -> None:
+        """Writes what loads without this package (`LoMDMPipeline.save_pretrained`); `None` leaves
+        the card as it is."""
         make_pipeline(model, tokenizer).save_pretrained(folder, model_card=card)
 
     def init_hf_repo(self, *args, **kwargs) -> None:
-        """As in `transformers.Trainer`; raises `ConnectionError` if there is no repository to push to."""
+        """As in `transformers.Trainer`; raises `ConnectionError` if there is no repository to push
+        to."""
         repo_id = self.args.hub_model_id or Path(self.args.output_dir).absolute().name
         with explained_upload(f"no repository {repo_id} to push to could be made"):
             super().init_hf_repo(*args, **kwargs)
@@ -432,13 +537,18 @@ class LoMDMTrainer(TrainerHooks):
         """As in `transformers.Trainer`; the title of the card is the whole name of the repository.
 
         Raises:
-            ConnectionError: the upload failed. `output_dir` is complete, the repository as it was; the same call, or
-                the same `train.py` command, completes it.
+            ConnectionError: the upload failed. `output_dir` is complete, the repository as it was;
+                the same call, or the same `train.py` command, completes it.
         """
         if self.hub_model_id is None:
-            self.init_hf_repo(**{name: kwargs[name] for name in ("token", "private") if name in kwargs})
-        kwargs.setdefault("model_name", self.hub_model_id)  # the code of the card loads it by this name
-        with explained_upload(f"{self.args.output_dir} is written, but was not uploaded to {self.hub_model_id}"):
+            self.init_hf_repo(
+                **{name: kwargs[name] for name in ("token", "private") if name in kwargs}
+            )
+        # the code of the card loads it by this name
+        kwargs.setdefault("model_name", self.hub_model_id)
+        with explained_upload(
+            f"{self.args.output_dir} is written, but was not uploaded to {self.hub_model_id}"
+        ):
             return super().push_to_hub(*args, **kwargs)
 
     def create_model_card(
@@ -455,18 +565,32 @@ class LoMDMTrainer(TrainerHooks):
     ) -> None:
         """Writes `README.md` into `output_dir`, unless one that was written by hand is there.
 
-        Takes what `transformers.Trainer.create_model_card` takes; `tasks` and `dataset_args` have no place in it.
+        Takes what `transformers.Trainer.create_model_card` takes; `tasks` and `dataset_args` have
+        no place in it.
         """
         if self.hub_model() is None:
-            header = {"language": language, "license": license, "finetuned_from": finetuned_from, "tasks": tasks}
+            header = {
+                "language": language,
+                "license": license,
+                "finetuned_from": finetuned_from,
+                "tasks": tasks,
+            }
             data = {"dataset_tags": dataset_tags, "dataset": dataset, "dataset_args": dataset_args}
             return super().create_model_card(tags=tags, model_name=model_name, **header, **data)
         path = Path(self.args.output_dir) / CARD_FILE
         if not self.is_world_process_zero() or is_written_by_hand(path):
             return
-        header = {"language": language, "license": license, "base_model": finetuned_from, "datasets": dataset_tags}
+        header = {
+            "language": language,
+            "license": license,
+            "base_model": finetuned_from,
+            "datasets": dataset_tags,
+        }
         tags = [tags] if isinstance(tags, str) else tags or []
-        path.write_text(self._card(model_name, tags=tags, dataset=dataset or dataset_tags, **header), encoding="utf-8")
+        path.write_text(
+            self._card(model_name, tags=tags, dataset=dataset or dataset_tags, **header),
+            encoding="utf-8",
+        )
 
     def _card(self, name: str | None = None, **details) -> str:
         folder = Path(self.args.output_dir).absolute()
@@ -484,7 +608,8 @@ class LoMDMTrainer(TrainerHooks):
         return describe_diffusion(self.model.config)
 
     def write_training_state(self, folder: Path) -> None:
-        """Writes into a checkpoint what the Trainer does not: the average, and of which run it is."""
+        """Writes into a checkpoint what the Trainer does not: the average, and of which run it
+        is."""
         if self.ema is not None:
             self.ema.save(folder / AVERAGE, write=self.args.should_save)
         if self.args.should_save:
@@ -493,5 +618,7 @@ class LoMDMTrainer(TrainerHooks):
 
 def make_pipeline(model: PreTrainedModel, tokenizer) -> LoMDMPipeline:
     """A pipeline with the scheduler that suits the model."""
-    scheduler = LoMDMScheduler(mask_token_id=model.config.mask_token_id, block_size=model.config.block_size)
+    scheduler = LoMDMScheduler(
+        mask_token_id=model.config.mask_token_id, block_size=model.config.block_size
+    )
     return LoMDMPipeline(model, scheduler, tokenizer)

@@ -1,6 +1,8 @@
-"""Everything that overrides private methods of `transformers.Trainer`, which may change with any release.
+"""Everything that overrides private methods of `transformers.Trainer`, which may change with any
+release.
 
-Each says what no public method can do in transformers 5.14, the oldest release that is supported, to 5.23.
+Each says what no public method can do in transformers 5.14, the oldest release that is supported,
+to 5.23.
 """
 
 from pathlib import Path
@@ -15,7 +17,8 @@ STATE_FILE = "trainer_state.json"
 
 
 class TrainerHooks(Trainer):
-    """`transformers.Trainer` whose checkpoints are complete or absent, with public places for what `LoMDMTrainer` adds.
+    """`transformers.Trainer` whose checkpoints are complete or absent, with public places for what
+    `LoMDMTrainer` adds.
 
     Subclasses have `count_tokens`, `begin`, `step_done`, `best_model_loaded`, `write_folder` and
     `write_training_state`.
@@ -24,14 +27,16 @@ class TrainerHooks(Trainer):
     staging: Path | None = None  # where a checkpoint is being written
 
     def create_accelerator_and_postprocess(self) -> None:
-        """Under FSDP, autocast alone chooses the precision: its own policy would cast quantiles and rates to bf16."""
+        """Under FSDP, autocast alone chooses the precision: its own policy would cast quantiles and
+        rates to bf16."""
         # accelerate takes the policy from `bf16`, and the model is wrapped before any callback.
         super().create_accelerator_and_postprocess()
         if self.is_fsdp_enabled:
             self.accelerator.state.fsdp_plugin.mixed_precision_policy = None
 
     def _get_num_items_in_batch(self, batch_samples, device) -> Tensor:
-        # Up to 5.23 the Trainer counts labels without a look at `attention_mask`, and of causal models not the first.
+        # Up to 5.23 the Trainer counts labels without a look at `attention_mask`, and of causal
+        # models not the first.
         return self.count_tokens(batch_samples, device)
 
     def _load_best_model(self) -> None:
@@ -42,7 +47,8 @@ class TrainerHooks(Trainer):
     @property
     def is_sharded(self) -> bool:
         """Whether this process holds a part of the weights only."""
-        loaded_in_shards = getattr(self, "is_distributed_loading_by_transformers", False)  # from 5.20 on
+        # from 5.20 on
+        loaded_in_shards = getattr(self, "is_distributed_loading_by_transformers", False)
         return self.is_fsdp_enabled or self.is_deepspeed_enabled or loaded_in_shards
 
     def hub_model(self) -> PreTrainedModel | None:
@@ -63,7 +69,8 @@ class TrainerHooks(Trainer):
         return super()._get_output_dir(trial) if self.staging is None else str(self.staging)
 
     def _save_checkpoint(self, model: nn.Module, trial) -> None:
-        """Writes beside its place, flushes and renames, so that a checkpoint folder is complete or absent."""
+        """Writes beside its place, flushes and renames, so that a checkpoint folder is complete or
+        absent."""
         # Up to 5.23 the Trainer writes in place, and `on_save` comes too late.
         name, output_dir = f"checkpoint-{self.state.global_step}", Path(self._get_output_dir(trial))
         self.staging = checkpointing.staging_folder(output_dir, self.state.global_step)
@@ -73,7 +80,8 @@ class TrainerHooks(Trainer):
             if self.args.should_save:
                 checkpointing.publish(self.staging / name, output_dir / name)
                 self.staging.rmdir()
-        except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors do not raise OSError
+        except (OSError, RuntimeError, SafetensorError) as error:
+            # torch and safetensors do not raise OSError
             last = checkpointing.complete_checkpoints(output_dir)[-1:]
             checkpointing.clean(output_dir)
             reason = " ".join(str(error).split())
@@ -90,7 +98,8 @@ class TrainerHooks(Trainer):
         super()._save_checkpoint(model, trial)
         self.write_training_state(folder)
         best = output_dir / f"checkpoint-{self.state.best_global_step}"
-        if best.is_dir() or best.name == folder.name:  # the Trainer looked for it in the folder that it wrote to
+        # the Trainer looked for it in the folder that it wrote to
+        if best.is_dir() or best.name == folder.name:
             self.state.best_model_checkpoint = str(best)
             if self.args.should_save:
                 self.state.save_to_json(str(folder / STATE_FILE))
@@ -103,7 +112,8 @@ class TrainerHooks(Trainer):
             checkpointing.rotate(output_dir, self.args.save_total_limit, keep)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        # Up to 5.23 `_save_checkpoint` uploads in the background, which must not see the folder that is renamed.
+        # Up to 5.23 `_save_checkpoint` uploads in the background, which must not see the folder
+        # that is renamed.
         if self.staging is None:
             super()._push_from_checkpoint(checkpoint_folder)
 
@@ -111,7 +121,10 @@ class TrainerHooks(Trainer):
         """Keys that are missing or unexpected in a checkpoint are an error, not a warning."""
         # Up to 5.23 the keys are told to nobody else.
         tied = set(self.model.all_tied_weights_keys)
-        missing, unexpected = sorted(set(load_result.missing_keys) - tied), load_result.unexpected_keys
+        missing, unexpected = (
+            sorted(set(load_result.missing_keys) - tied),
+            load_result.unexpected_keys,
+        )
         if missing or unexpected:
             raise ValueError(
                 f"The checkpoint does not fit the model: missing {missing[:5]}, unexpected {unexpected[:5]}. Resume "

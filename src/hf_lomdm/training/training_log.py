@@ -37,13 +37,18 @@ class TrainingLog:
         self._sums: dict[str, Tensor] = {}
 
     def add(self, outputs, maskable: Tensor) -> None:
-        """Adds a micro-batch: its `LoMDMOutput` and which of its positions are maskable `[B, L]`."""
+        """Adds a micro-batch: its `LoMDMOutput` and which of its positions are maskable `[B,
+        L]`."""
         tokens = maskable.sum(-1).float()
         self._add(tokens=tokens.sum(), texts=torch.ones_like(tokens).sum())
         self._add(main=outputs.main.sum(), velocity=outputs.velocity.sum())
         if outputs.score is not None:
             share = outputs.score / tokens.clamp(min=1)
-            self._add(score=outputs.score.sum(), score_share=share.sum(), score_share_squared=share.square().sum())
+            self._add(
+                score=outputs.score.sum(),
+                score_share=share.sum(),
+                score_share_squared=share.square().sum(),
+            )
             self._add(forward_spread=masked_std(outputs.forward_rates, maskable).sum())
             self._add(rate_ratio=outputs.rate_ratio.sum())
         if outputs.rates is not None:
@@ -60,14 +65,21 @@ class TrainingLog:
     def take(self, accelerator) -> dict[str, float]:
         """The averages over all processes since the last call; per token in nats, or per text."""
         zero = torch.zeros(())
-        stacked = torch.stack([self._sums.get(name, zero).to(accelerator.device) for name in _NAMES])
+        stacked = torch.stack(
+            [self._sums.get(name, zero).to(accelerator.device) for name in _NAMES]
+        )
         values = dict(zip(_NAMES, accelerator.reduce(stacked, "sum").tolist(), strict=True))
         present, self._sums = set(self._sums), {}
         tokens, texts = max(values["tokens"], 1), max(values["texts"], 1)
         logs = {name: values[name] / tokens for name in ("main", "velocity", "score")}
-        logs |= {name: values[name] / texts for name in ("forward_spread", "reverse_spread", "rate_ratio")}
+        logs |= {
+            name: values[name] / texts
+            for name in ("forward_spread", "reverse_spread", "rate_ratio")
+        }
         logs["phi_grad_norm"] = values["phi_grad_norm"] / max(values["steps"], 1)
-        logs = {name: value for name, value in logs.items() if name in {"main", "velocity", *present}}
+        logs = {
+            name: value for name, value in logs.items() if name in {"main", "velocity", *present}
+        }
         if "score" in present:
             mean = values["score_share"] / texts
             logs["score_std"] = max(values["score_share_squared"] / texts - mean**2, 0.0) ** 0.5

@@ -1,4 +1,5 @@
-"""The order in which a text was written: in the terminal, as a picture and as a page; plots of what was learned."""
+"""The order in which a text was written: in the terminal, as a picture and as a page; plots of what
+was learned."""
 
 from .html import write_order_html
 from .picture import order_picture

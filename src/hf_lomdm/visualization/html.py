@@ -1,6 +1,8 @@
-"""The generation order as one HTML page: tokens coloured by their step of reveal, to be stepped through and played.
+"""The generation order as one HTML page: tokens coloured by their step of reveal, to be stepped
+through and played.
 
-The page loads nothing and runs no script but its own (a content security policy with hashes says so to the browser).
+The page loads nothing and runs no script but its own (a content security policy with hashes says so
+to the browser).
 """
 
 import base64
@@ -13,22 +15,35 @@ from importlib.resources import files
 from ..evaluation.records import write_file
 from .terminal import visible
 
-# Cividis, from early (dark blue) to late (yellow): the same to eyes with and without colour blindness, and it grows
-# steadily in lightness.
+# Cividis, from early (dark blue) to late (yellow): the same to eyes with and without colour
+# blindness, and it grows steadily in lightness.
 COLOURS = (
-    *("#00224e", "#002e6c", "#1a386f", "#2f436d", "#3f4d6b", "#4c576c", "#58616f", "#646c73", "#707678"),
+    *(
+        "#00224e",
+        "#002e6c",
+        "#1a386f",
+        "#2f436d",
+        "#3f4d6b",
+        "#4c576c",
+        "#58616f",
+        "#646c73",
+        "#707678",
+    ),
     *("#7d8078", "#8b8b77", "#999674", "#a8a26f", "#b8ae68", "#c9bb5f", "#dcc954", "#fee838"),
 )
 
 
 def write_order_html(
-    path: str | os.PathLike, tokens: Sequence[list[str]], order: Sequence[list[int]], title: str = "Order of reveal"
+    path: str | os.PathLike,
+    tokens: Sequence[list[str]],
+    order: Sequence[list[int]],
+    title: str = "Order of reveal",
 ) -> None:
     """Writes texts as a page on which the colour of each token tells its step of reveal.
 
-    The page shows one text at a time, finished at first; buttons, a slider and keys (arrows, Home, End, space) go
-    through the steps. A masked token keeps the room of the token to come. All text is escaped; control characters and
-    marks of direction are shown as signs.
+    The page shows one text at a time, finished at first; buttons, a slider and keys (arrows, Home,
+    End, space) go through the steps. A masked token keeps the room of the token to come. All text
+    is escaped; control characters and marks of direction are shown as signs.
 
     Args:
         path: file to write.
@@ -39,7 +54,9 @@ def write_order_html(
         ValueError: no text, or `tokens` and `order` that differ in length.
     """
     if not tokens or len(tokens) != len(order):
-        raise ValueError(f"tokens and order must hold the same texts, at least one, got {len(tokens)}, {len(order)}.")
+        raise ValueError(
+            f"tokens and order must hold the same texts, at least one, got {len(tokens)}, {len(order)}."
+        )
     for number, lengths in enumerate(zip(map(len, tokens), map(len, order), strict=True)):
         if lengths[0] != lengths[1]:
             raise ValueError(
@@ -56,7 +73,11 @@ def read_resource(name: str) -> str:
 def text_element(number: int, tokens: list[str], order: list[int]) -> str:
     """A text as spans; without the script all texts are there, finished and coloured."""
     last = max(order, default=0)
-    spans = (token_span(token, step, last) for token, step in zip(tokens, order, strict=True) if step > -2)
+    spans = (
+        token_span(token, step, last)
+        for token, step in zip(tokens, order, strict=True)
+        if step > -2
+    )
     return f'<div class="text" dir="auto" role="group" aria-label="text {number + 1}">{"".join(spans)}</div>'
 
 
@@ -70,12 +91,14 @@ def token_span(token: str, step: int, last: int) -> str:
 
 
 def escape(text: str) -> str:
-    """HTML of a text: what HTML or the eye would take for something else is escaped or shown as a sign."""
+    """HTML of a text: what HTML or the eye would take for something else is escaped or shown as a
+    sign."""
     return html.escape(visible(text)).replace("\n", "\u21b5\n")
 
 
 def black_or_white(colour: str) -> str:
-    """Whichever of the two stands out more on a background, by the WCAG's contrast ratio (never below 4.5)."""
+    """Whichever of the two stands out more on a background, by the WCAG's contrast ratio (never
+    below 4.5)."""
     channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
     luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
@@ -89,14 +112,18 @@ def _hash(text: str) -> str:
 def order_page(tokens: Sequence[list[str]], order: Sequence[list[int]], title: str) -> str:
     """The page that `write_order_html` writes."""
     title, script = escape(title), read_resource("order_page.js")
-    texts = "\n".join(text_element(number, *text) for number, text in enumerate(zip(tokens, order, strict=True)))
+    texts = "\n".join(
+        text_element(number, *text) for number, text in enumerate(zip(tokens, order, strict=True))
+    )
     colours = "".join(
         f".c{number}:not(.masked) {{ background: {colour}; color: {black_or_white(colour)}; }}\n"
         for number, colour in enumerate(COLOURS)
     )
     style = read_resource("order_page.css") + colours
     policy = f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}"
-    samples = "".join(f'<option value="{number}">text {number + 1}</option>' for number in range(len(tokens)))
+    samples = "".join(
+        f'<option value="{number}">text {number + 1}</option>' for number in range(len(tokens))
+    )
     ramp = "".join(f'<i class="c{number}"></i>' for number in range(len(COLOURS)))
     return f"""<!DOCTYPE html>
 <html lang="en">

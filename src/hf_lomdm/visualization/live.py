@@ -17,7 +17,8 @@ from ..modeling.scheduling_lomdm import check_setting
 from .html import COLOURS, black_or_white, escape, order_page, read_resource, token_span
 from .terminal import token_texts
 
-PATIENCE = 30.0  # seconds that a run waits for somebody to take its next state; then nobody is there any more
+# seconds that a run waits for somebody to take its next state; then nobody is there any more
+PATIENCE = 30.0
 BLANK = "\u2581\u2581"
 BAR_HEIGHT, STRIP_HEIGHT = 100, 12  # of the plot, in units of the SVG; a position is 10 wide
 STYLE = read_resource("live_text.css") + "".join(
@@ -32,8 +33,8 @@ class LiveState:
 
     tokens: `L` texts, which joined are the text; that of a masked token says nothing.
     order: `L` steps of reveal, 0-based; -1 = given, `None` = still masked.
-    rates: `L` rates `v`, those by which the positions of this step were drawn; `None` where nothing was to be drawn.
-    highest_rate: the highest rate of the run so far, 0 before the first step.
+    rates: `L` rates `v`, those by which the positions of this step were drawn; `None` where nothing
+    was to be drawn. highest_rate: the highest rate of the run so far, 0 before the first step.
     text: the finished text as the pipeline gives it; `None` while it is being written.
     """
 
@@ -51,21 +52,32 @@ class _Stopped(Exception):
 
 
 class _Follower:
-    """The callback of one run: puts together the state after each step and hands it to whoever reads `states`."""
+    """The callback of one run: puts together the state after each step and hands it to whoever
+    reads `states`."""
 
-    def __init__(self, pipe: Any, prompt: str | None, max_length: int | None, num_inference_steps: int):
+    def __init__(
+        self, pipe: Any, prompt: str | None, max_length: int | None, num_inference_steps: int
+    ):
         # laid out as the pipeline will do it, so that bad input is refused before a thread starts
         self.row = pipe.make_canvas(prompt, max_length, None, 1).rows[0]
         self.windows = [(firsts[0], width) for firsts, width in pipe.windows([self.row])]
-        self.tokenizer, self.mask, self.steps = pipe.tokenizer, pipe.model.config.mask_token_id, num_inference_steps
+        self.tokenizer, self.mask, self.steps = (
+            pipe.tokenizer,
+            pipe.model.config.mask_token_id,
+            num_inference_steps,
+        )
         self.order = [None if token == self.mask else -1 for token in self.row]
         self.highest, self.states, self.stop, self.place = 0.0, SimpleQueue(), Event(), Semaphore(1)
 
     def state(self, step: int, rates: list[float | None]) -> LiveState:
         tokens = token_texts(self.tokenizer, self.row)
-        return LiveState(step, self.steps * len(self.windows), tokens, list(self.order), rates, self.highest)
+        return LiveState(
+            step, self.steps * len(self.windows), tokens, list(self.order), rates, self.highest
+        )
 
-    def __call__(self, pipe: Any, step: int, timestep: Any, tensors: dict[str, torch.Tensor]) -> None:
+    def __call__(
+        self, pipe: Any, step: int, timestep: Any, tensors: dict[str, torch.Tensor]
+    ) -> None:
         if self.stop.is_set():
             raise _Stopped
         first, _ = self.windows[step // self.steps]
@@ -84,7 +96,9 @@ class _Follower:
     def _hand_over(self, state: LiveState) -> None:
         """Gives a state to the reader; the run is at most one state ahead of it."""
         if not self.place.acquire(timeout=PATIENCE):
-            raise TimeoutError(f"nobody took the text's state for {PATIENCE} s, so writing was ended. Start again.")
+            raise TimeoutError(
+                f"nobody took the text's state for {PATIENCE} s, so writing was ended. Start again."
+            )
         self.states.put(state)
 
 
@@ -99,26 +113,31 @@ def stream(
 ) -> Iterator[LiveState]:
     """Writes one text and yields its state before the first step, after every step, and finished.
 
-    Calls may run at the same time on one pipeline: each has its own generator and scheduler, the model is only read.
-    The text is that of `pipe(prompt, ..., generator=[torch.Generator().manual_seed(seed)])`. To stop early, close the
-    iterator.
+    Calls may run at the same time on one pipeline: each has its own generator and scheduler, the
+    model is only read. The text is that of `pipe(prompt, ...,
+    generator=[torch.Generator().manual_seed(seed)])`. To stop early, close the iterator.
 
     Args:
         pipe: a `LoMDMPipeline` in eval mode, with a tokenizer.
         prompt: a prefix, a template with mask tokens, or `None`.
-        num_inference_steps, max_length, sampler, temperature: as in the pipeline's call. Steps beyond one per masked
-            position are left out where they change nothing (`LoMDMScheduler.num_useful_steps`).
+        num_inference_steps, max_length, sampler, temperature: as in the pipeline's call. Steps
+            beyond one per masked position are left out where they change nothing
+            (`LoMDMScheduler.num_useful_steps`).
         seed: of the generator, 0 or more.
     Raises:
-        ValueError: input that cannot be used, at once or with the first state, with its name, value and the remedy.
+        ValueError: input that cannot be used, at once or with the first state, with its name, value
+            and the remedy.
     """
     _check(pipe, num_inference_steps, seed)
-    own = type(pipe)(**pipe.components)  # the same model; what a call writes on its pipeline is not shared
+    # the same model; what a call writes on its pipeline is not shared
+    own = type(pipe)(**pipe.components)
     own.set_progress_bar_config(disable=True)
     follower = _Follower(own, prompt, max_length, num_inference_steps)
     changes = {} if sampler is None else {"sampler": sampler}
     scheduler = type(own.scheduler).from_config(own.scheduler.config, **changes)
-    follower.steps = scheduler.num_useful_steps(num_inference_steps, follower.row.count(follower.mask))
+    follower.steps = scheduler.num_useful_steps(
+        num_inference_steps, follower.row.count(follower.mask)
+    )
     options = {
         "num_inference_steps": follower.steps,
         "max_length": max_length,
@@ -133,20 +152,28 @@ def stream(
 
 def _check(pipe: Any, num_inference_steps: int, seed: int) -> None:
     if pipe.tokenizer is None:
-        raise ValueError("pipe has no tokenizer (None), so there is no text to show. Load a folder that has one.")
+        raise ValueError(
+            "pipe has no tokenizer (None), so there is no text to show. Load a folder that has one."
+        )
     check_setting("num_inference_steps", num_inference_steps)
     if not isinstance(seed, int) or not 0 <= seed < 2**63:
-        raise ValueError(f"seed must be a whole number from 0 to 2**63 - 1, got {seed!r}. Pass for example 0.")
+        raise ValueError(
+            f"seed must be a whole number from 0 to 2**63 - 1, got {seed!r}. Pass for example 0."
+        )
 
 
-def _states(pipe: Any, prompt: str | None, follower: _Follower, options: dict[str, Any]) -> Iterator[LiveState]:
-    """Runs the pipeline in a thread while the states are read; a reader who leaves ends the run within a step."""
+def _states(
+    pipe: Any, prompt: str | None, follower: _Follower, options: dict[str, Any]
+) -> Iterator[LiveState]:
+    """Runs the pipeline in a thread while the states are read; a reader who leaves ends the run
+    within a step."""
     state = follower.state(0, [None] * len(follower.row))
     yield state
     thread = ThreadPoolExecutor(1, "live")
     run = thread.submit(pipe, prompt, **options)
     run.add_done_callback(lambda _: follower.states.put(None))
-    thread.shutdown(wait=False)  # ends with the run; nobody waits here, where the loop may be that serves everybody
+    # ends with the run; nobody waits here, where the loop may be that serves everybody
+    thread.shutdown(wait=False)
     try:
         while (following := follower.states.get()) is not None:
             state = following
@@ -165,14 +192,17 @@ def _finished(follower: _Follower, output: Any, step: int) -> LiveState:
 
 
 def live_html(state: LiveState) -> str:
-    """A state as a piece of HTML: the text, blanks for masked tokens, and the rates of the positions to be drawn.
+    """A state as a piece of HTML: the text, blanks for masked tokens, and the rates of the
+    positions to be drawn.
 
-    The colours of revealed tokens are those of `write_order_html`, early blue and late yellow, over all steps planned;
-    what this step revealed has a red frame. All text is escaped.
+    The colours of revealed tokens are those of `write_order_html`, early blue and late yellow, over
+    all steps planned; what this step revealed has a red frame. All text is escaped.
     """
     masked = sum(step is None for step in state.order)
     written = sum(step is not None and step >= 0 for step in state.order)
-    said = f"step {state.step} of {state.num_steps}: {written} of {written + masked} tokens revealed"
+    said = (
+        f"step {state.step} of {state.num_steps}: {written} of {written + masked} tokens revealed"
+    )
     spans = "".join(_span(state, i) for i in range(len(state.order)))
     ramp = "".join(f'<i class="c{number}"></i>' for number in range(len(COLOURS)))
     return (
@@ -193,7 +223,8 @@ def _span(state: LiveState, position: int) -> str:
 
 
 def _plot(state: LiveState) -> str:
-    """Bars of the rates over the positions, above a strip with the colour of each position's step of reveal."""
+    """Bars of the rates over the positions, above a strip with the colour of each position's step
+    of reveal."""
     length, height = len(state.order), BAR_HEIGHT + STRIP_HEIGHT
     shapes = "".join(_bar(state, i, rate) for i, rate in enumerate(state.rates) if rate is not None)
     shapes += "".join(
@@ -227,7 +258,8 @@ def _colour(state: LiveState, step: int) -> int:
 
 
 def order_frame(state: LiveState, title: str = "Order of reveal") -> str:
-    """The page of `write_order_html` for a finished text, in a frame that may run its script and reach nothing else."""
+    """The page of `write_order_html` for a finished text, in a frame that may run its script and
+    reach nothing else."""
     page = order_page([state.tokens], [state.order], title)
     return (
         f'<iframe title="{escape(title)}" sandbox="allow-scripts" srcdoc="{html.escape(page)}" '

@@ -1,6 +1,8 @@
-"""The generation order as a picture: the text in boxes coloured by the step of reveal, with a colour bar.
+"""The generation order as a picture: the text in boxes coloured by the step of reveal, with a
+colour bar.
 
-The colours are those of the terminal, from early (blue) to late (red), light enough for black letters.
+The colours are those of the terminal, from early (blue) to late (red), light enough for black
+letters.
 """
 
 import io
@@ -12,7 +14,8 @@ from .terminal import COLOURS, PICTURES
 
 COLUMNS = 80
 FONT_SIZE = 9  # points
-CHARACTER_WIDTH = 0.602 * FONT_SIZE / 72  # inches; DejaVu Sans Mono, which comes with matplotlib, advances 0.602 em
+# inches; DejaVu Sans Mono, which comes with matplotlib, advances 0.602 em
+CHARACTER_WIDTH = 0.602 * FONT_SIZE / 72
 LINE_HEIGHT, MARGIN, BAR_WIDTH, DPI = 0.22, 0.15, 0.9, 150  # inches, and dots per inch
 GIVEN_COLOUR = "#e8e8e8"
 UNSEEN = dict.fromkeys(PICTURES, 0xFFFD)  # control characters: the font has no pictures of them
@@ -22,7 +25,8 @@ def place_tokens(tokens: list[str], columns: int = COLUMNS) -> list[tuple[int, i
     """Places tokens on lines of `columns` characters, in monospace.
 
     Returns:
-        Pieces `(token index, line, column, text)`; a token is split at line breaks and where it exceeds a line.
+        Pieces `(token index, line, column, text)`; a token is split at line breaks and where it
+        exceeds a line.
     """
     pieces, line, column = [], 0, 0
     for index, token in enumerate(tokens):
@@ -52,21 +56,34 @@ def order_picture(tokens: list[str], order: list[int], path: str | os.PathLike) 
         ImportError: without matplotlib.
     """
     if len(tokens) != len(order):
-        raise ValueError(f"tokens and order must have the same length, got {len(tokens)} and {len(order)}.")
-    pairs = [(token.translate(UNSEEN), step) for token, step in zip(tokens, order, strict=True) if step > -2]
+        raise ValueError(
+            f"tokens and order must have the same length, got {len(tokens)} and {len(order)}."
+        )
+    pairs = [
+        (token.translate(UNSEEN), step)
+        for token, step in zip(tokens, order, strict=True)
+        if step > -2
+    ]
     steps = [step for _, step in pairs if step >= 0]
     if not steps:
-        raise ValueError("order holds no step of reveal (all given or padding): there is no order to show.")
-    _draw(place_tokens([token for token, _ in pairs]), [step for _, step in pairs], max(steps), path)
+        raise ValueError(
+            "order holds no step of reveal (all given or padding): there is no order to show."
+        )
+    _draw(
+        place_tokens([token for token, _ in pairs]), [step for _, step in pairs], max(steps), path
+    )
 
 
 def _light(code: int) -> tuple[float, ...]:
-    """Red, green and blue of a colour of the terminal's 6 x 6 x 6 cube (codes 16 to 231), half-way to white."""
+    """Red, green and blue of a colour of the terminal's 6 x 6 x 6 cube (codes 16 to 231), half-way
+    to white."""
     levels = (0, 95, 135, 175, 215, 255)
     return tuple((255 + levels[(code - 16) // place % 6]) / 510 for place in (36, 6, 1))
 
 
-def _draw(pieces: list[tuple[int, int, int, str]], order: list[int], last: int, path: str | os.PathLike) -> None:
+def _draw(
+    pieces: list[tuple[int, int, int, str]], order: list[int], last: int, path: str | os.PathLike
+) -> None:
     try:
         from matplotlib import colors
         from matplotlib.cm import ScalarMappable
@@ -79,17 +96,23 @@ def _draw(pieces: list[tuple[int, int, int, str]], order: list[int], last: int, 
     width, height = text_width + 2 * MARGIN + BAR_WIDTH, text_height + 2 * MARGIN
     figure = Figure(figsize=(width, height))
     # the text's axes have the size of the text, so that a character fills a unit and boxes fit
-    axes = figure.add_axes((MARGIN / width, MARGIN / height, text_width / width, text_height / height))
+    axes = figure.add_axes(
+        (MARGIN / width, MARGIN / height, text_width / width, text_height / height)
+    )
     axes.set(xlim=(0, COLUMNS), ylim=(max(lines, 5), 0))
     axes.axis("off")
-    colour_map = colors.LinearSegmentedColormap.from_list("order", [_light(code) for code in COLOURS])
+    colour_map = colors.LinearSegmentedColormap.from_list(
+        "order", [_light(code) for code in COLOURS]
+    )
     colours = ScalarMappable(colors.Normalize(1, last + 1), colour_map)
     font = {"family": "DejaVu Sans Mono", "size": FONT_SIZE, "va": "center"}
     for index, line, column, text in pieces:
         colour = colours.to_rgba(order[index] + 1) if order[index] >= 0 else GIVEN_COLOUR
         axes.add_patch(Rectangle((column, line + 0.05), len(text), 0.9, color=colour, linewidth=0))
         axes.text(column, line + 0.5, text, parse_math=False, **font)  # a "$" in a text is a dollar
-    bar = figure.add_axes((1 - BAR_WIDTH / width, MARGIN / height, 0.12 / width, text_height / height))
+    bar = figure.add_axes(
+        (1 - BAR_WIDTH / width, MARGIN / height, 0.12 / width, text_height / height)
+    )
     figure.colorbar(colours, cax=bar, label="step of reveal")
     picture = io.BytesIO()
     figure.savefig(picture, dpi=DPI, format=Path(path).suffix[1:] or "png")

@@ -5,15 +5,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-FORWARD, REVERSE, GREY = "#0072b2", "#d55e00", "#8a8f96"  # of the Okabe-Ito colours, safe for the colour-blind
+# of the Okabe-Ito colours, safe for the colour-blind
+FORWARD, REVERSE, GREY = "#0072b2", "#d55e00", "#8a8f96"
 DPI = 120
 
 
 def plot_order(record: Mapping, folder: str | os.PathLike) -> list[Path]:
     """Draws what a record of `evaluate_order` holds, one PNG each.
 
-    `order_position.png`, `order_class.png`, `order_frequency.png`: mean relative rank (0 = revealed first) on the given
-    texts and in generated ones; `order_reveals.png`: loss and KL by the share revealed; `order_rates.png`: histograms.
+    `order_position.png`, `order_class.png`, `order_frequency.png`: mean relative rank (0 = revealed
+    first) on the given texts and in generated ones; `order_reveals.png`: loss and KL by the share
+    revealed; `order_rates.png`: histograms.
 
     Returns:
         The files, those without data left out.
@@ -37,23 +39,31 @@ def plot_order(record: Mapping, folder: str | os.PathLike) -> list[Path]:
 
 
 def plot_order_over_steps(records: Mapping[int, Mapping], path: str | os.PathLike) -> None:
-    """Draws tau, the spread of the rates and their correlation with confidence over the steps of training.
+    """Draws tau, the spread of the rates and their correlation with confidence over the steps of
+    training.
 
     Args:
-        records: for each optimizer step the record of `evaluate_order` on its checkpoint, all on the same texts.
+        records: for each optimizer step the record of `evaluate_order` on its checkpoint, all on
+            the same texts.
         path: file to write; the ending chooses the format.
     Raises:
         ValueError: no records. ImportError: without matplotlib.
     """
     if not records:
-        raise ValueError("records is empty. Pass the record of at least one checkpoint, by its step.")
+        raise ValueError(
+            "records is empty. Pass the record of at least one checkpoint, by its step."
+        )
     panels = {
-        "Kendall tau to left-to-right": [(FORWARD, "w, given texts", lambda one: one["forward"]["kendall_tau"])],
+        "Kendall tau to left-to-right": [
+            (FORWARD, "w, given texts", lambda one: one["forward"]["kendall_tau"])
+        ],
         "spread of rates within a text": [
             (FORWARD, "w", lambda one: one["rates"]["w"]["spread"]),
             (REVERSE, "v, masked positions", lambda one: one["rates"]["v"]["spread"]),
         ],
-        "correlation of v with confidence": [(REVERSE, "v", lambda one: one["rate_confidence_correlation"])],
+        "correlation of v with confidence": [
+            (REVERSE, "v", lambda one: one["rate_confidence_correlation"])
+        ],
     }
     figure, all_axes = figure_and_axes(11, 3.6, len(panels))
     for axes, (label, lines) in zip(all_axes, panels.items(), strict=True):
@@ -66,7 +76,8 @@ def plot_order_over_steps(records: Mapping[int, Mapping], path: str | os.PathLik
 
 
 def figure_and_axes(width: float, height: float, columns: int = 1) -> tuple[Any, list]:
-    """A matplotlib figure of so many inches, and its panels side by side, in the style of all plots here.
+    """A matplotlib figure of so many inches, and its panels side by side, in the style of all plots
+    here.
 
     Raises:
         ImportError: without matplotlib.
@@ -90,19 +101,29 @@ def _legend(axes) -> None:
         axes.legend()
 
 
-def _line(axes, xs: list, estimates: list[Mapping], colour: str, label: str, marker: str | None = None) -> None:
+def _line(
+    axes, xs: list, estimates: list[Mapping], colour: str, label: str, marker: str | None = None
+) -> None:
     """Values with a band of one standard error; points without a value are left out."""
-    points = [(x, one["value"], one["standard_error"] or 0.0) for x, one in zip(xs, estimates, strict=True) if one["n"]]
+    points = [
+        (x, one["value"], one["standard_error"] or 0.0)
+        for x, one in zip(xs, estimates, strict=True)
+        if one["n"]
+    ]
     if points:
         x, values, errors = zip(*points, strict=True)
         axes.plot(x, values, color=colour, label=label, marker=marker, markersize=4)
-        low, high = ([v + sign * e for v, e in zip(values, errors, strict=True)] for sign in (-1, 1))
+        low, high = (
+            [v + sign * e for v, e in zip(values, errors, strict=True)] for sign in (-1, 1)
+        )
         axes.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
 
 
 def _parts(record: Mapping) -> list[tuple[str, str, Mapping]]:
     parts = [(FORWARD, "given texts, expectation over forward orders", record["forward"])]
-    return parts + ([(REVERSE, "generated texts", record["generated"])] if record["generated"] else [])
+    return parts + (
+        [(REVERSE, "generated texts", record["generated"])] if record["generated"] else []
+    )
 
 
 def _title(record: Mapping) -> str:
@@ -114,7 +135,13 @@ def _title(record: Mapping) -> str:
 def _position(record: Mapping):
     figure, (axes,) = figure_and_axes(7.5, 4)
     for colour, label, part in _parts(record):
-        _line(axes, list(range(len(part["rank_by_position"]))), part["rank_by_position"], colour, label)
+        _line(
+            axes,
+            list(range(len(part["rank_by_position"]))),
+            part["rank_by_position"],
+            colour,
+            label,
+        )
     axes.axhline(0.5, color=GREY, linewidth=0.8, linestyle="--")
     where = "position in the block" if record["block_size"] else "position"
     axes.set(xlabel=where, ylabel="mean rank (0 = first)", ylim=(0, 1), title=_title(record))
@@ -125,13 +152,19 @@ def _position(record: Mapping):
 def _classes(record: Mapping):
     if not record["forward"]["rank_by_class"]:
         return None
-    names = sorted(record["forward"]["rank_by_class"], key=lambda name: _class_value(record, name), reverse=True)
+    names = sorted(
+        record["forward"]["rank_by_class"],
+        key=lambda name: _class_value(record, name),
+        reverse=True,
+    )
     figure, (axes,) = figure_and_axes(7.5, 1.4 + 0.42 * len(names))
     parts = _parts(record)
     for number, (colour, label, part) in enumerate(parts):
         shift = 0.12 * (2 * number - len(parts) + 1)
         found = [
-            (y - shift, part["rank_by_class"][name]) for y, name in enumerate(names) if name in part["rank_by_class"]
+            (y - shift, part["rank_by_class"][name])
+            for y, name in enumerate(names)
+            if name in part["rank_by_class"]
         ]
         _points(axes, found, colour, label)
     axes.axvline(0.5, color=GREY, linewidth=0.8, linestyle="--")
@@ -146,9 +179,13 @@ def _class_value(record: Mapping, name: str) -> float:
 
 
 def _points(axes, found: list[tuple[float, Mapping]], colour: str, label: str) -> None:
-    values, errors = ([one[name] or 0.0 for _, one in found] for name in ("value", "standard_error"))
+    values, errors = (
+        [one[name] or 0.0 for _, one in found] for name in ("value", "standard_error")
+    )
     heights = [y for y, _ in found]
-    axes.errorbar(values, heights, xerr=errors, fmt="o", color=colour, label=label, capsize=3, markersize=5)
+    axes.errorbar(
+        values, heights, xerr=errors, fmt="o", color=colour, label=label, capsize=3, markersize=5
+    )
 
 
 def _frequency(record: Mapping):
@@ -158,7 +195,9 @@ def _frequency(record: Mapping):
         _line(axes, numbers, part["rank_by_frequency"], colour, label, marker="o")
     axes.axhline(0.5, color=GREY, linewidth=0.8, linestyle="--")
     axes.set_xticks(range(1, 11))
-    axes.set(xlabel="tenth of the positions by token frequency (1 = rarest tokens, 10 = most frequent)")
+    axes.set(
+        xlabel="tenth of the positions by token frequency (1 = rarest tokens, 10 = most frequent)"
+    )
     axes.set(ylabel="mean rank (0 = first)", title="Rank of reveal by token frequency")
     _legend(axes)
     return figure
@@ -168,20 +207,40 @@ def _reveals(record: Mapping):
     figure, (left, right) = figure_and_axes(10, 4, 2)
     shares = [one["share"] for one in record["by_reveals"]]
     _line(left, shares, [one["main"] for one in record["by_reveals"]], FORWARD, "main", marker="o")
-    _line(right, shares, [one["velocity"] for one in record["by_reveals"]], REVERSE, "velocity", marker="o")
+    _line(
+        right,
+        shares,
+        [one["velocity"] for one in record["by_reveals"]],
+        REVERSE,
+        "velocity",
+        marker="o",
+    )
     for axes, title in ((left, "Loss of the next token"), (right, "KL of the next position")):
-        axes.set(xlabel="share of tokens already revealed", ylabel="nats per reveal", title=title, xlim=(0, 1))
+        axes.set(
+            xlabel="share of tokens already revealed",
+            ylabel="nats per reveal",
+            title=title,
+            xlim=(0, 1),
+        )
     right.set_ylim(bottom=0)
     return figure
 
 
 def _rates(record: Mapping):
     figure, (axes,) = figure_and_axes(7.5, 4)
-    for colour, name, label in ((FORWARD, "w", "w (forward)"), (REVERSE, "v", "v (reverse, masked positions)")):
+    for colour, name, label in (
+        (FORWARD, "w", "w (forward)"),
+        (REVERSE, "v", "v (reverse, masked positions)"),
+    ):
         rates = record["rates"][name]
         edges, counts = rates["histogram"]["edges"], rates["histogram"]["counts"]
-        total = sum(count * (high - low) for count, low, high in zip(counts, edges[:-1], edges[1:], strict=True))
-        spread = "" if rates["spread"]["value"] is None else f", spread {rates['spread']['value']:.3f}"
+        total = sum(
+            count * (high - low)
+            for count, low, high in zip(counts, edges[:-1], edges[1:], strict=True)
+        )
+        spread = (
+            "" if rates["spread"]["value"] is None else f", spread {rates['spread']['value']:.3f}"
+        )
         axes.stairs([count / total for count in counts], edges, color=colour, fill=True, alpha=0.35)
         axes.stairs([count / total for count in counts], edges, color=colour, label=label + spread)
     axes.set(xlabel="rate", ylabel="density", title="Rates")

@@ -1,4 +1,5 @@
-"""The generation order as terminal text: the text coloured by its step of reveal, and the text as it grew."""
+"""The generation order as terminal text: the text coloured by its step of reveal, and the text as
+it grew."""
 
 import math
 from typing import Any
@@ -6,11 +7,12 @@ from typing import Any
 SHARES = (0.25, 0.5, 0.75, 1.0)
 HIDDEN = "·"
 RESET = "\x1b[0m"
-# 256-colour codes from early (blue) through green and yellow to late (red); given tokens keep the terminal's colour.
+# 256-colour codes from early (blue) through green and yellow to late (red); given tokens keep the
+# terminal's colour.
 COLOURS = (21, 27, 33, 39, 45, 49, 47, 82, 118, 154, 190, 226, 220, 214, 208, 202, 196)
 LEGEND_WIDTH = 40
-# Texts may hold codes that steer a terminal, marks that turn the direction of a line, and halves of surrogate pairs,
-# which no encoding takes: all are shown as signs. Line breaks and tabs stay.
+# Texts may hold codes that steer a terminal, marks that turn the direction of a line, and halves of
+# surrogate pairs, which no encoding takes: all are shown as signs. Line breaks and tabs stay.
 PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {127: 0x2421}
 DIRECTIONS = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 PICTURES |= dict.fromkeys([*range(128, 160), *map(ord, DIRECTIONS), *range(0xD800, 0xE000)], 0xFFFD)
@@ -18,14 +20,16 @@ INCOMPLETE = "\ufffd"  # what a decoder gives for the first bytes of a character
 
 
 def visible(text: str) -> str:
-    """A text of a model or a user as it may be printed: characters that would steer the terminal are signs."""
+    """A text of a model or a user as it may be printed: characters that would steer the terminal
+    are signs."""
     return text.translate(PICTURES)
 
 
 def token_texts(tokenizer: Any, ids: list[int]) -> list[str]:
     """Text of each token within its sequence: joined, they are the decoded text.
 
-    A token that ends within a character has the text `""`; the character goes to the token that completes it.
+    A token that ends within a character has the text `""`; the character goes to the token that
+    completes it.
 
     Args:
         tokenizer: a transformers tokenizer.
@@ -41,21 +45,25 @@ def token_texts(tokenizer: Any, ids: list[int]) -> list[str]:
 
 
 def order_text(tokens: list[str], order: list[int], color: bool) -> str:
-    """The text with its order of generation, then snapshots of it at 25, 50, 75 and 100 % of the reveals.
+    """The text with its order of generation, then snapshots of it at 25, 50, 75 and 100 % of the
+    reveals.
 
     Args:
-        tokens: text of each token, so that they read as the text when joined (spaces included). Control characters
-            that could steer the terminal are shown as pictures of themselves (`␛`).
+        tokens: text of each token, so that they read as the text when joined (spaces included).
+            Control characters that could steer the terminal are shown as pictures of themselves
+            (`␛`).
         order: step of reveal of each token; -1 = given, -2 = padding (left out).
-        color: `True` colours the text by 256-colour ANSI codes, `False` uses no escape codes: only the snapshots, where
-            `·` stands for each character of a masked token, show the order.
+        color: `True` colours the text by 256-colour ANSI codes, `False` uses no escape codes: only
+            the snapshots, where `·` stands for each character of a masked token, show the order.
     Returns:
         Lines of text, without a newline at the end.
     Raises:
         ValueError: if `tokens` and `order` differ in length.
     """
     if len(tokens) != len(order):
-        raise ValueError(f"tokens and order must have the same length, got {len(tokens)} and {len(order)}.")
+        raise ValueError(
+            f"tokens and order must have the same length, got {len(tokens)} and {len(order)}."
+        )
     pairs = [(visible(token), step) for token, step in zip(tokens, order, strict=True) if step > -2]
     steps = sorted(step for _, step in pairs if step >= 0)
     if not steps:
@@ -75,12 +83,16 @@ def _colour(step: int, steps: list[int]) -> str:
 
 
 def _coloured(pairs: list[tuple[str, int]], steps: list[int]) -> str:
-    return "".join(token if step < 0 else f"{_colour(step, steps)}{token}{RESET}" for token, step in pairs)
+    return "".join(
+        token if step < 0 else f"{_colour(step, steps)}{token}{RESET}" for token, step in pairs
+    )
 
 
 def _legend(steps: list[int]) -> str:
     """A bar in all the colours, from the first step of reveal to the last one."""
-    places = [steps[0] + (steps[-1] - steps[0]) * i / (LEGEND_WIDTH - 1) for i in range(LEGEND_WIDTH)]
+    places = [
+        steps[0] + (steps[-1] - steps[0]) * i / (LEGEND_WIDTH - 1) for i in range(LEGEND_WIDTH)
+    ]
     bar = "".join(f"{_colour(place, steps)}█" for place in places)
     return f"step {steps[0] + 1} {bar}{RESET} step {steps[-1] + 1}; uncoloured: given"
 
