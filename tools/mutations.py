@@ -223,8 +223,8 @@ MUTATIONS = (
     Mutation(
         "leak temperature into the reveal of ancestral",
         SCHEDULER,
-        "masked & (uniforms < self._ancestral(",
-        "masked & (uniforms**self.config.temperature < self._ancestral(",
+        "masked & (uniforms < probability)",
+        "masked & (uniforms**self.config.temperature < probability)",
         SAMPLING,
     ),
     Mutation(

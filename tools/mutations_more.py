@@ -262,18 +262,18 @@ TABLE = (
         ),
     ),
     (
-        "modeling/scheduling_lomdm.py",
+        "modeling/token_draw_lomdm.py",
         ("tests/schedulers/test_sampling_laws.py", "tests/schedulers/test_scheduling_lomdm.py"),
         (
             (
                 "draw from top_k + 1",
-                ("(\n                part[:, : self.config.top_k]\n                for part"),
-                "(part[:, : self.config.top_k and self.config.top_k + 1] for part",
+                "(part[:, :top_k] for part",
+                "(part[:, : top_k and top_k + 1] for part",
             ),
         ),
     ),
     (
-        "modeling/scheduling_lomdm.py",
+        "modeling/token_draw_lomdm.py",
         ("tests/schedulers/test_scheduler_edges.py",),
         (
             (
@@ -281,8 +281,8 @@ TABLE = (
                 "best[:, 0] - best[:, 1]",
                 "best[:, 0] / best[:, 1]",
             ),
-            ("keep a token behind top_p", "total - best >= self", "total - best > self"),
-            ("drop the token that crosses top_p", "total - best >= self", "total > self"),
+            ("keep a token behind top_p", "total - best >= top_p", "total - best > top_p"),
+            ("drop the token that crosses top_p", "total - best >= top_p", "total > top_p"),
         ),
     ),
     (

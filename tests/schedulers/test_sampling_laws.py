@@ -10,6 +10,7 @@ import torch
 import oracles
 from hf_lomdm.modeling import process_lomdm as process
 from hf_lomdm.modeling import scheduling_lomdm as scheduling
+from hf_lomdm.modeling import token_draw_lomdm as token_draw
 from hf_lomdm.modeling.scheduling_lomdm import LoMDMScheduler
 
 # z of a chi-square statistic or of a mean: 4 is passed by a right sampler in all but about 1 of
@@ -342,7 +343,7 @@ def test_inverse_cdf_never_meets_a_weight_of_zero():
     weights = torch.tensor([0.0, 0.2, 0.0, 0.0, 0.8 - 2**-52, 0.0]).double()
     for total in (1e-300, 1.0, 1 + 2**-52, 3e8):
         for u, expected in [(2.0**-53, 1), (0.2 - 1e-12, 1), (0.2 + 1e-12, 4), (1 - 2.0**-53, 4)]:
-            found = scheduling._inverse_cdf(
+            found = token_draw.inverse_cdf(
                 total * weights[None], torch.tensor([u], dtype=torch.float64)
             )
             assert found.item() == expected

@@ -10,7 +10,7 @@ the fast path gets the same tokens.
 """
 
 from dataclasses import dataclass
-from numbers import Integral, Real
+from numbers import Real
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -18,62 +18,34 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils import BaseOutput
 from torch import Generator, Tensor
 
+from .position_draw_lomdm import (
+    adaptive_grid_probability,
+    level,
+    order_of_reveal,
+    share,
+    uniform_grid_probability,
+)
 from .process_lomdm import (
-    adaptive_log_ratio,
     alpha,
     float64_device,
     local_time,
     position_ids,
     position_uniforms,
-    reveal_probability,
     row_seeds,
     velocity,
 )
-
-RATE_SAMPLERS = ("sequential", "ancestral")
-LOGIT_SAMPLERS = ("confidence", "margin", "entropy")
-SAMPLERS = (*RATE_SAMPLERS, "random", "left_to_right", *LOGIT_SAMPLERS)
-GRIDS = ("adaptive", "uniform")
-
-# float64 entries of one slice of a token draw (128 MB): all positions of a text at once do not fit
-# for large V.
-SLICE_SIZE = 2**24
-# Certainties that differ by no more than this are a tie, which goes to the left. Rounding, which
-# depends on the batch and on the processor, moves them by up to 3e-6 in float32; and positions
-# without any context have equal certainties.
-TIE = 2**-13
-# Every setting: its type, its values or their range, and what to pass instead of others.
-SETTINGS = {
-    "mask_token_id": (Integral, (0, 2**31 - 1), "tokenizer.mask_token_id"),
-    "sampler": (str, SAMPLERS, "sampler='sequential'"),
-    "grid": (str, GRIDS, "grid='adaptive'"),
-    "block_size": (Integral, (1, 2**31 - 1), "None for one window"),
-    "temperature": (Real, (0.0, 1e30), "1.0 for the model's own law"),
-    "top_p": (Real, (1e-30, 1.0), "None to keep all tokens"),
-    "top_k": (Integral, (1, 2**31 - 1), "None to keep all tokens"),
-    "num_inference_steps": (Integral, (1, 10**5), "the number of reveal steps, for example 256"),
-}
-OPTIONAL = ("block_size", "top_p", "top_k")
-
-
-def check_setting(name: str, value: object) -> str | int | float | None:
-    """`value` of the setting `name` as a plain string, number or `None`; `ValueError` if it cannot
-    be one."""
-    kind, allowed, remedy = SETTINGS[name]
-    if value is None and name in OPTIONAL:
-        return None
-    rule = (
-        f"one of {', '.join(allowed)}"
-        if kind is str
-        else "a whole number"
-        if kind is Integral
-        else "a number"
-    )
-    known = isinstance(value, kind) and not isinstance(value, bool)
-    if not known or not (value in allowed if kind is str else allowed[0] <= value <= allowed[1]):
-        rule += "" if kind is str else f" from {allowed[0]} to {allowed[1]}"
-        raise ValueError(f"{name} must be {rule}, got {value!r}. Pass {remedy}.")
-    return value if kind is str else int(value) if kind is Integral else float(value)
+from .settings_lomdm import (
+    LOGIT_SAMPLERS,
+    RATE_SAMPLERS,
+    SAMPLERS,  # noqa: F401  scripts offer them
+    SETTINGS,
+    check_setting,
+    describe,
+    float64_rates,
+    require,
+    times_of_rows,
+)
+from .token_draw_lomdm import certainty, draw_from_law, slice_rows, slices
 
 
 @dataclass
@@ -165,7 +137,7 @@ class LoMDMScheduler(SchedulerMixin, ConfigMixin):
             timestep: an entry of `timesteps`, on the host.
         """
         steps_left = self._steps_left(timestep, torch.device("cpu"))
-        return [_share(count, steps_left) for count in num_masked]
+        return [share(count, steps_left) for count in num_masked]
 
     def num_useful_steps(self, num_inference_steps: int, num_masked: int) -> int:
         """How many of `num_inference_steps` steps can change a text of `num_masked` masked
@@ -210,8 +182,8 @@ class LoMDMScheduler(SchedulerMixin, ConfigMixin):
                 synchronisation, also for times outside `[0, 1]` and real positions whose rates are
                 not positive and finite.
         """
-        w = _float64_rates(rates, attention_mask)
-        log_u = local_time(_times(timesteps, w), *self._blocks(w, attention_mask)).log()
+        w = float64_rates(rates, attention_mask)
+        log_u = local_time(times_of_rows(timesteps, w), *self._blocks(w, attention_mask)).log()
         return alpha(log_u, w).to(rates.device).to(rates.dtype)
 
     def velocity(
@@ -222,8 +194,8 @@ class LoMDMScheduler(SchedulerMixin, ConfigMixin):
 
         Per unit of global time; infinite at `t = a_i`. Arguments, result and errors as in `alpha`.
         """
-        w = _float64_rates(rates, attention_mask)
-        found = velocity(_times(timesteps, w), w, *self._blocks(w, attention_mask))
+        w = float64_rates(rates, attention_mask)
+        found = velocity(times_of_rows(timesteps, w), w, *self._blocks(w, attention_mask))
         return found.to(rates.device).to(rates.dtype)
 
     def add_noise(
@@ -252,7 +224,7 @@ class LoMDMScheduler(SchedulerMixin, ConfigMixin):
         seeds = row_seeds(generator, len(original_samples), device)
         positions = self.positions(original_samples, attention_mask).to(device)
         alpha = self.alpha(
-            timesteps, _float64_rates(rates.to(device), attention_mask), attention_mask
+            timesteps, float64_rates(rates.to(device), attention_mask), attention_mask
         )
         masked = (position_uniforms(seeds[:, None], positions) < 1 - alpha).to(home)
         if attention_mask is not None:
@@ -309,19 +281,18 @@ class LoMDMScheduler(SchedulerMixin, ConfigMixin):
         block, num_blocks = self._blocks(positions, attention_mask)
         uniforms = position_uniforms(seeds[:, None], positions)
         v = (
-            _float64_rates(rates.detach().to(device), masked)
+            float64_rates(rates.detach().to(device), masked)
             if self.position_draw_needs_rates
             else None
         )
         if self.num_reveals_is_random:
-            return (
-                masked & (uniforms < self._ancestral(v, masked, block, num_blocks, steps_left))
-            ).to(home)
+            probability = self._ancestral(v, masked, block, num_blocks, steps_left)
+            return (masked & (uniforms < probability)).to(home)
         priority = self._reveal_priority(v, uniforms, positions, masked, logits)
-        count = _share(masked.sum(1, keepdim=True), steps_left)
+        count = share(masked.sum(1, keepdim=True), steps_left)
         if self.position_draw_needs_logits:
-            priority = _level(priority, masked, block, count)
-        return (_order(priority, masked, block).argsort(dim=1) < count).to(home)
+            priority = level(priority, masked, block, count)
+        return (order_of_reveal(priority, masked, block).argsort(dim=1) < count).to(home)
 
     def revealed_columns(self, revealed: Tensor, timestep: float | Tensor) -> Tensor:
         """Columns of the revealed positions, for gathering with fixed shapes: `[B, W]` int64.
@@ -336,7 +307,7 @@ class LoMDMScheduler(SchedulerMixin, ConfigMixin):
             width = int(revealed.sum(1).max()) if revealed.numel() else 0
         elif not self.num_reveals_is_random:
             steps_left = self._steps_left(timestep, revealed.device)
-            width = width if isinstance(steps_left, Tensor) else _share(width, steps_left)
+            width = width if isinstance(steps_left, Tensor) else share(width, steps_left)
         return revealed.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :width]
 
     def revealed_places(
@@ -391,8 +362,10 @@ class LoMDMScheduler(SchedulerMixin, ConfigMixin):
         uniforms = position_uniforms(seeds[rows.to(device)], positions.to(device)).expand(
             logits.shape[:-1]
         )
-        parts = zip(_slices(logits), uniforms.reshape(-1).split(_slice_rows(logits)), strict=True)
-        tokens = torch.cat([self._draw(*part) for part in parts])
+        parts = zip(slices(logits), uniforms.reshape(-1).split(slice_rows(logits)), strict=True)
+        config = self.config
+        law = config.mask_token_id, config.temperature, config.top_p, config.top_k
+        tokens = torch.cat([draw_from_law(*part, *law) for part in parts])
         return tokens.reshape(logits.shape[:-1]).to(logits.device)
 
     def step(
@@ -447,31 +420,31 @@ class LoMDMScheduler(SchedulerMixin, ConfigMixin):
             and sample.ndim == 2
             and sample.dtype in (torch.int64, torch.int32)
         )
-        _require(ids, f"sample must be token ids [B, L], got {_describe(sample)}. Pass int64.")
+        require(ids, f"sample must be token ids [B, L], got {describe(sample)}. Pass int64.")
         needed = (rates, self.position_draw_needs_rates), (logits, self.position_draw_needs_logits)
         for name, (value, is_needed) in zip(("rates", "logits"), needed, strict=True):
             wrong = f"{name} is None, but sampler={self.config.sampler!r} draws by them. "
-            _require(value is not None or not is_needed, f"{wrong}Pass the model's {name}.")
+            require(value is not None or not is_needed, f"{wrong}Pass the model's {name}.")
         for name, value in (("rates", rates), ("attention_mask", attention_mask)):
             fits = value is None or (isinstance(value, Tensor) and value.shape == sample.shape)
             shape = f"{name} must have the shape {tuple(sample.shape)} of sample"
-            _require(fits, f"{shape}, got {_describe(value)}. Pass one value per position.")
+            require(fits, f"{shape}, got {describe(value)}. Pass one value per position.")
         fits = logits is None or (logits.ndim == 3 and logits.shape[:2] == sample.shape)
         shape = f"logits must have the shape [{sample.shape[0]}, {sample.shape[1]}, V]"
-        _require(fits, f"{shape}, got {_describe(logits)}. Pass one row per text.")
+        require(fits, f"{shape}, got {describe(logits)}. Pass one row per text.")
 
     def _steps_left(self, timestep: float | Tensor, device: torch.device) -> int | Tensor:
         """`K` minus the index of `timestep`: an integer, or a 0-dim tensor if reading it would
         synchronise."""
         total = self.num_inference_steps
-        _require(
+        require(
             total is not None, "timesteps is None. Call set_timesteps(num_inference_steps) first."
         )
         number = (
             timestep.numel() == 1 if isinstance(timestep, Tensor) else isinstance(timestep, Real)
         )
-        _require(
-            number, f"timestep must be one number, got {_describe(timestep)}. Pass timesteps[i]."
+        require(
+            number, f"timestep must be one number, got {describe(timestep)}. Pass timesteps[i]."
         )
         if isinstance(timestep, Tensor) and timestep.device.type not in ("cpu", "mps"):
             return (timestep.reshape(()) * total).round().clamp(1, total).to(device, torch.int64)
@@ -506,37 +479,10 @@ class LoMDMScheduler(SchedulerMixin, ConfigMixin):
     ) -> Tensor:
         """Probability `[B, L]` that a masked position is revealed in this step."""
         if self.config.grid == "adaptive":
-            return self._adaptive(rates, masked, block, steps_left)
+            size = self.config.block_size
+            return adaptive_grid_probability(rates, masked, block, size, steps_left)
         total = self.num_inference_steps
-        u_from = local_time(steps_left, block, num_blocks, total)
-        u_to = local_time(steps_left - 1, block, num_blocks, total)
-        return torch.where(
-            u_to > 0, reveal_probability(u_from.log(), u_to.log(), rates), torch.ones_like(rates)
-        )
-
-    def _adaptive(
-        self, rates: Tensor, masked: Tensor, block: Tensor, steps_left: int | Tensor
-    ) -> Tensor:
-        """Reveal probabilities `[B, L]` that sum to `remaining / steps left`, leftmost blocks
-        first.
-
-        Blocks that fit into this share are revealed, the one that fits in part gets the `rho` that
-        meets its rest.
-        """
-        size = self.config.block_size or masked.shape[1]
-        counts = torch.zeros(
-            len(masked), -(-masked.shape[1] // size), dtype=torch.int64, device=masked.device
-        )
-        counts = counts.scatter_add(1, block, masked.to(torch.int64))
-        before = (counts.cumsum(1) - counts).gather(1, block)
-        share = masked.sum(1, keepdim=True).to(torch.float64) / steps_left
-        fraction = ((share - before) / counts.gather(1, block).clamp(min=1)).clamp(0, 1)
-        partial = masked & (fraction > 0) & (fraction < 1)
-        goal = torch.where(partial, fraction, torch.zeros_like(fraction)).amax(1, keepdim=True)
-        within = reveal_probability(
-            torch.zeros_like(goal), adaptive_log_ratio(rates, partial, goal), rates
-        )
-        return torch.where(partial, within, fraction)
+        return uniform_grid_probability(rates, block, num_blocks, steps_left, total)
 
     def _reveal_priority(
         self,
@@ -554,152 +500,11 @@ class LoMDMScheduler(SchedulerMixin, ConfigMixin):
             return uniforms
         if self.config.sampler == "left_to_right":
             return -positions
-        priority = torch.cat([self._certainty(slice_) for slice_ in _slices(logits)]).reshape(
-            masked.shape
-        )
+        measure = self.config.mask_token_id, self.config.sampler
+        found = [certainty(slice_, *measure) for slice_ in slices(logits)]
+        priority = torch.cat(found).reshape(masked.shape)
         if priority.device.type == "cpu" and not (priority.isfinite() | ~masked).all():
             raise ValueError(
                 "logits give no law at a masked position (NaN or infinite). Check the model's weights."
             )
         return priority
-
-    def _certainty(self, logits: Tensor) -> Tensor:
-        """Certainty `[M]` of the token law of `[M, V]` logits, by the measure of the sampler."""
-        law = self._without_mask_token(logits).softmax(-1)
-        if self.config.sampler == "confidence":
-            return law.amax(-1)
-        if self.config.sampler == "margin":
-            best = law.topk(2).values
-            return best[:, 0] - best[:, 1]
-        return -torch.special.entr(law).sum(-1)
-
-    def _without_mask_token(self, logits: Tensor) -> Tensor:
-        """A float64 copy of `[M, V]` logits in which the mask token has probability 0."""
-        logits = logits.detach().to(float64_device(logits.device)).to(torch.float64, copy=True)
-        if self.config.mask_token_id < logits.shape[1]:
-            logits[:, self.config.mask_token_id] = -torch.inf
-        return logits
-
-    def _draw(self, logits: Tensor, uniforms: Tensor) -> Tensor:
-        """Tokens `[M]` at the quantiles `uniforms` `[M]` of the law of `[M, V]` logits."""
-        logits = self._without_mask_token(logits)
-        best = logits.amax(-1, keepdim=True)
-        if best.device.type == "cpu" and not best.isfinite().all():
-            raise ValueError(
-                "logits give no law at a place of the draw (NaN or infinite). Check the model's weights."
-            )
-        if self.config.temperature == 0:
-            return logits.argmax(-1)
-        logits = (logits - best) / self.config.temperature
-        weights = logits.exp()
-        if self.config.top_k is not None or self.config.top_p is not None:
-            # stable: the order of ties, frequent in bfloat16, must not depend on the batch
-            best, tokens = (
-                part[:, : self.config.top_k]
-                for part in weights.sort(dim=-1, descending=True, stable=True)
-            )
-            if self.config.top_p is not None:
-                total = best.cumsum(-1)
-                best = best.masked_fill(total - best >= self.config.top_p * total[:, -1:], 0.0)
-            # back in order of id: rounding may swap two tokens of nearly equal weight, and must not
-            # swap draws
-            weights = torch.zeros_like(weights).scatter(1, tokens, best)
-        return _inverse_cdf(weights, uniforms)
-
-
-# --------------------------------------------------------------------------------------------------- pure functions
-
-
-def _share(count: int | Tensor, steps_left: int | Tensor) -> int | Tensor:
-    """`ceil(count / steps_left)`."""
-    return (count + steps_left - 1) // steps_left
-
-
-def _order(priority: Tensor, masked: Tensor, block: Tensor) -> Tensor:
-    """Columns `[B, L]` in order of reveal: masked first, then by block, descending priority,
-    column."""
-    order = priority.argsort(dim=1, descending=True, stable=True)
-    group = torch.where(masked, block, masked.shape[1])
-    return order.gather(1, group.gather(1, order).argsort(dim=1, stable=True))
-
-
-def _level(priority: Tensor, masked: Tensor, block: Tensor, count: Tensor) -> Tensor:
-    """`priority` `[B, L]`, but equal where it is within `TIE` of the last of `count` `[B, 1]`
-    reveals."""
-    last = priority.gather(1, _order(priority, masked, block).gather(1, (count - 1).clamp(min=0)))
-    return torch.where((priority - last).abs() <= TIE, last, priority)
-
-
-def _float64_rates(rates: Tensor, where: Tensor | None) -> Tensor:
-    """Rates `[B, L]` in float64, 1 outside of `where` `[B, L]` (`None` = everywhere), checked on
-    the CPU."""
-    floating = isinstance(rates, Tensor) and rates.ndim == 2 and rates.is_floating_point()
-    _require(
-        floating,
-        f"rates must be a floating tensor [B, L], got {_describe(rates)}. Pass rates.float().",
-    )
-    fits, wrong = (
-        where is None or where.shape == rates.shape,
-        "attention_mask must have the shape of rates",
-    )
-    _require(
-        fits, f"{wrong}, {tuple(rates.shape)}, got {_describe(where)}. Pass 1 for real tokens."
-    )
-    rates = rates.to(float64_device(rates.device)).to(torch.float64)
-    if where is not None:
-        rates = torch.where(where.to(rates.device).bool(), rates, torch.ones_like(rates))
-    if rates.device.type == "cpu" and not (fine := (rates > 0) & rates.isfinite()).all():
-        worst = rates[~fine][0].item()
-        raise ValueError(
-            f"rates must be positive and finite where they count, got {worst}. Check the weights."
-        )
-    return rates
-
-
-def _inverse_cdf(weights: Tensor, uniforms: Tensor) -> Tensor:
-    """First entry at which the cumulative `weights` `[M, V]` reach the share `uniforms` `[M]` of
-    their total: `[M]`.
-
-    An entry of weight 0 is never met: the target lies strictly between 0 and the total.
-    """
-    cumulative = weights.cumsum(-1)
-    target = uniforms[:, None] * cumulative[:, -1:]
-    found = torch.searchsorted(cumulative, target)[:, 0]
-    # NaN, which only the CPU can look for, is not above any target
-    return found.clamp(max=weights.shape[1] - 1)
-
-
-def _slice_rows(logits: Tensor) -> int:
-    return max(1, SLICE_SIZE // logits.shape[-1])
-
-
-def _slices(logits: Tensor) -> tuple[Tensor, ...]:
-    """`[..., V]` logits as `[M, V]` slices that bound the memory of float64 work."""
-    return logits.reshape(-1, logits.shape[-1]).split(_slice_rows(logits))
-
-
-def _times(timesteps: float | Tensor, rates: Tensor) -> Tensor:
-    """Times `[1, 1]` or `[B, 1]` in float64 on the device of `rates` `[B, L]`."""
-    times = (
-        torch.tensor(timesteps, dtype=torch.float64) if isinstance(timesteps, Real) else timesteps
-    )
-    fits = isinstance(times, Tensor) and times.is_floating_point() and times.ndim <= 2
-    wrong = f"timesteps must be one floating number, or one for each of {len(rates)} rows, got {_describe(timesteps)}. "
-    _require(fits and times.numel() in (1, len(rates)), wrong + "0 is data, 1 is all masked.")
-    times = times.to(rates.device).to(torch.float64)
-    if times.device.type == "cpu" and not ((times >= 0) & (times <= 1)).all():
-        raise ValueError(
-            f"timesteps must lie in [0, 1], got {times.flatten().tolist()}. 0 is data, 1 is all masked."
-        )
-    return times.reshape(-1, 1)
-
-
-def _describe(value: object) -> str:
-    return (
-        f"{value.dtype} of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
-    )
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ValueError(message)

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ..modeling.scheduling_lomdm import check_setting
+from ..modeling.settings_lomdm import check_setting
 from .html import COLOURS, black_or_white, escape, order_page, read_resource, token_span
 from .terminal import token_texts
 
