@@ -32,7 +32,7 @@ LIKELIHOOD = "evaluation/likelihood.py"
 ORDER = "evaluation/order.py"
 OPTIMIZER = "training/optimizer.py"
 SCHEDULER = "modeling/scheduling_lomdm.py"
-PIPELINE = "pipelines/pipeline_lomdm.py"
+FILLING = "pipelines/filling_lomdm.py"
 VALUES = ("tests/modeling/test_process.py", "tests/modeling/test_bounds.py")
 GRADIENTS = ("tests/modeling/test_gradients.py",)
 EVALUATION = ("tests/evaluation/test_likelihood.py",)
@@ -451,7 +451,7 @@ MUTATIONS = (
     ),
     Mutation(
         "put masks for the finished block into the cache",
-        PIPELINE,
+        FILLING,
         "context.extend(window.sample, window.attention_mask)",
         "context.extend(window.sample * 0 + self.model.config.mask_token_id, window.attention_mask)",
         BLOCK_SAMPLING,

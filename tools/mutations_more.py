@@ -297,13 +297,13 @@ TABLE = (
         ),
     ),
     (
-        "pipelines/pipeline_lomdm.py",
+        "pipelines/filling_lomdm.py",
         ("tests/pipelines/test_windows.py",),
         (
             ("draw the same in every window", "manual_seed(seed + index)", "manual_seed(seed)"),
             (
                 "go on with what the model said before a callback wrote",
-                'stale, window.num_masked = left != window.num_masked or "sample" in inputs, left',
+                "stale, window.num_masked = left != window.num_masked or self.rewritten, left",
                 "stale, window.num_masked = left != window.num_masked, left",
             ),
         ),

@@ -22,7 +22,9 @@ CODE = {f"{name}_lomdm.py" for name in MODEL_FILES.split()}
 SCHEDULER_CODE = {
     f"{name}_lomdm.py" for name in "position_draw process scheduling settings token_draw".split()
 }
-PIPELINE_CODE = {"pipeline_lomdm.py", "hub_folder_lomdm.py"}
+PIPELINE_CODE = {
+    f"{name}_lomdm.py" for name in "canvas filling hub_folder pipeline prompts".split()
+}
 LAYOUT = {
     *("README.md", "config.json", "model.safetensors", "model_index.json", *PIPELINE_CODE, *CODE),
     *("tokenizer.json", "tokenizer_config.json"),

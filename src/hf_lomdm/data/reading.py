@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 from pyarrow import parquet
 
-from ..pipelines.pipeline_lomdm import well_formed
+from ..pipelines.prompts_lomdm import well_formed
 
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}
 # How much text is gathered before it is written, and how many documents.

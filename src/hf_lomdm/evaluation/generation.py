@@ -18,7 +18,8 @@ from tqdm.auto import tqdm
 from transformers import DynamicCache, PreTrainedTokenizerBase
 
 from ..data.draws import step_generators
-from ..pipelines.pipeline_lomdm import MAX_POSITIONS, end_of_text
+from ..pipelines.canvas_lomdm import end_of_text
+from ..pipelines.prompts_lomdm import MAX_POSITIONS
 from .judge import entropy, judge_texts, load_judge
 from .parts import PartsFile, beside
 from .records import environment

@@ -1,0 +1,122 @@
+"""The canvas of a call: rows of token ids, filled in a window at a time. This file travels to the
+Hub."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+GIVEN, PADDING = -1, -2
+
+
+@dataclass
+class Canvas:
+    """Texts on the host: `rows` and `order` as in the output, unpadded; `starts`, first positions
+    behind all given."""
+
+    rows: list[list[int]]
+    order: list[list[int]]
+    starts: list[int]
+
+
+@dataclass
+class Window:
+    """What is being filled in of each row, right-padded: its next block, or as much as the model
+    takes.
+
+    sample, order: `[B, S]` int64. attention_mask: `[B, S]`, 1 = real; `None` = nothing padded.
+    num_masked: masks of each row.
+    """
+
+    sample: Tensor
+    order: Tensor
+    attention_mask: Tensor | None
+    num_masked: list[int]
+
+
+def new_canvas(rows: list[list[int]], mask_token_id: int) -> Canvas:
+    """A canvas of rows in which nothing is revealed yet."""
+    starts = [
+        max((i + 1 for i, token in enumerate(row) if token != mask_token_id), default=0)
+        for row in rows
+    ]
+    return Canvas(rows, [[GIVEN] * len(row) for row in rows], starts)
+
+
+def windows(rows: list[list[int]], config) -> list[tuple[list[int], int]]:
+    """First position in each row, and width, of every window. Windows of a row ignore the other
+    rows."""
+    firsts, size, limit = [0] * len(rows), config.block_size, config.max_position_embeddings
+    stride = max(1, limit // 2)  # half of a window is the context of the next
+    if size is not None:
+        mask = config.mask_token_id
+        firsts, stride, limit = [row.index(mask) // size * size for row in rows], size, size
+    longest = max(len(row) - first for row, first in zip(rows, firsts, strict=True))
+    starts = range(0, max(0, longest - limit) + stride, stride)
+    return [([first + start for first in firsts], min(limit, longest - start)) for start in starts]
+
+
+def open_window(canvas: Canvas, firsts: list[int], width: int, config, device) -> Window:
+    """The window of each row that begins at `firsts`, on `device`."""
+    spans = zip(canvas.rows, firsts, strict=True)
+    parts = [row[first : first + width] for row, first in spans]
+    sample, mask = to_tensor(parts, padding_token(config), device)
+    left = [part.count(config.mask_token_id) for part in parts]
+    return Window(sample, torch.full_like(sample, GIVEN), mask, left)
+
+
+def close_window(canvas: Canvas, window: Window, firsts: list[int], config) -> None:
+    """Copies a finished window into the canvas. A row ends with its first EOS behind all given
+    positions."""
+    filled = zip(firsts, window.sample.tolist(), window.order.tolist(), strict=True)
+    rows = zip(canvas.rows, canvas.order, canvas.starts, strict=True)
+    for (row, order, start), (first, tokens, steps) in zip(rows, filled, strict=True):
+        end = min(len(row), first + len(tokens))
+        row[first:end] = tokens[: end - first]
+        # what an earlier window revealed is given here
+        order[first:end] = map(max, order[first:end], steps)
+        if end_of_row(row[:end], start, config) < end:
+            del row[end:], order[end:]
+
+
+def to_tensor(rows: list, padding: int, device, left: bool = False) -> tuple[Tensor, Tensor | None]:
+    """Rows as `[B, L]`, padded on one side, and the mask of what is real, `None` if all is."""
+    width = max(map(len, rows))
+    missing = [width - len(row) for row in rows]
+    padded = [
+        [padding] * n * left + row + [padding] * n * (not left)
+        for n, row in zip(missing, rows, strict=True)
+    ]
+    real = [
+        [0] * n * left + [1] * len(row) + [0] * n * (not left)
+        for n, row in zip(missing, rows, strict=True)
+    ]
+    values, real = (
+        torch.tensor(lists, dtype=torch.int64, device=device) for lists in (padded, real)
+    )
+    return values, real if any(missing) else None
+
+
+def end_of_row(row: list[int], start: int, config) -> int:
+    """Where a row ends: at its first EOS from `start` on."""
+    # a BOS that the model wrote may be its EOS token: GPT-2's is
+    start = max(start, int(row[0] == config.bos_token_id))
+    return end_of_text(row, config.eos_token_id, start)
+
+
+def end_of_text(ids: Sequence[int], eos: int | None, start: int = 0) -> int:
+    """How many of the tokens `ids` are text: those before the first EOS from `start` on, or all."""
+    return ids.index(eos, start) if eos in ids[start:] else len(ids)
+
+
+def padding_token(config) -> int:
+    """What stands at padded positions: never the mask token, which would be counted as masked."""
+    known = (token for token in (config.pad_token_id, config.eos_token_id) if token is not None)
+    return next(known, (config.mask_token_id + 1) % config.vocab_size)
+
+
+def require(condition: bool, message: str) -> None:
+    """Raises `ValueError` with the message unless the condition holds."""
+    if not condition:
+        raise ValueError(message)
