@@ -190,6 +190,25 @@ def reveal_probability(log_u_from: Tensor, log_u_to: Tensor, rates: Tensor) -> T
     return -torch.expm1(rates * (log_u_to - log_u_from))
 
 
+def threshold_prefix(certainties: Tensor, threshold: float) -> Tensor:
+    """Length `[B, 1]` of the longest prefix of `certainties` `[B, L]` that all exceed the
+    threshold."""
+    return (certainties > threshold).cumprod(1).sum(1, keepdim=True)
+
+
+def entropy_bound_prefix(entropies: Tensor, bound: float) -> Tensor:
+    """Length `[B, 1]` of the longest prefix whose sum minus its largest is at most `bound`.
+
+    Sum minus largest bounds what tokens that are drawn together do not know of each other, their
+    total correlation, in nats (arXiv 2505.24857). It never falls as the prefix grows.
+
+    Args:
+        entropies: `[B, L]`, of the token laws in order of reveal, in nats; `inf` ends the prefix.
+    """
+    unknown = entropies.cumsum(1) - entropies.cummax(1).values  # inf - inf is NaN: not within
+    return (entropies.isfinite() & (unknown <= bound)).cumprod(1).sum(1, keepdim=True)
+
+
 def adaptive_log_ratio(rates: Tensor, among: Tensor, fraction: Tensor) -> Tensor:
     """`log rho` `[B, 1]` with `sum_i (1 - rho^{v_i}) = fraction * n` over the `n` positions `among`
     `[B, L]`.

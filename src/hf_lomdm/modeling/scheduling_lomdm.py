@@ -27,18 +27,22 @@ from .position_draw_lomdm import (
 )
 from .process_lomdm import (
     alpha,
+    entropy_bound_prefix,
     float64_device,
     local_time,
     position_ids,
     position_uniforms,
     row_seeds,
+    threshold_prefix,
     velocity,
 )
 from .settings_lomdm import (
+    COUNTING_SAMPLERS,
     LOGIT_SAMPLERS,
     RATE_SAMPLERS,
     SAMPLERS,  # noqa: F401  scripts offer them
     SETTINGS,
+    check_pairs,
     check_setting,
     describe,
     float64_rates,
@@ -72,9 +76,18 @@ class LoMDMScheduler(SchedulerMixin, ConfigMixin):
             Reference orders, with the counts of `sequential`: `"random"`, `"left_to_right"`,
             `"confidence"` (largest probability first), `"margin"` (largest difference of the two
             best), `"entropy"` (lowest first), the last three of the token law as it is:
-            temperature, `top_p` and `top_k` move no position.
+            temperature, `top_p` and `top_k` move no position. `"threshold"` is `"confidence"` and
+            `"entropy_bound"` is `"entropy"` with the count of that name.
         grid: times of `ancestral`. `"adaptive"`: each row chooses its step so that `remaining /
             steps left` reveals are expected. `"uniform"`: equal steps of time (the paper's).
+        count: how many positions a step reveals, in the order of the sampler. `"steps"`:
+            `ceil(remaining / steps left)`. `"threshold"`: the longest prefix in which every largest
+            probability exceeds `threshold`. `"entropy_bound"`: the longest prefix whose entropies
+            without their largest sum up to at most `entropy_bound`. The last two reveal at least as
+            many as `"steps"`, so that the number of steps is a limit, and one at least. `None`: the
+            sampler's own. For every sampler but `"ancestral"`.
+        threshold: a probability; 1 reveals one position at a time.
+        entropy_bound: in nats; 0 reveals one position at a time.
         block_size: positions per block, counted from the first real token, or `None` for one
             window. Blocks are revealed from left to right; a step goes on to the next block when it
             finishes one. On the adaptive grid the expected reveals of a step go to the leftmost
@@ -97,6 +110,9 @@ class LoMDMScheduler(SchedulerMixin, ConfigMixin):
         temperature: float = 1.0,
         top_p: float | None = None,
         top_k: int | None = None,
+        count: str | None = None,
+        threshold: float = 0.95,
+        entropy_bound: float = 0.1,
     ):
         self.num_inference_steps: int | None = None
         self.timesteps: Tensor | None = None
@@ -109,13 +125,26 @@ class LoMDMScheduler(SchedulerMixin, ConfigMixin):
         checked = {
             name: check_setting(name, value) for name, value in kwargs.items() if name in SETTINGS
         }
+        before = dict(getattr(self, "_internal_dict", {}))
+        check_pairs(before | checked)
         super().register_to_config(**kwargs | checked)
+
+    @property
+    def order_of_reveals(self) -> str:
+        """By what positions are ordered: the sampler, or the one that it is another name for."""
+        return COUNTING_SAMPLERS.get(self.config.sampler, self.config.sampler)
+
+    @property
+    def count_of_reveals(self) -> str:
+        """What decides how many positions a step reveals, one of `COUNTS`."""
+        own = self.config.sampler if self.config.sampler in COUNTING_SAMPLERS else "steps"
+        return self.config.count or own
 
     @property
     def position_draw_needs_logits(self) -> bool:
         """Whether `select` needs logits. If not, positions can be chosen before the vocabulary
         projection."""
-        return self.config.sampler in LOGIT_SAMPLERS
+        return self.order_of_reveals in LOGIT_SAMPLERS or self.count_of_reveals != "steps"
 
     @property
     def position_draw_needs_rates(self) -> bool:
@@ -124,9 +153,9 @@ class LoMDMScheduler(SchedulerMixin, ConfigMixin):
 
     @property
     def num_reveals_is_random(self) -> bool:
-        """Whether the number of positions that a step reveals is drawn. If not, it is
-        `num_reveals`."""
-        return self.config.sampler == "ancestral"
+        """Whether the number of positions that a step reveals is drawn or follows from the token
+        laws. If not, it is `num_reveals`."""
+        return self.config.sampler == "ancestral" or self.count_of_reveals != "steps"
 
     def num_reveals(self, num_masked: list[int], timestep: float | Tensor) -> list[int]:
         """Positions that the step at `timestep` reveals in each row: `ceil(remaining / steps
@@ -144,7 +173,7 @@ class LoMDMScheduler(SchedulerMixin, ConfigMixin):
         positions."""
         return (
             num_inference_steps
-            if self.num_reveals_is_random
+            if self.config.sampler == "ancestral"
             else max(1, min(num_inference_steps, num_masked))
         )
 
@@ -285,13 +314,20 @@ class LoMDMScheduler(SchedulerMixin, ConfigMixin):
             if self.position_draw_needs_rates
             else None
         )
-        if self.num_reveals_is_random:
+        if self.config.sampler == "ancestral":
             probability = self._ancestral(v, masked, block, num_blocks, steps_left)
             return (masked & (uniforms < probability)).to(home)
-        priority = self._reveal_priority(v, uniforms, positions, masked, logits)
-        count = share(masked.sum(1, keepdim=True), steps_left)
-        if self.position_draw_needs_logits:
-            priority = level(priority, masked, block, count)
+        measures = self._measures(logits, masked)
+        priority = self._reveal_priority(v, uniforms, positions, measures)
+        count, apart = share(masked.sum(1, keepdim=True), steps_left), False
+        if self.count_of_reveals != "steps":
+            certain = self._num_certain(priority, masked, block, measures)
+            # who exceeds a threshold is told apart by it
+            apart = (certain >= count) & (self.count_of_reveals == "threshold")
+            count = count.maximum(certain)
+        if self.order_of_reveals in LOGIT_SAMPLERS:
+            levelled = level(priority, masked, block, count)
+            priority = levelled if apart is False else torch.where(apart, priority, levelled)
         return (order_of_reveal(priority, masked, block).argsort(dim=1) < count).to(home)
 
     def revealed_columns(self, revealed: Tensor, timestep: float | Tensor) -> Tensor:
@@ -309,25 +345,6 @@ class LoMDMScheduler(SchedulerMixin, ConfigMixin):
             steps_left = self._steps_left(timestep, revealed.device)
             width = width if isinstance(steps_left, Tensor) else share(width, steps_left)
         return revealed.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :width]
-
-    def revealed_places(
-        self, revealed: Tensor, timestep: float | Tensor, num_masked: list[int]
-    ) -> tuple[Tensor, Tensor]:
-        """Rows and columns of the revealed positions, to index `[B, L]` values.
-
-        If `num_reveals` is known they are `[B, 1]` and `[B, W]`, filled up as in
-        `revealed_columns`. Else they are `[M]`, the revealed positions alone, for whose number the
-        host waits.
-
-        Args:
-            revealed: `[B, L]` bool, from `select`. timestep: that of the step, on the host.
-            num_masked: masked positions of each row before the step.
-        """
-        if self.num_reveals_is_random:
-            return revealed.nonzero(as_tuple=True)
-        rows = torch.arange(len(revealed), device=revealed.device)[:, None]
-        most = max(self.num_reveals(num_masked, timestep))
-        return rows, self.revealed_columns(revealed, timestep)[:, :most]
 
     def draw_tokens(
         self,
@@ -423,7 +440,8 @@ class LoMDMScheduler(SchedulerMixin, ConfigMixin):
         require(ids, f"sample must be token ids [B, L], got {describe(sample)}. Pass int64.")
         needed = (rates, self.position_draw_needs_rates), (logits, self.position_draw_needs_logits)
         for name, (value, is_needed) in zip(("rates", "logits"), needed, strict=True):
-            wrong = f"{name} is None, but sampler={self.config.sampler!r} draws by them. "
+            names = f"sampler={self.config.sampler!r}, count={self.config.count!r}"
+            wrong = f"{name} is None, but {names} draws by them. "
             require(value is not None or not is_needed, f"{wrong}Pass the model's {name}.")
         for name, value in (("rates", rates), ("attention_mask", attention_mask)):
             fits = value is None or (isinstance(value, Tensor) and value.shape == sample.shape)
@@ -484,27 +502,43 @@ class LoMDMScheduler(SchedulerMixin, ConfigMixin):
         total = self.num_inference_steps
         return uniform_grid_probability(rates, block, num_blocks, steps_left, total)
 
+    def _measures(self, logits: Tensor | None, masked: Tensor) -> dict[str, Tensor]:
+        """Certainties `[B, L]` of the token laws, by each measure that order and count need."""
+        names = {"threshold": "confidence", "entropy_bound": "entropy"}
+        needed = {self.order_of_reveals, names.get(self.count_of_reveals)} & {*LOGIT_SAMPLERS}
+        found = {}
+        for name in needed:
+            parts = [certainty(part, self.config.mask_token_id, name) for part in slices(logits)]
+            found[name] = torch.cat(parts).reshape(masked.shape)
+            if masked.device.type == "cpu" and not (found[name].isfinite() | ~masked).all():
+                raise ValueError(
+                    "logits give no law at a masked position (NaN or infinite). Check the weights."
+                )
+        return found
+
     def _reveal_priority(
         self,
         rates: Tensor | None,
         uniforms: Tensor,
         positions: Tensor,
-        masked: Tensor,
-        logits: Tensor | None,
+        measures: dict[str, Tensor],
     ) -> Tensor:
         """Values `[B, L]` whose largest are revealed first."""
-        if self.config.sampler == "sequential":
+        order = self.order_of_reveals
+        if order == "sequential":
             # minus an exponential of rate v: ascending order is Plackett-Luce
             return uniforms.log() / rates
-        if self.config.sampler == "random":
+        if order == "random":
             return uniforms
-        if self.config.sampler == "left_to_right":
-            return -positions
-        measure = self.config.mask_token_id, self.config.sampler
-        found = [certainty(slice_, *measure) for slice_ in slices(logits)]
-        priority = torch.cat(found).reshape(masked.shape)
-        if priority.device.type == "cpu" and not (priority.isfinite() | ~masked).all():
-            raise ValueError(
-                "logits give no law at a masked position (NaN or infinite). Check the model's weights."
-            )
-        return priority
+        return -positions if order == "left_to_right" else measures[order]
+
+    def _num_certain(
+        self, priority: Tensor, masked: Tensor, block: Tensor, measures: dict[str, Tensor]
+    ) -> Tensor:
+        """How many masked positions `[B, 1]`, in order of reveal, the token laws let go at once."""
+        order = order_of_reveal(priority, masked, block)
+        if self.count_of_reveals == "threshold":
+            certainties = measures["confidence"].masked_fill(~masked, 0.0).gather(1, order)
+            return threshold_prefix(certainties, self.config.threshold)
+        entropies = (-measures["entropy"]).masked_fill(~masked, torch.inf).gather(1, order)
+        return entropy_bound_prefix(entropies, self.config.entropy_bound)

@@ -1,6 +1,8 @@
 """The settings of the scheduler, and the checks of what it is given. This file travels to the Hub."""
 
+from collections.abc import Mapping
 from numbers import Integral, Real
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,7 +11,10 @@ from .process_lomdm import float64_device
 
 RATE_SAMPLERS = ("sequential", "ancestral")
 LOGIT_SAMPLERS = ("confidence", "margin", "entropy")
-SAMPLERS = (*RATE_SAMPLERS, "random", "left_to_right", *LOGIT_SAMPLERS)
+# Samplers that decide by the token laws how many are revealed, and the order of each.
+COUNTING_SAMPLERS = {"threshold": "confidence", "entropy_bound": "entropy"}
+SAMPLERS = (*RATE_SAMPLERS, "random", "left_to_right", *LOGIT_SAMPLERS, *COUNTING_SAMPLERS)
+COUNTS = ("steps", *COUNTING_SAMPLERS)
 GRIDS = ("adaptive", "uniform")
 
 # Every setting: its type, its values or their range, and what to pass instead of others.
@@ -17,13 +22,16 @@ SETTINGS = {
     "mask_token_id": (Integral, (0, 2**31 - 1), "tokenizer.mask_token_id"),
     "sampler": (str, SAMPLERS, "sampler='sequential'"),
     "grid": (str, GRIDS, "grid='adaptive'"),
+    "count": (str, COUNTS, "None for the sampler's own"),
+    "threshold": (Real, (0.0, 1.0), "threshold=0.95"),
+    "entropy_bound": (Real, (0.0, 1e30), "entropy_bound=0.1"),
     "block_size": (Integral, (1, 2**31 - 1), "None for one window"),
     "temperature": (Real, (0.0, 1e30), "1.0 for the model's own law"),
     "top_p": (Real, (1e-30, 1.0), "None to keep all tokens"),
     "top_k": (Integral, (1, 2**31 - 1), "None to keep all tokens"),
     "num_inference_steps": (Integral, (1, 10**5), "the number of reveal steps, for example 256"),
 }
-OPTIONAL = ("block_size", "top_p", "top_k")
+OPTIONAL = ("block_size", "top_p", "top_k", "count")
 
 
 def check_setting(name: str, value: object) -> str | int | float | None:
@@ -44,6 +52,20 @@ def check_setting(name: str, value: object) -> str | int | float | None:
         rule += "" if kind is str else f" from {allowed[0]} to {allowed[1]}"
         raise ValueError(f"{name} must be {rule}, got {value!r}. Pass {remedy}.")
     return value if kind is str else int(value) if kind is Integral else float(value)
+
+
+def check_pairs(settings: Mapping[str, Any]) -> None:
+    """Raises `ValueError` for settings that contradict each other."""
+    sampler, count = settings["sampler"], settings["count"]
+    wrong = f"count={count!r} contradicts sampler={sampler!r}"
+    require(
+        sampler not in COUNTING_SAMPLERS or count in (None, sampler),
+        f"{wrong}, which decides the count. Pass count={sampler!r} or another sampler.",
+    )
+    require(
+        sampler != "ancestral" or count in (None, "steps"),
+        f"{wrong}, whose grid decides the count. Leave count out or pass sampler='sequential'.",
+    )
 
 
 def describe(value: object) -> str:

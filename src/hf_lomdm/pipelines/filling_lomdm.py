@@ -44,6 +44,10 @@ class Filling:
         use_cache: keep keys and values of finished blocks.
         watched: give out steps with nothing left to reveal too.
         rewritten: who is given a step may write into its window.
+
+    Attributes:
+        passes: forward passes so far. row_passes: those in which a row had masks.
+        interrupted: set it to end after the present step.
     """
 
     def __init__(
@@ -61,7 +65,7 @@ class Filling:
         self.use_cache, self.watched, self.rewritten = use_cache, watched, rewritten
         self.seeds = row_seeds(generator, len(canvas.rows))
         self.windows, self.steps = windows(canvas.rows, model.config), len(scheduler.timesteps)
-        self.passes, self.interrupted = 0, False
+        self.passes, self.row_passes, self.interrupted = 0, [0] * len(canvas.rows), False
 
     @property
     def num_timesteps(self) -> int:
@@ -99,11 +103,10 @@ class Filling:
         """Fills in a window, steps counted from `begin`.
 
         Where the scheduler tells on the host how many positions a step reveals, nothing waits for
-        the device, and steps with nothing left are skipped. Who may change the sample costs a count
-        of its masks.
+        the device, and steps with nothing left are skipped. Elsewhere a step waits once, for its
+        counts. Who may change the sample costs a count of its masks.
         """
         scheduler, finite, out, stale = self.scheduler, True, None, True
-        recount = scheduler.num_reveals_is_random or self.rewritten
         plain = scheduler.position_draw_needs_logits or self.model.rates_need_logits
         for step, timestep in enumerate(scheduler.timesteps):
             left, revealed = window.num_masked, torch.zeros_like(window.sample, dtype=torch.bool)
@@ -115,9 +118,8 @@ class Filling:
                         attention_mask=window.attention_mask,
                         output_logits=plain,
                     )
-                    self.passes += 1
-                revealed, sane = self._reveal(window, out, timestep, generator)
-                counts = scheduler.num_reveals(left, timestep)
+                    self._count_pass(left)
+                revealed, counts, sane = self._reveal(window, out, timestep, generator)
                 window.order = torch.where(revealed, begin + step, window.order)
                 left = [n - count for n, count in zip(left, counts, strict=True)]
                 finite = finite & sane
@@ -127,7 +129,7 @@ class Filling:
                 bar.update(self.steps - step)
                 break
             yield Step(begin + step, timestep, window, revealed, out.rates)
-            if recount:
+            if self.rewritten:
                 left = (window.sample == self.model.config.mask_token_id).sum(1).tolist()
             stale, window.num_masked = left != window.num_masked or self.rewritten, left
             bar.update()
@@ -135,9 +137,14 @@ class Filling:
                 break
         check_finite(finite)
 
-    def _reveal(self, window: Window, out, timestep, generator) -> tuple[Tensor, Tensor]:
-        """One step from the model's output: `revealed` `[B, S]` and whether all that was used is
-        finite.
+    def _count_pass(self, num_masked: list[int]) -> None:
+        self.passes += 1
+        rows = zip(self.row_passes, num_masked, strict=True)
+        self.row_passes = [passes + (count > 0) for passes, count in rows]
+
+    def _reveal(self, window: Window, out, timestep, generator) -> tuple[Tensor, list[int], Tensor]:
+        """One step from the model's output: `revealed` `[B, S]`, their number in each row, and
+        whether all that was used is finite.
 
         Positions come first. Unless their draw or the rates need logits, the revealed ones alone
         are projected to the vocabulary.
@@ -147,18 +154,25 @@ class Filling:
         revealed = scheduler.select(
             out.rates, timestep, sample, generator, attention_mask=mask, logits=needed
         )
-        rows, columns = scheduler.revealed_places(revealed, timestep, window.num_masked)
+        counts = (
+            revealed.sum(1).tolist()
+            if scheduler.num_reveals_is_random
+            else scheduler.num_reveals(window.num_masked, timestep)
+        )
+        rows = torch.arange(len(sample), device=sample.device)[:, None]
+        # rows are right-padded, so a column is a position
+        columns = scheduler.revealed_columns(revealed, timestep)[:, : max(counts)]
+        here = revealed[rows, columns]
         logits = (
             self.model.token_logits(out.last_hidden_state[rows, columns])
             if out.logits is None
             else out.logits[rows, columns]
         )
-        # rows are right-padded, so a column is a position
         tokens = scheduler.draw_tokens(logits, rows, columns, len(sample), generator)
-        tokens = torch.where(revealed[rows, columns], tokens, sample[rows, columns])
+        tokens = torch.where(here, tokens, sample[rows, columns])
         window.sample = sample.index_put((rows, columns), tokens)
-        broken = torch.isnan(logits.amax(-1)) & revealed[rows, columns]
-        return revealed, torch.isfinite(out.rates).all() & ~broken.any()
+        broken = torch.isnan(logits.amax(-1)) & here
+        return revealed, counts, torch.isfinite(out.rates).all() & ~broken.any()
 
 
 def row_seeds(generator, num_rows: int) -> list[int]:

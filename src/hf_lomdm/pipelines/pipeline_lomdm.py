@@ -7,6 +7,7 @@ This file travels to the Hub, where it loads without the package: components are
 import os
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -53,18 +54,23 @@ class LoMDMPipelineOutput(BaseOutput):
     """Output of `LoMDMPipeline`; `B` = prompts x `num_return_sequences`, the sequences of one
     prompt side by side.
 
-    texts: `B` strings, prompt included, cut before the first EOS after the prompt (in a template:
-    behind its last given
-        position); `None` without a tokenizer or with `output_type="seq"`.
     sequences: `[B, L]` int64, everything, padding at the far right.
+    texts: `B` strings, prompt included, cut before the first EOS after the prompt (in a template:
+        behind its last given position); `None` without a tokenizer or with `output_type="seq"`.
     order: `[B, L]` int64, 0-based step of reveal; -1 = given, -2 = padding.
     num_forward_passes: forward passes of the model over the batch.
+    row_passes: `[B]` int64, the passes in which a row had something to reveal.
+    tokens_per_pass: tokens that were written by a pass in a row, the mean.
+    seconds: wall time of the call.
     """
 
-    texts: list[str] | None
     sequences: Tensor
+    texts: list[str] | None
     order: Tensor
     num_forward_passes: int
+    row_passes: Tensor
+    tokens_per_pass: float
+    seconds: float
 
 
 class LoMDMPipeline(DiffusionPipeline):
@@ -108,6 +114,10 @@ class LoMDMPipeline(DiffusionPipeline):
         use_cache: bool = True,
         callback_on_step_end: Callable | PipelineCallback | MultiPipelineCallbacks | None = None,
         callback_on_step_end_tensor_inputs: list[str] | None = None,
+        *,
+        count: str | None = None,
+        threshold: float | None = None,
+        entropy_bound: float | None = None,
     ) -> LoMDMPipelineOutput | tuple:
         """Continues prompts, fills templates or, without a prompt, writes freely.
 
@@ -117,15 +127,16 @@ class LoMDMPipeline(DiffusionPipeline):
                 filled in place (a model with blocks does not read what stands behind the block of a
                 mask). If the model has a `bos_token_id`, a text that is a prefix gets it in front;
                 ids and templates are taken as they are, and without a prompt it is written too.
-            num_inference_steps: reveal steps `K`; steps with nothing left to reveal make no forward
+            num_inference_steps: reveal steps `K`, or with a `count` by the token laws their limit;
+                steps with nothing left to reveal make no forward
                 pass. A model with blocks takes `K` steps for each block, a model without for each
                 window: beyond `max_position_embeddings`, the second half of a text that long is the
                 context of the next half.
             max_length: tokens of a row, prompt included; default `max_position_embeddings`. Behind
                 an EOS nothing is written but the rest of its block or window.
             max_new_tokens: tokens after each prefix, in place of `max_length`.
-            num_return_sequences: for each prompt. sampler, temperature, top_p, top_k: default those
-                of the scheduler.
+            num_return_sequences: for each prompt. sampler, count, threshold, entropy_bound,
+                temperature, top_p, top_k: as in the scheduler, whose values are the default.
             generator: one, or one per result; default the global one. A result does not depend on
                 its batch.
             output_type: `"text"` (texts need a tokenizer) or `"seq"`.
@@ -142,13 +153,22 @@ class LoMDMPipeline(DiffusionPipeline):
             ValueError: input that cannot be used, with its name, its value and the remedy; weights
                 with NaN.
         """
+        started = time.perf_counter()
         inputs = self._callback_inputs(callback_on_step_end, callback_on_step_end_tensor_inputs)
         require(
             output_type in ("text", "seq"),
             f"output_type must be 'text' or 'seq', got {output_type!r}.",
         )
         self._check_model()
-        settings = {"sampler": sampler, "temperature": temperature, "top_p": top_p, "top_k": top_k}
+        settings = {
+            "sampler": sampler,
+            "count": count,
+            "threshold": threshold,
+            "entropy_bound": entropy_bound,
+            "temperature": temperature,
+            "top_p": top_p,
+            "top_k": top_k,
+        }
         changes = {name: value for name, value in settings.items() if value is not None}
         # a scheduler of this call's own: the pipeline's is left as it is, also when the call fails
         scheduler = type(self.scheduler).from_config(self.scheduler.config, **changes)
@@ -172,7 +192,12 @@ class LoMDMPipeline(DiffusionPipeline):
         texts = None
         if output_type == "text" and self.tokenizer is not None:
             texts = decode(canvas, self.tokenizer, self.model.config)
-        output = LoMDMPipelineOutput(texts, sequences, order, filling.passes)
+        row_passes = torch.tensor(filling.row_passes)
+        written = int((order >= 0).sum()) / max(1, int(row_passes.sum()))
+        seconds = time.perf_counter() - started
+        output = LoMDMPipelineOutput(
+            sequences, texts, order, filling.passes, row_passes, written, seconds
+        )
         return output if return_dict else output.to_tuple()
 
     @property
