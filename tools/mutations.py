@@ -223,8 +223,8 @@ MUTATIONS = (
     Mutation(
         "leak temperature into the reveal of ancestral",
         SCHEDULER,
-        "masked & (uniforms < probability)",
-        "masked & (uniforms**self.config.temperature < probability)",
+        "masked & (uniforms < chances)",
+        "masked & (uniforms**self.config.temperature < chances)",
         SAMPLING,
     ),
     Mutation(

@@ -286,7 +286,7 @@ TABLE = (
         ),
     ),
     (
-        "modeling/scheduling_lomdm.py",
+        "modeling/forward_lomdm.py",
         ("tests/schedulers/test_scheduling_lomdm.py",),
         (
             (
@@ -300,7 +300,7 @@ TABLE = (
         "pipelines/filling_lomdm.py",
         ("tests/pipelines/test_windows.py",),
         (
-            ("draw the same in every window", "manual_seed(seed + index)", "manual_seed(seed)"),
+            ("draw the same in every window", "(seed + window +", "(seed +"),
             (
                 "go on with what the model said before a callback wrote",
                 "stale, window.num_masked = left != window.num_masked or self.rewritten, left",

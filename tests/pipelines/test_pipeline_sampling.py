@@ -339,7 +339,7 @@ def test_top_k_of_one_is_greedy(make_model):
 def test_output_forms(make_model):
     pipe = make_pipe(make_model(), build_tokenizer())
     out = pipe("a", 2, max_length=6, generator=generators(0))
-    sequences, texts, order, passes, row_passes, tokens_per_pass, seconds = pipe(
+    sequences, texts, order, reveals, passes, row_passes, tokens_per_pass, seconds = pipe(
         "a", 2, max_length=6, generator=generators(0), return_dict=False
     )
     assert (
@@ -348,6 +348,7 @@ def test_output_forms(make_model):
         and torch.equal(order, out.order)
     )
     assert passes == out.num_forward_passes == 2 and row_passes.tolist() == [2]
+    assert torch.equal(reveals, out.num_reveals) and torch.equal(reveals, (order >= 0).long())
     assert tokens_per_pass == out.tokens_per_pass == 2 and seconds > 0 < out.seconds
     assert pipe("a", 2, max_length=6, output_type="seq").texts is None
     # an index means the same in both forms, with texts and without
@@ -357,7 +358,7 @@ def test_output_forms(make_model):
             pipe("a", 2, generator=generators(0), return_dict=form, **options)
             for form in (True, False)
         )
-        assert len(tuple_) == len(object_.to_tuple()) == 6 + (output_type == "text")
+        assert len(tuple_) == len(object_.to_tuple()) == 7 + (output_type == "text")
         for i, value in enumerate(tuple_):
             same = (
                 torch.equal(value, object_[i])

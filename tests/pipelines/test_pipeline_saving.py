@@ -19,9 +19,8 @@ MODEL_FILES = (
     "attention backbone batch checkpoint configuration context modeling process rates token_losses"
 )
 CODE = {f"{name}_lomdm.py" for name in MODEL_FILES.split()}
-SCHEDULER_CODE = {
-    f"{name}_lomdm.py" for name in "position_draw process scheduling settings token_draw".split()
-}
+SCHEDULER_FILES = "forward input_checks position_draw process scheduling settings token_draw"
+SCHEDULER_CODE = {f"{name}_lomdm.py" for name in SCHEDULER_FILES.split()}
 PIPELINE_CODE = {
     f"{name}_lomdm.py" for name in "canvas filling hub_folder pipeline prompts".split()
 }

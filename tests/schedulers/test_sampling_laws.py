@@ -214,7 +214,7 @@ def test_adaptive_grid_expects_an_even_share_of_reveals(spread, block_size):
     masked = torch.rand(50, 23, generator=generator) < torch.linspace(0, 1, 50)[:, None]
     scheduler = LoMDMScheduler(MASK, sampler="ancestral", block_size=block_size)
     for left in (1, 2, 3, 10, 200):
-        block, num_blocks = scheduler._blocks(masked, None)
+        block, num_blocks = scheduler.blocks(masked, None)
         probability = scheduler._ancestral(rates, masked, block, num_blocks, left) * masked
         expected = masked.sum(1).double() / left
         # 1e-6 of a position: the fixed number of Newton steps is exact far beyond that even for

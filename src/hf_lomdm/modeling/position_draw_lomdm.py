@@ -6,7 +6,14 @@ This file travels to the Hub. Its formulas are those of `process_lomdm.py`.
 import torch
 from torch import Tensor
 
-from .process_lomdm import adaptive_log_ratio, local_time, reveal_probability
+from .process_lomdm import (
+    adaptive_log_ratio,
+    least_certain_weights,
+    local_time,
+    remask_limit,
+    remasking_reveal_probability,
+    reveal_probability,
+)
 
 # Certainties that differ by no more than this are a tie, which goes to the left. Rounding, which
 # depends on the batch and on the processor, moves them by up to 3e-6 in float32; and positions
@@ -69,3 +76,42 @@ def adaptive_grid_probability(
         torch.zeros_like(goal), adaptive_log_ratio(rates, partial, goal), rates
     )
     return torch.where(partial, within, fraction)
+
+
+def steps_beside_loop(
+    steps_left: int | Tensor, total: int, start: float, stop: float
+) -> int | Tensor:
+    """Steps left of a grid whose steps at the times `stop < t <= start` are cut out: they stand
+    still."""
+    last = max(1, round(stop * total))
+    length = max(0, round(start * total) - last)
+    behind = steps_left - last
+    if isinstance(behind, Tensor):
+        return steps_left - behind.clamp(0, length)
+    return steps_left - min(max(behind, 0), length)
+
+
+def remasking_probability(
+    rates: Tensor,
+    masked: Tensor,
+    remaskable: Tensor,
+    log_u: tuple[Tensor, Tensor],
+    remasking: str,
+    sigma: float | Tensor,
+    certainties: Tensor | None,
+) -> Tensor:
+    """Probability `[B, L]` that a masked position is revealed, or a remaskable one masked again.
+
+    Args:
+        log_u: log local times `[B, L]` before and after the step.
+        remasking, sigma: as in the scheduler. certainties: `[B, L]`, for `"confidence"`.
+    """
+    limit = remask_limit(*log_u, rates)
+    if remasking == "cap":
+        chosen = limit.clamp(max=sigma)
+    else:
+        chosen = sigma * limit
+    if remasking == "confidence":
+        chosen = chosen * least_certain_weights(certainties, remaskable)
+    revealed = remasking_reveal_probability(*log_u, rates, chosen)
+    return torch.where(masked, revealed, torch.where(remaskable, chosen, 0.0))

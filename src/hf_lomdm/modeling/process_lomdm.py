@@ -190,6 +190,47 @@ def reveal_probability(log_u_from: Tensor, log_u_to: Tensor, rates: Tensor) -> T
     return -torch.expm1(rates * (log_u_to - log_u_from))
 
 
+def remask_limit(log_u_from: Tensor, log_u_to: Tensor, rates: Tensor) -> Tensor:
+    """Largest `sigma = min(1, (1 - alpha(u_to)) / alpha(u_from))` `[B, L]` with which marginals
+    stay.
+
+    Args:
+        log_u_from, log_u_to, rates: as in `reveal_probability`, but for the rate `w`, of a position
+            masked or not.
+    """
+    revealed = alpha(log_u_from, rates).clamp(min=torch.finfo(rates.dtype).tiny)
+    return (torch.exp(rates * log_u_to) / revealed).clamp(max=1.0)
+
+
+def remasking_reveal_probability(
+    log_u_from: Tensor, log_u_to: Tensor, rates: Tensor, sigma: Tensor
+) -> Tensor:
+    """`(alpha(u_to) - (1 - sigma) alpha(u_from)) / (1 - alpha(u_from))`, with which a masked
+    position is revealed where a revealed one is masked again with probability `sigma`.
+
+    The probability that a position is masked then goes from `1 - alpha(u_from)` to `1 - alpha(u_to)`
+    as in the forward process (ReMDM, for rates of each position; docs/method.md, "remasking"). It is
+    `reveal_probability` where `sigma` is 0.
+
+    Args:
+        sigma: `[B, L]`, at most `remask_limit`.
+    Returns:
+        `[B, L]` in `[0, 1]`; exactly 1 where the window ends.
+    """
+    odds = alpha(log_u_from, rates) / torch.exp(rates * log_u_from)
+    found = reveal_probability(log_u_from, log_u_to, rates) + sigma * odds
+    return torch.where(log_u_to > -torch.inf, found, torch.ones_like(found))
+
+
+def least_certain_weights(certainties: Tensor, among: Tensor) -> Tensor:
+    """`softmax(-certainty)` over the positions `among` `[B, L]`, their mean elsewhere: `[B, L]`.
+
+    With the mean, as many are revealed as are masked again, in expectation.
+    """
+    weights = (-certainties).masked_fill(~among, -torch.inf).softmax(-1)
+    return torch.where(among, weights, 1 / among.sum(-1, keepdim=True).clamp(min=1).to(weights))
+
+
 def threshold_prefix(certainties: Tensor, threshold: float) -> Tensor:
     """Length `[B, 1]` of the longest prefix of `certainties` `[B, L]` that all exceed the
     threshold."""

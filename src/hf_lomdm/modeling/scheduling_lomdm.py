@@ -18,23 +18,31 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils import BaseOutput
 from torch import Generator, Tensor
 
+from .forward_lomdm import ForwardProcess
+from .input_checks_lomdm import (
+    check_certainties,
+    check_given,
+    check_shapes,
+    describe,
+    float64_rates,
+    require,
+)
 from .position_draw_lomdm import (
     adaptive_grid_probability,
     level,
     order_of_reveal,
+    remasking_probability,
     share,
+    steps_beside_loop,
     uniform_grid_probability,
 )
 from .process_lomdm import (
-    alpha,
     entropy_bound_prefix,
     float64_device,
     local_time,
-    position_ids,
     position_uniforms,
     row_seeds,
     threshold_prefix,
-    velocity,
 )
 from .settings_lomdm import (
     COUNTING_SAMPLERS,
@@ -44,12 +52,8 @@ from .settings_lomdm import (
     SETTINGS,
     check_pairs,
     check_setting,
-    describe,
-    float64_rates,
-    require,
-    times_of_rows,
 )
-from .token_draw_lomdm import certainty, draw_from_law, slice_rows, slices
+from .token_draw_lomdm import certainty, draw_from_law, slice_rows, slices, token_probability
 
 
 @dataclass
@@ -65,7 +69,7 @@ class LoMDMSchedulerOutput(BaseOutput):
     revealed: Tensor
 
 
-class LoMDMScheduler(SchedulerMixin, ConfigMixin):
+class LoMDMScheduler(ForwardProcess, SchedulerMixin, ConfigMixin):
     """Reveals masked positions step by step, from all masked (`t = 1`) to data (`t = 0`).
 
     Args:
@@ -88,6 +92,20 @@ class LoMDMScheduler(SchedulerMixin, ConfigMixin):
             sampler's own. For every sampler but `"ancestral"`.
         threshold: a probability; 1 reveals one position at a time.
         entropy_bound: in nats; 0 reveals one position at a time.
+        remasking: by which probability a revealed position is masked again, for the sampler
+            `"ancestral"` on the `"uniform"` grid (ReMDM). With the largest one that keeps the
+            marginals, `limit`: `"cap"` is `min(sigma, limit)`, `"rescale"` is `sigma * limit`,
+            `"confidence"` is `sigma * limit` times the softmax of minus the probability that a
+            token had when it was revealed. `None`: a reveal is final.
+        sigma: the strength of `remasking`; 0 is none.
+        loop_start, loop_stop: two times. In the steps between them time stands still and positions
+            are masked again, in the others none is; the others share the time evenly. `None`:
+            remasking in all steps.
+        corrector_steps: corrections of a text, or of each block, when all is revealed.
+        corrector_k: positions that a correction masks. They are revealed again as the sampler and
+            the count have it, one at a time or in fewer passes (`"ancestral"`: as `"sequential"`).
+        corrector_selection: `"random"`, which keeps the law of a consistent network, or
+            `"confidence"`, those whose tokens were the least probable when they were revealed.
         block_size: positions per block, counted from the first real token, or `None` for one
             window. Blocks are revealed from left to right; a step goes on to the next block when it
             finishes one. On the adaptive grid the expected reveals of a step go to the leftmost
@@ -113,6 +131,13 @@ class LoMDMScheduler(SchedulerMixin, ConfigMixin):
         count: str | None = None,
         threshold: float = 0.95,
         entropy_bound: float = 0.1,
+        remasking: str | None = None,
+        sigma: float = 0.02,
+        loop_start: float | None = None,
+        loop_stop: float | None = None,
+        corrector_steps: int = 0,
+        corrector_k: int = 1,
+        corrector_selection: str = "random",
     ):
         self.num_inference_steps: int | None = None
         self.timesteps: Tensor | None = None
@@ -157,6 +182,18 @@ class LoMDMScheduler(SchedulerMixin, ConfigMixin):
         laws. If not, it is `num_reveals`."""
         return self.config.sampler == "ancestral" or self.count_of_reveals != "steps"
 
+    @property
+    def needs_certainties(self) -> bool:
+        """Whether `select` or `correct` needs the probabilities of tokens when they were
+        revealed."""
+        corrects = self.config.corrector_steps and self.config.corrector_selection == "confidence"
+        return self.config.remasking == "confidence" or bool(corrects)
+
+    @property
+    def num_corrector_steps(self) -> int:
+        """Steps of all corrections of a text, or of a block, behind those of `timesteps`."""
+        return self.config.corrector_steps * self.config.corrector_k
+
     def num_reveals(self, num_masked: list[int], timestep: float | Tensor) -> list[int]:
         """Positions that the step at `timestep` reveals in each row: `ceil(remaining / steps
         left)`.
@@ -193,82 +230,7 @@ class LoMDMScheduler(SchedulerMixin, ConfigMixin):
         self.timesteps = (left / num_inference_steps).to(torch.float32).to(device)
 
     # ---------------------------------------------------------------------------------------------
-    # forward process
-
-    def alpha(
-        self, timesteps: float | Tensor, rates: Tensor, attention_mask: Tensor | None = None
-    ) -> Tensor:
-        """`alpha_i(t) = 1 - u_i(t)^w_i`, the probability that a position is not masked at time `t`.
-
-        Args:
-            timesteps: times in `[0, 1]`, one for all or one per row (`[B]` or `[B, 1]`).
-            rates: `[B, L]`, forward rates `w > 0`.
-            attention_mask: `[B, L]`, 1 = real; it matters for the windows of blocks only.
-        Returns:
-            `[B, L]` in the dtype of `rates`.
-        Raises:
-            ValueError: for wrong shapes and dtypes; on the CPU, where looking costs no
-                synchronisation, also for times outside `[0, 1]` and real positions whose rates are
-                not positive and finite.
-        """
-        w = float64_rates(rates, attention_mask)
-        log_u = local_time(times_of_rows(timesteps, w), *self._blocks(w, attention_mask)).log()
-        return alpha(log_u, w).to(rates.device).to(rates.dtype)
-
-    def velocity(
-        self, timesteps: float | Tensor, rates: Tensor, attention_mask: Tensor | None = None
-    ) -> Tensor:
-        """The paper's velocity `A_i = -alpha_i' / (1 - alpha_i) = w_i / (t - a_i)` in the window
-        `[a_i, b_i]`, else 0.
-
-        Per unit of global time; infinite at `t = a_i`. Arguments, result and errors as in `alpha`.
-        """
-        w = float64_rates(rates, attention_mask)
-        found = velocity(times_of_rows(timesteps, w), w, *self._blocks(w, attention_mask))
-        return found.to(rates.device).to(rates.dtype)
-
-    def add_noise(
-        self,
-        original_samples: Tensor,
-        rates: Tensor,
-        timesteps: float | Tensor,
-        generator: Generator | list[Generator] | None = None,
-        *,
-        attention_mask: Tensor | None = None,
-    ) -> Tensor:
-        """Mask each real position of a text by itself with probability `1 - alpha_i(t)`; errors as
-        in `alpha`.
-
-        Args:
-            original_samples: `[B, L]` token ids.
-            rates: `[B, L]`, forward rates `w > 0`.
-            timesteps: times in `[0, 1]`, one for all or one per row (`[B]` or `[B, 1]`).
-            generator: one for the batch, a list with one per row, or `None` for the global one.
-            attention_mask: `[B, L]`, 1 = real; padding is never masked.
-        Returns:
-            `[B, L]`, a copy with masks.
-        """
-        self._check_shapes(original_samples, rates, attention_mask)
-        home, device = original_samples.device, float64_device(original_samples.device)
-        seeds = row_seeds(generator, len(original_samples), device)
-        positions = self.positions(original_samples, attention_mask).to(device)
-        alpha = self.alpha(
-            timesteps, float64_rates(rates.to(device), attention_mask), attention_mask
-        )
-        masked = (position_uniforms(seeds[:, None], positions) < 1 - alpha).to(home)
-        if attention_mask is not None:
-            masked &= attention_mask.bool()
-        return original_samples.masked_fill(masked, self.config.mask_token_id)
-
-    # ---------------------------------------------------------------------------------------------
     # reverse process
-
-    @staticmethod
-    def positions(sample: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """Index of each position counted from the first real token: `[B, L]` int64 (clamped at 0 on
-        left padding)."""
-        real = None if attention_mask is None else attention_mask.bool()
-        return position_ids(real, sample.shape[1], sample.device).expand(sample.shape)
 
     def select(
         self,
@@ -279,8 +241,11 @@ class LoMDMScheduler(SchedulerMixin, ConfigMixin):
         *,
         attention_mask: Tensor | None = None,
         logits: Tensor | None = None,
+        given: Tensor | None = None,
+        certainties: Tensor | None = None,
     ) -> Tensor:
-        """Draw the positions that are revealed in the step that starts at `timestep`.
+        """Draw the positions that are revealed in the step that starts at `timestep`, and with
+        remasking those that are masked again.
 
         Takes one seed per row from `generator`, whatever the sampler and the number of masked
         positions.
@@ -292,14 +257,22 @@ class LoMDMScheduler(SchedulerMixin, ConfigMixin):
             generator: one for the batch, a list with one per row, or `None` for the global one.
             attention_mask: `[B, L]`, 1 = real; `None` if nothing is padding.
             logits: `[B, L, V]`, only for samplers with `position_draw_needs_logits`.
+            given: `[B, L]` bool, positions that are never masked; only for remasking.
+            certainties: `[B, L]`, the probability that each revealed token had when it was
+                revealed; only for `remasking="confidence"`.
         Returns:
-            `[B, L]` bool, a subset of the masked positions.
+            `[B, L]` bool, the positions that change: masked ones are revealed, others masked again.
         Raises:
             ValueError: for missing input, wrong shapes, an unknown `timestep`, and, on the CPU,
                 where looking costs no synchronisation, rates that are not positive or logits that
                 are not a law at masked positions.
         """
-        self._check_shapes(sample, rates, attention_mask, logits)
+        check_shapes(sample, rates, attention_mask, logits)
+        self._check_needed(rates, logits)
+        if self.config.remasking is not None:
+            check_given(sample, given)
+        if self.config.remasking == "confidence":
+            check_certainties(sample, certainties)
         home, device = sample.device, float64_device(sample.device)
         steps_left = self._steps_left(timestep, device)
         seeds = row_seeds(generator, len(sample), device)
@@ -307,16 +280,25 @@ class LoMDMScheduler(SchedulerMixin, ConfigMixin):
         masked = (sample == self.config.mask_token_id).to(device)
         if attention_mask is not None:
             masked &= attention_mask.bool().to(device)
-        block, num_blocks = self._blocks(positions, attention_mask)
+        block, num_blocks = self.blocks(positions, attention_mask)
         uniforms = position_uniforms(seeds[:, None], positions)
-        v = (
-            float64_rates(rates.detach().to(device), masked)
-            if self.position_draw_needs_rates
-            else None
-        )
+        remaskable = torch.zeros_like(masked)
+        if self.config.remasking is not None:
+            real = True if attention_mask is None else attention_mask.bool().to(device)
+            remaskable = ~masked & ~given.to(device) & real
+        v = None
+        if self.position_draw_needs_rates:
+            v = float64_rates(rates.detach().to(device), masked | remaskable)
+        if self.config.remasking is not None:
+            log_u = self._local_times(block, num_blocks, steps_left)
+            sigma = self._sigma(steps_left)
+            kind, known = self.config.remasking, certainties
+            known = None if known is None else known.to(device, torch.float64)
+            chances = remasking_probability(v, masked, remaskable, log_u, kind, sigma, known)
+            return (uniforms < chances).to(home)
         if self.config.sampler == "ancestral":
-            probability = self._ancestral(v, masked, block, num_blocks, steps_left)
-            return (masked & (uniforms < probability)).to(home)
+            chances = self._ancestral(v, masked, block, num_blocks, steps_left)
+            return (masked & (uniforms < chances)).to(home)
         measures = self._measures(logits, masked)
         priority = self._reveal_priority(v, uniforms, positions, measures)
         count, apart = share(masked.sum(1, keepdim=True), steps_left), False
@@ -329,6 +311,52 @@ class LoMDMScheduler(SchedulerMixin, ConfigMixin):
             levelled = level(priority, masked, block, count)
             priority = levelled if apart is False else torch.where(apart, priority, levelled)
         return (order_of_reveal(priority, masked, block).argsort(dim=1) < count).to(home)
+
+    def correct(
+        self,
+        sample: Tensor,
+        given: Tensor,
+        generator: Generator | list[Generator] | None = None,
+        *,
+        attention_mask: Tensor | None = None,
+        certainties: Tensor | None = None,
+    ) -> Tensor:
+        """Draw the `corrector_k` positions that a correction masks, of those revealed and not
+        given.
+
+        Takes one seed per row from `generator`.
+
+        Args:
+            given: `[B, L]` bool, positions that are never masked.
+            certainties: as in `select`, for `corrector_selection="confidence"`.
+            sample, generator, attention_mask: as in `select`.
+        Returns:
+            `[B, L]` bool; fewer than `corrector_k` in a row that has no more.
+        """
+        check_shapes(sample, None, attention_mask)
+        device = float64_device(sample.device)
+        positions = self.positions(sample, attention_mask).to(device)
+        uniforms = position_uniforms(row_seeds(generator, len(sample), device)[:, None], positions)
+        free = (~given & (sample != self.config.mask_token_id)).to(device)
+        if attention_mask is not None:
+            free &= attention_mask.bool().to(device)
+        count = free.sum(1, keepdim=True).clamp(max=self.config.corrector_k)
+        block = torch.zeros_like(positions)
+        priority = uniforms
+        if self.config.corrector_selection == "confidence":
+            check_certainties(sample, certainties)
+            priority = level(-certainties.to(device, torch.float64), free, block, count)
+        order = order_of_reveal(priority, free, block)
+        return (order.argsort(dim=1) < count).to(sample.device)
+
+    def for_correction(self) -> "LoMDMScheduler":
+        """The scheduler that reveals what a correction has masked, its timesteps set."""
+        sampler = "sequential" if self.config.sampler == "ancestral" else self.config.sampler
+        no_loop = {"remasking": None, "loop_start": None, "loop_stop": None}
+        settings = {"sampler": sampler, "corrector_steps": 0, **no_loop}
+        scheduler = type(self).from_config(self.config, **settings)
+        scheduler.set_timesteps(self.config.corrector_k)
+        return scheduler
 
     def revealed_columns(self, revealed: Tensor, timestep: float | Tensor) -> Tensor:
         """Columns of the revealed positions, for gathering with fixed shapes: `[B, W]` int64.
@@ -385,6 +413,13 @@ class LoMDMScheduler(SchedulerMixin, ConfigMixin):
         tokens = torch.cat([draw_from_law(*part, *law) for part in parts])
         return tokens.reshape(logits.shape[:-1]).to(logits.device)
 
+    def probability(self, logits: Tensor, tokens: Tensor) -> Tensor:
+        """Probability `[...]` of `tokens` `[...]` in the law of `[..., V]` logits as it is,
+        float64."""
+        pieces = zip(slices(logits), tokens.reshape(-1).split(slice_rows(logits)), strict=True)
+        found = [token_probability(*piece, self.config.mask_token_id) for piece in pieces]
+        return torch.cat(found).reshape(tokens.shape)
+
     def step(
         self,
         model_output: Tensor,
@@ -395,20 +430,24 @@ class LoMDMScheduler(SchedulerMixin, ConfigMixin):
         return_dict: bool = True,
         *,
         attention_mask: Tensor | None = None,
+        given: Tensor | None = None,
+        certainties: Tensor | None = None,
     ) -> LoMDMSchedulerOutput | tuple[Tensor, Tensor]:
-        """Reveal positions and give each its token: `select`, then `draw_tokens`.
+        """Reveal positions and give each its token, and with remasking mask others again: `select`,
+        then `draw_tokens`.
 
         Args:
             model_output: `[B, L, V]` logits, unnormalised.
             timestep, sample, rates, generator: as in `select`.
             return_dict: `False` returns the tuple `(prev_sample, revealed)`.
-            attention_mask: as in `select`.
+            attention_mask, given, certainties: as in `select`.
         Raises:
             ValueError: as `select` and `draw_tokens`.
         """
-        revealed = self.select(
-            rates, timestep, sample, generator, attention_mask=attention_mask, logits=model_output
-        )
+        known = {"attention_mask": attention_mask, "given": given, "certainties": certainties}
+        changed = self.select(rates, timestep, sample, generator, logits=model_output, **known)
+        masked = sample == self.config.mask_token_id
+        revealed = changed & masked
         rows = torch.arange(len(sample), device=sample.device)[:, None]
         columns = self.revealed_columns(revealed, timestep)
         here = revealed.gather(1, columns)
@@ -419,37 +458,45 @@ class LoMDMScheduler(SchedulerMixin, ConfigMixin):
         prev_sample = sample.scatter(
             1, columns, torch.where(here, tokens, sample.gather(1, columns))
         )
+        prev_sample = prev_sample.masked_fill(changed & ~masked, self.config.mask_token_id)
         return (
             LoMDMSchedulerOutput(prev_sample, revealed) if return_dict else (prev_sample, revealed)
         )
 
     # ------------------------------------------------------------------------------------------------------- parts
 
-    def _check_shapes(
-        self,
-        sample: Tensor,
-        rates: Tensor | None,
-        attention_mask: Tensor | None,
-        logits: Tensor | None = None,
-    ) -> None:
-        ids = (
-            isinstance(sample, Tensor)
-            and sample.ndim == 2
-            and sample.dtype in (torch.int64, torch.int32)
-        )
-        require(ids, f"sample must be token ids [B, L], got {describe(sample)}. Pass int64.")
+    def _local_times(
+        self, block: Tensor, num_blocks: int | Tensor, steps_left: int | Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Log local times `[B, L]` before and after a step of the uniform grid, its loop cut
+        out."""
+        total = self.num_inference_steps
+        before, after = self._beside_loop(steps_left), self._beside_loop(steps_left - 1)
+        whole = self._beside_loop(total)
+        u = (local_time(step, block, num_blocks, whole) for step in (before, after))
+        u_from, u_to = u
+        return u_from.log(), u_to.log()
+
+    def _beside_loop(self, steps_left: int | Tensor) -> int | Tensor:
+        config = self.config
+        if config.loop_start is None:
+            return steps_left
+        total = self.num_inference_steps
+        return steps_beside_loop(steps_left, total, config.loop_start, config.loop_stop)
+
+    def _sigma(self, steps_left: int | Tensor) -> float | Tensor:
+        """The strength of remasking in this step: none beside a loop."""
+        if self.config.loop_start is None:
+            return self.config.sigma
+        inside = self._beside_loop(steps_left) == self._beside_loop(steps_left - 1)
+        return self.config.sigma * inside
+
+    def _check_needed(self, rates: Tensor | None, logits: Tensor | None) -> None:
         needed = (rates, self.position_draw_needs_rates), (logits, self.position_draw_needs_logits)
+        names = f"sampler={self.config.sampler!r}, count={self.config.count!r}"
         for name, (value, is_needed) in zip(("rates", "logits"), needed, strict=True):
-            names = f"sampler={self.config.sampler!r}, count={self.config.count!r}"
-            wrong = f"{name} is None, but {names} draws by them. "
-            require(value is not None or not is_needed, f"{wrong}Pass the model's {name}.")
-        for name, value in (("rates", rates), ("attention_mask", attention_mask)):
-            fits = value is None or (isinstance(value, Tensor) and value.shape == sample.shape)
-            shape = f"{name} must have the shape {tuple(sample.shape)} of sample"
-            require(fits, f"{shape}, got {describe(value)}. Pass one value per position.")
-        fits = logits is None or (logits.ndim == 3 and logits.shape[:2] == sample.shape)
-        shape = f"logits must have the shape [{sample.shape[0]}, {sample.shape[1]}, V]"
-        require(fits, f"{shape}, got {describe(logits)}. Pass one row per text.")
+            wrong = f"{name} is None, but {names} draws by them. Pass the model's {name}."
+            require(value is not None or not is_needed, wrong)
 
     def _steps_left(self, timestep: float | Tensor, device: torch.device) -> int | Tensor:
         """`K` minus the index of `timestep`: an integer, or a 0-dim tensor if reading it would
@@ -472,20 +519,6 @@ class LoMDMScheduler(SchedulerMixin, ConfigMixin):
                 f"timestep {float(timestep)} is not in the grid of {total} steps. Pass an entry of scheduler.timesteps."
             )
         return round(steps_left)
-
-    def _blocks(
-        self, positions: Tensor, attention_mask: Tensor | None
-    ) -> tuple[Tensor, int | Tensor]:
-        """Block of each position `[B, L]` and number of blocks of each row (`[B, 1]`, or a number
-        for all)."""
-        size = self.config.block_size
-        if size is None:
-            return torch.zeros(positions.shape, dtype=torch.int64, device=positions.device), 1
-        if attention_mask is None:
-            return self.positions(positions) // size, -(-positions.shape[1] // size)
-        attention_mask = attention_mask.to(positions.device)
-        count = (attention_mask.bool().sum(1, keepdim=True) + size - 1) // size
-        return self.positions(positions, attention_mask) // size, count
 
     def _ancestral(
         self,

@@ -1,13 +1,10 @@
-"""The settings of the scheduler, and the checks of what it is given. This file travels to the Hub."""
+"""The settings of the scheduler: their types, values and ranges. This file travels to the Hub."""
 
 from collections.abc import Mapping
 from numbers import Integral, Real
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from .process_lomdm import float64_device
+from .input_checks_lomdm import require
 
 RATE_SAMPLERS = ("sequential", "ancestral")
 LOGIT_SAMPLERS = ("confidence", "margin", "entropy")
@@ -15,6 +12,8 @@ LOGIT_SAMPLERS = ("confidence", "margin", "entropy")
 COUNTING_SAMPLERS = {"threshold": "confidence", "entropy_bound": "entropy"}
 SAMPLERS = (*RATE_SAMPLERS, "random", "left_to_right", *LOGIT_SAMPLERS, *COUNTING_SAMPLERS)
 COUNTS = ("steps", *COUNTING_SAMPLERS)
+REMASKINGS = ("cap", "rescale", "confidence")
+SELECTIONS = ("random", "confidence")
 GRIDS = ("adaptive", "uniform")
 
 # Every setting: its type, its values or their range, and what to pass instead of others.
@@ -25,13 +24,20 @@ SETTINGS = {
     "count": (str, COUNTS, "None for the sampler's own"),
     "threshold": (Real, (0.0, 1.0), "threshold=0.95"),
     "entropy_bound": (Real, (0.0, 1e30), "entropy_bound=0.1"),
+    "remasking": (str, REMASKINGS, "None to mask nothing again"),
+    "sigma": (Real, (0.0, 1.0), "sigma=0.02"),
+    "loop_start": (Real, (0.0, 1.0), "loop_start=0.55"),
+    "loop_stop": (Real, (0.0, 1.0), "loop_stop=0.05"),
+    "corrector_steps": (Integral, (0, 10**5), "0 for no corrections"),
+    "corrector_k": (Integral, (1, 10**5), "corrector_k=1"),
+    "corrector_selection": (str, SELECTIONS, "corrector_selection='random'"),
     "block_size": (Integral, (1, 2**31 - 1), "None for one window"),
     "temperature": (Real, (0.0, 1e30), "1.0 for the model's own law"),
     "top_p": (Real, (1e-30, 1.0), "None to keep all tokens"),
     "top_k": (Integral, (1, 2**31 - 1), "None to keep all tokens"),
     "num_inference_steps": (Integral, (1, 10**5), "the number of reveal steps, for example 256"),
 }
-OPTIONAL = ("block_size", "top_p", "top_k", "count")
+OPTIONAL = ("block_size", "top_p", "top_k", "count", "remasking", "loop_start", "loop_stop")
 
 
 def check_setting(name: str, value: object) -> str | int | float | None:
@@ -66,54 +72,15 @@ def check_pairs(settings: Mapping[str, Any]) -> None:
         sampler != "ancestral" or count in (None, "steps"),
         f"{wrong}, whose grid decides the count. Leave count out or pass sampler='sequential'.",
     )
-
-
-def describe(value: object) -> str:
-    return (
-        f"{value.dtype} of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
-    )
-
-
-def require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ValueError(message)
-
-
-def float64_rates(rates: Tensor, where: Tensor | None) -> Tensor:
-    """Rates `[B, L]` in float64, 1 outside of `where` `[B, L]` (`None` = everywhere), checked on
-    the CPU."""
-    floating = isinstance(rates, Tensor) and rates.ndim == 2 and rates.is_floating_point()
+    remasking, grid = settings["remasking"], settings["grid"]
+    wrong = f"remasking={remasking!r} needs the times of sampler='ancestral' and grid='uniform'"
     require(
-        floating,
-        f"rates must be a floating tensor [B, L], got {describe(rates)}. Pass rates.float().",
+        remasking is None or (sampler, grid) == ("ancestral", "uniform"),
+        f"{wrong}, got {sampler!r} and {grid!r}. Pass both, or leave remasking out.",
     )
-    fits, wrong = (
-        where is None or where.shape == rates.shape,
-        "attention_mask must have the shape of rates",
+    start, stop = settings["loop_start"], settings["loop_stop"]
+    wrong = f"loop_start={start} and loop_stop={stop} must be two times of remasking={remasking!r}"
+    require(
+        start is stop is None or (None not in (start, stop, remasking) and stop < start),
+        f"{wrong}, the later one first. Pass for example 0.55 and 0.05 with remasking='cap'.",
     )
-    require(fits, f"{wrong}, {tuple(rates.shape)}, got {describe(where)}. Pass 1 for real tokens.")
-    rates = rates.to(float64_device(rates.device)).to(torch.float64)
-    if where is not None:
-        rates = torch.where(where.to(rates.device).bool(), rates, torch.ones_like(rates))
-    if rates.device.type == "cpu" and not (fine := (rates > 0) & rates.isfinite()).all():
-        worst = rates[~fine][0].item()
-        raise ValueError(
-            f"rates must be positive and finite where they count, got {worst}. Check the weights."
-        )
-    return rates
-
-
-def times_of_rows(timesteps: float | Tensor, rates: Tensor) -> Tensor:
-    """Times `[1, 1]` or `[B, 1]` in float64 on the device of `rates` `[B, L]`."""
-    times = (
-        torch.tensor(timesteps, dtype=torch.float64) if isinstance(timesteps, Real) else timesteps
-    )
-    fits = isinstance(times, Tensor) and times.is_floating_point() and times.ndim <= 2
-    wrong = f"timesteps must be one floating number, or one for each of {len(rates)} rows, got {describe(timesteps)}. "
-    require(fits and times.numel() in (1, len(rates)), wrong + "0 is data, 1 is all masked.")
-    times = times.to(rates.device).to(torch.float64)
-    if times.device.type == "cpu" and not ((times >= 0) & (times <= 1)).all():
-        raise ValueError(
-            f"timesteps must lie in [0, 1], got {times.flatten().tolist()}. 0 is data, 1 is all masked."
-        )
-    return times.reshape(-1, 1)

@@ -41,6 +41,12 @@ def certainty(logits: Tensor, mask_token_id: int, measure: str) -> Tensor:
     return -torch.special.entr(law).sum(-1)
 
 
+def token_probability(logits: Tensor, tokens: Tensor, mask_token_id: int) -> Tensor:
+    """Probability `[M]` of `tokens` `[M]` in the law of `[M, V]` logits, float64."""
+    law = without_mask_token(logits, mask_token_id).log_softmax(-1)
+    return law.gather(1, tokens.to(law.device)[:, None])[:, 0].exp()
+
+
 def draw_from_law(
     logits: Tensor,
     uniforms: Tensor,

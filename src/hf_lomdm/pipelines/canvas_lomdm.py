@@ -12,11 +12,12 @@ GIVEN, PADDING = -1, -2
 
 @dataclass
 class Canvas:
-    """Texts on the host: `rows` and `order` as in the output, unpadded; `starts`, first positions
-    behind all given."""
+    """Texts on the host: `rows`, `order` and `reveals` as in the output, unpadded; `starts`, first
+    positions behind all given."""
 
     rows: list[list[int]]
     order: list[list[int]]
+    reveals: list[list[int]]
     starts: list[int]
 
 
@@ -25,14 +26,20 @@ class Window:
     """What is being filled in of each row, right-padded: its next block, or as much as the model
     takes.
 
-    sample, order: `[B, S]` int64. attention_mask: `[B, S]`, 1 = real; `None` = nothing padded.
-    num_masked: masks of each row.
+    sample, order, reveals: `[B, S]` int64. given: `[B, S]` bool, what was there when it was opened.
+    certainties: `[B, S]`, the probability that each token had when it was revealed.
+    attention_mask: `[B, S]`, 1 = real; `None` = nothing padded. num_masked: masks of each row;
+    num_free: when it was opened.
     """
 
     sample: Tensor
     order: Tensor
+    reveals: Tensor
+    given: Tensor
+    certainties: Tensor
     attention_mask: Tensor | None
     num_masked: list[int]
+    num_free: list[int]
 
 
 def new_canvas(rows: list[list[int]], mask_token_id: int) -> Canvas:
@@ -41,7 +48,8 @@ def new_canvas(rows: list[list[int]], mask_token_id: int) -> Canvas:
         max((i + 1 for i, token in enumerate(row) if token != mask_token_id), default=0)
         for row in rows
     ]
-    return Canvas(rows, [[GIVEN] * len(row) for row in rows], starts)
+    order, reveals = ([[value] * len(row) for row in rows] for value in (GIVEN, 0))
+    return Canvas(rows, order, reveals, starts)
 
 
 def windows(rows: list[list[int]], config) -> list[tuple[list[int], int]]:
@@ -63,21 +71,28 @@ def open_window(canvas: Canvas, firsts: list[int], width: int, config, device) -
     parts = [row[first : first + width] for row, first in spans]
     sample, mask = to_tensor(parts, padding_token(config), device)
     left = [part.count(config.mask_token_id) for part in parts]
-    return Window(sample, torch.full_like(sample, GIVEN), mask, left)
+    order, reveals = torch.full_like(sample, GIVEN), torch.zeros_like(sample)
+    given = sample != config.mask_token_id
+    certainties = torch.ones(sample.shape, device=device)
+    return Window(sample, order, reveals, given, certainties, mask, left, left)
 
 
 def close_window(canvas: Canvas, window: Window, firsts: list[int], config) -> None:
     """Copies a finished window into the canvas. A row ends with its first EOS behind all given
     positions."""
-    filled = zip(firsts, window.sample.tolist(), window.order.tolist(), strict=True)
-    rows = zip(canvas.rows, canvas.order, canvas.starts, strict=True)
-    for (row, order, start), (first, tokens, steps) in zip(rows, filled, strict=True):
+    values = (part.tolist() for part in (window.sample, window.order, window.reveals))
+    filled = zip(firsts, *values, strict=True)
+    rows = zip(canvas.rows, canvas.order, canvas.reveals, canvas.starts, strict=True)
+    for (row, order, reveals, start), (first, tokens, steps, counts) in zip(
+        rows, filled, strict=True
+    ):
         end = min(len(row), first + len(tokens))
         row[first:end] = tokens[: end - first]
         # what an earlier window revealed is given here
         order[first:end] = map(max, order[first:end], steps)
+        reveals[first:end] = map(max, reveals[first:end], counts)
         if end_of_row(row[:end], start, config) < end:
-            del row[end:], order[end:]
+            del row[end:], order[end:], reveals[end:]
 
 
 def to_tensor(rows: list, padding: int, device, left: bool = False) -> tuple[Tensor, Tensor | None]:

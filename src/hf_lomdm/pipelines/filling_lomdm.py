@@ -64,7 +64,9 @@ class Filling:
         self.model, self.scheduler, self.canvas, self.device = model, scheduler, canvas, device
         self.use_cache, self.watched, self.rewritten = use_cache, watched, rewritten
         self.seeds = row_seeds(generator, len(canvas.rows))
-        self.windows, self.steps = windows(canvas.rows, model.config), len(scheduler.timesteps)
+        self.windows = windows(canvas.rows, model.config)
+        # of a window, with its corrections
+        self.steps = len(scheduler.timesteps) + scheduler.num_corrector_steps
         self.passes, self.row_passes, self.interrupted = 0, [0] * len(canvas.rows), False
 
     @property
@@ -79,10 +81,10 @@ class Filling:
             context = self._open_context()
         for index, (firsts, width) in enumerate(self.windows):
             window = open_window(self.canvas, firsts, width, config, self.device)
-            # one generator per row: its draws do not depend on the other rows
-            draws = [torch.Generator().manual_seed(seed + index) for seed in self.seeds]
             read = partial(self.model, return_dict=True) if context is None else context.read
-            yield from self._fill(window, read, draws, index * self.steps, bar)
+            yield from self._fill(window, read, self.scheduler, (index, 0), bar)
+            if self.scheduler.num_corrector_steps:
+                yield from self._correct(window, read, index, bar)
             close_window(self.canvas, window, firsts, config)
             rows = zip(self.canvas.rows, firsts, strict=True)
             if self.interrupted or all(len(row) <= first + width for row, first in rows):
@@ -99,18 +101,44 @@ class Filling:
         context.model = self.model  # as it is here: compiled, or wrapped
         return context
 
-    def _fill(self, window: Window, read, generator, begin: int, bar) -> Iterator[Step]:
-        """Fills in a window, steps counted from `begin`.
+    def _generators(self, window: int, part: int) -> list[torch.Generator]:
+        """One for each row, whose draws do not depend on other rows, windows and parts of one."""
+        # the generator of a CPU reads the lowest 32 bits of its seed
+        each = (seed + window + 2**16 * part for seed in self.seeds)
+        return [torch.Generator().manual_seed(seed) for seed in each]
+
+    def _correct(self, window: Window, read, index: int, bar) -> Iterator[Step]:
+        """Corrections of a window: each masks some positions and reveals them again."""
+        mask_token_id, again = self.model.config.mask_token_id, self.scheduler.for_correction()
+        for correction in range(1, self.scheduler.config.corrector_steps + 1):
+            if self.interrupted:
+                return
+            generator = self._generators(index, 2 * correction - 1)
+            known = {"attention_mask": window.attention_mask, "certainties": window.certainties}
+            chosen = self.scheduler.correct(window.sample, window.given, generator, **known)
+            window.sample = window.sample.masked_fill(chosen, mask_token_id)
+            window.num_masked = [min(len(again.timesteps), count) for count in window.num_free]
+            if self.rewritten:
+                window.num_masked = (window.sample == mask_token_id).sum(1).tolist()
+            yield from self._fill(window, read, again, (index, correction), bar)
+
+    def _fill(self, window: Window, read, scheduler, place: tuple[int, int], bar) -> Iterator[Step]:
+        """Fills in a window; `place` is its index and the number of the correction, 0 = none.
 
         Where the scheduler tells on the host how many positions a step reveals, nothing waits for
         the device, and steps with nothing left are skipped. Elsewhere a step waits once, for its
         counts. Who may change the sample costs a count of its masks.
         """
-        scheduler, finite, out, stale = self.scheduler, True, None, True
+        index, correction = place
+        generator, begin = self._generators(index, 2 * correction), index * self.steps
+        if correction:
+            begin += len(self.scheduler.timesteps) + (correction - 1) * len(scheduler.timesteps)
+        finite, out, stale = True, None, True
+        remasks = scheduler.config.remasking is not None
         plain = scheduler.position_draw_needs_logits or self.model.rates_need_logits
         for step, timestep in enumerate(scheduler.timesteps):
-            left, revealed = window.num_masked, torch.zeros_like(window.sample, dtype=torch.bool)
-            if any(left):
+            left, revealed = window.num_masked, torch.zeros_like(window.given)
+            if any(left) or remasks:
                 # else nothing was revealed, and the model's output does not depend on the time
                 if stale:
                     out = read(
@@ -118,50 +146,55 @@ class Filling:
                         attention_mask=window.attention_mask,
                         output_logits=plain,
                     )
-                    self._count_pass(left)
-                revealed, counts, sane = self._reveal(window, out, timestep, generator)
+                    self.passes += 1
+                    active = [n > 0 or remasks for n in left]
+                    self.row_passes = [sum(n) for n in zip(self.row_passes, active, strict=True)]
+                revealed, gone, back, sane = self._reveal(
+                    window, out, scheduler, timestep, generator
+                )
                 window.order = torch.where(revealed, begin + step, window.order)
-                left = [n - count for n, count in zip(left, counts, strict=True)]
+                window.reveals = window.reveals + revealed
+                stale = any(gone) or any(back)
+                left = [sum(counts) for counts in zip(left, [-n for n in gone], back, strict=True)]
                 finite = finite & sane
                 if step == 0:
                     check_finite(finite)
             elif not self.watched or out is None:
-                bar.update(self.steps - step)
+                bar.update(len(scheduler.timesteps) - step)
                 break
             yield Step(begin + step, timestep, window, revealed, out.rates)
             if self.rewritten:
                 left = (window.sample == self.model.config.mask_token_id).sum(1).tolist()
-            stale, window.num_masked = left != window.num_masked or self.rewritten, left
+            stale, window.num_masked = stale or self.rewritten, left
             bar.update()
             if self.interrupted:
                 break
         check_finite(finite)
 
-    def _count_pass(self, num_masked: list[int]) -> None:
-        self.passes += 1
-        rows = zip(self.row_passes, num_masked, strict=True)
-        self.row_passes = [passes + (count > 0) for passes, count in rows]
-
-    def _reveal(self, window: Window, out, timestep, generator) -> tuple[Tensor, list[int], Tensor]:
-        """One step from the model's output: `revealed` `[B, S]`, their number in each row, and
-        whether all that was used is finite.
+    def _reveal(
+        self, window: Window, out, scheduler, timestep, generator
+    ) -> tuple[Tensor, list[int], list[int], Tensor]:
+        """One step from the model's output: `revealed` `[B, S]`, how many positions of each row
+        were revealed and how many masked again, and whether all that was used is finite.
 
         Positions come first. Unless their draw or the rates need logits, the revealed ones alone
         are projected to the vocabulary.
         """
-        sample, mask, scheduler = window.sample, window.attention_mask, self.scheduler
+        sample, mask_token_id = window.sample, self.model.config.mask_token_id
+        known = {"attention_mask": window.attention_mask}
+        if scheduler.config.remasking is not None:
+            known |= {"given": window.given, "certainties": window.certainties}
         needed = out.logits if scheduler.position_draw_needs_logits else None
-        revealed = scheduler.select(
-            out.rates, timestep, sample, generator, attention_mask=mask, logits=needed
-        )
-        counts = (
-            revealed.sum(1).tolist()
-            if scheduler.num_reveals_is_random
-            else scheduler.num_reveals(window.num_masked, timestep)
-        )
+        changed = scheduler.select(out.rates, timestep, sample, generator, logits=needed, **known)
+        masked = sample == mask_token_id
+        revealed, again = changed & masked, changed & ~masked
+        if scheduler.num_reveals_is_random:
+            gone, back = torch.stack((revealed.sum(1), again.sum(1))).tolist()
+        else:
+            gone, back = scheduler.num_reveals(window.num_masked, timestep), [0] * len(sample)
         rows = torch.arange(len(sample), device=sample.device)[:, None]
         # rows are right-padded, so a column is a position
-        columns = scheduler.revealed_columns(revealed, timestep)[:, : max(counts)]
+        columns = scheduler.revealed_columns(revealed, timestep)[:, : max(gone)]
         here = revealed[rows, columns]
         logits = (
             self.model.token_logits(out.last_hidden_state[rows, columns])
@@ -171,8 +204,17 @@ class Filling:
         tokens = scheduler.draw_tokens(logits, rows, columns, len(sample), generator)
         tokens = torch.where(here, tokens, sample[rows, columns])
         window.sample = sample.index_put((rows, columns), tokens)
+        window.sample = window.sample.masked_fill(again, mask_token_id)
+        if self.scheduler.needs_certainties:
+            self._note_certainties(window, logits, tokens, (rows, columns), here)
         broken = torch.isnan(logits.amax(-1)) & here
-        return revealed, counts, torch.isfinite(out.rates).all() & ~broken.any()
+        return revealed, gone, back, torch.isfinite(out.rates).all() & ~broken.any()
+
+    def _note_certainties(self, window: Window, logits, tokens, places, here) -> None:
+        """Keeps the probability of the tokens of this step, in the model's own law."""
+        found = self.scheduler.probability(logits, tokens).to(window.certainties)
+        found = torch.where(here, found, window.certainties[places])
+        window.certainties = window.certainties.index_put(places, found)
 
 
 def row_seeds(generator, num_rows: int) -> list[int]:

@@ -57,16 +57,18 @@ class LoMDMPipelineOutput(BaseOutput):
     sequences: `[B, L]` int64, everything, padding at the far right.
     texts: `B` strings, prompt included, cut before the first EOS after the prompt (in a template:
         behind its last given position); `None` without a tokenizer or with `output_type="seq"`.
-    order: `[B, L]` int64, 0-based step of reveal; -1 = given, -2 = padding.
+    order: `[B, L]` int64, 0-based step of the last reveal; -1 = given, -2 = padding.
+    num_reveals: `[B, L]` int64, how often a position was revealed; 0 = given or padding.
     num_forward_passes: forward passes of the model over the batch.
     row_passes: `[B]` int64, the passes in which a row had something to reveal.
-    tokens_per_pass: tokens that were written by a pass in a row, the mean.
+    tokens_per_pass: reveals of a pass in a row, the mean.
     seconds: wall time of the call.
     """
 
     sequences: Tensor
     texts: list[str] | None
     order: Tensor
+    num_reveals: Tensor
     num_forward_passes: int
     row_passes: Tensor
     tokens_per_pass: float
@@ -118,6 +120,14 @@ class LoMDMPipeline(DiffusionPipeline):
         count: str | None = None,
         threshold: float | None = None,
         entropy_bound: float | None = None,
+        grid: str | None = None,
+        remasking: str | None = None,
+        sigma: float | None = None,
+        loop_start: float | None = None,
+        loop_stop: float | None = None,
+        corrector_steps: int | None = None,
+        corrector_k: int | None = None,
+        corrector_selection: str | None = None,
     ) -> LoMDMPipelineOutput | tuple:
         """Continues prompts, fills templates or, without a prompt, writes freely.
 
@@ -135,8 +145,10 @@ class LoMDMPipeline(DiffusionPipeline):
             max_length: tokens of a row, prompt included; default `max_position_embeddings`. Behind
                 an EOS nothing is written but the rest of its block or window.
             max_new_tokens: tokens after each prefix, in place of `max_length`.
-            num_return_sequences: for each prompt. sampler, count, threshold, entropy_bound,
-                temperature, top_p, top_k: as in the scheduler, whose values are the default.
+            num_return_sequences: for each prompt.
+            sampler, grid, temperature, top_p, top_k, count, threshold, entropy_bound, remasking,
+                sigma, loop_start, loop_stop, corrector_steps, corrector_k, corrector_selection: as
+                in the scheduler, whose values are the default.
             generator: one, or one per result; default the global one. A result does not depend on
                 its batch.
             output_type: `"text"` (texts need a tokenizer) or `"seq"`.
@@ -165,6 +177,14 @@ class LoMDMPipeline(DiffusionPipeline):
             "count": count,
             "threshold": threshold,
             "entropy_bound": entropy_bound,
+            "grid": grid,
+            "remasking": remasking,
+            "sigma": sigma,
+            "loop_start": loop_start,
+            "loop_stop": loop_stop,
+            "corrector_steps": corrector_steps,
+            "corrector_k": corrector_k,
+            "corrector_selection": corrector_selection,
             "temperature": temperature,
             "top_p": top_p,
             "top_k": top_k,
@@ -189,14 +209,15 @@ class LoMDMPipeline(DiffusionPipeline):
                 filling.interrupted = self._interrupt
             sequences, _ = to_tensor(canvas.rows, padding_token(self.model.config), device)
             order, _ = to_tensor(canvas.order, PADDING, device)
+            reveals, _ = to_tensor(canvas.reveals, 0, device)
         texts = None
         if output_type == "text" and self.tokenizer is not None:
             texts = decode(canvas, self.tokenizer, self.model.config)
         row_passes = torch.tensor(filling.row_passes)
-        written = int((order >= 0).sum()) / max(1, int(row_passes.sum()))
+        written = int(reveals.sum()) / max(1, int(row_passes.sum()))
         seconds = time.perf_counter() - started
         output = LoMDMPipelineOutput(
-            sequences, texts, order, filling.passes, row_passes, written, seconds
+            sequences, texts, order, reveals, filling.passes, row_passes, written, seconds
         )
         return output if return_dict else output.to_tuple()
 
