@@ -22,7 +22,8 @@ CODE = {f"{name}_lomdm.py" for name in MODEL_FILES.split()}
 SCHEDULER_FILES = "forward input_checks position_draw process scheduling settings token_draw"
 SCHEDULER_CODE = {f"{name}_lomdm.py" for name in SCHEDULER_FILES.split()}
 PIPELINE_CODE = {
-    f"{name}_lomdm.py" for name in "canvas filling hub_folder pipeline prompts".split()
+    f"{name}_lomdm.py"
+    for name in "canvas filling guidance hub_folder pipeline prompts streaming".split()
 }
 LAYOUT = {
     *("README.md", "config.json", "model.safetensors", "model_index.json", *PIPELINE_CODE, *CODE),

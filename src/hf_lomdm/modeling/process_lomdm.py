@@ -190,6 +190,21 @@ def reveal_probability(log_u_from: Tensor, log_u_to: Tensor, rates: Tensor) -> T
     return -torch.expm1(rates * (log_u_to - log_u_from))
 
 
+def guided_logits(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
+    """Log of a law proportional to `p^scale * q^(1 - scale)`, with `p` the conditional law and `q`
+    the unconditional one (classifier-free guidance; docs/method.md).
+
+    What has no probability under the conditional law has none.
+
+    Args:
+        conditional, unconditional: `[..., V]`, unnormalised.
+    """
+    log_p, log_q = conditional.log_softmax(-1), unconditional.log_softmax(-1)
+    possible = log_p > -torch.inf
+    log_q = torch.where(possible & (log_q > -torch.inf), log_q, 0.0)
+    return torch.where(possible, scale * log_p + (1 - scale) * log_q, -torch.inf)
+
+
 def remask_limit(log_u_from: Tensor, log_u_to: Tensor, rates: Tensor) -> Tensor:
     """Largest `sigma = min(1, (1 - alpha(u_to)) / alpha(u_from))` `[B, L]` with which marginals
     stay.

@@ -37,8 +37,10 @@ from .position_draw_lomdm import (
     uniform_grid_probability,
 )
 from .process_lomdm import (
+    at_least_float32,
     entropy_bound_prefix,
     float64_device,
+    guided_logits,
     local_time,
     position_uniforms,
     row_seeds,
@@ -412,6 +414,11 @@ class LoMDMScheduler(ForwardProcess, SchedulerMixin, ConfigMixin):
         law = config.mask_token_id, config.temperature, config.top_p, config.top_k
         tokens = torch.cat([draw_from_law(*part, *law) for part in parts])
         return tokens.reshape(logits.shape[:-1]).to(logits.device)
+
+    @staticmethod
+    def guide(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
+        """Guided logits `[..., V]`, float32 or wider (`guided_logits`)."""
+        return guided_logits(*map(at_least_float32, (conditional, unconditional)), scale)
 
     def probability(self, logits: Tensor, tokens: Tensor) -> Tensor:
         """Probability `[...]` of `tokens` `[...]` in the law of `[..., V]` logits as it is,

@@ -1,7 +1,7 @@
 """The canvas of a call: rows of token ids, filled in a window at a time. This file travels to the
 Hub."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -29,7 +29,7 @@ class Window:
     sample, order, reveals: `[B, S]` int64. given: `[B, S]` bool, what was there when it was opened.
     certainties: `[B, S]`, the probability that each token had when it was revealed.
     attention_mask: `[B, S]`, 1 = real; `None` = nothing padded. num_masked: masks of each row;
-    num_free: when it was opened.
+    num_free: when it was opened. firsts: where it begins in each row.
     """
 
     sample: Tensor
@@ -40,6 +40,7 @@ class Window:
     attention_mask: Tensor | None
     num_masked: list[int]
     num_free: list[int]
+    firsts: list[int]
 
 
 def new_canvas(rows: list[list[int]], mask_token_id: int) -> Canvas:
@@ -74,25 +75,33 @@ def open_window(canvas: Canvas, firsts: list[int], width: int, config, device) -
     order, reveals = torch.full_like(sample, GIVEN), torch.zeros_like(sample)
     given = sample != config.mask_token_id
     certainties = torch.ones(sample.shape, device=device)
-    return Window(sample, order, reveals, given, certainties, mask, left, left)
+    return Window(sample, order, reveals, given, certainties, mask, left, left, firsts)
 
 
-def close_window(canvas: Canvas, window: Window, firsts: list[int], config) -> None:
+def close_window(
+    canvas: Canvas, window: Window, config, stopped: Callable[[list[int], int], bool]
+) -> None:
     """Copies a finished window into the canvas. A row ends with its first EOS behind all given
-    positions."""
-    values = (part.tolist() for part in (window.sample, window.order, window.reveals))
-    filled = zip(firsts, *values, strict=True)
+    positions, or where `stopped(row, start)` says so."""
+    write(canvas, window)
     rows = zip(canvas.rows, canvas.order, canvas.reveals, canvas.starts, strict=True)
-    for (row, order, reveals, start), (first, tokens, steps, counts) in zip(
-        rows, filled, strict=True
-    ):
+    for (row, order, reveals, start), first in zip(rows, window.firsts, strict=True):
+        end = min(len(row), first + window.sample.shape[1])
+        if end_of_row(row[:end], start, config) < end or stopped(row[:end], start):
+            del row[end:], order[end:], reveals[end:]
+
+
+def write(canvas: Canvas, window: Window) -> None:
+    """Copies the present state of a window into the canvas."""
+    values = (part.tolist() for part in (window.sample, window.order, window.reveals))
+    filled = zip(window.firsts, *values, strict=True)
+    rows = zip(canvas.rows, canvas.order, canvas.reveals, strict=True)
+    for (row, order, reveals), (first, tokens, steps, counts) in zip(rows, filled, strict=True):
         end = min(len(row), first + len(tokens))
         row[first:end] = tokens[: end - first]
         # what an earlier window revealed is given here
         order[first:end] = map(max, order[first:end], steps)
         reveals[first:end] = map(max, reveals[first:end], counts)
-        if end_of_row(row[:end], start, config) < end:
-            del row[end:], order[end:], reveals[end:]
 
 
 def to_tensor(rows: list, padding: int, device, left: bool = False) -> tuple[Tensor, Tensor | None]:

@@ -1,7 +1,7 @@
 """The loop of a call: fills in a canvas, window after window, step by step. This file travels to
 the Hub."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -19,6 +19,7 @@ from .canvas_lomdm import (
     to_tensor,
     windows,
 )
+from .guidance_lomdm import Guidance, prompt_of
 
 
 @dataclass
@@ -42,6 +43,8 @@ class Filling:
         generator: as in the call.
         device: where the model will run.
         use_cache: keep keys and values of finished blocks.
+        guidance: what shapes the token law.
+        stopped: whether a row, whose text begins at a position, has come to its end.
         watched: give out steps with nothing left to reveal too.
         rewritten: who is given a step may write into its window.
 
@@ -58,11 +61,14 @@ class Filling:
         generator,
         device,
         use_cache: bool,
+        guidance: Guidance,
+        stopped: Callable[[list[int], int], bool],
         watched: bool = False,
         rewritten: bool = False,
     ):
         self.model, self.scheduler, self.canvas, self.device = model, scheduler, canvas, device
         self.use_cache, self.watched, self.rewritten = use_cache, watched, rewritten
+        self.guidance, self.stopped = guidance, stopped
         self.seeds = row_seeds(generator, len(canvas.rows))
         self.windows = windows(canvas.rows, model.config)
         # of a window, with its corrections
@@ -81,25 +87,34 @@ class Filling:
             context = self._open_context()
         for index, (firsts, width) in enumerate(self.windows):
             window = open_window(self.canvas, firsts, width, config, self.device)
+            self.guidance.open(firsts)
+            self.prompt = prompt_of(self.canvas, firsts, window.given)
             read = partial(self.model, return_dict=True) if context is None else context.read
             yield from self._fill(window, read, self.scheduler, (index, 0), bar)
             if self.scheduler.num_corrector_steps:
                 yield from self._correct(window, read, index, bar)
-            close_window(self.canvas, window, firsts, config)
+            close_window(self.canvas, window, config, self.stopped)
             rows = zip(self.canvas.rows, firsts, strict=True)
             if self.interrupted or all(len(row) <= first + width for row, first in rows):
                 break
             if context is not None:
-                context.extend(window.sample, window.attention_mask)
+                context.extend(*self._both(window))
 
     def _open_context(self):
         """The blocks before the first window, read with the first pass."""
         spans = zip(self.canvas.rows, self.windows[0][0], strict=True)
         before = [row[:first] for row, first in spans]
+        if self.guidance.doubled:  # blocks that are given are not there without the prompt
+            before += [[] for _ in before]
         tokens, mask = to_tensor(before, padding_token(self.model.config), self.device, left=True)
         context = self.model.open_context(tokens, mask, self.use_cache)
         context.model = self.model  # as it is here: compiled, or wrapped
         return context
+
+    def _both(self, window: Window) -> tuple[Tensor, Tensor | None]:
+        """Sample and attention mask of a window, with guidance a second time without the prompt."""
+        sample = self.guidance.without_prompt(window.sample, self.prompt)
+        return sample, self.guidance.twice(window.attention_mask)
 
     def _generators(self, window: int, part: int) -> list[torch.Generator]:
         """One for each row, whose draws do not depend on other rows, windows and parts of one."""
@@ -141,11 +156,8 @@ class Filling:
             if any(left) or remasks:
                 # else nothing was revealed, and the model's output does not depend on the time
                 if stale:
-                    out = read(
-                        input_ids=window.sample,
-                        attention_mask=window.attention_mask,
-                        output_logits=plain,
-                    )
+                    sample, mask = self._both(window)
+                    out = read(input_ids=sample, attention_mask=mask, output_logits=plain)
                     self.passes += 1
                     active = [n > 0 or remasks for n in left]
                     self.row_passes = [sum(n) for n in zip(self.row_passes, active, strict=True)]
@@ -162,7 +174,7 @@ class Filling:
             elif not self.watched or out is None:
                 bar.update(len(scheduler.timesteps) - step)
                 break
-            yield Step(begin + step, timestep, window, revealed, out.rates)
+            yield Step(begin + step, timestep, window, revealed, out.rates[: len(revealed)])
             if self.rewritten:
                 left = (window.sample == self.model.config.mask_token_id).sum(1).tolist()
             stale, window.num_masked = stale or self.rewritten, left
@@ -184,8 +196,10 @@ class Filling:
         known = {"attention_mask": window.attention_mask}
         if scheduler.config.remasking is not None:
             known |= {"given": window.given, "certainties": window.certainties}
-        needed = out.logits if scheduler.position_draw_needs_logits else None
-        changed = scheduler.select(out.rates, timestep, sample, generator, logits=needed, **known)
+        rates, needed = out.rates[: len(sample)], None
+        if scheduler.position_draw_needs_logits:
+            needed = out.logits[: len(sample)]
+        changed = scheduler.select(rates, timestep, sample, generator, logits=needed, **known)
         masked = sample == mask_token_id
         revealed, again = changed & masked, changed & ~masked
         if scheduler.num_reveals_is_random:
@@ -196,19 +210,34 @@ class Filling:
         # rows are right-padded, so a column is a position
         columns = scheduler.revealed_columns(revealed, timestep)[:, : max(gone)]
         here = revealed[rows, columns]
-        logits = (
-            self.model.token_logits(out.last_hidden_state[rows, columns])
-            if out.logits is None
-            else out.logits[rows, columns]
-        )
-        tokens = scheduler.draw_tokens(logits, rows, columns, len(sample), generator)
+        logits = self._logits(out, rows, columns)
+        shaped = logits
+        if self.guidance.active:
+            shaped = self._shape(out, logits, window, (rows, columns)).masked_fill(
+                ~here[..., None], 0.0
+            )
+        tokens = scheduler.draw_tokens(shaped, rows, columns, len(sample), generator)
         tokens = torch.where(here, tokens, sample[rows, columns])
         window.sample = sample.index_put((rows, columns), tokens)
         window.sample = window.sample.masked_fill(again, mask_token_id)
         if self.scheduler.needs_certainties:
             self._note_certainties(window, logits, tokens, (rows, columns), here)
         broken = torch.isnan(logits.amax(-1)) & here
-        return revealed, gone, back, torch.isfinite(out.rates).all() & ~broken.any()
+        return revealed, gone, back, torch.isfinite(rates).all() & ~broken.any()
+
+    def _logits(self, out, rows: Tensor, columns: Tensor) -> Tensor:
+        """Logits `[B, W, V]` of some places of the model's output."""
+        if out.logits is None:
+            return self.model.token_logits(out.last_hidden_state[rows, columns])
+        return out.logits[rows, columns]
+
+    def _shape(self, out, logits: Tensor, window: Window, places) -> Tensor:
+        """The logits of a step as guidance shapes them."""
+        if self.guidance.doubled:
+            rows, columns = places
+            plain = self._logits(out, rows + len(window.sample), columns)
+            logits = self.scheduler.guide(logits, plain, self.guidance.scale)
+        return self.guidance.shape(logits, window, places)
 
     def _note_certainties(self, window: Window, logits, tokens, places, here) -> None:
         """Keeps the probability of the tokens of this step, in the model's own law."""

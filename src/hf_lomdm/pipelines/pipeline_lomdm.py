@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from inspect import Parameter
+from inspect import Parameter, signature
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -25,6 +25,7 @@ from transformers import PreTrainedModel
 
 from .canvas_lomdm import PADDING, Canvas, padding_token, require, to_tensor
 from .filling_lomdm import Filling, Step
+from .guidance_lomdm import Guidance
 from .hub_folder_lomdm import (
     card,
     check_target,
@@ -34,8 +35,14 @@ from .hub_folder_lomdm import (
     staging_folder,
     write_folder,
 )
-from .prompts_lomdm import decode, make_canvas
+from .prompts_lomdm import StopStrings, decode, encode_messages, make_canvas
+from .streaming_lomdm import Feed, LoMDMStepOutput, state_after
 
+# What a call may set of its scheduler.
+CALL_SETTINGS = ("sampler", "grid", "temperature", "top_p", "top_k")
+CALL_SETTINGS += ("count", "threshold", "entropy_bound")
+CALL_SETTINGS += ("remasking", "sigma", "loop_start", "loop_stop")
+CALL_SETTINGS += ("corrector_steps", "corrector_k", "corrector_selection")
 UPLOAD_OPTIONS = ("repo_id", "private", "token", "commit_message", "create_pr")
 if __name__.startswith("diffusers_modules."):
     # For a component that is passed to `DiffusionPipeline.from_pretrained`, diffusers looks for the
@@ -128,6 +135,12 @@ class LoMDMPipeline(DiffusionPipeline):
         corrector_steps: int | None = None,
         corrector_k: int | None = None,
         corrector_selection: str | None = None,
+        guidance_scale: float = 1.0,
+        logits_processor: Callable[[Tensor, Tensor], Tensor] | None = None,
+        allowed_tokens: Any = None,
+        messages: list | None = None,
+        stop_strings: str | list[str] | None = None,
+        streamer: Any = None,
     ) -> LoMDMPipelineOutput | tuple:
         """Continues prompts, fills templates or, without a prompt, writes freely.
 
@@ -138,10 +151,10 @@ class LoMDMPipeline(DiffusionPipeline):
                 mask). If the model has a `bos_token_id`, a text that is a prefix gets it in front;
                 ids and templates are taken as they are, and without a prompt it is written too.
             num_inference_steps: reveal steps `K`, or with a `count` by the token laws their limit;
-                steps with nothing left to reveal make no forward
-                pass. A model with blocks takes `K` steps for each block, a model without for each
-                window: beyond `max_position_embeddings`, the second half of a text that long is the
-                context of the next half.
+                steps with nothing left to reveal make no forward pass. A model with blocks takes
+                `K` steps for each block, a model without for each window: beyond
+                `max_position_embeddings`, the second half of a text that long is the context of the
+                next half.
             max_length: tokens of a row, prompt included; default `max_position_embeddings`. Behind
                 an EOS nothing is written but the rest of its block or window.
             max_new_tokens: tokens after each prefix, in place of `max_length`.
@@ -161,65 +174,100 @@ class LoMDMPipeline(DiffusionPipeline):
             callback_on_step_end_tensor_inputs: which of `sample`, `order`, `rates`, `revealed` it
                 is given, `[B, S]` of the present block or window (`rates` are those of the latest
                 forward pass); default `["sample"]`.
+            guidance_scale: the law of a token is proportional to `p^scale * q^(1 - scale)`, `p`
+                with and `q` without the prompt, read in one doubled batch; 1 is `p` alone.
+            logits_processor: any `LogitsProcessorList` of transformers. It is given the canvas of
+                the row of each place, `[M, L]`, masks among them, and the scores there, `[M, V]`.
+            allowed_tokens: `{position: [token id, ...]}`, positions counted from the first of a
+                row, for all results, or a list with one for each. No other token is written there.
+                These three shape the token law after one another and move no position.
+            messages: a conversation, `[{"role": ..., "content": ...}, ...]`, or a list of them, in
+                place of `prompt`; the chat template of the tokenizer makes it a prefix.
+            stop_strings: what ends a text behind its prompt. Behind its window or block nothing is
+                written any more, and `texts` are cut before it.
+            streamer: of transformers, for one text: `put` is given the prompt and each finished
+                block or window, `put_draft` (`TextDiffusionStreamer`) the present one in each step.
         Raises:
             ValueError: input that cannot be used, with its name, its value and the remedy; weights
                 with NaN.
         """
-        started = time.perf_counter()
+        call, started = dict(locals()), time.perf_counter()
         inputs = self._callback_inputs(callback_on_step_end, callback_on_step_end_tensor_inputs)
         require(
             output_type in ("text", "seq"),
             f"output_type must be 'text' or 'seq', got {output_type!r}.",
         )
+        filling = self._start(call, callback_on_step_end is not None, "sample" in inputs)
+        feed = None if streamer is None else Feed(streamer, filling)
+        with self._model_in_use(), self.progress_bar(total=filling.num_timesteps) as bar:
+            for step in filling.run(bar):
+                if callback_on_step_end is not None:
+                    self._call_back(callback_on_step_end, step, inputs)
+                if feed is not None:
+                    feed.draft(step)
+                filling.interrupted = self._interrupt
+            if feed is not None:
+                feed.end()
+            output = self._output(filling, output_type == "text", started)
+        return output if return_dict else output.to_tuple()
+
+    @torch.no_grad()
+    def stream(self, prompt=None, **options) -> Iterator[LoMDMStepOutput]:
+        """The same call a step at a time: `for step in pipe.stream("Once", ...): ...`.
+
+        Args:
+            prompt, options: as in `__call__`, but for callbacks and streamers.
+        Yields:
+            The canvas after each step, on the CPU, `LoMDMStepOutput`; the last one is finished.
+        """
+        bound = signature(type(self).__call__).bind(self, prompt, **options)
+        bound.apply_defaults()
+        call = bound.arguments
+        for name in ("callback_on_step_end", "streamer"):
+            wrong = f"{name}={call[name]!r} is not for stream(), whose loop takes its place. "
+            require(call[name] is None, wrong + "Leave it out.")
+        filling = self._start(call, watched=False, rewritten=False)
+        with self._model_in_use(), self.progress_bar(total=filling.num_timesteps) as bar:
+            for step in filling.run(bar):
+                yield state_after(step, filling)
+
+    def _start(self, call: dict[str, Any], watched: bool, rewritten: bool) -> Filling:
+        """What is to be filled in, by the arguments of a call; nothing is read yet."""
         self._check_model()
-        settings = {
-            "sampler": sampler,
-            "count": count,
-            "threshold": threshold,
-            "entropy_bound": entropy_bound,
-            "grid": grid,
-            "remasking": remasking,
-            "sigma": sigma,
-            "loop_start": loop_start,
-            "loop_stop": loop_stop,
-            "corrector_steps": corrector_steps,
-            "corrector_k": corrector_k,
-            "corrector_selection": corrector_selection,
-            "temperature": temperature,
-            "top_p": top_p,
-            "top_k": top_k,
-        }
-        changes = {name: value for name, value in settings.items() if value is not None}
+        changes = {name: call[name] for name in CALL_SETTINGS if call[name] is not None}
         # a scheduler of this call's own: the pipeline's is left as it is, also when the call fails
         scheduler = type(self.scheduler).from_config(self.scheduler.config, **changes)
         # times stay on the host: finding a step waits for nothing
-        scheduler.set_timesteps(num_inference_steps)
-        canvas = self.make_canvas(prompt, max_length, max_new_tokens, num_return_sequences)
-        device, watched = self._execution_device, callback_on_step_end is not None
+        scheduler.set_timesteps(call["num_inference_steps"])
+        prompt, messages = call["prompt"], call["messages"]
+        if messages is not None:
+            wrong = f"prompt={prompt!r} and messages exclude each other: pass one of them."
+            require(prompt is None, wrong)
+            prompt = encode_messages(self.tokenizer, messages)
+        limits = call["max_length"], call["max_new_tokens"], call["num_return_sequences"]
+        canvas, device = self.make_canvas(prompt, *limits), self._execution_device
+        shapes = call["guidance_scale"], call["logits_processor"], call["allowed_tokens"]
         filling = Filling(
-            *(self.model, scheduler, canvas, generator, device, use_cache),
+            *(self.model, scheduler, canvas, call["generator"], device, call["use_cache"]),
+            guidance=Guidance(canvas, self.model.config, device, *shapes),
+            stopped=StopStrings(call["stop_strings"], self.tokenizer),
             watched=watched,
-            rewritten="sample" in inputs,
+            rewritten=rewritten,
         )
         self._interrupt, self._num_timesteps = False, filling.num_timesteps
-        with self._model_in_use(), self.progress_bar(total=filling.num_timesteps) as bar:
-            for step in filling.run(bar):
-                if watched:
-                    self._call_back(callback_on_step_end, step, inputs)
-                filling.interrupted = self._interrupt
-            sequences, _ = to_tensor(canvas.rows, padding_token(self.model.config), device)
-            order, _ = to_tensor(canvas.order, PADDING, device)
-            reveals, _ = to_tensor(canvas.reveals, 0, device)
-        texts = None
-        if output_type == "text" and self.tokenizer is not None:
-            texts = decode(canvas, self.tokenizer, self.model.config)
-        row_passes = torch.tensor(filling.row_passes)
+        return filling
+
+    def _output(self, filling: Filling, text: bool, started: float) -> LoMDMPipelineOutput:
+        canvas, config, device = filling.canvas, self.model.config, self._execution_device
+        sequences, _ = to_tensor(canvas.rows, padding_token(config), device)
+        order, _ = to_tensor(canvas.order, PADDING, device)
+        reveals, _ = to_tensor(canvas.reveals, 0, device)
+        texts, row_passes = None, torch.tensor(filling.row_passes)
+        if text and self.tokenizer is not None:
+            texts = decode(canvas, config, filling.stopped)
         written = int(reveals.sum()) / max(1, int(row_passes.sum()))
-        seconds = time.perf_counter() - started
-        output = LoMDMPipelineOutput(
-            sequences, texts, order, reveals, filling.passes, row_passes, written, seconds
-        )
-        return output if return_dict else output.to_tuple()
+        counts = filling.passes, row_passes, written, time.perf_counter() - started
+        return LoMDMPipelineOutput(sequences, texts, order, reveals, *counts)
 
     @property
     def num_timesteps(self) -> int:

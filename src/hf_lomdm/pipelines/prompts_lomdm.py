@@ -1,5 +1,6 @@
 """Prompts to rows of token ids, and rows back to texts. This file travels to the Hub."""
 
+from collections.abc import Mapping, Sequence
 from numbers import Integral
 
 from .canvas_lomdm import Canvas, end_of_row, new_canvas, require
@@ -94,13 +95,73 @@ def _length(
     return length
 
 
-def decode(canvas: Canvas, tokenizer, config) -> list[str]:
-    """Texts of the rows, each cut before the first EOS behind all that is given."""
-    rows = [
-        row[: end_of_row(row, start, config)]
-        for row, start in zip(canvas.rows, canvas.starts, strict=True)
-    ]
-    return [tokenizer.decode(row, skip_special_tokens=True) for row in rows]
+def encode_messages(tokenizer, messages) -> list[list[int]]:
+    """Token ids of a conversation, or of a list of them, by the tokenizer's chat template."""
+    listed = isinstance(messages, (list, tuple)) and len(messages) > 0
+    each = [messages] if listed and isinstance(messages[0], Mapping) else messages
+    fits = listed and all(
+        isinstance(chat, (list, tuple))
+        and len(chat) > 0
+        and all(isinstance(turn, Mapping) and {"role", "content"} <= turn.keys() for turn in chat)
+        for chat in each
+    )
+    require(
+        fits,
+        f"messages must be dicts with role and content, or a list of such lists, got {messages!r}. "
+        "Pass for example [{'role': 'user', 'content': 'Hello'}].",
+    )
+    require(
+        getattr(tokenizer, "chat_template", None) is not None,
+        "messages need a tokenizer with a chat template. Set tokenizer.chat_template, or pass "
+        "prompt.",
+    )
+    options = {"tokenize": True, "add_generation_prompt": True, "return_dict": False}
+    return [list(tokenizer.apply_chat_template(list(chat), **options)) for chat in each]
+
+
+class StopStrings:
+    """The strings that end a text behind its prompt.
+
+    Raises:
+        ValueError: what is no string or list of strings, empty strings, no tokenizer.
+    """
+
+    def __init__(self, strings: str | Sequence[str] | None, tokenizer):
+        self.strings = [strings] if isinstance(strings, str) else list(strings or [])
+        self.tokenizer = tokenizer
+        fine = all(isinstance(one, str) and one for one in self.strings)
+        require(
+            fine,
+            f"stop_strings must be strings that are not empty, got {strings!r}. Pass ['.'] or None.",
+        )
+        require(
+            not self.strings or tokenizer is not None,
+            f"stop_strings={strings!r} need a tokenizer. Load the pipeline with one.",
+        )
+
+    def __call__(self, row: list[int], start: int) -> bool:
+        """Whether the text of a row, written from `start` on, has a stop string."""
+        return bool(self.strings) and self._first(*self._texts(row, start)) is not None
+
+    def text(self, row: list[int], start: int) -> str:
+        """The text of a row, cut before its first stop string behind the prompt."""
+        whole, prompt = self._texts(row, start)
+        return whole[: self._first(whole, prompt)]
+
+    def _texts(self, row: list[int], start: int) -> tuple[str, str]:
+        parts = row, row[:start]
+        return tuple(self.tokenizer.decode(part, skip_special_tokens=True) for part in parts)
+
+    def _first(self, whole: str, prompt: str) -> int | None:
+        behind = len(prompt) if whole.startswith(prompt) else 0
+        places = [whole.find(one, behind) for one in self.strings]
+        return min((place for place in places if place >= 0), default=None)
+
+
+def decode(canvas: Canvas, config, stop: StopStrings) -> list[str]:
+    """Texts of the rows, each cut before the first EOS and stop string behind all that is given."""
+    rows = zip(canvas.rows, canvas.starts, strict=True)
+    return [stop.text(row[: end_of_row(row, start, config)], start) for row, start in rows]
 
 
 def well_formed(text: str) -> str:
