@@ -138,8 +138,7 @@ class FrozenBase(nn.Module):
         return_dict: bool = True,
         **unread,
     ) -> BaseModelOutput:
-        """Hidden states `[B, L, D]` of texts `[B, L]`, which the base sees with their prefix and
-        suffix.
+        """Hidden states `[B, L, D]` of texts `[B, L]`; the base also sees prefix and suffix.
 
         The arguments are those of `LoMDMModel`: it is always `deterministic`, and `past_key_values`
         and `inputs_embeds` must be `None`.
@@ -151,7 +150,8 @@ class FrozenBase(nn.Module):
             )
         if inputs_embeds is not None:
             raise ValueError(
-                "inputs_embeds is not read by an order adapter, whose base sees more. Pass input_ids."
+                "inputs_embeds is not read by an order adapter, whose base sees more. Pass "
+                "input_ids."
             )
         check_inputs(one_text(input_ids, None)[1], attention_mask, self.config)
         keep = (
@@ -174,8 +174,7 @@ class FrozenBase(nn.Module):
     def frame(
         self, input_ids: Tensor, attention_mask: Tensor | None
     ) -> tuple[Tensor, Tensor | None, Tensor]:
-        """What the base sees of texts `[B, L]`: `[B, F + L + S]` padded on the right, its mask, and
-        where each is.
+        """What the base sees of texts `[B, L]`: ids `[B, F + L + S]`, their mask, and their place.
 
         Texts move to the left because bases count positions from the left end, or by the ids of
         padding.
@@ -222,8 +221,7 @@ class FrozenBase(nn.Module):
 
 
 class OrderAdapter(LoMDMForMaskedDiffusion):
-    """Order heads on a frozen masked language model: everything that takes a
-    `LoMDMForMaskedDiffusion` takes it.
+    """Order heads on a frozen masked language model, usable wherever the model of a LoMDM is.
 
     The token law is the base's, but for tokens that are never revealed; the order is learned. Only
     the heads are trained, and only they are in its `state_dict` and in what `save_pretrained`
@@ -261,8 +259,7 @@ class OrderAdapter(LoMDMForMaskedDiffusion):
 
     @classmethod
     def attach(cls, base: PreTrainedModel, name: str | None = None, **settings) -> "OrderAdapter":
-        """Fresh heads on a base that is loaded already, in eval mode; all rates are equal until
-        they are trained.
+        """Fresh heads on a loaded base, in eval mode; all rates are equal until they are trained.
 
         Args:
             base: see `OrderAdapter`.
@@ -333,48 +330,49 @@ class OrderAdapter(LoMDMForMaskedDiffusion):
         adapter = cls(config, base)
         if verify_base and not is_base(base, config):
             raise ValueError(
-                f"base {base.name_or_path!r} does not have the weights that the adapter {name} was trained on "
-                f"({config.base_name}, revision {config.base_revision}). Pass base= and the right one, or "
-                "verify_base=False to take it as it is."
+                f"base {base.name_or_path!r} does not have the weights that the adapter {name} was "
+                f"trained on ({config.base_name}, revision {config.base_revision}). Pass base= and "
+                "the right one, or verify_base=False to take it as it is."
             )
         adapter.model.base.to(dtype)
         adapter.load_state_dict(heads)
         return (adapter.eval(), loading_info()) if output_loading_info else adapter.eval()
 
     def get_input_embeddings(self) -> nn.Module:
+        """The embeddings of the base."""
         return self.model.base.get_input_embeddings()
 
     def get_output_embeddings(self) -> nn.Module:
+        """The LM head of the base."""
         return self.model.base.get_output_embeddings()
 
     def resize_token_embeddings(self, *args, **kwargs) -> nn.Module:
         """Raises `ValueError`: the base is frozen."""
         raise ValueError(
-            "the base of an order adapter is frozen. Resize and train it first, then attach the heads."
+            "the base of an order adapter is frozen. Resize and train it first, then attach the "
+            "heads."
         )
 
     def token_logits(self, hidden: Tensor) -> Tensor:
-        """The base's token law of hidden states, `[..., D] -> [..., V]`; tokens never revealed are
-        at `-inf`."""
+        """The base's token law, `[..., D] -> [..., V]`; tokens never revealed are at `-inf`."""
         logits = self.model.logits(hidden)
         for token in (self.config.mask_token_id, *self.config.suppressed_token_ids):
             logits[..., token] = -torch.inf
         return logits
 
     def labels_for(self, input_ids: Tensor) -> Tensor:
-        """Labels `[B, L]` of clean texts `[B, L]`: tokens that are never revealed are given
-        (-100)."""
+        """Labels `[B, L]` of clean texts `[B, L]`: tokens never revealed are given (-100)."""
         return input_ids.masked_fill(self._suppressed(input_ids), -100)
 
     def estimate_bound(self, batch: Batch, *args, **kwargs) -> tuple:
-        """As in `LoMDMForMaskedDiffusion`; on the CPU, tokens to reveal that never are revealed are
-        an error."""
+        """As in `LoMDMForMaskedDiffusion`; a maskable token never revealed is an error."""
         if batch.ids.device.type == "cpu":
             wrong = batch.ids[batch.maskable & self._suppressed(batch.ids)]
             if len(wrong):
                 raise ValueError(
                     f"labels contain {int(wrong[0])}, one of the tokens that are never revealed "
-                    f"({self.config.suppressed_token_ids}). Pass labels_for(input_ids), which gives them."
+                    f"({self.config.suppressed_token_ids}). Pass labels_for(input_ids), which "
+                    "gives them."
                 )
         return super().estimate_bound(batch, *args, **kwargs)
 
@@ -384,7 +382,7 @@ class OrderAdapter(LoMDMForMaskedDiffusion):
         )
 
 
-# ------------------------------------------------------------------------------------------------------- the base
+# ----------------------------------------------------------------------------------------- the base
 
 
 def is_adapter(name_or_path: str | os.PathLike, fetch: dict) -> bool:
@@ -403,8 +401,10 @@ def is_adapter(name_or_path: str | os.PathLike, fetch: dict) -> bool:
 
 
 def precision(options: dict) -> torch.dtype | None:
-    """Takes the precision of the base out of the options of loading: it is known by its weights as
-    they are stored."""
+    """Takes the base's precision out of the options of loading.
+
+    The base is recognised by its weights as they are stored.
+    """
     # which is made in the precision that is asked for
     if options.get("quantization_config") is not None:
         return None
@@ -427,46 +427,49 @@ def load_base(
         )
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"base {str(name_or_path)!r} could not be loaded. Give a Hub name or a folder of a masked language model "
-            f"(for a saved adapter by base=). {error}"
+            f"base {str(name_or_path)!r} could not be loaded. Give a Hub name or a folder of a "
+            f"masked language model (for a saved adapter by base=). {error}"
         ) from error
     if info["missing_keys"]:
         raise ValueError(
-            f"base {str(name_or_path)!r} lacks the weights {sorted(info['missing_keys'])[:3]}: they would be random. "
-            "Give a checkpoint that was trained as a masked language model."
+            f"base {str(name_or_path)!r} lacks the weights {sorted(info['missing_keys'])[:3]}: "
+            "they would be random. Give a checkpoint that was trained as a masked language model."
         )
     return base
 
 
 def check_base(base: PreTrainedModel, config: OrderAdapterConfig | None = None) -> None:
-    """Raises `ValueError` for a base that is no bidirectional masked language model, or that does
-    not fit `config`."""
+    """Raises `ValueError` for a base that is not bidirectional or does not fit `config`."""
     kind = base.config.model_type
     if kind == "lomdm" and (
         base.config.rate_type != "uniform" or base.config.block_size is not None
     ):
         raise ValueError(
-            f"base has rate_type={base.config.rate_type!r} and block_size={base.config.block_size}: it has an order of "
-            "its own. Give one with rate_type='uniform' and without blocks, such as a converted MDLM."
+            f"base has rate_type={base.config.rate_type!r} and "
+            f"block_size={base.config.block_size}: it has an order of its own. Give one with "
+            "rate_type='uniform' and without blocks, such as a converted MDLM."
         )
     one_way = getattr(base.config, "is_decoder", False) or getattr(
         base.config, "is_encoder_decoder", False
     )
     if one_way or base.base_model is base:
         raise ValueError(
-            f"base is a {kind}, which is no bidirectional encoder with a head. Give a masked language model."
+            f"base is a {kind}, which is no bidirectional encoder with a head. Give a masked "
+            "language model."
         )
     for name in ("hidden_size", "vocab_size") if config is not None else ():
         if getattr(base.config, name) != getattr(config, name):
             raise ValueError(
-                f"base has {name}={getattr(base.config, name)}, the adapter {getattr(config, name)}. "
-                f"Give the base that it was made for, {config.base_name}."
+                f"base has {name}={getattr(base.config, name)}, the adapter "
+                f"{getattr(config, name)}. Give the base that it was made for, {config.base_name}."
             )
 
 
 def check_split(frozen: FrozenBase) -> None:
-    """Raises `ValueError` if hidden states and head do not make up the base's own logits (one pass
-    of three tokens)."""
+    """Raises `ValueError` if hidden states and head do not give the base's own logits.
+
+    Costs one pass over three tokens.
+    """
     device = frozen.base.get_input_embeddings().weight.device
     ids = (
         torch.arange(min(3, frozen.config.max_position_embeddings), device=device)[None]
@@ -479,14 +482,16 @@ def check_split(frozen: FrozenBase) -> None:
     # bfloat16
     if not torch.allclose(split[finite].float(), whole[finite].float(), rtol=0.05, atol=0.05):
         raise ValueError(
-            f"base is a {frozen.base.config.model_type}, whose logits do not come from its last hidden state alone. "
-            "Give another masked language model."
+            f"base is a {frozen.base.config.model_type}, whose logits do not come from its last "
+            "hidden state alone. Give another masked language model."
         )
 
 
 def fingerprint(base: PreTrainedModel, dtype: torch.dtype = torch.bfloat16) -> str:
-    """A hash of names, shapes and values of the weights in bfloat16 or float16: the same where they
-    are in float32."""
+    """A hash of names, shapes and values of the weights in half precision.
+
+    Values go into it in bfloat16 or float16: the same hash where they are held in float32.
+    """
     digest = hashlib.blake2b(digest_size=16)
     for name, weight in sorted(base.named_parameters()):
         digest.update(f"{name} {list(weight.shape)}".encode())
@@ -495,8 +500,7 @@ def fingerprint(base: PreTrainedModel, dtype: torch.dtype = torch.bfloat16) -> s
 
 
 def is_base(base: PreTrainedModel, config: OrderAdapterConfig) -> bool:
-    """Whether the weights are those that the adapter was trained on, in float32 or in either half
-    precision.
+    """Whether these are the weights that the adapter was trained on, in any precision.
 
     What was rounded to one of these is not known in the other, which then tells nothing.
     """
@@ -505,8 +509,7 @@ def is_base(base: PreTrainedModel, config: OrderAdapterConfig) -> bool:
 
 
 def fresh_config(base: PreTrainedModel, name: str, settings: dict) -> OrderAdapterConfig:
-    """The configuration of fresh heads on a base; `settings` win over what base and tokenizer
-    say."""
+    """The configuration of fresh heads; `settings` win over what base and tokenizer say."""
     check_base(base)
     commit = getattr(base.config, "_commit_hash", None)  # of a base from the Hub
     special = {} if "mask_token_id" in settings else special_tokens(base, name, commit)
@@ -522,8 +525,7 @@ def fresh_config(base: PreTrainedModel, name: str, settings: dict) -> OrderAdapt
 
 
 def special_tokens(base: PreTrainedModel, name: str, revision: str | None) -> dict:
-    """Special tokens of a base: a LoMDM's configuration has them, others have them in their
-    tokenizer."""
+    """Special tokens of a base: from a LoMDM's configuration, else from the tokenizer."""
     if base.config.model_type == "lomdm":
         return {key: getattr(base.config, key) for key in OWN_TOKENS}
     try:
@@ -535,7 +537,8 @@ def special_tokens(base: PreTrainedModel, name: str, revision: str | None) -> di
     # transformers makes one up where there are no files
     if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
         raise ValueError(
-            f"base {name!r} has no tokenizer. Pass mask_token_id and the like, or save one beside it."
+            f"base {name!r} has no tokenizer. Pass mask_token_id and the like, or save one beside "
+            "it."
         )
     if tokenizer.mask_token_id is None:
         raise ValueError(
@@ -553,8 +556,7 @@ def special_tokens(base: PreTrainedModel, name: str, revision: str | None) -> di
 
 
 def longest_text(base: PreTrainedModel) -> int:
-    """Positions that a base has; RoBERTa and its kin leave the first ones, up to that of padding,
-    unused."""
+    """Positions that a base has; RoBERTa and its kin leave the first ones unused."""
     tables = [
         module for name, module in base.named_modules() if name.endswith("position_embeddings")
     ]
@@ -569,7 +571,7 @@ def longest_text(base: PreTrainedModel) -> int:
     return base.config.max_position_embeddings - unused
 
 
-# ------------------------------------------------------------------------------------------------------ the heads
+# ---------------------------------------------------------------------------------------- the heads
 
 
 def loading_info(missing: Iterable[str] = ()) -> dict:
@@ -579,8 +581,7 @@ def loading_info(missing: Iterable[str] = ()) -> dict:
 
 
 def read_heads(config: OrderAdapterConfig, path: str) -> dict[str, Tensor]:
-    """The weights of the heads from a safetensors file; its header is judged before memory is asked
-    for.
+    """The heads' weights from a safetensors file; its header is judged before memory is used.
 
     Raises:
         ValueError: a file that cannot be read, or weights that are missing, unexpected or of
@@ -595,8 +596,8 @@ def read_heads(config: OrderAdapterConfig, path: str) -> dict[str, Tensor]:
     )
     if wrong:
         raise ValueError(
-            f"{path} does not fit its config.json: {wrong[0]} has the shape {shapes.get(wrong[0])}, expected "
-            f"{expected.get(wrong[0])}. Save the adapter again."
+            f"{path} does not fit its config.json: {wrong[0]} has the shape "
+            f"{shapes.get(wrong[0])}, expected {expected.get(wrong[0])}. Save the adapter again."
         )
     return load_file(path)
 

@@ -23,8 +23,7 @@ QUERY_CHUNK = 256
 
 
 class QueryChunk(NamedTuple):
-    """Neighbouring positions of a row, where the keys lie that any of them may see, and the mask of
-    these.
+    """Neighbouring queries of a row, the range of keys that they may see, and its mask.
 
     With blocks most pairs of positions do not see each other; a mask over all of them would cost as
     if they did.
@@ -36,8 +35,7 @@ class QueryChunk(NamedTuple):
 
 
 def query_dtype(hidden: Tensor) -> torch.dtype:
-    """The precision of queries and keys that are made of hidden states: that of autocast where it
-    is on."""
+    """The precision of queries and keys of these hidden states: autocast's where it is on."""
     kind = hidden.device.type
     autocast = torch.is_autocast_enabled(kind) and hidden.dtype != torch.float64
     return torch.get_autocast_dtype(kind) if autocast else hidden.dtype
@@ -57,8 +55,7 @@ def rotary_tables(position: Tensor, head_size: int, theta: float) -> tuple[Tenso
 
 
 def rotate(states: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
-    """Turns each pair `(j, j + head_size / 2)` of `states` `[B, H, L, head_size]` by the angle of
-    its position."""
+    """Turns each pair `(j, j + head_size / 2)` of `[B, H, L, head_size]` by its angle."""
     cos, sin = rotary
     first, second = states.chunk(2, dim=-1)
     return (states * cos + torch.cat((-second, first), dim=-1) * sin).to(states.dtype)
@@ -71,8 +68,10 @@ def attention_inputs(
     num_copies: int = 1,
     past_length: int = 0,
 ) -> tuple:
-    """The attention mask in the form of the attention implementation (`None` = no mask; with blocks
-    a list of `QueryChunk`, or one mask for FlexAttention and the compiler), and the rotary tables.
+    """The mask in the form that the attention implementation takes, and the rotary tables.
+
+    `None` means no mask. With blocks the mask is a list of `QueryChunk`, or one mask for
+    FlexAttention and the compiler.
 
     Args:
         hidden: `[B, C * L, D]`, one copy of each text after the other (`LoMDMModel.forward`).
@@ -94,14 +93,13 @@ def attention_inputs(
         return None, rotary
     real, eager = attention_mask.to(torch.bool), config._attn_implementation == "eager"
     if hidden.device.type == "cpu" or not (eager or config._attn_implementation == "sdpa"):
-        return create_bidirectional_mask(
-            config=config, inputs_embeds=hidden, attention_mask=real
-        ), rotary
+        mask = create_bidirectional_mask(config=config, inputs_embeds=hidden, attention_mask=real)
+        return mask, rotary
     # the same, but transformers looks whether the mask is all ones, for which the host would wait
     mask = real[:, None, None].expand(-1, 1, hidden.shape[1], -1)  # [B, 1, L, L]
-    return hidden.new_zeros(()).where(
-        mask, torch.finfo(hidden.dtype).min
-    ) if eager else mask, rotary
+    if eager:
+        mask = hidden.new_zeros(()).where(mask, torch.finfo(hidden.dtype).min)
+    return mask, rotary
 
 
 def chunk_positions(
@@ -161,8 +159,7 @@ def block_mask(
     position: Tensor,
     num_copies: int,
 ):
-    """Who attends to whom with blocks: its own block in its own copy, and the blocks before in the
-    clean copy.
+    """Who attends to whom with blocks: its block in its own copy, earlier ones in the clean copy.
 
     Copy 0 is clean. Blocks further back than `max_position_embeddings` are out of reach, so that
     long texts see what the model was trained on. Arguments as in `attention_inputs`; `position` is
@@ -175,8 +172,8 @@ def block_mask(
         return None
     if config._attn_implementation not in BLOCK_ATTENTION:
         raise ValueError(
-            f"attn_implementation={config._attn_implementation!r} cannot mask blocks (block_size={size}). "
-            f"Load the model with one of {BLOCK_ATTENTION}."
+            f"attn_implementation={config._attn_implementation!r} cannot mask blocks "
+            f"(block_size={size}). Load the model with one of {BLOCK_ATTENTION}."
         )
     flex = config._attn_implementation == "flex_attention"
     block = (position // size).to(torch.int32).expand(batch if flex else -1, -1)
@@ -231,8 +228,7 @@ def eager_attention(
     scaling: float,
     **kwargs,
 ) -> tuple[Tensor, Tensor]:
-    """Plain attention with transformers' signature: `[B, H, L, head_size]` in, `[B, L, H,
-    head_size]` out."""
+    """Plain attention, transformers' signature: `[B, H, L, head_size] -> [B, L, H, head_size]`."""
     weights = query @ key.transpose(2, 3) * scaling  # [B, H, L, L]
     if attention_mask is not None:
         weights = weights + attention_mask
@@ -241,8 +237,7 @@ def eager_attention(
 
 
 class LoMDMAttention(nn.Module):
-    """Self-attention with rotary positions, without biases; bidirectional where no mask of blocks
-    says otherwise."""
+    """Self-attention with rotary positions and no biases; bidirectional but for masks of blocks."""
 
     is_causal = False
 
@@ -262,8 +257,7 @@ class LoMDMAttention(nn.Module):
         past_key_values: Cache | None = None,
         first_output: int = 0,
     ) -> Tensor:
-        """`[B, L, D]` to `[B, L - first_output, D]`: what comes before is attended to and attends
-        no more."""
+        """`[B, L, D] -> [B, L - first_output, D]`: earlier positions are attended to only."""
         batch, length, _ = hidden.shape
         qkv = self.qkv_proj(hidden).view(batch, length, 3, -1, self.head_size)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each [B, H, L, head_size]

@@ -1,5 +1,4 @@
-"""Configuration of LoMDM models. This file travels to the Hub: it imports torch and the libraries
-alone."""
+"""Configuration of LoMDM models. This file travels to the Hub."""
 
 import inspect
 import os
@@ -62,8 +61,7 @@ FLAG, NAME = (False, True), str | None
 
 
 class LoMDMConfig(PreTrainedConfig):
-    """Sizes, special tokens and the process: `rate_type` and `block_size` span the family
-    (docs/method.md, "family").
+    """Sizes, special tokens and the process; `rate_type` and `block_size` span the family.
 
     The defaults are MDLM small with the GPT-2 vocabulary and one extra entry for the mask token.
 
@@ -226,8 +224,7 @@ class LoMDMConfig(PreTrainedConfig):
             del cls.__init__
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Refuses what the field may not hold, also after `__init__`: `from_pretrained(...,
-        c1=0.5)` sets it then."""
+        """Refuses what the field may not hold: `from_pretrained(..., c1=0.5)` sets it late."""
         _check_field(type(self), name, value)
         with _plain_errors(name):
             super().__setattr__(name, value)
@@ -254,7 +251,8 @@ class LoMDMConfig(PreTrainedConfig):
         chosen = [name for name in CHOSEN_BY_THE_CALLER if config_dict.get(name) is not None]
         if chosen:
             raise ValueError(
-                f"config.json has {chosen}, which the caller of from_pretrained chooses. Remove it there."
+                f"config.json has {chosen}, which the caller of from_pretrained chooses. Remove it "
+                "there."
             )
         return super().from_dict(config_dict, **kwargs)
 
@@ -266,8 +264,9 @@ class LoMDMConfig(PreTrainedConfig):
         """
         if self.hidden_size % (2 * self.num_attention_heads):
             raise ValueError(
-                f"hidden_size must be a multiple of 2 * num_attention_heads (rotary positions turn pairs), got "
-                f"hidden_size={self.hidden_size} and num_attention_heads={self.num_attention_heads}."
+                "hidden_size must be a multiple of 2 * num_attention_heads (rotary positions turn "
+                f"pairs), got hidden_size={self.hidden_size} and "
+                f"num_attention_heads={self.num_attention_heads}."
             )
         _check_process(self)
         _check_special_tokens(self)
@@ -308,7 +307,7 @@ def _check_dtype(name: str) -> None:
 
 
 def _check_labels(labels: Any) -> None:
-    """transformers makes whole numbers of the keys: each must be one, and no two the same."""
+    """Raises unless the keys are different whole numbers, which transformers makes of them."""
     whole = (
         isinstance(labels, Mapping)
         and len(labels) <= MOST_LABELS
@@ -316,8 +315,8 @@ def _check_labels(labels: Any) -> None:
     )
     if not whole or len({int(key) for key in labels}) < len(labels):
         raise ValueError(
-            f"id2label must map at most {MOST_LABELS} different whole numbers to labels, got {_shown(labels)}. "
-            "Leave it out: these models have no use for labels."
+            f"id2label must map at most {MOST_LABELS} different whole numbers to labels, got "
+            f"{_shown(labels)}. Leave it out: these models have no use for labels."
         )
 
 
@@ -331,8 +330,7 @@ def _shown(value: Any) -> str:
 
 @contextmanager
 def _plain_errors(what: str) -> Iterator[None]:
-    """Turns what transformers raises about values, strict dataclasses among it, into a `ValueError`
-    of one line."""
+    """Turns what transformers raises about values into a `ValueError` of one line."""
     try:
         yield
     except (StrictDataclassError, TypeError, AttributeError) as error:
@@ -345,8 +343,8 @@ def _plain_errors(what: str) -> Iterator[None]:
 def _check_process(config: LoMDMConfig) -> None:
     if config.block_size == 1 and config.rate_type == "learned":
         raise ValueError(
-            "block_size=1 leaves nothing to order: NormSig vanishes. Pass rate_type='uniform' (an AR model) or larger "
-            "blocks."
+            "block_size=1 leaves nothing to order: NormSig vanishes. Pass rate_type='uniform' (an "
+            "AR model) or larger blocks."
         )
     if not config.c1 > config.c2:
         raise ValueError(
@@ -355,7 +353,8 @@ def _check_process(config: LoMDMConfig) -> None:
         )
     if config.num_views == 1 and config.rate_type in ("learned", "token"):
         raise ValueError(
-            f"num_views must be None or at least 2, which RLOO compares, got 1 with rate_type={config.rate_type!r}."
+            "num_views must be None or at least 2, which RLOO compares, got 1 with "
+            f"rate_type={config.rate_type!r}."
         )
     if config.time_range is not None:
         _check_time_range(config)
@@ -369,12 +368,13 @@ def _check_time_range(config: LoMDMConfig) -> None:
         or config.time_range[0] >= config.time_range[1]
     ):
         raise ValueError(
-            f"time_range must be [low, high] with 0 < low < high <= 1, got {_shown(config.time_range)}."
+            "time_range must be [low, high] with 0 < low < high <= 1, got "
+            f"{_shown(config.time_range)}."
         )
     if config.bound != "time" or config.time_epsilon is not None:
         raise ValueError(
-            f"time_range={config.time_range} needs bound='time' and time_epsilon=None, got bound={config.bound!r} and "
-            f"time_epsilon={config.time_epsilon}."
+            f"time_range={config.time_range} needs bound='time' and time_epsilon=None, got "
+            f"bound={config.bound!r} and time_epsilon={config.time_epsilon}."
         )
 
 

@@ -1,5 +1,4 @@
-"""The context of a block that is being written: the blocks before it. This file travels to the
-Hub."""
+"""The blocks before the one that is being written. This file travels to the Hub."""
 
 from dataclasses import dataclass
 
@@ -35,8 +34,7 @@ class BlockContext:
     def read(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, output_logits: bool = True
     ) -> ModelOutput:
-        """The model's output for the next block of each text `[B, S]`, which may be partly
-        masked."""
+        """The model's output for the next, partly masked block of each text `[B, S]`."""
         width = input_ids.shape[1]
         if self.cache is None:
             tokens, mask = (
@@ -91,8 +89,7 @@ class BlockContext:
         self._cut(slice(surplus, None))
 
     def _cut(self, kept: slice) -> None:
-        """Keeps these positions of the cache. `DynamicCache.crop` differs between versions of
-        transformers 5."""
+        """Keeps these positions of the cache; `DynamicCache.crop` differs between versions."""
         for layer in self.cache.layers:
             layer.keys, layer.values = layer.keys[:, :, kept], layer.values[:, :, kept]
 

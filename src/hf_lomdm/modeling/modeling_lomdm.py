@@ -1,5 +1,4 @@
-"""LoMDM models: backbone, LM head, rates, and the loss, for the whole family. This file travels to
-the Hub."""
+"""LoMDM models: backbone, LM head, rates and loss. This file travels to the Hub."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -56,8 +55,7 @@ CHUNK_LOGITS = 2**24
 
 @dataclass
 class LoMDMOutput(ModelOutput):
-    """Output of `LoMDMForMaskedDiffusion`; `B` texts of `L` positions, `V` token ids, `D` hidden
-    units.
+    """Output of `LoMDMForMaskedDiffusion`: `B` texts, `L` positions, `V` ids, `D` hidden units.
 
     Without labels:
         logits: `[B, L, V]`, unnormalised token law in the model's dtype, the mask token at `-inf`;
@@ -87,8 +85,7 @@ class LoMDMOutput(ModelOutput):
 
 
 class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
-    """A masked diffusion language model: backbone, LM head, and what its `rate_type` needs for the
-    order of reveal.
+    """A masked diffusion language model: backbone, LM head, and the rates of its `rate_type`.
 
     Without labels it gives the token law `p_i(z)` and the reverse rates `v_i(z)` of a partly masked
     text; with labels the loss, a bound on `-log P(x)` in nats per token (docs/method.md).
@@ -117,24 +114,24 @@ class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
             nn.init.zeros_(module.given)
 
     def get_output_embeddings(self) -> nn.Linear:
+        """The LM head."""
         return self.lm_head
 
     def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
+        """Replaces the LM head."""
         self.lm_head = new_embeddings
 
     def resize_token_embeddings(
         self, new_num_tokens: int | None = None, *args, **kwargs
     ) -> nn.Embedding:
-        """As in transformers; token rates follow the vocabulary. A special token that would go is a
-        `ValueError`."""
+        """As in transformers; token rates follow. Losing a special token is a `ValueError`."""
         embeddings = super().resize_token_embeddings(new_num_tokens, *args, **kwargs)
         self._own_law.resize(self)
         return embeddings
 
     @property
     def _own_law(self) -> RateLaw:
-        """The law that the model was trained with: its token law stays, whatever law orders the
-        reveals."""
+        """The law of the training: its token law stays, whatever law orders the reveals."""
         return RATE_LAWS[self.config.rate_type]
 
     @property
@@ -152,8 +149,7 @@ class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
             self.rate_law = own
 
     def without_order(self) -> AbstractContextManager[None]:
-        """Within this context all rates equal `c1`, as with `c2 = 0`: what is measured has no
-        learned order."""
+        """Within this context all rates equal `c1`, as with `c2 = 0`: no learned order."""
         return self.with_rates(EqualRates(self.config.c1))
 
     @property
@@ -168,8 +164,7 @@ class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
 
     @property
     def rates_need_logits(self) -> bool:
-        """Whether reverse rates come from the logits of all positions. If not, positions can be
-        chosen before those."""
+        """Whether reverse rates need the logits, so that positions cannot be chosen before."""
         return self.rate_law.needs_logits
 
     generation_config = None  # peft asks for it too
@@ -182,7 +177,8 @@ class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
     def generate(self, *args, **kwargs):
         """Raises `ValueError`: the model has no order from left to right."""
         raise ValueError(
-            "generate() is not for masked diffusion. Call LoMDMPipeline(model, scheduler, tokenizer)."
+            "generate() is not for masked diffusion. Call LoMDMPipeline(model, scheduler, "
+            "tokenizer)."
         )
 
     prepare_inputs_for_generation = generate  # peft asks for it where task_type="CAUSAL_LM"
@@ -263,8 +259,7 @@ class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
         maskable: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
     ) -> Batch:
-        """The texts `[B, L]` with their positions and blocks, for the methods that take a
-        `Batch`."""
+        """The texts `[B, L]` with positions and blocks, for the methods that take a `Batch`."""
         return make_batch(ids, attention_mask, self.config.block_size, maskable, inputs_embeds)
 
     def forward_rates(
@@ -274,8 +269,9 @@ class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
         given: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
     ) -> Tensor:
-        """Forward rates `w_i(x)` `[B, L]`, float32 or wider, of clean texts; differentiable in
-        `phi` or `omega`.
+        """Forward rates `w_i(x)` `[B, L]` of clean texts; differentiable in `phi` or `omega`.
+
+        They are float32 or wider.
 
         `given`: `[B, L]` bool, the positions that are never masked (`phi` may put what follows from
         them first); `None` = none. `inputs_embeds`: `[B, L, D]`, what positions of the id -100 are
@@ -287,8 +283,7 @@ class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
         )
 
     def token_logits(self, hidden: Tensor) -> Tensor:
-        """The token law of hidden states, `[..., D] -> [..., V]` unnormalised, the mask token at
-        `-inf`."""
+        """The token law, `[..., D] -> [..., V]` unnormalised, the mask token at `-inf`."""
         logits = self._own_law.weigh_tokens(self, self.lm_head(hidden))
         # in place: a copy of [..., V] would be the largest tensor
         logits[..., self.config.mask_token_id] = -torch.inf
@@ -297,8 +292,7 @@ class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
     def open_context(
         self, tokens: Tensor, attention_mask: Tensor | None = None, use_cache: bool = True
     ) -> BlockContext:
-        """With blocks: whole blocks `[B, P]`, padded on the left, that stand before the ones to be
-        written."""
+        """With blocks: the whole blocks `[B, P]`, padded on the left, before the next one."""
         return BlockContext(self, tokens, attention_mask, DynamicCache() if use_cache else None)
 
     def _denoise(
@@ -325,8 +319,7 @@ class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
         return LoMDMOutput(rates=rates, last_hidden_state=hidden, **given)
 
     def encode(self, batch: Batch, views: Tensor | None = None, **options) -> Tensor:
-        """Hidden states of the trunk for a batch, or for it and its views `[K * B, L]`
-        (`LoMDMModel.forward`)."""
+        """Hidden states of the trunk for a batch, or for it and its views `[K * B, L]`."""
         ids, embeds = batch.ids, batch.inputs_embeds
         if embeds is not None:
             views = (
@@ -346,41 +339,34 @@ class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
         return torch.where((ids == GIVEN)[..., None], inputs_embeds.to(embeds.dtype), embeds)
 
     def rates_of_logits(self, logits: Tensor) -> Tensor:
-        """Reverse rates `[...]`, float32 or wider, of the token law `[..., V]` of
-        `token_logits`."""
+        """Reverse rates `[...]`, float32 or wider, of the token law `[..., V]`."""
         return self.rate_law.rates_of_logits(self, logits)
 
     def _loss(
         self, batch: Batch, quantiles: Tensor | None, generator, bound: str | None
     ) -> LoMDMOutput:
         num_texts, device = len(batch.ids), batch.ids.device
-        # 1. The same quantile but independent draws for each view                seeds
-        #   [views * B]
+        # 1. The same quantile but independent draws for each view    seeds           [views * B]
         if quantiles is None:
             quantiles = stratified_quantiles(num_texts, generator, device)
         seeds = torch.cat([row_seeds(generator, num_texts, device) for _ in range(self.num_views)])
         quantiles = block_quantiles(quantiles, seeds[:num_texts], batch.blocks)
-        # 2. Rates of the forward process, from clean text                        w
-        #   [B, L]
+        # 2. Rates of the forward process, from clean text            w               [B, L]
         rates = self.rate_law.forward_rates(self, batch)
-        # 3. One pass over all views, the bound term by term                      terms, log_q
-        #   [views * B, N]
+        # 3. One pass over all views, the bound term by term          terms, log_q    [views * B, N]
         terms, log_q, reverse = self.estimate_bound(batch, rates, quantiles, seeds, bound)
-        # 4. The bound, the mean over views                                       nelbo
-        #   [B]
+        # 4. The bound, the mean over views                           nelbo           [B]
         by_view = (self.num_views, num_texts, -1)
         main, velocity, ratio = (values.view(by_view).mean(0) for values in terms)
         nelbo = (main + velocity).sum(-1)
-        # 5. RLOO: value zero, gradient of the score                              score
-        #   [B]
+        # 5. RLOO: value zero, gradient of the score                  score           [B]
         objective, score = nelbo, None
         if self.training and self.learns_forward_rates:
             score = rloo_score(
                 (terms.main + terms.velocity).view(by_view), log_q.view(by_view)
             ).sum(-1)
             objective = nelbo + score - score.detach()
-        # 6. The rate ratio, the mean over blocks with something to reveal        ratio
-        #   [B]
+        # 6. The rate ratio, the mean over blocks that are not given  ratio           [B]
         has_maskable = block_sum(batch.maskable.to(ratio.dtype), batch.blocks) > 0
         ratio = 1 + (ratio - 1).sum(-1) / has_maskable.sum(-1).clamp(min=1)  # other blocks have 1
         # 7. Nats per maskable token
@@ -403,8 +389,7 @@ class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
         seeds: Tensor,
         bound: str | None = None,
     ) -> tuple[BoundTerms, Tensor, Tensor]:
-        """One-draw estimates of a bound for given forward rates; the building block of the loss and
-        of evaluation.
+        """One-draw estimates of a bound for given forward rates; used by loss and evaluation.
 
         Args:
             batch: clean texts with their `maskable` positions. rates: `[B, L]`, `w` from
@@ -416,8 +401,7 @@ class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
             drawn views, and the reverse rates `[K * B, L]` (of masked positions alone if they need
             logits, else 1).
         """
-        # 1. Partly masked views of each text                                     z
-        #   [K * B, L]
+        # 1. Partly masked views of each text                         z               [K * B, L]
         num_views, bound = len(seeds) // len(batch.ids), bound or self.config.bound
         views, w = batch.stack(num_views), stack_views(rates, num_views)
         drawn = self._draw_view(views, w, stack_views(quantiles, num_views), seeds, bound)
@@ -425,8 +409,7 @@ class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
         at = drawn.masked.nonzero(as_tuple=True)
         noisy = views._replace(ids=views.ids.masked_fill(drawn.masked, self.config.mask_token_id))
         hidden, v = self.encode_views(noisy, batch)
-        # 2. The projection and the loss at masked positions only                 nll
-        #   [K * B, L]
+        # 2. The projection and the loss at masked positions only     nll             [K * B, L]
         losses, token_rates = self._token_losses(hidden[at], views.ids[at])
         nll = torch.zeros_like(w).index_put(at, losses.to(w.dtype))
         if self.rates_need_logits:
@@ -436,8 +419,9 @@ class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
         return evaluate(nll, w, v, drawn, views.blocks), drawn.log_q, v
 
     def _token_losses(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """`-log p` of `targets` `[M]` at hidden states `[M, D]`, and reverse rates `[M]` (1 if they
-        need no logits).
+        """`-log p` of `targets` `[M]` at hidden states `[M, D]`, and reverse rates `[M]`.
+
+        Rates are 1 if they need no logits.
 
         Intermediate values are several times as large as the logits. So they are computed for a
         chunk of rows at a time, and again for the gradient. The projection is computed once.
@@ -463,8 +447,7 @@ class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
         return losses, torch.cat(rates)
 
     def encode_views(self, views: Batch, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Hidden states `[K * B, L, D]` and reverse rates `[K * B, L]` of partly masked views `[K *
-        B, L]` of texts.
+        """Hidden states `[K * B, L, D]` and reverse rates `[K * B, L]` of partly masked views.
 
         With blocks, each block of a view sees the blocks before it as they are in the clean `batch`
         `[B, L]`, which all views of a text share. Rates that need logits are left at 1.
@@ -501,19 +484,18 @@ class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
 def check_forward_arguments(
     model: nn.Module, labels, past_key_values, logits_to_keep: int | None, hidden_states
 ) -> None:
-    """Raises `ValueError` for arguments that exclude labels, and for a cache that does not fit the
-    model."""
+    """Raises `ValueError` for arguments that labels exclude and for caches that do not fit."""
     if labels is not None and (past_key_values is not None or logits_to_keep is not None):
         raise ValueError(
-            "labels exclude past_key_values and logits_to_keep: a loss reads whole texts. Leave them out (by peft, "
-            "tune prompts instead of prefixes)."
+            "labels exclude past_key_values and logits_to_keep: a loss reads whole texts. Leave "
+            "them out (by peft, tune prompts instead of prefixes)."
         )
     if labels is not None and (
         model.config.output_hidden_states if hidden_states is None else hidden_states
     ):
         raise ValueError(
-            "labels exclude output_hidden_states, for a loss reads views that it draws. Leave it (in the configuration "
-            "too) at False."
+            "labels exclude output_hidden_states, for a loss reads views that it draws. Leave it "
+            "(in the configuration too) at False."
         )
     if logits_to_keep is not None and logits_to_keep < 1:
         raise ValueError(f"logits_to_keep must be None (all) or at least 1, got {logits_to_keep}.")
@@ -523,10 +505,12 @@ def check_forward_arguments(
     grows = isinstance(past_key_values, DynamicCache) and len(past_key_values.layers) in (0, layers)
     if not grows:
         raise ValueError(
-            f"past_key_values must be a DynamicCache() made without a configuration ({layers} layers take part), got "
-            f"{type(past_key_values).__name__} of {len(past_key_values.layers)} layers."
+            f"past_key_values must be a DynamicCache() made without a configuration ({layers} "
+            f"layers take part), got {type(past_key_values).__name__} of "
+            f"{len(past_key_values.layers)} layers."
         )
     if model.training and model.model.layers[0].gradient_checkpointing:
         raise ValueError(
-            "past_key_values is dropped by gradient checkpointing in training. Call model.eval() first."
+            "past_key_values is dropped by gradient checkpointing in training. Call model.eval() "
+            "first."
         )

@@ -1,5 +1,4 @@
-"""The rates of the process as objects, and the modules that some of them learn. This file travels
-to the Hub."""
+"""The rates of the process as objects, with what they learn. This file travels to the Hub."""
 
 import math
 from dataclasses import dataclass
@@ -75,8 +74,7 @@ class LoMDMOrderHead(nn.Module):
 
 
 class LoMDMTokenRates(nn.Module):
-    """A rate `omega = softplus(rho)` for each entry of the vocabulary, 1 at the start (the mask's
-    is not used)."""
+    """A rate `omega = softplus(rho)` for each token, 1 at the start (the mask's is not used)."""
 
     def __init__(self, config: LoMDMConfig):
         super().__init__()
@@ -127,8 +125,7 @@ class RateLaw:
         return {}
 
     def forward_rates(self, model: PreTrainedModel, batch: Batch) -> Tensor:
-        """`w_i(x)` `[B, L]`, float32 or wider, of clean texts. Positions that are not `maskable`
-        are given."""
+        """`w_i(x)` `[B, L]`, float32 or wider, of clean texts; what is not maskable is given."""
         dtype = torch.promote_types(model.get_input_embeddings().weight.dtype, torch.float32)
         return torch.full(batch.ids.shape, self.level, device=batch.ids.device, dtype=dtype)
 
@@ -172,16 +169,17 @@ class EqualRates(RateLaw):
 
 @dataclass(frozen=True)
 class LearnedRates(RateLaw):
-    """LoMDM: `c1 + c2 NormSig(g)` of the order heads, `phi` on clean and `psi` on partly masked
-    text."""
+    """LoMDM: `c1 + c2 NormSig(g)`, from `phi` on clean and `psi` on partly masked text."""
 
     learns_forward = True
     uses_psi = True
 
     def modules(self, config: LoMDMConfig) -> dict[str, nn.Module]:
+        """`phi` for clean text, `psi` for partly masked text."""
         return {"phi": LoMDMOrderHead(config, reads_given=True), "psi": LoMDMOrderHead(config)}
 
     def forward_rates(self, model: PreTrainedModel, batch: Batch) -> Tensor:
+        """`w` of the head `phi`, from hidden states of the clean texts without gradients."""
         with torch.no_grad():
             features = model.encode(batch, deterministic=True)
         # torch 2.9 and 2.10 would lend the views its weights, cast without gradients
@@ -197,6 +195,7 @@ class LearnedRates(RateLaw):
         num_copies: int = 1,
         past_key_values: Cache | None = None,
     ) -> Tensor:
+        """`v` of the head `psi`, which does not reach the backbone."""
         return self._head_rates(model, model.psi, hidden, batch, num_copies, past_key_values)
 
     def _head_rates(
@@ -231,18 +230,23 @@ class TokenRates(RateLaw):
     needs_logits = True
 
     def modules(self, config: LoMDMConfig) -> dict[str, nn.Module]:
+        """`omega`, a rate for each token."""
         return {"omega": LoMDMTokenRates(config)}
 
     def forward_rates(self, model: PreTrainedModel, batch: Batch) -> Tensor:
+        """`w = omega[x]`."""
         return model.omega().exp()[batch.ids.clamp(min=0)]
 
     def rates_of_logits(self, model: PreTrainedModel, logits: Tensor) -> Tensor:
+        """`v`, the mean of `omega` under the token law without it."""
         return log_rate_of_token_rates(at_least_float32(logits), model.omega()).exp()
 
     def weigh_tokens(self, model: PreTrainedModel, logits: Tensor) -> Tensor:
+        """The law proportional to `omega_y mu_y`."""
         return logits + model.omega().to(logits.dtype)
 
     def resize(self, model: PreTrainedModel) -> None:
+        """One rate for each entry of the vocabulary; new ones are 1."""
         model.omega.resize(model.config.vocab_size)
 
 
@@ -253,6 +257,7 @@ class ScoreRates(RateLaw):
     needs_logits = True
 
     def rates_of_logits(self, model: PreTrainedModel, logits: Tensor) -> Tensor:
+        """`v`, the sum of the scores."""
         return log_rate_of_scores(at_least_float32(logits)).exp()
 
 

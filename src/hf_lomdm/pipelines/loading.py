@@ -1,5 +1,4 @@
-"""`LoMDMPipeline.from_pretrained` where the package is installed: no remote code runs, nothing is
-unpickled."""
+"""`LoMDMPipeline.from_pretrained` with the package: no remote code, nothing is unpickled."""
 
 import json
 import os
@@ -48,8 +47,7 @@ CLASSES = {
 
 
 def load_pipeline(pipeline_class: type, name_or_path: str | os.PathLike, **kwargs) -> Any:
-    """A pipeline from a folder or a Hub repository, as described at
-    `LoMDMPipeline.from_pretrained`.
+    """A pipeline from a folder or a Hub repository, as `LoMDMPipeline.from_pretrained` says.
 
     Raises:
         ValueError: weights or a configuration that `check_checkpoint` refuses, a `model_index.json`
@@ -75,8 +73,7 @@ def load_pipeline(pipeline_class: type, name_or_path: str | os.PathLike, **kwarg
 
 
 def _model_options(given: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
-    """What goes to the model's `from_pretrained` of the options of diffusers' loader and of that
-    one itself."""
+    """The options of the model's `from_pretrained` among those of diffusers' loader."""
     for name, values in WITHOUT_EFFECT.items():
         if options.get(name) not in values:
             raise ValueError(
@@ -99,7 +96,8 @@ def _model_options(given: dict[str, Any], options: dict[str, Any]) -> dict[str, 
         )
     if "model" in given and options:
         raise ValueError(
-            f"{sorted(options)} are of the stored model, but model= is given. Apply them to that one."
+            f"{sorted(options)} are of the stored model, but model= is given. Apply them to that "
+            "one."
         )
     if "dtype" in options:
         options["dtype"] = _dtype(options["dtype"])
@@ -109,8 +107,7 @@ def _model_options(given: dict[str, Any], options: dict[str, Any]) -> dict[str, 
 
 
 def _dtype(dtype: Any) -> torch.dtype | str:
-    """The model's of a dtype per component, as in diffusers: `default` stands for all that are not
-    named."""
+    """The model's dtype of a dtype per component; `default` stands for all not named."""
     per_component = dtype if isinstance(dtype, dict) else {"model": dtype}
     unknown = sorted(map(str, per_component.keys() - {*COMPONENTS, "default"}))
     if unknown:
@@ -131,14 +128,14 @@ def _quantization(config: PipelineQuantizationConfig) -> Any:
     named = set(config.quant_mapping or config.components_to_quantize or ["model"])
     if named != {"model"}:
         raise ValueError(
-            f"quantization_config names {sorted(named)}, a LoMDMPipeline can quantise ['model'] alone."
+            f"quantization_config names {sorted(named)}, a LoMDMPipeline can quantise ['model'] "
+            "alone."
         )
     return config._resolve_quant_config(is_diffusers=False, module_name="model")
 
 
 def _check_classes(path: Path, pipeline_class: type, given: dict[str, Any]) -> None:
-    """Refuses the folder of another pipeline, whose code would not run here but whose author
-    expects it to."""
+    """Refuses the folder of another pipeline, whose own code would not run here."""
     if not path.is_file():
         return
     with _readable(path):
@@ -147,8 +144,9 @@ def _check_classes(path: Path, pipeline_class: type, given: dict[str, Any]) -> N
         found = index.get(name) if isinstance(index, dict) else index
         if found not in known and name not in given and found != file_and_name(pipeline_class):
             raise ValueError(
-                f"{path} names {found} as {name}, not {known[0]}: this is not a folder of LoMDMPipeline. Load it by "
-                f"the class that wrote it, pass its component ({name}=), or trust its author's DiffusionPipeline."
+                f"{path} names {found} as {name}, not {known[0]}: this is not a folder of "
+                f"LoMDMPipeline. Load it by the class that wrote it, pass its component ({name}=), "
+                "or trust its author's DiffusionPipeline."
             )
 
 
@@ -172,8 +170,7 @@ def _load_scheduler(folder: Path, config: LoMDMConfig) -> LoMDMScheduler:
 
 @contextmanager
 def _readable(what: str | Path) -> Iterator[None]:
-    """Turns whatever a broken file raises into a `ValueError` of one line: tokenizers raises bare
-    `Exception`."""
+    """Turns what a broken file raises into a `ValueError`; tokenizers raises bare `Exception`."""
     try:
         yield
     except Exception as error:
