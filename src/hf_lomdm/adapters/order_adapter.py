@@ -166,7 +166,7 @@ class FrozenBase(nn.Module):
         # by number, for the configuration of the base may say that it gives tuples
         last, states = out[0], out[1] if keep else ()
         place = place[..., None].expand(len(input_ids), -1, last.shape[-1])
-        last, *states = (one.gather(1, place) for one in (last, *states))
+        last, *states = (state.gather(1, place) for state in (last, *states))
         return BaseModelOutput(
             last_hidden_state=last, hidden_states=tuple(states) if keep else None
         )
@@ -392,12 +392,12 @@ def is_adapter(name_or_path: str | os.PathLike, fetch: dict) -> bool:
         ValueError: there is none.
     """
     try:
-        found, _ = LoMDMConfig.get_config_dict(name_or_path, **fetch)
+        config, _ = LoMDMConfig.get_config_dict(name_or_path, **fetch)
     except OSError as error:
         raise ValueError(
             f"{str(name_or_path)!r} is neither an adapter nor a masked language model. {error}"
         ) from error
-    return found.get("model_type") == OrderAdapterConfig.model_type
+    return config.get("model_type") == OrderAdapterConfig.model_type
 
 
 def precision(options: dict) -> torch.dtype | None:
@@ -405,7 +405,7 @@ def precision(options: dict) -> torch.dtype | None:
 
     The base is recognised by its weights as they are stored.
     """
-    # which is made in the precision that is asked for
+    # a quantizer makes the base in the precision that is asked for
     if options.get("quantization_config") is not None:
         return None
     dtype = options.pop("dtype", options.pop("torch_dtype", None))
@@ -502,10 +502,11 @@ def fingerprint(base: PreTrainedModel, dtype: torch.dtype = torch.bfloat16) -> s
 def is_base(base: PreTrainedModel, config: OrderAdapterConfig) -> bool:
     """Whether these are the weights that the adapter was trained on, in any precision.
 
-    What was rounded to one of these is not known in the other, which then tells nothing.
+    Weights that were rounded to one half precision have a fingerprint in that one only.
     """
-    known = (config.base_fingerprint, config.base_fingerprint_float16)
-    return known[0] == fingerprint(base) or known[1] == fingerprint(base, torch.float16)
+    if config.base_fingerprint == fingerprint(base):
+        return True
+    return config.base_fingerprint_float16 == fingerprint(base, torch.float16)
 
 
 def fresh_config(base: PreTrainedModel, name: str, settings: dict) -> OrderAdapterConfig:

@@ -135,21 +135,20 @@ def chunk_positions(
 def take_slices(values: Tensor, wanted: Sequence[tuple[slice, ...]], dim: int) -> list[Tensor]:
     """For each of `wanted` its parts of `values` along a dimension, one behind the other.
 
-    For gradients `values` is cut once for all, so that they are summed piece by piece: that of a
-    view would each be as long as `values`. The price is a copy of each of `wanted` that is not one
-    piece.
+    Where gradients are needed, `values` is split once: the gradient of each slice view would be as
+    large as `values`. The price is a copy for each of `wanted` that has several parts.
     """
     if not values.requires_grad and len(wanted) > 1:
-        return [one for parts in wanted for one in take_slices(values, [parts], dim)]
+        return [values_of for parts in wanted for values_of in take_slices(values, [parts], dim)]
     edges = {edge for parts in wanted for part in parts for edge in (part.start, part.stop)}
     edges = sorted(edges | {0, values.shape[dim]})
     pieces = values.split([end - start for start, end in pairwise(edges)], dim)
     pieces = dict(zip(edges[:-1], pieces, strict=True))
-    of_each = (
+    pieces_of_each = (
         [pieces[at] for part in parts for at in pieces if part.start <= at < part.stop]
         for parts in wanted
     )
-    return [one[0] if len(one) == 1 else torch.cat(one, dim) for one in of_each]
+    return [held[0] if len(held) == 1 else torch.cat(held, dim) for held in pieces_of_each]
 
 
 def block_mask(
@@ -195,10 +194,8 @@ def block_mask(
         )
     # broadcast by hand: for a function of ours transformers would use vmap, which costs
     # milliseconds per mask
-    row, every = (
-        torch.arange(block.shape[0], device=hidden.device),
-        torch.arange(copy.shape[0], device=hidden.device),
-    )
+    row = torch.arange(block.shape[0], device=hidden.device)
+    keys = torch.arange(copy.shape[0], device=hidden.device)
     row, zero = row[:, None, None, None], hidden.new_zeros((), dtype=query_dtype(hidden))
 
     def added(query, key):  # [B or 1, 1, Q, K]
@@ -211,11 +208,11 @@ def block_mask(
 
     # chunks would need a graph for each length
     if torch.compiler.is_compiling() and num_copies == 1:
-        return added(every[: total - past, None], every)
+        return added(keys[: total - past, None], keys)
     parts = chunk_positions(config, width // num_copies, num_copies, past, padded)
     return [
-        QueryChunk(at, keys, added(every[at, None], take_slices(every, [keys], 0)[0]))
-        for at, keys in parts
+        QueryChunk(at, seen, added(keys[at, None], take_slices(keys, [seen], 0)[0]))
+        for at, seen in parts
     ]
 
 
@@ -268,10 +265,10 @@ class LoMDMAttention(nn.Module):
             key, value = past_key_values.update(key, value, self.layer_index)
         if isinstance(attention_mask, list):
             chunks = [chunk for chunk in attention_mask if chunk.queries.start >= first_output]
-            seen = [chunk.keys for chunk in chunks]
+            keys = [chunk.keys for chunk in chunks]
             parts = zip(
                 take_slices(query, [(chunk.queries,) for chunk in chunks], 2),
-                *(take_slices(states, seen, 2) for states in (key, value)),
+                *(take_slices(states, keys, 2) for states in (key, value)),
                 (chunk.mask for chunk in chunks),
                 strict=True,
             )

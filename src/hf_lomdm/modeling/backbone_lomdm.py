@@ -253,9 +253,8 @@ class LoMDMModel(LoMDMPreTrainedModel):
             unread: the other standard arguments of transformers, all `None` or `False`.
         Returns:
             `last_hidden_state` `[B, L, D]`; with views `[B, (1 + K) L, D]`, the clean text and then
-            its views, or
-            `[B, K L, D]`, the views alone. `hidden_states`: `num_hidden_layers + 1` of `[B, L, D]`,
-                or `None`.
+            its views, or `[B, K L, D]`, the views alone. `hidden_states`: `num_hidden_layers + 1`
+            of `[B, L, D]`, or `None`.
         """
         check_unread(self.config, unread)
         if self.config.block_size is None and (views is not None or past_key_values is not None):
@@ -333,8 +332,8 @@ def check_unread(config: LoMDMConfig, arguments: dict) -> None:
 def one_text(input_ids: Tensor | None, inputs_embeds: Tensor | None) -> tuple[str, Tensor]:
     """Token ids `[B, L]` or embeddings `[B, L, D]`, the one that is given, and its name."""
     if (input_ids is None) == (inputs_embeds is None):
-        both = "neither" if input_ids is None else "both"
-        raise ValueError(f"exactly one of input_ids and inputs_embeds must be given, got {both}.")
+        given = "neither" if input_ids is None else "both"
+        raise ValueError(f"exactly one of input_ids and inputs_embeds must be given, got {given}.")
     return ("input_ids", input_ids) if inputs_embeds is None else ("inputs_embeds", inputs_embeds)
 
 

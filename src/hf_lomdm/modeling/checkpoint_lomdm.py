@@ -89,8 +89,8 @@ class Checkpoint:
 
     def _indexed(self, index: str, name: Any) -> str:
         """The path of a file that the index names; for `model/` of a Hub folder, one level up."""
-        here = Path(index).parent
-        in_hub_folder = here.name == "model" and (here.parent / "model_index.json").is_file()
+        folder = Path(index).parent
+        in_hub_folder = folder.name == "model" and (folder.parent / "model_index.json").is_file()
         inside = name.removeprefix("../") if isinstance(name, str) and in_hub_folder else name
         plain = (
             isinstance(inside, str)
@@ -138,7 +138,7 @@ def check_checkpoint(
         )
     files = checkpoint.weight_files()
     shapes = weight_shapes(files)
-    layers = {found[1] for found in map(LAYER.match, shapes) if found}
+    layers = {match[1] for match in map(LAYER.match, shapes) if match}
     if len(layers) != config.num_hidden_layers:  # before as many are built
         raise ValueError(
             f"the weights of {checkpoint.name} have {len(layers)} layers, its configuration says "
@@ -195,9 +195,9 @@ def code_map(model: PreTrainedModel) -> dict[str, str]:
         cls._auto_class: cls,
     }
     return {
-        auto: f"{one.__module__.split('.')[-1]}.{one.__name__}"
-        for auto, one in names.items()
-        if inspect.getfile(one) in files
+        auto: f"{named.__module__.split('.')[-1]}.{named.__name__}"
+        for auto, named in names.items()
+        if inspect.getfile(named) in files
     }
 
 

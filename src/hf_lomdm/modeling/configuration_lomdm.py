@@ -275,7 +275,9 @@ class LoMDMConfig(PreTrainedConfig):
 def _check_field(config_class: type[LoMDMConfig], name: str, value: Any) -> None:
     allowed = config_class.allowed.get(name, object)
     if isinstance(allowed, tuple):
-        fits = any(type(value) is type(one) and value == one for one in allowed)  # 1 is not True
+        fits = any(
+            type(value) is type(entry) and value == entry for entry in allowed
+        )  # 1 is not True
     else:
         fits = value in allowed if isinstance(allowed, Number) else isinstance(value, allowed)
     if not fits:
@@ -329,14 +331,14 @@ def _shown(value: Any) -> str:
 
 
 @contextmanager
-def _plain_errors(what: str) -> Iterator[None]:
+def _plain_errors(source: str) -> Iterator[None]:
     """Turns what transformers raises about values into a `ValueError` of one line."""
     try:
         yield
     except (StrictDataclassError, TypeError, AttributeError) as error:
         reason = error.__cause__ or error
         raise ValueError(
-            f"{what} has a value that transformers refuses: {reason}. Leave it out."
+            f"{source} has a value that transformers refuses: {reason}. Leave it out."
         ) from error
 
 

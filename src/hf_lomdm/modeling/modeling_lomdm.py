@@ -59,16 +59,19 @@ class LoMDMOutput(ModelOutput):
 
     Without labels:
         logits: `[B, L, V]`, unnormalised token law in the model's dtype, the mask token at `-inf`;
-        or `None`. rates: `[B, L]` float32, reverse rates `v_i(z) > 0`.
+            or `None`.
+        rates: `[B, L]` float32, reverse rates `v_i(z) > 0`.
         last_hidden_state: `[B, L, D]`. hidden_states: as in `LoMDMModel`.
     With labels (everything but the loss is detached, and summed over the blocks of a text):
         loss: scalar, nats per maskable token; its value is the bound, its gradient that of section
-        2 (RLOO). rates: `[B, L]`, the reverse rates of the first view, with an order head; else
-        `None`. nelbo, main, velocity: `[B]`, nats per text; `nelbo = main + velocity`.
+            2 (RLOO).
+        rates: `[B, L]`, the reverse rates of the first view, with an order head; else `None`.
+        nelbo, main, velocity: `[B]`, nats per text; `nelbo = main + velocity`.
         score: `[B]`, the RLOO term whose gradient is in the loss (its value is not); `None` where
-        it has none. forward_rates: `[B, L]` float32, `w_i(x) > 0`.
+            it has none.
+        forward_rates: `[B, L]` float32, `w_i(x) > 0`.
         rate_ratio: `[B]`, `V / W` over the masked positions, 1 when the reverse rates fit the
-        forward ones.
+            forward ones.
     """
 
     loss: Tensor | None = None

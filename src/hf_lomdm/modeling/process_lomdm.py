@@ -318,9 +318,9 @@ def check_rates(rates: Tensor) -> None:
 
     Elsewhere the host would wait for them. NaN passes: it shows in the loss.
     """
-    seen = rates.device.type == "cpu" and not torch.compiler.is_compiling()
-    if not rates.is_floating_point() or (seen and bool((rates <= 0).any())):
-        least = rates.min().item() if seen and rates.numel() else "no floating numbers"
+    readable = rates.device.type == "cpu" and not torch.compiler.is_compiling()
+    if not rates.is_floating_point() or (readable and bool((rates <= 0).any())):
+        least = rates.min().item() if readable and rates.numel() else "no floating numbers"
         raise ValueError(
             f"rates must be positive floating numbers, got {least} of {rates.dtype}. Check the "
             "weights."
@@ -488,11 +488,11 @@ def draw_time_view(
 
     Uncut (`epsilon=None`): `u = r^(1/kappa)` with `kappa` half the smallest rate of the block,
     weight `1 / (kappa r)` instead of `1/u`. The second moment of a position's term is `int kappa^-1
-    u^(w-kappa-1) du`: finite for `kappa < w`, smallest at `kappa = w / 2`.
-    Cut (the paper's way): `u` uniform on `[epsilon, 1]`, weight `(1 - epsilon) / u`; a fixed share
-    of the draws is taken at `u = epsilon` and stands for the reconstruction term, all reweighted to
-    stay unbiased. Clipped (`time_range`, BD3-LM's training): `u` uniform on `[low, high]`, weight
-    `1/u`: no bound any more.
+    u^(w-kappa-1) du`: finite for `kappa < w`, smallest at `kappa = w / 2`. Cut (the paper's way):
+    `u` uniform on `[epsilon, 1]`, weight `(1 - epsilon) / u`; a fixed share of the draws is taken
+    at `u = epsilon` and stands for the reconstruction term, all reweighted to stay unbiased.
+    Clipped (`time_range`, BD3-LM's training): `u` uniform on `[low, high]`, weight `1/u`: no bound
+    any more.
 
     Args:
         rates: `[B, L]`, `w`. maskable: `[B, L]` bool. quantiles: `[B, N]` in `(0, 1)`.

@@ -67,8 +67,8 @@ def check_setting(name: str, value: object) -> str | int | float | None:
         if kind is Integral
         else "a number"
     )
-    known = isinstance(value, kind) and not isinstance(value, bool)
-    if not known or not (value in allowed if kind is str else allowed[0] <= value <= allowed[1]):
+    fits = isinstance(value, kind) and not isinstance(value, bool)
+    if not fits or not (value in allowed if kind is str else allowed[0] <= value <= allowed[1]):
         rule += "" if kind is str else f" from {allowed[0]} to {allowed[1]}"
         raise ValueError(f"{name} must be {rule}, got {value!r}. Pass {remedy}.")
     return value if kind is str else int(value) if kind is Integral else float(value)
@@ -214,8 +214,8 @@ class LoMDMScheduler(SchedulerMixin, ConfigMixin):
         Per unit of global time; infinite at `t = a_i`. Arguments, result and errors as in `alpha`.
         """
         w = _float64_rates(rates, attention_mask)
-        found = velocity(_times(timesteps, w), w, *self._blocks(w, attention_mask))
-        return found.to(rates.device).to(rates.dtype)
+        values = velocity(_times(timesteps, w), w, *self._blocks(w, attention_mask))
+        return values.to(rates.device).to(rates.dtype)
 
     def add_noise(
         self,
@@ -408,13 +408,13 @@ class LoMDMScheduler(SchedulerMixin, ConfigMixin):
         )
         rows = torch.arange(len(sample), device=sample.device)[:, None]
         columns = self.revealed_columns(revealed, timestep)
-        here = revealed.gather(1, columns)
+        is_revealed = revealed.gather(1, columns)
         # columns that only fill up a row must not raise for what the model says there
-        logits = model_output[rows, columns].masked_fill(~here[..., None], 0.0)
+        logits = model_output[rows, columns].masked_fill(~is_revealed[..., None], 0.0)
         positions = self.positions(sample, attention_mask).gather(1, columns)
         tokens = self.draw_tokens(logits, rows, positions, len(sample), generator).to(sample.dtype)
         prev_sample = sample.scatter(
-            1, columns, torch.where(here, tokens, sample.gather(1, columns))
+            1, columns, torch.where(is_revealed, tokens, sample.gather(1, columns))
         )
         return (
             LoMDMSchedulerOutput(prev_sample, revealed) if return_dict else (prev_sample, revealed)
@@ -647,9 +647,9 @@ def _inverse_cdf(weights: Tensor, uniforms: Tensor) -> Tensor:
     """
     cumulative = weights.cumsum(-1)
     target = uniforms[:, None] * cumulative[:, -1:]
-    found = torch.searchsorted(cumulative, target)[:, 0]
+    entries = torch.searchsorted(cumulative, target)[:, 0]
     # NaN, which only the CPU can look for, is not above any target
-    return found.clamp(max=weights.shape[1] - 1)
+    return entries.clamp(max=weights.shape[1] - 1)
 
 
 def _slice_rows(logits: Tensor) -> int:

@@ -114,13 +114,13 @@ def _dtype(dtype: Any) -> torch.dtype | str:
         raise ValueError(
             f"dtype names {unknown}, a LoMDMPipeline has {list(COMPONENTS)}. Name model or default."
         )
-    found = per_component.get("model", per_component.get("default", torch.float32))
-    known = found == "auto" or isinstance(
-        getattr(torch, found, None) if isinstance(found, str) else found, torch.dtype
+    chosen = per_component.get("model", per_component.get("default", torch.float32))
+    is_dtype = chosen == "auto" or isinstance(
+        getattr(torch, chosen, None) if isinstance(chosen, str) else chosen, torch.dtype
     )
-    if not known:
-        raise ValueError(f"dtype must be a dtype of torch, its name or 'auto', got {found!r}.")
-    return found
+    if not is_dtype:
+        raise ValueError(f"dtype must be a dtype of torch, its name or 'auto', got {chosen!r}.")
+    return chosen
 
 
 def _quantization(config: PipelineQuantizationConfig) -> Any:
@@ -140,11 +140,15 @@ def _check_classes(path: Path, pipeline_class: type, given: dict[str, Any]) -> N
         return
     with _readable(path):
         index = json.loads(path.read_text(encoding="utf-8"))
-    for name, known in CLASSES.items():
-        found = index.get(name) if isinstance(index, dict) else index
-        if found not in known and name not in given and found != file_and_name(pipeline_class):
+    for name, classes in CLASSES.items():
+        written = index.get(name) if isinstance(index, dict) else index
+        if (
+            written not in classes
+            and name not in given
+            and written != file_and_name(pipeline_class)
+        ):
             raise ValueError(
-                f"{path} names {found} as {name}, not {known[0]}: this is not a folder of "
+                f"{path} names {written} as {name}, not {classes[0]}: this is not a folder of "
                 f"LoMDMPipeline. Load it by the class that wrote it, pass its component ({name}=), "
                 "or trust its author's DiffusionPipeline."
             )
@@ -169,14 +173,14 @@ def _load_scheduler(folder: Path, config: LoMDMConfig) -> LoMDMScheduler:
 
 
 @contextmanager
-def _readable(what: str | Path) -> Iterator[None]:
+def _readable(source: str | Path) -> Iterator[None]:
     """Turns what a broken file raises into a `ValueError`; tokenizers raises bare `Exception`."""
     try:
         yield
     except Exception as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise ValueError(
-            f"{what} cannot be read: {reason}. Export or download it again."
+            f"{source} cannot be read: {reason}. Export or download it again."
         ) from error
 
 

@@ -59,8 +59,7 @@ class LoMDMPipelineOutput(BaseOutput):
     """Output of `LoMDMPipeline`; `B` = prompts x `num_return_sequences`, prompt by prompt.
 
     texts: `B` strings, prompt included, cut before the first EOS after the prompt (in a template:
-    behind its last given
-        position); `None` without a tokenizer or with `output_type="seq"`.
+        behind its last given position); `None` without a tokenizer or with `output_type="seq"`.
     sequences: `[B, L]` int64, everything, padding at the far right.
     order: `[B, L]` int64, 0-based step of reveal; -1 = given, -2 = padding.
     num_forward_passes: forward passes of the model over the batch.
@@ -204,12 +203,13 @@ class LoMDMPipeline(DiffusionPipeline):
 
     def _callback_inputs(self, callback, names: list[str] | None) -> list[str]:
         """Tensors that the callback is given: a `PipelineCallback` names them itself."""
-        known = self._callback_tensor_inputs
+        allowed = self._callback_tensor_inputs
         names = getattr(callback, "tensor_inputs", names)
         names = ["sample"] if names is None else list(names)
-        unknown = [name for name in names if name not in known]
+        unknown = [name for name in names if name not in allowed]
         _require(
-            not unknown, f"callback_on_step_end_tensor_inputs must be among {known}, got {unknown}."
+            not unknown,
+            f"callback_on_step_end_tensor_inputs must be among {allowed}, got {unknown}.",
         )
         return [] if callback is None else names
 
@@ -243,7 +243,7 @@ class LoMDMPipeline(DiffusionPipeline):
         limits = {"max_length": max_length, "max_new_tokens": max_new_tokens}
         counts = {
             "num_return_sequences": repeats,
-            **{name: one for name, one in limits.items() if one is not None},
+            **{name: limit for name, limit in limits.items() if limit is not None},
         }
         for name, value in counts.items():
             whole = isinstance(value, Integral) and not isinstance(value, bool) and value >= 1
@@ -299,9 +299,8 @@ class LoMDMPipeline(DiffusionPipeline):
         raise ValueError(f"{wrong} Put a single list of ids into a list.")
 
     def _tokenize(self, texts: list[str]) -> list[list[int]]:
-        known = self.tokenizer is not None
         _require(
-            known,
+            self.tokenizer is not None,
             f"prompt {texts[0]!r} is a text, which needs a tokenizer. Pass token id lists instead.",
         )
         bos, mask = self.model.config.bos_token_id, self.model.config.mask_token_id
@@ -537,13 +536,13 @@ class LoMDMPipeline(DiffusionPipeline):
         self, callback, step: int, timestep, window: Window, tensors: dict[str, Tensor]
     ) -> None:
         """Calls the callback and takes over the `sample` and the `order` that it returns."""
-        known = (
+        remedy = (
             f"Name it in callback_on_step_end_tensor_inputs, among {self._callback_tensor_inputs}."
         )
         for name, value in (callback(self, step, timestep, dict(tensors)) or {}).items():
             _require(
                 name in tensors,
-                f"callback_on_step_end returned {name!r}, which it was not given. {known}",
+                f"callback_on_step_end returned {name!r}, which it was not given. {remedy}",
             )
             before = tensors[name]
             if name not in ("sample", "order"):
@@ -552,7 +551,7 @@ class LoMDMPipeline(DiffusionPipeline):
                     f"callback_on_step_end replaced {name!r}, which is for reading: leave it.",
                 )
                 continue
-            got, expected = (f"{one.dtype} of shape {list(one.shape)}" for one in (value, before))
+            got, expected = (f"{ids.dtype} of shape {list(ids.shape)}" for ids in (value, before))
             _require(
                 got == expected,
                 f"callback_on_step_end returned {name!r} as {got}, expected {expected}.",
@@ -727,16 +726,17 @@ def well_formed(text: str) -> str:
 
 def _row_seeds(generator, num_rows: int) -> list[int]:
     """A seed for each row: of its own generator or of a shared one (`None` = global)."""
-    each = generator if isinstance(generator, (list, tuple)) else [generator] * num_rows
+    sources = generator if isinstance(generator, (list, tuple)) else [generator] * num_rows
     _require(
-        len(each) == num_rows,
-        f"generator has {len(each)} entries for {num_rows} results. Pass one for each.",
+        len(sources) == num_rows,
+        f"generator has {len(sources)} entries for {num_rows} results. Pass one for each.",
     )
-    known = all(one is None or isinstance(one, torch.Generator) for one in each)
+    fits = all(source is None or isinstance(source, torch.Generator) for source in sources)
     wrong = f"generator must be a torch.Generator, a list of them or None, got {generator!r}. "
-    _require(known, wrong + "Pass torch.Generator().manual_seed(0).")
+    _require(fits, wrong + "Pass torch.Generator().manual_seed(0).")
     return [
-        torch.randint(2**62, (), generator=one, device=one and one.device).item() for one in each
+        torch.randint(2**62, (), generator=source, device=source and source.device).item()
+        for source in sources
     ]
 
 
@@ -754,5 +754,5 @@ def _check_finite(finite: Tensor) -> None:
 
 def _padding_token(config) -> int:
     """What stands at padded positions: never the mask token, which would be counted as masked."""
-    known = (token for token in (config.pad_token_id, config.eos_token_id) if token is not None)
-    return next(known, (config.mask_token_id + 1) % config.vocab_size)
+    usable = (token for token in (config.pad_token_id, config.eos_token_id) if token is not None)
+    return next(usable, (config.mask_token_id + 1) % config.vocab_size)
