@@ -1,5 +1,4 @@
-"""The training step of LoMDM under `sdpa` and under `eager` attention, at several lengths of the
-rows.
+"""The training step of LoMDM under `sdpa` and `eager` attention, at several lengths of rows.
 
     python benchmarks/attention.py [--seconds 60]     (section `attention` of the record)
 

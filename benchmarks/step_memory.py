@@ -1,5 +1,4 @@
-"""Peak memory of a training step of each system, where logits are largest: 50,258 entries, 1,024
-tokens.
+"""Peak memory of a training step of each system, at 50,258 entries and 1,024 tokens.
 
     python benchmarks/step_memory.py [--seconds 300]     (section `memory` of the record)
 
@@ -52,8 +51,7 @@ def measure_setting(
     seconds: float,
     systems=SYSTEMS,
 ) -> dict:
-    """`peak_mb` of each system; those that the time does not suffice for are named in
-    `left_out`."""
+    """`peak_mb` of each system; those without time are named in `left_out`."""
     start, memory, left_out = time.perf_counter(), {}, []
     for done, system in enumerate(systems):
         spent = time.perf_counter() - start

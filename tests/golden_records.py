@@ -1,8 +1,8 @@
 """What every system of the family computes from fixed seeds: losses, gradients, rates, samples,
 evaluations.
 
-    python tests/golden_records.py > before.json       # and after a change of structure: cmp before.json after.json
-    python tests/golden_records.py --write             # where a behaviour was changed on purpose
+    python tests/golden_records.py > before.json    # then > after.json; cmp before.json after.json
+    python tests/golden_records.py --write          # where a behaviour was changed on purpose
 
 The models are in float64, so that processors agree to five digits (rotary tables are float32); on
 one machine the records are equal bit for bit.

@@ -27,10 +27,10 @@ COMMAND = re.compile(
 )
 NEEDS = {"torchao": "torchao"}  # what a block imports that the package does not bring
 TRAIN = "training_scripts/train.py"
-PASSES_ON = {
+PASSES_ON = {  # script -> the one whose options it takes too
     "studies/family/compare_systems.py": TRAIN,
     "studies/word_orders/fixed_order.py": TRAIN,
-}  # whose options it takes too
+}
 
 
 def blocks(page: Path) -> list[str]:
@@ -144,7 +144,10 @@ def test_every_configuration_and_checkpoint_in_a_command_exists():
 
 
 def test_commands_are_found_over_several_lines_and_without_their_comments():
-    text = "    python a.py --x 1 \\\n        --y 2   # why\n\n    accelerate launch --cpu b.py --z\n    ls\n"
+    text = (
+        "    python a.py --x 1 \\\n        --y 2   # why\n\n    accelerate launch --cpu b.py "
+        "--z\n    ls\n"
+    )
     assert commands(text) == [["a.py", "--x", "1", "--y", "2"], ["b.py", "--z"]]
 
 

@@ -1,5 +1,4 @@
-"""The second table of tools/mutations.py: `MORE`, rows `(name, file, what is replaced, by what,
-tests that notice)`.
+"""The second table of tools/mutations.py: `MORE`, with the fields of `Mutation`.
 
 Most of these lie in files that the first table does not touch. Quotes are short: they name one
 expression each.
@@ -409,7 +408,8 @@ TABLE = (
             ),
             (
                 "leave the average in a model whose evaluation fails",
-                "        try:\n            yield\n        finally:\n            _copy_weights(own, model)",
+                "        try:\n            yield\n        finally:\n            _copy_weights(own, "
+                "model)",
                 "        yield\n        _copy_weights(own, model)",
             ),
             (
@@ -514,7 +514,8 @@ TABLE = (
             ),
             (
                 "leave a padding token that is the end",
-                "tokenizer.pad_token is None or tokenizer.pad_token_id in (*taken, tokenizer.mask_token_id)",
+                "tokenizer.pad_token is None or tokenizer.pad_token_id in (*taken, "
+                "tokenizer.mask_token_id)",
                 "tokenizer.pad_token is None",
             ),
         ),
@@ -608,7 +609,8 @@ TABLE = (
         (
             (
                 "keep what was measured before a step",
-                "        self._metrics = {}\n        if self.ema is not None:\n            self.ema.update",
+                "        self._metrics = {}\n        if self.ema is not None:\n            "
+                "self.ema.update",
                 "        if self.ema is not None:\n            self.ema.update",
             ),
         ),
@@ -650,7 +652,8 @@ TABLE = (
         (
             (
                 "write white on yellow",
-                'return "#000" if (luminance + 0.05) / 0.05 > 1.05 / (luminance + 0.05) else "#fff"',
+                'return "#000" if (luminance + 0.05) / 0.05 > 1.05 / (luminance + 0.05) '
+                'else "#fff"',
                 'return "#fff"',
             ),
         ),

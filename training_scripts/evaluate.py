@@ -1,5 +1,4 @@
-"""Measures a model: likelihood of a text, zero-shot likelihood, quality of what it writes, the
-order that it learned, the Sudokus that it solves.
+r"""Measures a model: likelihood, zero-shot likelihood, generation, order, Sudoku.
 
 On GPUs, on the seven sets of the paper:
 
@@ -7,8 +6,10 @@ On GPUs, on the seven sets of the paper:
 
 On a laptop, in a minute or two:
 
-    python training_scripts/evaluate.py likelihood --model outputs/tiny --file valid.txt --max_rows 256
-    python training_scripts/evaluate.py generation --model outputs/tiny --judge gpt2 --num_samples 16
+    python training_scripts/evaluate.py \
+        likelihood --model outputs/tiny --file valid.txt --max_rows 256
+    python training_scripts/evaluate.py \
+        generation --model outputs/tiny --judge gpt2 --num_samples 16
     python training_scripts/evaluate.py order --model outputs/tiny --file valid.txt --max_rows 64
 
 Systems side by side, with error bars:
@@ -260,8 +261,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def measure(options: argparse.Namespace) -> None:
-    """Runs a command; writes its record, unless that would replace one of something else, and
-    prints it."""
+    """Runs a command; writes and prints its record, unless it would replace another."""
     check_options(options)
     options.output = Path(options.output or default_output(options))
     given = {key: value for key, value in options.given.items() if key not in NO_MEASUREMENT}
@@ -278,8 +278,7 @@ def measure(options: argparse.Namespace) -> None:
 
 
 def check_options(options: argparse.Namespace) -> None:
-    """Refuses files that are not there and options that would change nothing, before anything is
-    loaded.
+    """Refuses missing files and options without effect, before anything is loaded.
 
     Raises:
         ValueError: says which.
@@ -357,7 +356,8 @@ def check_plots(options: argparse.Namespace) -> None:
     plots = getattr(options, "plots", None)
     if plots and not options.output.is_file() and any(Path(plots).glob("order_*.png")):
         raise ValueError(
-            f"--plots {plots} holds pictures of another record. Pass another folder, or delete them."
+            f"--plots {plots} holds pictures of another record. Pass another folder, or delete "
+            "them."
         )
 
 
@@ -512,8 +512,7 @@ def compare(options: argparse.Namespace) -> None:
 
 
 def checkpoints_by_step(records: dict[str, dict[str, Any]]) -> dict[int, dict[str, Any]]:
-    """Order records of two or more checkpoints `checkpoint-N` of one run, by `N`; of anything else
-    nothing."""
+    """Order records of two or more `checkpoint-N` of one run, by `N`; else nothing."""
     by_step, runs = {}, set()
     for record in records.values():
         folder = Path(str(record.get("model", "")))
@@ -526,8 +525,7 @@ def checkpoints_by_step(records: dict[str, dict[str, Any]]) -> dict[int, dict[st
 
 
 def load(options: argparse.Namespace) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
-    """The model on this process's device, in eval mode, and its tokenizer, which Sudoku has no use
-    for."""
+    """The model on this process's device, in eval mode, and its tokenizer if needed."""
     with loading("--model", options.model):
         kind = AutoConfig.from_pretrained(options.model, trust_remote_code=False).model_type
         model_class = MODEL_CLASSES.get(kind, AutoModelForCausalLM)
@@ -536,7 +534,8 @@ def load(options: argparse.Namespace) -> tuple[PreTrainedModel, PreTrainedTokeni
         ).eval()
         if take_average(model, Path(options.model)) and process_state().is_main_process:
             print(
-                f"{options.model} is a checkpoint: its averaged weights are measured, as by the trainer",
+                f"{options.model} is a checkpoint: its averaged weights are measured, as by the "
+                "trainer",
                 flush=True,
             )
     if not is_diffusion(model):
@@ -575,8 +574,7 @@ def read_text(
 
 
 def print_measures(record: dict[str, Any]) -> None:
-    """A readable table of the record, for zero-shot a column per set, for a sweep one per number of
-    steps."""
+    """A table of the record: a column per set (zero-shot) or per number of steps (sweep)."""
     columns = {name: {"task": "likelihood", **one} for name, one in record.get("sets", {}).items()}
     columns |= {
         f"{one['num_inference_steps']} steps": record | one for one in record.get("sweep", ())
@@ -589,23 +587,27 @@ def print_measures(record: dict[str, Any]) -> None:
 
 def print_pilot(found: dict[str, Any]) -> None:
     print(
-        f"pilot on {found['texts_measured']} of {found['texts']} texts: perplexity {found['perplexity']:.2f}; "
-        f"+-{found['target']} of it takes {found['samples_needed']:,} samples per text, "
-        f"{found['samples_needed'] * found['texts'] * found['seconds_per_sample'] / 60:,.1f} minutes here; "
-        f"the choice of the texts leaves +-{found['perplexity_text_error']:.2f} in any case"
+        f"pilot on {found['texts_measured']} of {found['texts']} texts: perplexity "
+        f"{found['perplexity']:.2f}; +-{found['target']} of it takes {found['samples_needed']:,} "
+        "samples per text, "
+        f"{found['samples_needed'] * found['texts'] * found['seconds_per_sample'] / 60:,.1f} "
+        f"minutes here; the choice of the texts leaves +-{found['perplexity_text_error']:.2f} in "
+        "any case"
     )
 
 
 def print_bounds(found: dict[str, Any]) -> None:
     low, high = found["time_over_order_interval"]
     print(
-        f"samples for equal error, time : order = {found['time_over_order']:.1f} ({low:.1f} to {high:.1f})"
+        f"samples for equal error, time : order = {found['time_over_order']:.1f} ({low:.1f} to "
+        f"{high:.1f})"
     )
     for bound in ("order", "time"):
         one = found[bound]
         print(
-            f"  {bound} bound: {one['value']:.4f} +- {one['monte_carlo_error']:.4f}, standard deviation of one sample "
-            f"{one['deviation_per_sample']:.2f} nats per token; +-0.1 of PPL takes {one['samples_needed']:,} per text"
+            f"  {bound} bound: {one['value']:.4f} +- {one['monte_carlo_error']:.4f}, standard "
+            f"deviation of one sample {one['deviation_per_sample']:.2f} nats per token; +-0.1 of "
+            f"PPL takes {one['samples_needed']:,} per text"
         )
 
 

@@ -1,8 +1,9 @@
 """Learning curves from the records of `compare_systems.py`, and how soon each system is where the
 first one ends.
 
-    python studies/family/compare_systems.py --config training_scripts/configs/tiny.yaml --systems mdlm lomdm \\
-        --budget tokens=1e6 --output outputs/compare_tiny.json
+    python studies/family/compare_systems.py \\
+        --config training_scripts/configs/tiny.yaml --systems mdlm lomdm --budget tokens=1e6 \\
+        --output outputs/compare_tiny.json
     python studies/family/curves.py outputs/compare_tiny.json --output curves.png
 
 Systems of several records go into one picture; of one that is in two of them, the first counts.
@@ -126,7 +127,8 @@ def main(arguments: list[str] | None = None) -> None:
     except (ImportError, OSError, ValueError, KeyError) as error:
         sys.exit(f"error: {error}")
     print(
-        "share of the first system's steps and FLOPs after which a system is where the first one ends"
+        "share of the first system's steps and FLOPs after which a system is where the first one "
+        "ends"
     )
     for name, share in shares(systems).items():
         print(

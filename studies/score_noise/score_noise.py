@@ -2,10 +2,13 @@
 of views.
 
     python studies/score_noise/score_noise.py --model MODEL --file enwiki.train.txt
-    python studies/score_noise/score_noise.py --model outputs/sudoku --file sudoku17_solved.csv --clues 40
-    python studies/score_noise/score_noise.py --model checkpoints/lomdm-sudoku --file sudoku17_solved.csv --batches 8 \\
-        --rows 4 --views 2                                                                     # in
-        seconds
+    python studies/score_noise/score_noise.py \\
+        --model outputs/sudoku --file sudoku17_solved.csv --clues 40
+
+In seconds:
+
+    python studies/score_noise/score_noise.py \\
+        --model checkpoints/lomdm-sudoku --file sudoku17_solved.csv --batches 8 --rows 4 --views 2
 
 The gradient of the loss in the weights of phi has two parts (docs/method.md): `path`, through the
 rates in the bound, and `score`, through the law of the masks, which RLOO estimates from the views
@@ -93,7 +96,8 @@ def load_rows(
         if model.config.max_position_embeddings < CELLS:
             raise ValueError(
                 f"{options.file} holds puzzles of {CELLS} cells, --model {options.model} takes "
-                f"{model.config.max_position_embeddings} tokens. Pass a model of --task sudoku, or a text."
+                f"{model.config.max_position_embeddings} tokens. Pass a model of --task sudoku, or "
+                "a text."
             )
         puzzles = load_puzzles(options.file, 0, options.max_rows)
         generator = torch.Generator().manual_seed(0)
@@ -105,7 +109,8 @@ def load_rows(
         ids = labels = load_texts(options, model)
     if len(ids) < options.max_rows:
         raise ValueError(
-            f"--rows times --batches are {options.max_rows}, {options.file} gives {len(ids)}. Lower one of them."
+            f"--rows times --batches are {options.max_rows}, {options.file} gives {len(ids)}. "
+            "Lower one of them."
         )
     parts = zip(ids.split(options.rows), labels.split(options.rows), strict=True)
     return [{"input_ids": one, "labels": other} for one, other in parts]
@@ -173,7 +178,8 @@ def main(arguments: list[str] | None = None) -> None:
         batches = load_rows(options, model)
     model.requires_grad_(False).phi.requires_grad_(True)
     print(
-        f"{'views':>5s} {'part':6s} {'signal':>10s} {'its square':>22s} {'noise':>10s} {'batches':>10s}"
+        f"{'views':>5s} {'part':6s} {'signal':>10s} {'its square':>22s} {'noise':>10s} "
+        f"{'batches':>10s}"
     )
     found = {}
     for num_views in options.views:

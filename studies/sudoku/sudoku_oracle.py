@@ -1,10 +1,10 @@
 """What an order by certainty would give on Sudoku within a law of the rates, with oracles in place
 of the order heads.
 
-    python studies/sudoku/sudoku_oracle.py --model checkpoints/lomdm-sudoku --file sudoku17_solved.csv --start 43000
-    python studies/sudoku/sudoku_oracle.py --model checkpoints/lomdm-sudoku --file sudoku17_solved.csv --start 43000 \\
-        --max_rows 16 --laws uniform "normsig 20"                                              # in
-        a minute
+    python studies/sudoku/sudoku_oracle.py \\
+        --model checkpoints/lomdm-sudoku --file sudoku17_solved.csv --start 43000
+
+In a minute, with `--max_rows 16 --laws uniform "normsig 20"` besides.
 
 The token law is the model's. Rates come from its entropy at each cell, in nats (0 at cells that are
 known): forward rates from the state in which the clues alone are known, reverse rates from the
@@ -169,7 +169,8 @@ def main(arguments: list[str] | None = None) -> None:
     pipe = LoMDMPipeline.from_pretrained(options.model, model=model)
     pipe.set_progress_bar_config(disable=True)
     print(
-        f"{'law':15s} {'main, nats per cell':>19s} {'over the first':>19s} {'solved':>15s} {'forced reveals':>15s}"
+        f"{'law':15s} {'main, nats per cell':>19s} {'over the first':>19s} {'solved':>15s} "
+        f"{'forced reveals':>15s}"
     )
     found, first = {}, None
     for words, law in laws.items():

@@ -1,10 +1,10 @@
 """What texts cost a trained network when they are written in another order, without training it
 again.
 
-    python studies/word_orders/text_orders.py --model checkpoints/lomdm-enwiki --file enwiki.test.txt
-    python studies/word_orders/text_orders.py --model checkpoints/lomdm-enwiki --file enwiki.test.txt --max_rows 4 \\
-        --orders random left_to_right                                                          # in
-        seconds
+    python studies/word_orders/text_orders.py \\
+        --model checkpoints/lomdm-enwiki --file enwiki.test.txt
+
+In seconds, with `--max_rows 4 --orders random left_to_right` besides.
 
 In an order that is fixed by what is already revealed, `-log P(x)` is exactly the sum of `-log
 p_i(x_i)` at each reveal; where the order is drawn, this sum is a bound. Every token of a row
@@ -172,8 +172,8 @@ def load_texts(options: argparse.Namespace, model: LoMDMForMaskedDiffusion) -> T
     rows = [row["input_ids"] for row in packed.rows if len(row["input_ids"]) == length]
     if len(rows) < 2:
         raise ValueError(
-            f"--max_rows and --file must give 2 rows of {length} tokens for an error, got {len(rows)}. "
-            "Raise --max_rows, or pass a longer file."
+            f"--max_rows and --file must give 2 rows of {length} tokens for an error, got "
+            f"{len(rows)}. Raise --max_rows, or pass a longer file."
         )
     return torch.stack([torch.as_tensor(row) for row in rows])
 
@@ -224,7 +224,8 @@ def main(arguments: list[str] | None = None) -> None:
             )
         texts = load_texts(options, model)
     print(
-        f"{'order':15s} {'nats per token':>20s} {'minus ' + options.orders[0]:>22s}   in each quarter of the reveals"
+        f"{'order':15s} {'nats per token':>20s} {'minus ' + options.orders[0]:>22s}   in each "
+        "quarter of the reveals"
     )
     found = {}
     for order in options.orders:

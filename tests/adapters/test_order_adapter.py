@@ -424,7 +424,7 @@ def test_a_pipeline_saved_with_an_adapter_comes_back_with_it(tmp_path):
     same(pipe.model(input_ids=NOISY).logits, adapter(input_ids=NOISY).logits)
 
 
-# -------------------------------------------------------------------------------------------------------- refusals
+# ----------------------------------------------------------------------------------------- refusals
 
 
 def refused(match, call, *args, **kwargs):
@@ -537,7 +537,7 @@ def test_tokens_that_are_never_revealed_are_given_or_refused():
     refused("prefix_token_id must be None or an int", attach, make_base(), prefix_token_id=[1])
 
 
-# -------------------------------------------------------------------------------------------------------- training
+# ----------------------------------------------------------------------------------------- training
 
 
 def make_rows(count: int, seed: int, length: int = 8) -> list[dict]:

@@ -140,7 +140,7 @@ def test_reference_sampler_leaves_what_is_given_and_no_mask(make_model):
     assert text[0, [0, 2]].tolist() == [3, 4] and not (text == 10).any()
 
 
-# ------------------------------------------------------------------------------------------------------------- flops
+# -------------------------------------------------------------------------------------------- flops
 
 
 def counted(function) -> float:
@@ -203,7 +203,7 @@ def test_ratios_at_mdlm_small_are_those_of_the_plan():
         flops.of_system("ar", config, 1024)
 
 
-# -------------------------------------------------------------------------------------------------------- projection
+# --------------------------------------------------------------------------------------- projection
 
 
 def test_hours_on_paper_are_work_over_speed():
@@ -246,7 +246,7 @@ def test_a_plan_that_cannot_be_is_an_error_that_names_it(change, message):
         )
 
 
-# ----------------------------------------------------------------------------------------------------------- scripts
+# ------------------------------------------------------------------------------------------ scripts
 
 
 def test_timing_interleaves_runs_and_leaves_the_first_round_out():

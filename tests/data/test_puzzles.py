@@ -111,7 +111,7 @@ def test_an_augmented_puzzle_turns_lines_into_columns_half_of_the_time():
     assert lines + columns == 100 and 30 < columns < 70  # four standard deviations
 
 
-def test_sudoku_rows_are_the_same_whenever_they_are_read_and_give_from_their_own_clues_to_the_most():
+def test_sudoku_rows_are_the_same_whenever_read_and_give_from_their_own_clues_to_the_most():
     puzzles = [make_random_puzzle(seed, 20) for seed in range(5)]
     rows = SudokuRows(puzzles, variants=200)
     assert len(rows) == 1000 and rows[7] == rows[7] and rows[7] != rows[12]

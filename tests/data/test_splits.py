@@ -29,9 +29,27 @@ from hf_lomdm.data.tokenizers import load_tokenizer, special_token_ids, train_to
 from tiny_tokenizer import build_word_tokenizer
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
-WORDS = "some words of a text that is read in order , not more ;  with\tblanks\n and ends .".split(
-    " "
-)
+WORDS = [
+    "some",
+    "words",
+    "of",
+    "a",
+    "text",
+    "that",
+    "is",
+    "read",
+    "in",
+    "order",
+    ",",
+    "not",
+    "more",
+    ";",
+    "",
+    "with\tblanks\n",
+    "and",
+    "ends",
+    ".",
+]
 
 
 @pytest.fixture(autouse=True)
@@ -58,7 +76,7 @@ def write_rows(texts, tokenizer, **settings) -> list[list[int]]:
     return [row["input_ids"].tolist() for row in tokenize(as_dataset(texts), tokenizer, arguments)]
 
 
-# ------------------------------------------------------------------------------------------------------------- packing
+# ------------------------------------------------------------------------------------------ packing
 
 
 def expected_stream(texts, tokenizer) -> list[int]:
@@ -198,7 +216,7 @@ def test_without_packing_each_document_is_one_row_cut_at_max_length(tokenizer, s
     assert f"; {len(ids[2]) - width} tokens behind max_length dropped" in capsys.readouterr().out
 
 
-# ------------------------------------------------------------------------------------------------------------- caching
+# ------------------------------------------------------------------------------------------ caching
 
 
 def test_rows_are_read_from_the_cache_the_second_time(tokenizer, monkeypatch, capsys):
@@ -320,7 +338,7 @@ def test_the_fingerprint_is_that_of_rows_and_tokenizer_wherever_they_come_from(
     assert len({data_fingerprint({"train": one}, tokenizer) for one in rows}) == 2
 
 
-# ----------------------------------------------------------------------------------------------------- loading, splits
+# ---------------------------------------------------------------------------------- loading, splits
 
 
 @pytest.mark.parametrize(
@@ -505,7 +523,7 @@ def test_a_run_gets_rows_and_a_complete_tokenizer_from_a_set_with_two_splits(tmp
     )
 
 
-# ----------------------------------------------------------------------------------------------------------- bad input
+# ---------------------------------------------------------------------------------------- bad input
 
 
 @pytest.mark.parametrize(
@@ -532,9 +550,8 @@ def test_files_that_cannot_be_used_are_named(tmp_path, name, content, message):
 
 
 def test_the_byte_offset_is_right_behind_the_first_block(tmp_path):
-    start = (
-        "é".encode() * (1 << 19) + b"x"
-    )  # the second block begins inside no character, the third after one more byte
+    # the second block begins at a character, the third inside one
+    start = "é".encode() * (1 << 19) + b"x"
     (tmp_path / "a.txt").write_bytes(start + "é".encode() * (1 << 19) + b"\xff")
     with pytest.raises(ValueError, match=f"byte offset {len(start) + (1 << 20)}"):
         check_utf8(tmp_path / "a.txt")

@@ -61,8 +61,7 @@ def exact_nats(model, texts, bound: str) -> list[float]:
         return [float(sum(exact(oracles.tables(model, torch.tensor(text))))) for text in texts]
 
 
-# ------------------------------------------------------------------------------------------- values
-# and their errors
+# -------------------------------------------------------------------------- values and their errors
 
 
 @pytest.mark.parametrize("bound", ["order", "time"])
@@ -82,8 +81,7 @@ def test_monte_carlo_intervals_cover_the_exact_bound(smallest):
     z = torch.tensor(
         [(record["value"] - exact) / record["monte_carlo_error"] for record in records]
     )
-    # 32 texts with one degree of freedom each: t-like; 95 % to within 4 binomial deviations, and no
-    # bias
+    # 32 texts, one degree of freedom each: t-like; 95 % within 4 binomial deviations, no bias
     assert 0.95 - 4 * 0.028 < float((z.abs() < 1.96).double().mean()) < 1.01
     assert abs(float(z.mean())) < Z * 1.1 / math.sqrt(runs)
 
@@ -191,8 +189,7 @@ def test_special_tokens_are_those_of_training(make_model):
         None,
         None,
     )
-    # BOS of an autoregressive model is its start token: not in rows, whose own tokens our baseline
-    # remembers
+    # BOS of an autoregressive model is its start token: not in rows, as our baseline knows
     assert special_tokens(build_causal(text_bos_token_id=1, text_eos_token_id=2), tokenizer) == (
         1,
         2,
@@ -206,7 +203,7 @@ def test_special_tokens_are_those_of_training(make_model):
     assert special_tokens(build_causal(), tokenizer) == (None, None, 2)
 
 
-# ---------------------------------------------------------------------------------------------------- invariances
+# -------------------------------------------------------------------------------------- invariances
 
 
 @pytest.mark.parametrize("options", [{}, {"bound": "time"}, {"num_orders": 2}])
@@ -292,7 +289,7 @@ def test_four_processes_give_the_record_of_one_and_leave_parts_for_it(tmp_path):
     assert resumed["per_text"] == records[0]["per_text"]
 
 
-# --------------------------------------------------------------------------------------------------- interruptions
+# ------------------------------------------------------------------------------------ interruptions
 
 
 @pytest.fixture
@@ -386,7 +383,7 @@ def test_parts_of_another_evaluation_are_refused(interrupted, make_model):
             evaluate(model, rows, parts_file=parts)
 
 
-# ------------------------------------------------------------------------------------------------------ long texts
+# --------------------------------------------------------------------------------------- long texts
 
 
 def test_rolling_value_is_the_sum_of_its_parts(make_model):
@@ -426,7 +423,7 @@ def test_rolling_value_of_an_autoregressive_model_is_exact_where_all_fits():
     )
 
 
-# ---------------------------------------------------------------------------------------------------------- errors
+# ------------------------------------------------------------------------------------------- errors
 
 
 def test_input_that_cannot_work_is_an_error_with_a_remedy(make_model):

@@ -74,7 +74,7 @@ def test_likelihood_writes_a_record_and_a_table(run, folder, capsys):
     )
     # 30 letters and an EOS behind each document, in rows of 6 between BOS and EOS
     assert record["tokens"] == 33 + 2 * 6 and record["n"] == 6 and record["characters"] == 30
-    assert ENVIRONMENT <= record.keys() and record["num_samples"] == 4
+    assert record.keys() >= ENVIRONMENT and record["num_samples"] == 4
     out = capsys.readouterr().out
     assert (
         "text.txt: 6 rows, 45 tokens, 3 documents" in out
@@ -130,7 +130,7 @@ def test_zero_shot_takes_local_files(run, folder, capsys):
     assert (
         record["task"] == "zero-shot" and one["tokens"] == 7 + 2 * 2 and one["source"] == "ptb.txt"
     )
-    assert ENVIRONMENT <= one.keys() and "ptb" in capsys.readouterr().out
+    assert one.keys() >= ENVIRONMENT and "ptb" in capsys.readouterr().out
 
 
 def test_likelihood_with_a_fitted_density_says_which(run, folder):
@@ -234,7 +234,7 @@ def test_generation_takes_autoregressive_models(run, tmp_path):
     assert (
         record["sampler"] == "autoregressive"
         and record["value"] > 1
-        and ENVIRONMENT <= record.keys()
+        and record.keys() >= ENVIRONMENT
     )
     assert record["max_length"] == 10 and 0 < record["forward_passes"] <= 10
     options = (["--sampler", "random"], ["--grid", "uniform"], ["--without_order"], ["--sweep"])
@@ -253,12 +253,12 @@ def test_generation_and_order_write_records(run, folder, tmp_path, capsys):
         "--num_inference_steps",
         "4",
     )
-    assert record["task"] == "generation" and record["value"] > 1 and ENVIRONMENT <= record.keys()
+    assert record["task"] == "generation" and record["value"] > 1 and record.keys() >= ENVIRONMENT
     pytest.importorskip("matplotlib")
     record = run(
         "order", "--file", folder / "text.txt", "--num_samples", "2", "--plots", tmp_path / "plots"
     )
-    assert record["task"] == "order" and -1 <= record["value"] <= 1 and ENVIRONMENT <= record.keys()
+    assert record["task"] == "order" and -1 <= record["value"] <= 1 and record.keys() >= ENVIRONMENT
     assert list((tmp_path / "plots").glob("*.png"))
     assert "plot: " in capsys.readouterr().out
 

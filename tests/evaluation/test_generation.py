@@ -218,8 +218,7 @@ def test_texts_that_no_memory_holds_are_refused_before():
 
 
 def test_autoregressive_texts_follow_the_law_that_causal_nll_measures():
-    # all 36 texts of two tokens that the model can write (7 ids without the start token), EOS or
-    # not
+    # all 36 texts of two tokens that the model can write (7 ids but the start token)
     model = build_causal(eos_token_id=None)
     generators = [torch.Generator().manual_seed(seed) for seed in range(2000)]
     texts = torch.tensor(list(itertools.product(range(6), repeat=2)))

@@ -87,8 +87,7 @@ def test_a_text_longer_than_the_judge_reads_is_read_in_windows():
 
 
 def test_the_standard_error_covers_the_value_of_the_language_as_often_as_it_says():
-    # texts of one random source, judged by a fixed judge: the true nats per token come from a large
-    # sample
+    # texts of one random source; a large sample gives the true nats per token
     judge, tokenizer = build_judge(), build_judge_tokenizer()
     generator = torch.Generator().manual_seed(0)
     lengths = torch.randint(2, 20, (1200,), generator=generator).tolist()

@@ -209,9 +209,8 @@ def flatten(value, name=""):
 
 def test_the_rounding_of_equal_rates_correlates_with_nothing(make_model):
     model = oracles.vivid(make_model(c1=0.7, c2=0.65), seed=1).float()
-    torch.nn.init.zeros_(
-        model.psi.out.weight
-    )  # c1 + c2 (s - mean of s): equal to the last digits, in which they differ
+    # c1 + c2 (s - mean of s): equal up to the last digits
+    torch.nn.init.zeros_(model.psi.out.weight)
     record = measure(
         model, [[3, 4, 5, 6, 7, 8, 9], [9, 3, 9, 4, 5], [4, 6, 8, 5, 3, 7]], num_samples=8
     )

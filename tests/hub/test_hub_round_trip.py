@@ -40,9 +40,11 @@ auto_map = json.load(open("saved/config.json"))["auto_map"]
 older = {"revision": sys.argv[1], "trust_remote_code": True}
 old = DiffusionPipeline.from_pretrained("tester/tiny", **older)
 old_texts = old("ab", 5, max_length=20, generator=torch.Generator().manual_seed(3)).texts
-same = AutoTokenizer.from_pretrained("tester/tiny", **older)("abc")["input_ids"] == pipe.tokenizer("abc")["input_ids"]
+old_tokenizer = AutoTokenizer.from_pretrained("tester/tiny", **older)
+same = old_tokenizer("abc")["input_ids"] == pipe.tokenizer("abc")["input_ids"]
 old_total = AutoModel.from_pretrained("tester/tiny", **older).lm_head.weight.sum().item()
-print("RESULT", json.dumps([out.texts, model.lm_head.weight.sum().item(), auto_map, old_texts, same, old_total]))
+total = model.lm_head.weight.sum().item()
+print("RESULT", json.dumps([out.texts, total, auto_map, old_texts, same, old_total]))
 """
 
 

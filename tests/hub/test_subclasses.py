@@ -175,8 +175,7 @@ def test_a_subclass_of_the_configuration_is_saved_and_loaded(tmp_path):
     assert type(AutoConfig.from_pretrained(tmp_path)) is MyConfig
 
 
-# ------------------------------------------------------------------------------------- what may be
-# written over
+# ------------------------------------------------------------------------- what may be written over
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -290,7 +289,8 @@ from hf_lomdm import LoMDMConfig, LoMDMForMaskedDiffusion, LoMDMPipeline, LoMDMS
 class Mine(LoMDMForMaskedDiffusion):
     pass
 
-model = Mine(LoMDMConfig(vocab_size=11, mask_token_id=10, hidden_size=16, num_attention_heads=2, num_hidden_layers=1))
+sizes = {"hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1}
+model = Mine(LoMDMConfig(vocab_size=11, mask_token_id=10, **sizes))
 LoMDMPipeline(model, LoMDMScheduler(mask_token_id=10)).save_pretrained(sys.argv[1])
 Mine.from_pretrained(sys.argv[1])
 """

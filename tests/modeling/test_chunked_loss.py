@@ -59,11 +59,13 @@ def test_nothing_wide_is_kept_of_the_logits(make_model, overrides):
     model = make_model(**overrides).train()
     ids = torch.randint(3, 10, (6, 16))
     saved = []
-    with torch.autograd.graph.saved_tensors_hooks(
-        lambda tensor: saved.append(tensor) or tensor, lambda t: t
+    with (
+        torch.autograd.graph.saved_tensors_hooks(
+            lambda tensor: saved.append(tensor) or tensor, lambda t: t
+        ),
+        torch.autocast("cpu", torch.bfloat16),
     ):
-        with torch.autocast("cpu", torch.bfloat16):
-            loss = model(input_ids=ids, labels=ids).loss
+        loss = model(input_ids=ids, labels=ids).loss
     of_logits = [
         tensor
         for tensor in saved
@@ -109,9 +111,8 @@ def plain_losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 
 
 def test_the_gradient_of_a_sure_target_is_what_is_left_to_learn():
-    logits = torch.tensor(
-        [[20.0, 6.0, 5.0]], requires_grad=True
-    )  # a loss of 1.1e-6 beside logits with an ulp of 1.9e-6
+    # a loss of 1.1e-6 beside logits with an ulp of 1.9e-6
+    logits = torch.tensor([[20.0, 6.0, 5.0]], requires_grad=True)
     token_losses_lomdm.TokenLosses.apply(logits, torch.tensor([0])).backward()
     expected = torch.tensor([[20.0, 6.0, 5.0]]).double().softmax(-1)[0, 0] - 1
     torch.testing.assert_close(logits.grad[0, 0].double(), expected, rtol=0.1, atol=0)

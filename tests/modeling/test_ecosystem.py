@@ -141,8 +141,7 @@ def test_int8_weights_of_torchao_keep_the_law_and_the_rates_and_are_saved_and_lo
             model, quantization.Int8WeightOnlyConfig(version=2), filter_fn=in_backbone
         )
         found = model(ids)
-    # int8 by channel rounds a weight by 1/254 of the largest one at most: laws move by a few
-    # percent
+    # int8 by channel rounds a weight by at most 1/254 of the largest: laws move by some percent
     laws = [out.logits.softmax(-1) for out in (found, expected)]
     assert 0 < (laws[0] - laws[1]).abs().sum(-1).max() / 2 < 0.05
     torch.testing.assert_close(found.rates, expected.rates, rtol=0, atol=0.05)

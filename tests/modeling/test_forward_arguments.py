@@ -187,7 +187,7 @@ def test_masks_of_a_collator_are_refused_where_labels_are_read(make_model):
         make_model(vocab_size=64, mask_token_id=build_tokenizer().mask_token_id)(**batch)
 
 
-# ----------------------------------------------------------------------------------------------------------- peft
+# --------------------------------------------------------------------------------------------- peft
 
 
 @pytest.mark.parametrize("task_type", [None, "CAUSAL_LM", "FEATURE_EXTRACTION", "TOKEN_CLS"])

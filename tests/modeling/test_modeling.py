@@ -415,7 +415,8 @@ def test_the_compiled_network_gives_the_same_numbers(make_model):
         ({"mask_token_id": None}, "mask_token_id must be an int in"),
         (
             {"num_views": 1},
-            "num_views must be None or at least 2, which RLOO compares, got 1 with rate_type='learned'",
+            "num_views must be None or at least 2, which RLOO compares, got 1 with "
+            "rate_type='learned'",
         ),
         ({"num_views": 0, "rate_type": "uniform"}, "num_views must be None or an int in .*got 0"),
         ({"block_size": 0}, "block_size must be None .* got 0"),

@@ -145,9 +145,11 @@ trust = {"trust_remote_code": True}
 first = DiffusionPipeline.from_pretrained(folder, **trust)
 scheduler = type(first.scheduler).from_config(first.scheduler.config, temperature=0.5)
 found = []
-for given in ({"scheduler": scheduler}, {"model": first.model}, {"tokenizer": first.tokenizer}, {"tokenizer": None}):
+parts = {"scheduler": scheduler}, {"model": first.model}, {"tokenizer": first.tokenizer}
+for given in (*parts, {"tokenizer": None}):
     pipe = DiffusionPipeline.from_pretrained(folder, **trust, **given)
-    found.append(all(getattr(pipe, name) is value for name, value in given.items()) and len(pipe.components) == 3)
+    taken = all(getattr(pipe, name) is value for name, value in given.items())
+    found.append(taken and len(pipe.components) == 3)
 half = DiffusionPipeline.from_pretrained(folder, **trust, dtype={"model": torch.bfloat16})
 print("RESULT", json.dumps([found, str(half.model.dtype)]))
 """

@@ -387,7 +387,7 @@ def test_compiled_model_samples_the_same_without_graph_breaks(make_model):
     )
 
 
-# --------------------------------------------------------------------------------------------------------- callbacks
+# ---------------------------------------------------------------------------------------- callbacks
 
 
 @pytest.mark.parametrize("name", LoMDMPipeline._callback_tensor_inputs)
@@ -522,7 +522,7 @@ def test_progress_bar_counts_every_step(make_model, monkeypatch):
     assert updates == [7] * 7
 
 
-# ------------------------------------------------------------------------------------------------------------ errors
+# ------------------------------------------------------------------------------------------- errors
 
 
 @pytest.mark.parametrize(

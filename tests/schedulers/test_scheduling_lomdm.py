@@ -396,7 +396,7 @@ def test_every_time_of_the_longest_grid_is_found():
         assert scheduler._steps_left(scheduler.timesteps[-left], torch.device("cpu")) == left
 
 
-# ----------------------------------------------------------------------------------------------------- forward process
+# ---------------------------------------------------------------------------------- forward process
 
 
 @pytest.mark.parametrize("block_size", [None, 1, 4, 5])
@@ -487,7 +487,7 @@ def test_draws_equal_those_of_the_process_from_the_same_generator():
     assert torch.equal(revealed, rank < 4)
 
 
-# ------------------------------------------------------------------------------------------------------------ bad input
+# ---------------------------------------------------------------------------------------- bad input
 
 
 @pytest.mark.parametrize(

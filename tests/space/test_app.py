@@ -133,7 +133,8 @@ def expected(prompt: str, steps: int = 64) -> tuple[str, list[tuple[str, int]]]:
 WATCH = """() => {
   window.counts = [];
   new MutationObserver(() => counts.push(document.querySelectorAll("#live .text .t").length))
-    .observe(document.querySelector("#live"), {childList: true, subtree: true, characterData: true});
+    .observe(document.querySelector("#live"),
+             {childList: true, subtree: true, characterData: true});
 }"""
 
 

@@ -26,11 +26,38 @@ SPECIFICATION = importlib.util.spec_from_file_location(
 script = importlib.util.module_from_spec(SPECIFICATION)
 SPECIFICATION.loader.exec_module(script)
 
-SMALL = (
-    "--hidden_size 16 --num_hidden_layers 1 --num_attention_heads 2 --max_length 16 --max_train_rows 32 "
-    "--max_validation_rows 8 --per_device_train_batch_size 4 --per_device_eval_batch_size 4 --warmup_steps 1 "
-    "--save_steps 2 --logging_steps 1 --bf16 false --use_cpu true --report_to none --disable_tqdm true"
-).split()
+SMALL = [
+    "--hidden_size",
+    "16",
+    "--num_hidden_layers",
+    "1",
+    "--num_attention_heads",
+    "2",
+    "--max_length",
+    "16",
+    "--max_train_rows",
+    "32",
+    "--max_validation_rows",
+    "8",
+    "--per_device_train_batch_size",
+    "4",
+    "--per_device_eval_batch_size",
+    "4",
+    "--warmup_steps",
+    "1",
+    "--save_steps",
+    "2",
+    "--logging_steps",
+    "1",
+    "--bf16",
+    "false",
+    "--use_cpu",
+    "true",
+    "--report_to",
+    "none",
+    "--disable_tqdm",
+    "true",
+]
 
 
 def parse(folder: Path, *words: str) -> tuple[argparse.Namespace, list[str]]:

@@ -47,7 +47,7 @@ def summed_by_hand(model: GPTNeoXForCausalLM, texts: list[torch.Tensor]) -> torc
     return total
 
 
-# -------------------------------------------------------------------------------------------------------- the loss
+# ----------------------------------------------------------------------------------------- the loss
 
 
 @pytest.mark.parametrize("unequal", [False, True])
@@ -97,8 +97,7 @@ def test_four_accumulated_batches_of_two_equal_one_batch_of_eight(tmp_path, uneq
     assert not {"score", "rate_ratio", "phi_grad_norm"} & steps_of(runs[0])[0].keys()
 
 
-# --------------------------------------------------------------------------------------------------
-# exact resuming
+# ----------------------------------------------------------------------------------- exact resuming
 
 
 class StopAfter(TrainerCallback):
@@ -133,7 +132,7 @@ def test_interrupted_and_resumed_equals_uninterrupted_bit_by_bit(tmp_path):
     assert not [name for name in ours if not torch.equal(ours[name], theirs[name])]
 
 
-# ------------------------------------------------------------------------------------------------------ evaluation
+# --------------------------------------------------------------------------------------- evaluation
 
 
 def test_evaluation_is_exact_of_the_average_and_has_the_keys_of_the_diffusion_models(tmp_path):
@@ -163,8 +162,7 @@ def test_evaluation_is_exact_of_the_average_and_has_the_keys_of_the_diffusion_mo
     assert metrics.keys() == diffusion.keys()
 
 
-# -------------------------------------------------------------------------------- the folder and
-# texts from its law
+# ---------------------------------------------------------------- the folder and texts from its law
 
 
 def test_the_final_folder_loads_as_a_causal_model_with_tokenizer_and_card(tmp_path):
@@ -271,7 +269,7 @@ def test_sampled_texts_have_at_most_the_length_of_the_rows(tmp_path):
     assert 0 < max(lengths) <= trainer.model.config.max_position_embeddings
 
 
-# ------------------------------------------------------------------------------------------------------- the trunk
+# ---------------------------------------------------------------------------------------- the trunk
 
 
 def test_the_baseline_has_the_trunk_of_the_diffusion_models(make_model):

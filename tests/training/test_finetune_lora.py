@@ -21,7 +21,18 @@ from hf_lomdm.training.finetuning import FinetuningArguments, add_lora, merge_ad
 from tiny_tokenizer import build_tokenizer, build_word_tokenizer
 
 ROOT = Path(__file__).parents[2]
-QUIET = "--disable_tqdm true --report_to none --use_cpu true --logging_strategy no --save_strategy no".split()
+QUIET = [
+    "--disable_tqdm",
+    "true",
+    "--report_to",
+    "none",
+    "--use_cpu",
+    "true",
+    "--logging_strategy",
+    "no",
+    "--save_strategy",
+    "no",
+]
 CHAT = "{% for m in messages %}{{ 'ab' if m.role == 'user' else 'cd' }}{{ m.content }}{% endfor %}"
 PROMPT_END = "{% if add_generation_prompt %}cd{% endif %}"
 
@@ -75,7 +86,16 @@ def finetune(base: Path, tmp_path: Path, *words: str, records=None) -> Path:
 
 
 def test_a_run_goes_on_with_its_own_data_and_settings_alone(base, tmp_path):
-    settings = "--max_steps 1 --save_strategy steps --save_steps 1 --per_device_train_batch_size 16".split()
+    settings = [
+        "--max_steps",
+        "1",
+        "--save_strategy",
+        "steps",
+        "--save_steps",
+        "1",
+        "--per_device_train_batch_size",
+        "16",
+    ]
     out = finetune(base, tmp_path, *settings)
     settings[1] = "2"
     for words, records, named in (
@@ -92,11 +112,19 @@ def test_a_run_goes_on_with_its_own_data_and_settings_alone(base, tmp_path):
 def test_the_bound_of_answers_falls_and_the_merged_folder_is_the_adapter_on_its_base(
     base, tmp_path, capsys
 ):
-    settings = "--max_steps 120 --per_device_train_batch_size 16 --learning_rate 1e-2 --lora_rank 8".split()
+    settings = [
+        "--max_steps",
+        "120",
+        "--per_device_train_batch_size",
+        "16",
+        "--learning_rate",
+        "1e-2",
+        "--lora_rank",
+        "8",
+    ]
     out = finetune(base, tmp_path, *settings, "--head_learning_rate", "1e-2")
     metrics = json.loads((out / "eval_results.json").read_text())
-    # who knows where EOS stands and nothing of the prompt has 3/4 log 7 = 1.46 nats per token at
-    # best
+    # knowing where EOS stands and nothing of the prompt gives 3/4 log 7 = 1.46 nats per token
     assert metrics["before_nelbo"] > 2.0 and metrics["eval_nelbo"] < 1.3
     # three letters and EOS of six answers: no token of a prompt
     assert metrics["eval_tokens"] == 4 * 6
@@ -126,7 +154,16 @@ def test_the_bound_of_answers_falls_and_the_merged_folder_is_the_adapter_on_its_
 
 
 def test_a_run_that_is_started_again_continues_from_its_checkpoint(base, tmp_path):
-    words = "--per_device_train_batch_size 16 --lr_scheduler_type constant --save_strategy steps --save_steps 2".split()
+    words = [
+        "--per_device_train_batch_size",
+        "16",
+        "--lr_scheduler_type",
+        "constant",
+        "--save_strategy",
+        "steps",
+        "--save_steps",
+        "2",
+    ]
     words.append("--max_steps")
     finetune(base, tmp_path, *words, "2")
     out = finetune(base, tmp_path, *words, "4")
@@ -140,7 +177,7 @@ def test_a_run_that_is_started_again_continues_from_its_checkpoint(base, tmp_pat
 
 
 def test_rank_alpha_and_dropout_of_the_command_are_those_of_the_adapter(base, tmp_path):
-    words = "--max_steps 1 --lora_rank 2 --lora_alpha 6 --lora_dropout 0.25".split()
+    words = ["--max_steps", "1", "--lora_rank", "2", "--lora_alpha", "6", "--lora_dropout", "0.25"]
     config = json.loads(
         (finetune(base, tmp_path, *words) / "adapter" / "adapter_config.json").read_text()
     )
@@ -271,7 +308,8 @@ def test_errors_of_a_template_and_bytes_that_are_no_text_are_named_with_their_li
     ):
         read_examples(path, tokenizer, bos=1, eos=2)
     path.write_bytes(
-        b'\xef\xbb\xbf{"prompt": "a", "completion": "b"}\n\n{"prompt": "caf\xe9", "completion": "b"}'
+        b'\xef\xbb\xbf{"prompt": "a", "completion": "b"}\n\n'
+        b'{"prompt": "caf\xe9", "completion": "b"}'
     )
     with pytest.raises(ValueError, match="x.jsonl, line 3 is not UTF-8"):
         read_examples(path, tokenizer, bos=1, eos=2)

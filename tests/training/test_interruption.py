@@ -72,8 +72,8 @@ def test_a_signal_saves_a_checkpoint_says_so_and_the_same_command_goes_on_bit_by
     said = (tmp_path / "run.log").read_text()
     assert f"{number.name}: training stops after this step and saves a checkpoint." in said
     assert (
-        f"Stopped by {number.name} after step 2: {tmp_path}/run/checkpoint-2 is saved, the same command goes"
-        in said
+        f"Stopped by {number.name} after step 2: {tmp_path}/run/checkpoint-2 is saved, the same "
+        "command goes" in said
     )
     assert "Traceback" not in said
     start(tmp_path / "run", **RUN).join()

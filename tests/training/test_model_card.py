@@ -79,7 +79,8 @@ def test_the_card_has_its_sections_its_picture_and_results_that_the_hub_reads(tr
 def test_the_code_of_the_card_runs_on_the_folder_that_it_sits_in(trained, monkeypatch):
     _, _, folder = trained
     first, second, third = snippets((folder / "README.md").read_text())
-    done = 'import json\nprint("RESULT", json.dumps([list(output.logits.shape), out.sequences.tolist()]))'
+    measured = "[list(output.logits.shape), out.sequences.tolist()]"
+    done = f'import json\nprint("RESULT", json.dumps({measured}))'
     shape, rows = run_without_package(first + second + done, folder=folder.parent)
     assert shape == [1, 8, 11] and len(rows[0]) == 24
     monkeypatch.chdir(folder.parent)

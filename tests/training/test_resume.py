@@ -318,8 +318,10 @@ def test_other_data_are_refused_and_named_in_the_record_and_on_the_card(tmp_path
     run(2, "`old.txt`", "00aa")
     with pytest.raises(
         ValueError,
-        match="checkpoint-2 was trained with other data or another tokenizer .`old.txt`, fingerprint 00aa, not "
-        "`new.txt`, fingerprint 11bb., and cannot go on",
+        match=(
+            "checkpoint-2 was trained with other data or another tokenizer .`old.txt`, fingerprint "
+            "00aa, not `new.txt`, fingerprint 11bb., and cannot go on"
+        ),
     ):
         run(4, "`new.txt`", "11bb")
     run(4, "`moved.txt`", "00aa").save_model()  # another name of the same

@@ -184,7 +184,7 @@ def test_logs_go_to_tensorboard_when_it_is_installed(train):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     folder, _ = train("tiny", report_to="tensorboard")
-    events = [path for path in folder.rglob("events.out.tfevents.*")]
+    events = list(folder.rglob("events.out.tfevents.*"))
     tags = EventAccumulator(str(events[0].parent)).Reload().Tags()["scalars"]
     assert {
         "train/loss",
@@ -255,7 +255,8 @@ def test_a_tokenizer_that_a_failed_run_left_is_not_used_for_another_text(train, 
 def test_values_of_a_file_may_begin_with_a_dash(tmp_path):
     config = tmp_path / "config.yaml"
     config.write_text(
-        "train_file: -a.txt\nvalidation_file: --b=c.txt\ntokenizer: ''\nuse_cpu: true\noutput_dir: -out\n"
+        "train_file: -a.txt\nvalidation_file: --b=c.txt\ntokenizer: ''\nuse_cpu: true\noutput_dir: "
+        "-out\n"
     )
     data_args, _, args = parse_arguments(["--config", str(config)])
     assert (data_args.train_file, data_args.validation_file, data_args.tokenizer) == (
@@ -275,8 +276,9 @@ def test_epochs_of_the_command_line_win_over_the_steps_of_a_file():
 def test_lists_dictionaries_numbers_and_empty_values_of_a_file_arrive(tmp_path):
     config = tmp_path / "config.yaml"
     config.write_text(
-        f"output_dir: {tmp_path}\nuse_cpu: true\nlearning_rate: 3e-4\nreport_to: [none]\ntime_epsilon:\n"
-        "lr_scheduler_type: cosine_with_min_lr\nlr_scheduler_kwargs: {min_lr: 0.1}\npacking: false\n"
+        f"output_dir: {tmp_path}\nuse_cpu: true\nlearning_rate: 3e-4\nreport_to: "
+        "[none]\ntime_epsilon:\nlr_scheduler_type: cosine_with_min_lr\nlr_scheduler_kwargs: "
+        "{min_lr: 0.1}\npacking: false\n"
     )
     data_args, model_args, args = parse_arguments(["--config", str(config)])
     assert (
@@ -357,7 +359,7 @@ def test_the_output_folder_loads_as_model_and_pipeline_without_the_package(train
 
 
 @pytest.mark.slow
-def test_a_push_that_breaks_off_is_completed_by_the_same_command_and_loads_over_http_without_the_package(
+def test_a_push_that_breaks_off_is_completed_by_the_same_command_and_loads_without_the_package(
     tmp_path,
 ):
     words = {

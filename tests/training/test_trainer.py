@@ -64,8 +64,7 @@ def first_batch(trainer) -> dict[str, torch.Tensor]:
     }
 
 
-# -------------------------------------------------------------------------------------------- the
-# loss and its split
+# --------------------------------------------------------------------------- the loss and its split
 
 
 @pytest.mark.parametrize("unequal", [False, True])
@@ -173,7 +172,7 @@ def test_what_a_model_does_not_have_is_not_logged(tmp_path, make_model, rate_typ
     assert RATE_TERMS & steps_of(trainer)[0].keys() == terms
 
 
-# ------------------------------------------------------------------------------------------------------- optimizer
+# ---------------------------------------------------------------------------------------- optimizer
 
 
 def test_order_heads_have_their_own_learning_rate_and_biases_and_norms_no_decay(tmp_path):
@@ -280,7 +279,7 @@ def test_a_schedule_scales_both_learning_rates(tmp_path):
     assert all(rate < 1e-9 for rate in trainer.lr_scheduler.get_last_lr())
 
 
-# ------------------------------------------------------------------------------------------------------------- EMA
+# ---------------------------------------------------------------------------------------------- EMA
 
 
 class Watch(TrainerCallback):
@@ -397,7 +396,7 @@ def test_the_best_model_comes_back_with_its_average(tmp_path):
     assert trainer.evaluate()["eval_nelbo"] == pytest.approx(max(values), abs=1e-6)
 
 
-# ------------------------------------------------------------------------------------------------------ evaluation
+# --------------------------------------------------------------------------------------- evaluation
 
 
 @pytest.mark.parametrize("unequal", [False, True])
@@ -494,7 +493,7 @@ def test_evaluation_without_order_has_equal_rates_and_restores_the_learned_ones(
     assert metrics["eval_without_order_nelbo"] == pytest.approx(equal["eval_nelbo"], rel=1e-6)
 
 
-# ------------------------------------------------------------------------------------------------------- what stops
+# --------------------------------------------------------------------------------------- what stops
 
 
 class Poison(TrainerCallback):
@@ -591,7 +590,10 @@ def test_a_collator_that_masks_is_refused_before_it_reaches_the_weights(tmp_path
     for call in (trainer.train, trainer.evaluate):
         with pytest.raises(
             ValueError,
-            match="(the collator masks, as|labels differ from input_ids.*) DataCollatorForLanguageModeling",
+            match=(
+                "(the collator masks, as|labels differ from input_ids.*) "
+                "DataCollatorForLanguageModeling"
+            ),
         ):
             call()
     assert all(torch.equal(value, start[name]) for name, value in model.state_dict().items())
@@ -693,7 +695,7 @@ def refusal(status: int) -> HfHubHTTPError:
     )
 
 
-def test_uploads_that_fail_say_what_holds_and_what_to_do_and_the_card_has_the_name_of_the_repository(
+def test_uploads_that_fail_say_what_holds_and_what_to_do_and_the_card_names_the_repository(
     tmp_path, monkeypatch
 ):
     failures = [refusal(401), httpx.ReadError("broken off"), refusal(500)]
@@ -722,8 +724,7 @@ def test_uploads_that_fail_say_what_holds_and_what_to_do_and_the_card_has_the_na
     assert LoMDMPipeline.from_pretrained(tmp_path).model.config.vocab_size == 11
 
 
-# ------------------------------------------------------------------------------------------- the
-# final folder, the card
+# ----------------------------------------------------------------------- the final folder, the card
 
 
 def test_the_final_folder_is_a_hub_folder_and_a_checkpoint_is_not(tmp_path):

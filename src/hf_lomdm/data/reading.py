@@ -1,5 +1,4 @@
-"""Files of text: the column that holds it, alone and as it is written, a bounded part of a file at
-a time.
+"""Files of text: the column that holds it, read in bounded parts, exactly as written.
 
 What other columns hold never decides whether text is read. A path is a name, never a pattern.
 """
@@ -27,8 +26,7 @@ BATCH_CHARACTERS, BATCH_DOCUMENTS = 1 << 20, 1000
 
 
 def list_files(path: Path) -> list[Path]:
-    """The files at `path`, all of one known format and not all empty; those of a folder in
-    alphabetical order.
+    """The files at `path`, all of one known format and not all empty, in alphabetical order.
 
     A file that a folder holds by several names (links) is listed once; hidden ones are left out.
     """
@@ -66,8 +64,7 @@ def _walk(folder: Path) -> Iterator[Path]:
 
 
 def file_kind(path: Path) -> str | None:
-    """The format by the name, such as `.jsonl` for `a.jsonl` and `a.jsonl.gz`; `None` for a name of
-    no known format."""
+    """The format by the name: `.jsonl` for `a.jsonl` and `a.jsonl.gz`; `None` if unknown."""
     found = re.search(r"(\.txt|\.jsonl|\.csv)(\.gz|\.zst|\.bz2)?$|\.parquet$", path.name.lower())
     return found and (found[1] or found[0])
 
@@ -84,8 +81,7 @@ def open_file(path: Path) -> BinaryIO:
 
 
 def read_texts(path: Path, columns: Sequence[str], sample_by: str) -> Iterator[pa.Array]:
-    """The texts of a file as arrays of `large_string`: of the first of `columns` that is there, in
-    each file or line.
+    """The texts of a file as arrays of `large_string`, from the first of `columns` it has.
 
     Raises:
         ValueError: no such column, a text that is none, or a file that is malformed; names file and
@@ -100,7 +96,7 @@ def read_texts(path: Path, columns: Sequence[str], sample_by: str) -> Iterator[p
         raise ValueError(f"{path} is not a well-formed {kind} file: {error}") from error
 
 
-# ------------------------------------------------------------------------------------------------------------- formats
+# ------------------------------------------------------------------------------------------ formats
 
 
 def _read_txt(path: Path, columns: Sequence[str], sample_by: str) -> Iterator[pa.Array]:
@@ -120,7 +116,7 @@ def _lines(stream: Iterable[str]) -> Iterator[str]:
 
 
 def _paragraphs(stream: Iterable[str]) -> Iterator[str]:
-    """What `split("\\n\\n")` gives, but for empty parts, a line at a time."""
+    r"""What `split("\n\n")` gives, but for empty parts, a line at a time."""
     lines: list[str] = []
     for line in stream:
         if line == "\n" and lines:
@@ -142,8 +138,8 @@ def _read_jsonl(path: Path, columns: Sequence[str], sample_by: str) -> Iterator[
             text = record.get(column)
             if not (text is None or isinstance(text, str)):
                 raise ValueError(
-                    f"column {column!r} of {path} must hold strings, line {number} holds {json.dumps(text)[:40]}. "
-                    "Choose another column, or put quotes around it."
+                    f"column {column!r} of {path} must hold strings, line {number} holds "
+                    f"{json.dumps(text)[:40]}. Choose another column, or put quotes around it."
                 )
             seen.update(dict.fromkeys(record))
             yield text
@@ -154,8 +150,7 @@ def _read_jsonl(path: Path, columns: Sequence[str], sample_by: str) -> Iterator[
 
 
 def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The objects of a jsonl file, each with the number of its line from 1 on; blank lines are
-    skipped.
+    """The objects of a jsonl file, each with its line number from 1; blank lines are skipped.
 
     Raises:
         ValueError: a line that is not UTF-8 or not a JSON object; names file and line.
@@ -199,8 +194,7 @@ def _read_csv(path: Path, columns: Sequence[str], sample_by: str) -> Iterator[pa
 
 
 def read_csv(path: Path, *alternatives: Sequence[str]) -> Iterator[tuple[str | None, ...]]:
-    """The cells of some columns of a csv file, as they are written; `None` in a row that is too
-    short.
+    """The cells of some columns of a csv file as written; `None` where a row is too short.
 
     Args:
         alternatives: the names that each column may have; the first that the first line has.
@@ -257,7 +251,7 @@ def _arrays(texts: Iterable[str | None]) -> Iterator[pa.Array]:
     yield pa.array(batch, pa.large_string())
 
 
-# -------------------------------------------------------------------------------------------------------------- checks
+# ------------------------------------------------------------------------------------------- checks
 
 
 def missing_column(
@@ -266,14 +260,13 @@ def missing_column(
     """What to raise where none of `columns` is among those that are `present` in `source`."""
     names = " or ".join(map(repr, dict.fromkeys(columns)))
     return ValueError(
-        f"{source} has no column {names}, only {', '.join(list(present)[:20])}. Rename one, or name another "
-        "(text_column; evaluate.py: --column)."
+        f"{source} has no column {names}, only {', '.join(list(present)[:20])}. Rename one, or "
+        "name another (text_column; evaluate.py: --column)."
     )
 
 
 def check_strings(kind: pa.DataType, column: str, source: str | Path) -> None:
-    """Raise `ValueError` where a column of this type holds no strings; Arrow has several types of
-    them."""
+    """Raise `ValueError` unless the column holds strings; Arrow has several types of them."""
     types = pa.types
     values = kind.value_type if types.is_dictionary(kind) else kind
     tests = (types.is_string, types.is_large_string, types.is_string_view, types.is_null)
@@ -284,8 +277,7 @@ def check_strings(kind: pa.DataType, column: str, source: str | Path) -> None:
 
 
 def check_utf8(path: Path) -> None:
-    """Raise `ValueError` with the file and the byte offset where `path` is not UTF-8; reads it in
-    blocks of 1 MiB."""
+    """Raise `ValueError` with file and byte offset where `path` is not UTF-8; reads in blocks."""
     decoder = codecs.getincrementaldecoder("utf-8")()
     start = 0
     with open_file(path) as stream:

@@ -1,5 +1,4 @@
-"""Text as documents: read it from the Hub, from files or from CPython, hold out validation text,
-detokenise."""
+"""Text as documents: from the Hub, files or CPython, with validation text held out."""
 
 import hashlib
 import json
@@ -40,8 +39,9 @@ def load_text(arguments: DataArguments) -> DatasetDict:
     elif arguments.validation_split:
         if arguments.train_file or arguments.dataset_name == PYDOC_TOPICS:
             raise ValueError(
-                f"validation_split {arguments.validation_split!r} needs a data set that has splits. "
-                "Pass validation_file, or leave both out to validate on the end of the train text."
+                f"validation_split {arguments.validation_split!r} needs a data set that has "
+                "splits. Pass validation_file, or leave both out to validate on the end of the "
+                "train text."
             )
         validation = _load_split(arguments, arguments.validation_split, None)
     else:
@@ -65,7 +65,8 @@ def _load_split(arguments: DataArguments, split: str, file: str | None) -> Datas
         return load_hub(name, config, revision, split, arguments.text_column)
     except (DatasetsError, ValueError, OSError) as error:
         raise ValueError(
-            f"split {split!r} of dataset_name {name!r} (dataset_config {config!r}) cannot be loaded. {error}"
+            f"split {split!r} of dataset_name {name!r} (dataset_config {config!r}) cannot be "
+            f"loaded. {error}"
         ) from error
 
 
@@ -91,8 +92,7 @@ def load_hub(
 def load_files(
     path: str | Path, sample_by: str = "paragraph", columns: Sequence[str] = ("text",)
 ) -> Dataset:
-    """The documents of a file or of all files in a folder, in one column `text`, kept in the cache
-    of `datasets`.
+    """The documents of a file or of a folder in one column `text`, cached by `datasets`.
 
     Files are .txt, .jsonl, .csv (any of them compressed: .gz, .zst, .bz2) or .parquet, of one kind
     in a folder. Texts are read as they are written, without a byte order mark; U+FFFD stands for
@@ -139,21 +139,20 @@ def check_sample_by(sample_by: str) -> None:
     """Raise `ValueError` where `sample_by` is not one of the choices."""
     if sample_by not in SAMPLE_BY:
         raise ValueError(
-            f"sample_by must be one of {', '.join(SAMPLE_BY)}, got {sample_by!r}. The default: paragraph."
+            f"sample_by must be one of {', '.join(SAMPLE_BY)}, got {sample_by!r}. The default: "
+            "paragraph."
         )
 
 
 def pydoc_topics() -> Dataset:
-    """The language reference inside every CPython (465 kB in 3.11), one document per topic, by
-    name."""
+    """The language reference inside every CPython, one document per topic, by name."""
     from pydoc_data.topics import topics  # half a megabyte of text that only this function wants
 
     return Dataset.from_dict({"text": [topics[name] for name in sorted(topics)]})
 
 
 def hold_out_end(texts: Dataset) -> tuple[Dataset, Dataset]:
-    """Cut `texts` into train and validation: about the last tenth of the characters is validation
-    text."""
+    """Cut `texts` into train and validation, which gets about the last tenth of the characters."""
     if len(texts) == 0:
         raise ValueError(
             "the train text holds no document. Check train_file, or train_split and text_column."
@@ -170,8 +169,7 @@ def hold_out_end(texts: Dataset) -> tuple[Dataset, Dataset]:
 
 
 def without_known(texts: Dataset, known: Dataset) -> Dataset:
-    """Drop the documents more than half of whose paragraphs also stand in `known`: they would
-    measure memory.
+    """Drop documents with more than half of their paragraphs in `known`: they measure memory.
 
     The topics of CPython overlap: all of `with` and `while` is in `compound`, too.
     """
@@ -183,8 +181,7 @@ def without_known(texts: Dataset, known: Dataset) -> Dataset:
 
 
 def documents(texts: Dataset, detokenizer: str | None = None) -> Iterator[str]:
-    """The documents of column `text`, detokenised, in order; without those that are empty or
-    blank."""
+    """The documents of column `text`, detokenised, in order, without blank ones."""
     undo = get_detokenizer(detokenizer)
     for batch in texts.select_columns(["text"]).with_format("arrow").iter(batch_size=256):
         for text in batch["text"].to_pylist():
@@ -195,8 +192,7 @@ def documents(texts: Dataset, detokenizer: str | None = None) -> Iterator[str]:
 def read_documents(
     path: str | Path, column: str, sample_by: str, detokenizer: str | None = None
 ) -> list[str]:
-    """The documents of a file or folder (see `load_files`), detokenised, without those that are
-    blank."""
+    """The documents of a file or folder (`load_files`), detokenised, without blank ones."""
     texts = list(documents(load_files(path, sample_by, (column,)), detokenizer))
     if not texts:
         raise ValueError(

@@ -1,6 +1,7 @@
 """The model type `hf_lomdm` of lm-eval (EleutherAI's lm-evaluation-harness).
 
-    python -m hf_lomdm.evaluation.lm_eval_adapter --model hf_lomdm --model_args pretrained=FOLDER --tasks lambada_openai
+    python -m hf_lomdm.evaluation.lm_eval_adapter --model hf_lomdm --model_args pretrained=FOLDER
+    --tasks lambada_openai
 
 What lm-eval calls a log-likelihood is here minus an upper bound on `-log P`: a lower bound,
 estimated with a standard error that shrinks with `num_samples`. Between the choices of one question
@@ -96,7 +97,8 @@ class LoMDMLM(TemplateLM):
         )
         if unknown:
             raise ValueError(
-                f"model_args has {unknown}, which the model type hf_lomdm does not take. Leave them out."
+                f"model_args has {unknown}, which the model type hf_lomdm does not take. Leave "
+                "them out."
             )
         how = {"dtype": dtype, "revision": revision, "tokenizer": tokenizer, "peft": peft}
         self.pipe = pipe = _load(
@@ -133,8 +135,7 @@ class LoMDMLM(TemplateLM):
 
     @property
     def prefix_token_id(self) -> int | None:
-        """What stands in front of every text, given and not counted: the model's BOS; `None`
-        without one."""
+        """What stands before every text, given and not counted: the model's BOS or `None`."""
         return self.model.config.bos_token_id
 
     @property
@@ -152,7 +153,8 @@ class LoMDMLM(TemplateLM):
         """
         if self.tokenizer.chat_template is None:
             raise ValueError(
-                "the tokenizer has no chat template. Leave --apply_chat_template out, or pass tokenizer=."
+                "the tokenizer has no chat template. Leave --apply_chat_template out, or pass "
+                "tokenizer=."
             )
         self._chat = True
         how = {
@@ -198,8 +200,7 @@ class LoMDMLM(TemplateLM):
     def _loglikelihood_tokens(
         self, requests, disable_tqdm: bool = False, **kwargs
     ) -> list[tuple[float, bool]]:
-        """Lower bounds on `log P(continuation | context)` in nats, and whether greedy decoding
-        would write it.
+        """Lower bounds on `log P(continuation | context)`, and whether it is the greedy one.
 
         Greedy decoding is that from left to right: the likeliest token of the first masked
         position, again and again, the continuation's length given. (The model's own order is
@@ -216,8 +217,7 @@ class LoMDMLM(TemplateLM):
     def _bounds(
         self, parts: Sequence[tuple[str, list, list]], disable_tqdm: bool
     ) -> Iterator[tuple]:
-        """Batch by batch the indices, the bounds on `log P` and the inputs of `parts`: key,
-        context, continuation."""
+        """Per batch: indices, bounds on `log P`, and keys of `parts` (context, continuation)."""
         texts = [self._text(context, continuation) for _, context, continuation in parts]
 
         def measure(batch: list[int]) -> tuple[list[float], dict]:
@@ -255,7 +255,8 @@ class LoMDMLM(TemplateLM):
         """One row: as much of the end of the context as fits, given, and the continuation."""
         if len(continuation) > self.max_length:
             raise ValueError(
-                f"a continuation has {len(continuation)} tokens, the model takes {self.max_length} (max_length)."
+                f"a continuation has {len(continuation)} tokens, the model takes {self.max_length} "
+                "(max_length)."
             )
         # the prefix of a model without BOS
         known = [token for token in context if token is not None]
@@ -373,13 +374,13 @@ class LoMDMLM(TemplateLM):
 def _load(
     pretrained: str | Path | LoMDMPipeline, device: Any, how: dict[str, Any]
 ) -> LoMDMPipeline:
-    """The pipeline on its device; `how`: what was said of `dtype`, `revision`, `tokenizer` and
-    `peft`."""
+    """The pipeline on its device; `how` has `dtype`, `revision`, `tokenizer` and `peft`."""
     if not isinstance(pretrained, (str, Path)):
         pipe = pretrained
         if how:
             raise ValueError(
-                f"model_args has {sorted(how)}, but pretrained is a pipeline. Build it as it shall be."
+                f"model_args has {sorted(how)}, but pretrained is a pipeline. Build it as it shall "
+                "be."
             )
     else:
         if Path(pretrained).is_dir() and how.get("revision", "main") != "main":
@@ -465,8 +466,7 @@ def _writing_options(arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def _keys(requests: Sequence[Any], options: Sequence[dict[str, Any]]) -> list[str]:
-    """What the draws of each request depend on: its context, and which repetition it is where
-    tokens are drawn."""
+    """What the draws of a request depend on: its context, and which repetition it is."""
     seen: Counter[str] = Counter()
     keys = []
     for request, one in zip(requests, options, strict=True):

@@ -85,7 +85,8 @@ class PartsFile:
         found = _setting(line)
         if found is None:
             raise ValueError(
-                f"parts_file {path} holds no parts of an evaluation. Choose another name, or delete it."
+                f"parts_file {path} holds no parts of an evaluation. Choose another name, or "
+                "delete it."
             )
         differ = [name for name in self.setting if found.get(name) != self.setting[name]]
         if differ:
@@ -105,8 +106,7 @@ def beside(path: str | Path | None, name: Any) -> Path | None:
 
 
 def delete_parts(folder: str | Path) -> None:
-    """Removes the parts files of all processes in `folder`, and the folder if nothing else is in
-    it."""
+    """Removes the parts files of all processes in `folder`, and the folder if it is empty."""
     for path in Path(folder).glob("*.jsonl*"):
         # else it is somebody else's
         if path.is_file() and _setting(next(iter(_whole_lines(path)), "")) is not None:

@@ -1,5 +1,4 @@
-"""Zero-shot likelihood on the seven sets of the paper, with one protocol for every system
-(docs/evaluation.md).
+"""Zero-shot likelihood on the paper's seven sets, one protocol for every system.
 
 The documents of a set are joined in their order, with nothing between them, and cut into chunks of
 the model's context, each between BOS and EOS where the model has them. One process does it
@@ -161,8 +160,8 @@ def _from_hub(name: str, one: ZeroShotSet) -> Dataset:
         return load_hub(one.dataset, one.config, one.revision, one.split, one.column)
     except (ValueError, OSError) as error:
         raise ValueError(
-            f"zero-shot set {name!r} cannot be read from {one.dataset} (config {one.config}, split {one.split}): "
-            f"{error} Check the connection, or pass a local file: --file {name}=PATH."
+            f"zero-shot set {name!r} cannot be read from {one.dataset} (config {one.config}, split "
+            f"{one.split}): {error} Check the connection, or pass a local file: --file {name}=PATH."
         ) from error
 
 

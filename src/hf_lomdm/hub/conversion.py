@@ -1,5 +1,4 @@
-"""Public MDLM and BD3-LM checkpoints as Hub folders: read without running their code, checked,
-folded, completed.
+"""Public MDLM and BD3-LM checkpoints as Hub folders: no code of theirs runs.
 
 Both condition every layer on a constant (their time conditioning is off), so that the modulation of
 its LayerNorms and residual branches can be multiplied into the neighbouring weights exactly.
@@ -34,13 +33,14 @@ ROPE_THETA = 10000.0
 NEVER = -1e4
 CARD = """# {name}
 
-Converted by hf-lomdm from the {system} checkpoint `{source}` ({weights}). The conditioning on a constant time is folded
-into the weights: the token laws are those of the original, up to rounding. The text it was trained on, its quality, its
-limits and its licence are those of the original, none of which was checked here.
+Converted by hf-lomdm from the {system} checkpoint `{source}` ({weights}). The conditioning on a
+constant time is folded into the weights: the token laws are those of the original, up to rounding.
+The text it was trained on, its quality, its limits and its licence are those of the original, none
+of which was checked here.
 """
 
 
-# ------------------------------------------------------------------------------------------------------- reading
+# ------------------------------------------------------------------------------------------ reading
 
 
 @dataclass
@@ -50,7 +50,7 @@ class PublicCheckpoint:
     state: its weights, keys without prefixes, in the order of the file.
     settings: the content of its `config.json`, empty for a Lightning file.
     averaged: whether the weights are a moving average; `None` if the file does not say (a Hub
-    folder).
+        folder).
     """
 
     state: dict[str, Tensor]
@@ -59,8 +59,7 @@ class PublicCheckpoint:
 
 
 def read_public_checkpoint(path: str | os.PathLike, ema: bool | None = None) -> PublicCheckpoint:
-    """Reads the folder of a Hub repository, or a Lightning file with the moving average of the
-    weights beside them.
+    """Reads the folder of a Hub repository, or a Lightning file with its moving average.
 
     Only tensors and plain containers are made from what is read. Objects of other classes, which a
     Lightning file has among its hyperparameters, become empty: nothing of theirs is imported or
@@ -85,13 +84,15 @@ def read_public_checkpoint(path: str | os.PathLike, ema: bool | None = None) -> 
     content = _read_pickle(path, inert=True)
     if not isinstance(content, Mapping) or "state_dict" not in content:
         raise ValueError(
-            f"checkpoint {path} is no Lightning file: it has no state_dict. Pass the folder of a Hub one."
+            f"checkpoint {path} is no Lightning file: it has no state_dict. Pass the folder of a "
+            "Hub one."
         )
     state = _clean(content["state_dict"], path)
     average = content.get("ema")
     if ema and average is None:
         raise ValueError(
-            f"ema=True, but {path} has no moving average. Leave it out to convert the weights themselves."
+            f"ema=True, but {path} has no moving average. Leave it out to convert the weights "
+            "themselves."
         )
     if average is None or ema is False:
         return PublicCheckpoint(state, averaged=False)
@@ -101,7 +102,8 @@ def read_public_checkpoint(path: str | os.PathLike, ema: bool | None = None) -> 
 def _read_folder(folder: Path, ema: bool | None) -> PublicCheckpoint:
     if ema is not None:
         raise ValueError(
-            f"ema={ema} is for Lightning files: the folder {folder} has one set of weights. Leave it out."
+            f"ema={ema} is for Lightning files: the folder {folder} has one set of weights. Leave "
+            "it out."
         )
     found = [folder / name for name in WEIGHTS if (folder / name).is_file()]
     if not found or not (folder / "config.json").is_file():
@@ -134,8 +136,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _read_pickle(path: Path, inert: bool = False) -> Any:
-    """What `torch.save` wrote; with `inert`, objects that are neither tensors nor plain become
-    empty."""
+    """What `torch.save` wrote; with `inert`, objects that are not plain become empty."""
     try:
         foreign = torch.serialization.get_unsafe_globals_in_checkpoint(path) if inert else []
         with torch.serialization.safe_globals([_inert_class(name) for name in foreign]):
@@ -156,14 +157,13 @@ def _read_pickle(path: Path, inert: bool = False) -> Any:
             .split("\n")[0][:200]
         )
         raise ValueError(
-            f"{path} is truncated, or holds more than weights, and was not read further: {reason}. Download it again "
-            "from a place that you trust; nothing of it was run."
+            f"{path} is truncated, or holds more than weights, and was not read further: {reason}. "
+            "Download it again from a place that you trust; nothing of it was run."
         ) from error
 
 
 class _Inert:
-    """In place of any object of a foreign class: takes whatever it is built from, and keeps
-    nothing."""
+    """Stands for an object of a foreign class: takes what it is built from, keeps nothing."""
 
     def __new__(cls, *_, **__):
         return super().__new__(cls)
@@ -182,8 +182,7 @@ def _inert_class(name: str) -> type:
 
 
 def _clean(content: Any, path: Path) -> dict[str, Tensor]:
-    """Keys without the prefixes of Lightning, of the Hub class and of `torch.compile`; all values
-    are tensors."""
+    """Keys without the prefixes of Lightning, of the Hub class and of `torch.compile`."""
     if not isinstance(content, Mapping):
         raise ValueError(
             f"{path} must hold a mapping of names to weights, got {type(content).__name__}."
@@ -208,8 +207,10 @@ def _strip(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _averaged_state(state: dict[str, Tensor], average: Any, path: Path) -> dict[str, Tensor]:
-    """`state` with the moving average of its parameters, which are listed without names, in the
-    order of the module."""
+    """`state` with the moving average of its parameters, which are listed without names.
+
+    They stand in the order of the module.
+    """
     shadow = average.get("shadow_params") if isinstance(average, Mapping) else None
     layout = public_layout(state)
     names = list(layout) + [key for key in state if key.startswith("noise.")]
@@ -219,14 +220,13 @@ def _averaged_state(state: dict[str, Tensor], average: Any, path: Path) -> dict[
         or [tuple(getattr(one, "shape", ())) for one in shadow] != expected
     ):
         raise ValueError(
-            f"ema of {path} does not belong to its weights: their numbers, order or shapes differ. Pass ema=False "
-            "(--no_ema) to convert the weights themselves."
+            f"ema of {path} does not belong to its weights: their numbers, order or shapes differ. "
+            "Pass ema=False (--no_ema) to convert the weights themselves."
         )
     return {**state, **dict(zip(names, shadow, strict=True))}
 
 
-# ----------------------------------------------------------------------------------------------
-# sizes and layout
+# --------------------------------------------------------------------------------- sizes and layout
 
 
 def public_layout(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
@@ -278,7 +278,8 @@ def _check_layout(state: Mapping[str, Tensor]) -> None:
             raise ValueError(f"state lacks the key {key!r}: it is no complete MDLM or BD3-LM.")
         if tuple(state[key].shape) != shape:
             raise ValueError(
-                f"state has {key!r} of shape {tuple(state[key].shape)}, its other weights need {shape}."
+                f"state has {key!r} of shape {tuple(state[key].shape)}, its other weights need "
+                f"{shape}."
             )
     unknown = sorted(key for key in state if key not in layout and not _IGNORED.match(key))
     if unknown:
@@ -287,7 +288,7 @@ def _check_layout(state: Mapping[str, Tensor]) -> None:
         )
 
 
-# -------------------------------------------------------------------------------------------------------- folding
+# ------------------------------------------------------------------------------------------ folding
 
 
 def fold_mdlm_state_dict(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -314,8 +315,7 @@ def fold_mdlm_state_dict(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _condition(state: dict[str, Tensor]) -> Tensor:
-    """The constant conditioning vector: the embedding of sigma = 0, whose cosines are ones and
-    sines zeros."""
+    """The constant conditioning vector, the embedding of sigma = 0: cosines 1, sines 0."""
     weight = state["sigma_map.mlp.0.weight"]
     half = weight.shape[1] // 2
     sinusoid = torch.cat((weight.new_ones(half), weight.new_zeros(weight.shape[1] - half)))
@@ -363,8 +363,7 @@ def _fold_output(state: dict[str, Tensor], condition: Tensor) -> dict[str, Tenso
     }
 
 
-# --------------------------------------------------------------------------------------------- the
-# configuration
+# -------------------------------------------------------------------------------- the configuration
 
 
 def public_config(
@@ -373,8 +372,7 @@ def public_config(
     max_length: int | None = None,
     mask_token_id: int | None = None,
 ) -> LoMDMConfig:
-    """The configuration of a checkpoint: from its `config.json`, from its shapes, and from what the
-    caller adds.
+    """The configuration: from `config.json`, from shapes, and from what the caller adds.
 
     Args:
         checkpoint: as `read_public_checkpoint` gives it.
@@ -394,25 +392,29 @@ def public_config(
     ):
         if settings.get(name):
             raise ValueError(
-                f"the config has {name}={settings[name]!r}: a model that is {wrong} cannot be converted."
+                f"the config has {name}={settings[name]!r}: a model that is {wrong} cannot be "
+                "converted."
             )
     vocabulary, width = public_layout(state)["vocab_embed.embedding"]
     sizes = {"vocab_size": vocabulary, "hidden_dim": width, "n_blocks": _num_blocks(state)}
     for name, found in sizes.items():
         if settings.get(name, found) != found:
             raise ValueError(
-                f"the config has {name}={settings[name]!r}, the weights {found}. They do not belong together."
+                f"the config has {name}={settings[name]!r}, the weights {found}. They do not "
+                "belong together."
             )
     length = _one_of("max_length", settings.get("model_length"), max_length)
     if length is None:
         raise ValueError(
-            "max_length is not in the file. Pass --max_length, the tokens per text it was trained on."
+            "max_length is not in the file. Pass --max_length, the tokens per text it was trained "
+            "on."
         )
     mask = _one_of("mask_token_id", settings.get("mask_token_id"), mask_token_id)
     block_size = _one_of("block_size", settings.get("block_size"), block_size)
     if block_size is None and "sampling_eps_min" in state:
         raise ValueError(
-            "the weights are those of a BD3-LM, whose block_size is not in the file. Pass --block_size."
+            "the weights are those of a BD3-LM, whose block_size is not in the file. Pass "
+            "--block_size."
         )
     config = LoMDMConfig(
         vocab_size=vocabulary,
@@ -464,24 +466,22 @@ def _num_heads(state: dict[str, Tensor], stored: int | None, width: int) -> int:
 
 
 def _check_mask(state: dict[str, Tensor], mask_token_id: int) -> None:
-    """The mask's row of the output starts at zero and never learns: one dead row alone tells which
-    it is."""
+    """Checks the mask's row of the output, the only one that starts at zero and never learns."""
     rows, bias = state["output_layer.linear.weight"], state["output_layer.linear.bias"]
     dead = ((rows == 0).all(dim=1) & (bias == 0)).nonzero().flatten().tolist()
     if len(dead) == 1 and dead[0] != mask_token_id:
         raise ValueError(
-            f"mask_token_id is {mask_token_id}, but the one row of the output that never learned is {dead[0]}. Pass "
-            f"--mask_token_id {dead[0]}, or the tokenizer that the checkpoint was trained with."
+            f"mask_token_id is {mask_token_id}, but the one row of the output that never learned "
+            f"is {dead[0]}. Pass --mask_token_id {dead[0]}, or the tokenizer that the checkpoint "
+            "was trained with."
         )
 
 
-# -----------------------------------------------------------------------------------------------
-# tokenizer and all
+# -------------------------------------------------------------------------------- tokenizer and all
 
 
 def fit_tokenizer(tokenizer: PreTrainedTokenizerBase, config: LoMDMConfig) -> None:
-    """Completes `tokenizer` as the checkpoint has it, and `config` by what the tokenizer knows,
-    both in place.
+    """Completes `tokenizer` and `config` by each other and by the checkpoint, both in place.
 
     The mask gets the checkpoint's id for it. A padding token that the checkpoint does not have gets
     an id of its own behind the vocabulary, never the mask's, and `config.vocab_size` grows by it.
@@ -496,14 +496,16 @@ def fit_tokenizer(tokenizer: PreTrainedTokenizerBase, config: LoMDMConfig) -> No
     if ids["mask_token_id"] != mask:
         taken = tokenizer.convert_ids_to_tokens(mask) if mask < ids["vocab_size"] else None
         raise ValueError(
-            f"tokenizer has the mask token {tokenizer.mask_token!r} at id {ids['mask_token_id']}, the checkpoint at "
-            f"{mask} (there {taken!r} in the tokenizer). Pass the plain tokenizer it was trained with."
+            f"tokenizer has the mask token {tokenizer.mask_token!r} at id {ids['mask_token_id']}, "
+            f"the checkpoint at {mask} (there {taken!r} in the tokenizer). Pass the plain "
+            "tokenizer it was trained with."
         )
     behind = sorted(token for token, index in tokenizer.get_vocab().items() if index >= size)
     if ids["vocab_size"] < size or behind not in ([], [tokenizer.pad_token]):
         raise ValueError(
             f"tokenizer has {ids['vocab_size']} ids, the checkpoint {size}"
-            f"{f', which leaves out {behind[:5]}' if behind else ''}. Pass the tokenizer it was trained with."
+            f"{f', which leaves out {behind[:5]}' if behind else ''}. Pass the tokenizer it was "
+            "trained with."
         )
     for name, value in ids.items():
         setattr(config, name, value)
@@ -564,8 +566,7 @@ def convert_checkpoint(
 
 
 def _grow(weights: dict[str, Tensor], vocab_size: int) -> dict[str, Tensor]:
-    """Rows for ids that the checkpoint does not have: they are never predicted and embedded as
-    zero."""
+    """Rows for ids that the checkpoint lacks: never predicted, and embedded as zero."""
     grown = dict(weights)
     for name, fill in (
         ("model.embed_tokens.weight", 0.0),

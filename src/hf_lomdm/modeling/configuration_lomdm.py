@@ -275,9 +275,8 @@ class LoMDMConfig(PreTrainedConfig):
 def _check_field(config_class: type[LoMDMConfig], name: str, value: Any) -> None:
     allowed = config_class.allowed.get(name, object)
     if isinstance(allowed, tuple):
-        fits = any(
-            type(value) is type(entry) and value == entry for entry in allowed
-        )  # 1 is not True
+        # 1 is not True
+        fits = any(type(value) is type(entry) and value == entry for entry in allowed)
     else:
         fits = value in allowed if isinstance(allowed, Number) else isinstance(value, allowed)
     if not fits:

@@ -61,8 +61,7 @@ class BlockContext:
             )
             self.tokens = self.tokens[:, size:]
             self._drop(size - self.model.config.block_size)
-        # join only now: once positions have left the cache, only the mask says where the text goes
-        # on
+        # join only now: once positions have left the cache, only the mask says where the text is
         tokens, mask = (
             torch.cat((self.tokens, input_ids), dim=1),
             self._join(input_ids, attention_mask),

@@ -390,8 +390,7 @@ def log_prob_masks(
     """Log-probability `[B, N]` of `masked` of `draw_masks`; `log_u` `[B, L]` or `[B, 1]`."""
     revealed = maskable & ~masked
     log_masked = log_mask_probability(log_u, rates)
-    # the exponent is replaced before the logarithm: where() alone would let its NaN gradient
-    # through
+    # the exponent is replaced before the logarithm: where() alone lets its NaN gradient through
     log_revealed = torch.log(
         -torch.expm1(torch.where(revealed, log_masked, -torch.ones_like(log_masked)))
     )

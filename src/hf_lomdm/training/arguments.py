@@ -1,5 +1,4 @@
-"""What a training run can be told, as plain data: one dataclass per part, parsed by
-`transformers.HfArgumentParser`.
+"""What a training run can be told: one dataclass per part, for `HfArgumentParser`.
 
 The transformers settings (learning rate, steps, output folder, ...) are the third part, in the same
 namespace: no name here may be one of `transformers.TrainingArguments`.
@@ -51,8 +50,12 @@ REFUSED = {
     "bf16_full_eval": "evaluation has the precision of training; pass bf16",
     "label_smoothing_factor": "the loss is the bound on -log P, which a smoothed one is not",
     "neftune_noise_alpha": "the loss is the bound on -log P of the texts, not of noisy embeddings",
-    "auto_find_batch_size": "the draws of a step belong to its batch; set per_device_train_batch_size",
-    "average_tokens_across_devices": "the loss is that of the global batch on any number of devices",
+    "auto_find_batch_size": (
+        "the draws of a step belong to its batch; set per_device_train_batch_size"
+    ),
+    "average_tokens_across_devices": (
+        "the loss is that of the global batch on any number of devices"
+    ),
     "ignore_data_skip": "a resumed run goes on with the texts that it has not seen",
     "enable_jit_checkpoint": "SIGTERM saves a checkpoint without it",
     "use_liger_kernel": "it has no kernels for these models",
@@ -151,18 +154,24 @@ class ModelArguments:
     objective: str = field(
         default="diffusion",
         metadata={
-            "help": "diffusion, or ar: an autoregressive GPT-NeoX of the same sizes, to which rate_type, block_size, "
-            "c1, c2, bound, num_views, time_epsilon and time_range mean nothing.",
+            "help": (
+                "diffusion, or ar: an autoregressive GPT-NeoX of the same sizes, to which "
+                "rate_type, block_size, c1, c2, bound, num_views, time_epsilon and time_range mean "
+                "nothing."
+            ),
             "choices": list(OBJECTIVES),
         },
     )
     init_from: str | None = field(
         default=None,
         metadata={
-            "help": "Start from this trained model of the same objective, a folder or Hub name: its trunk and LM head "
-            "are copied, what its rate_type adds (order heads, token rates) starts afresh. All sizes are the folder's, "
-            "whatever is said here, but for max_position_embeddings if given; the tokenizer must be the folder's, and "
-            "is so by default. Without effect where training resumes from a checkpoint."
+            "help": (
+                "Start from this trained model of the same objective, a folder or Hub name: its "
+                "trunk and LM head are copied, what its rate_type adds (order heads, token rates) "
+                "starts afresh. All sizes are the folder's, whatever is said here, but for "
+                "max_position_embeddings if given; the tokenizer must be the folder's, and is so "
+                "by default. Without effect where training resumes from a checkpoint."
+            )
         },
     )
     hidden_size: int = field(
@@ -178,7 +187,10 @@ class ModelArguments:
     rate_type: str = field(
         default="learned",
         metadata={
-            "help": "Rates of revealing: learned (LoMDM), uniform (MDLM), token (GenMD4) or score (SEDD)."
+            "help": (
+                "Rates of revealing: learned (LoMDM), uniform (MDLM), token (GenMD4) or score "
+                "(SEDD)."
+            )
         },
     )
     block_size: int | None = field(
@@ -198,13 +210,19 @@ class ModelArguments:
     time_range: list[float] | None = field(
         default=None,
         metadata={
-            "help": "Two numbers: local times that training by the time bound draws (BD3-LM clips them)."
+            "help": (
+                "Two numbers: local times that training by the time bound draws (BD3-LM clips "
+                "them)."
+            )
         },
     )
     num_views: int | None = field(
         default=None,
         metadata={
-            "help": "Masked views of each text in the loss; default 2 (the least) with learned rates, else 1."
+            "help": (
+                "Masked views of each text in the loss; default 2 (the least) with learned rates, "
+                "else 1."
+            )
         },
     )
     dropout: float = field(default=0.1, metadata={"help": "Dropout of the backbone in training."})
@@ -214,8 +232,11 @@ class ModelArguments:
     attn_implementation: str | None = field(
         default=None,
         metadata={
-            "help": "Attention in training: sdpa (the default), eager, flex_attention, flash_attention_2, ... On a CPU "
-            "in bfloat16 eager is faster for rows of up to 128 tokens. It is not saved with the model."
+            "help": (
+                "Attention in training: sdpa (the default), eager, flex_attention, "
+                "flash_attention_2, ... On a CPU in bfloat16 eager is faster for rows of up to 128 "
+                "tokens. It is not saved with the model."
+            )
         },
     )
 
@@ -237,8 +258,11 @@ class LoMDMTrainingArguments(TrainingArguments):
     muon_learning_rate: float | None = field(
         default=None,
         metadata={
-            "help": "Peak learning rate of torch.optim.Muon for the matrices of the backbone's layers, for example "
-            "0.01, with the same weight_decay; default: AdamW (or --optim) trains them too."
+            "help": (
+                "Peak learning rate of torch.optim.Muon for the matrices of the backbone's layers, "
+                "for example 0.01, with the same weight_decay; default: AdamW (or --optim) trains "
+                "them too."
+            )
         },
     )
     frozen_modules: list[str] | None = field(
@@ -254,7 +278,9 @@ class LoMDMTrainingArguments(TrainingArguments):
     resume_from_checkpoint: str | None = field(
         default="auto",
         metadata={
-            "help": "auto: the newest complete checkpoint of output_dir, if there is one; or a folder."
+            "help": (
+                "auto: the newest complete checkpoint of output_dir, if there is one; or a folder."
+            )
         },
     )
     logging_nan_inf_filter: bool = field(
@@ -312,8 +338,7 @@ class LoMDMTrainingArguments(TrainingArguments):
 
 
 def check_range(name: str, value: float | None) -> None:
-    """Raises `ValueError` where `value` is not what `RANGES` has for `name`; `None` is left to the
-    default."""
+    """Raises `ValueError` if `value` is not what `RANGES` has for `name`; `None` passes."""
     kind, low, high = RANGES[name]
     number = isinstance(value, (int, kind)) and not isinstance(value, bool)
     if value is not None and not (number and low <= value < high):
@@ -323,8 +348,7 @@ def check_range(name: str, value: float | None) -> None:
 
 
 def check_modes(*parts: Any) -> None:
-    """Raises `ValueError` where a setting has another value than its default and no effect in the
-    mode of the run."""
+    """Raises `ValueError` for a setting that was changed and has no effect in this run."""
     run = argparse.Namespace(
         **{name: value for part in parts for name, value in vars(part).items()}
     )
@@ -391,7 +415,10 @@ def _container_types(key: str) -> set[type]:
 
 
 PARTS = (DataArguments, ModelArguments, LoMDMTrainingArguments)
-HELP = "--config FILE.yaml, once or more, reads any of these settings from a file. Later files win, this line over all."
+HELP = (
+    "--config FILE.yaml, once or more, reads any of these settings from a file. Later files win, "
+    "this line over all."
+)
 
 
 def parse_arguments(
@@ -445,14 +472,14 @@ def _split_off_configs(words: list[str]) -> tuple[list[Path], list[str]]:
 
 
 def _overlay(files: list[Path], parser: _Parser, named: bool) -> dict[str, Any]:
-    """The settings of all files, later ones on top; `named`: the command line gives the output
-    folder."""
+    """The settings of all files, later ones on top; `named`: the command line has output_dir."""
     settings: dict[str, Any] = {}
     for path in files:
         if "output_dir" in settings and not named:
             raise ValueError(
-                f"output_dir={settings['output_dir']!r} is set by a file that {path} overlays, so runs with other "
-                "overlays would resume from each other. Leave it out of the file, or pass --output_dir."
+                f"output_dir={settings['output_dir']!r} is set by a file that {path} overlays, so "
+                "runs with other overlays would resume from each other. Leave it out of the file, "
+                "or pass --output_dir."
             )
         settings |= {
             key: parser.convert(path, key, value) for key, value in read_config(path).items()
@@ -487,6 +514,7 @@ def read_config(path: Path) -> dict[str, Any]:
     for key in settings:
         if key not in known:
             raise ValueError(
-                f"Unknown key {key!r} in {path}. Run training_scripts/train.py --help for all names."
+                f"Unknown key {key!r} in {path}. Run training_scripts/train.py --help for all "
+                "names."
             )
     return settings

@@ -17,8 +17,7 @@ SIGNALS = [
 
 
 class Interruption:
-    """Within this context Ctrl-C, SIGTERM and SIGHUP are noted in `signal` and do not end the
-    process.
+    """Within this context Ctrl-C, SIGTERM and SIGHUP are noted and do not end the process.
 
     What is ignored stays ignored (`nohup`), and other threads than the main one note nothing.
 
@@ -51,8 +50,7 @@ class Interruption:
         self._restore()
 
     def shield(self, loader: DataLoader) -> None:
-        """Keeps the workers of `loader` at work until training ends: the last step needs their
-        rows."""
+        """Keeps the workers of `loader` at work until training ends; its last step needs them."""
         own = getattr(loader, "base_dataloader", loader)  # of accelerate
         if getattr(own.worker_init_fn, "func", None) is not _stay:  # one that stays comes again
             own.worker_init_fn = partial(_stay, self._training, own.worker_init_fn)

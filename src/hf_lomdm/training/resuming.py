@@ -1,5 +1,4 @@
-"""What a run must keep to go on from a checkpoint: everything that is not declared harmless
-here."""
+"""What a run must keep to go on from a checkpoint: all that is not declared harmless."""
 
 import json
 from dataclasses import asdict, fields, is_dataclass
@@ -57,8 +56,7 @@ TEXTS_PER_STEP = ("per_device_train_batch_size", "gradient_accumulation_steps", 
 def describe_run(
     args: TrainingArguments, model: Any, data: str | None, fingerprint: str | None
 ) -> dict[str, Any]:
-    """What `check_same_run` compares, as plain data: `arguments`, `model`, `adapter`, `data`,
-    `data_fingerprint`."""
+    """What `check_same_run` compares, as plain data, in five parts."""
     harmless = " ".join(HARMLESS_ARGUMENTS.values()).split()
     names = [one.name for one in fields(args) if one.name not in harmless]
     adapters = getattr(model, "peft_config", None) or {}
@@ -104,14 +102,13 @@ def check_same_run(folder: Path, run: dict[str, Any]) -> None:
     # DeepSpeed has its own
     if not (folder / "scheduler.pt").is_file() and not list(folder.glob("global_step*")):
         raise RunError(
-            f"{folder} has no optimizer state (save_only_model=True), so training cannot go on from it. Pass another "
-            "output_dir."
+            f"{folder} has no optimizer state (save_only_model=True), so training cannot go on "
+            "from it. Pass another output_dir."
         )
 
 
 def _load_run(folder: Path) -> dict[str, Any]:
-    """The run of a checkpoint; of one by an earlier version what its record and its configuration
-    know."""
+    """The run of a checkpoint; of an earlier version's, what record and configuration know."""
 
     def read(name: str) -> dict[str, Any]:
         return (

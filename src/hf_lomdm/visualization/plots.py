@@ -14,8 +14,9 @@ def plot_order(record: Mapping, folder: str | os.PathLike) -> list[Path]:
     """Draws what a record of `evaluate_order` holds, one PNG each.
 
     `order_position.png`, `order_class.png`, `order_frequency.png`: mean relative rank (0 = revealed
-    first) on the given texts and in generated ones; `order_reveals.png`: loss and KL by the share
-    revealed; `order_rates.png`: histograms.
+        first) on the given
+    texts and in generated ones; `order_reveals.png`: loss and KL by the share revealed;
+    `order_rates.png`: histograms.
 
     Returns:
         The files, those without data left out.
@@ -39,8 +40,7 @@ def plot_order(record: Mapping, folder: str | os.PathLike) -> list[Path]:
 
 
 def plot_order_over_steps(records: Mapping[int, Mapping], path: str | os.PathLike) -> None:
-    """Draws tau, the spread of the rates and their correlation with confidence over the steps of
-    training.
+    """Draws tau, spread of rates and correlation with confidence over training steps.
 
     Args:
         records: for each optimizer step the record of `evaluate_order` on its checkpoint, all on
@@ -76,8 +76,7 @@ def plot_order_over_steps(records: Mapping[int, Mapping], path: str | os.PathLik
 
 
 def figure_and_axes(width: float, height: float, columns: int = 1) -> tuple[Any, list]:
-    """A matplotlib figure of so many inches, and its panels side by side, in the style of all plots
-    here.
+    """A matplotlib figure, its size in inches, with panels side by side, in our style.
 
     Raises:
         ImportError: without matplotlib.
