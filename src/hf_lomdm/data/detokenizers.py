@@ -78,4 +78,4 @@ def get_detokenizer(name: str | None) -> Callable[[str], str] | None:
         raise ValueError(
             f"detokenizer must be one of {', '.join(DETOKENIZERS)} or left out, got {name!r}."
         )
-    return DETOKENIZERS.get(name)
+    return None if name is None else DETOKENIZERS[name]

@@ -114,10 +114,10 @@ def _encode_messages(
     if plain[-1]["role"] != "assistant":
         raise _NoExample(": messages must be roles and contents, the last by the assistant.")
     try:
-        prompt = tokenizer.apply_chat_template(
-            plain[:-1], tokenize=False, add_generation_prompt=True
+        prompt = str(
+            tokenizer.apply_chat_template(plain[:-1], tokenize=False, add_generation_prompt=True)
         )
-        whole = tokenizer.apply_chat_template(plain, tokenize=False)
+        whole = str(tokenizer.apply_chat_template(plain, tokenize=False))
     except Exception as error:  # a template is a program of its author's
         raise ValueError(
             f"{place}: the tokenizer's chat template does not take the conversation: {error}"
@@ -145,11 +145,9 @@ def _plain(message: Any, words: re.Pattern) -> dict[str, Any]:
         raise _NoExample(f" has {calls[0]} in a message: a model of this kind writes text alone.")
     parts = message.get("content")
     parts = [{"type": "text", "text": parts}] if isinstance(parts, str) else parts
-    texts = (
-        [one.get("text") for one in parts if isinstance(one, dict)]
-        if isinstance(parts, list)
-        else [None]
-    )
+    texts: list[Any] = [None]
+    if isinstance(parts, list):
+        texts = [part.get("text") for part in parts if isinstance(part, dict)]
     if len(texts) != len(parts or ()) or not all(isinstance(text, str) for text in texts):
         raise _NoExample(
             ": a content must be a text, or a list of parts of type text, got "
@@ -173,7 +171,7 @@ def _encode_rendered(
             hidden.sub(lambda word: bytes.fromhex(word[1]).decode(), part)
             for part in words.split(text)
         ]
-        specials = [*tokenizer.convert_tokens_to_ids(words.findall(text)), None]
+        specials = [*map(tokenizer.convert_tokens_to_ids, words.findall(text)), None]
         ids = []
         for part, special in zip(
             encode_texts(tokenizer, shown, lambda _: place), specials, strict=True

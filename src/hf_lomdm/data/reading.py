@@ -87,7 +87,7 @@ def read_texts(path: Path, columns: Sequence[str], sample_by: str) -> Iterator[p
         ValueError: no such column, a text that is none, or a file that is malformed; names file and
             place.
     """
-    kind = file_kind(path)
+    kind = file_kind(path) or ""
     try:
         yield from FORMATS[kind](path, columns, sample_by)
     except (csv.Error, pa.ArrowException, OSError) as error:
@@ -103,12 +103,13 @@ def _read_txt(path: Path, columns: Sequence[str], sample_by: str) -> Iterator[pa
     if "text" not in columns:
         raise missing_column(path, columns, ["text"])
     check_utf8(path)
-    split: Callable[[io.TextIOWrapper], Iterable[str]]
-    split = {"line": _lines, "paragraph": _paragraphs, "document": lambda stream: [stream.read()]}[
-        sample_by
-    ]
+    splits: dict[str, Callable[[io.TextIOWrapper], Iterable[str]]] = {
+        "line": _lines,
+        "paragraph": _paragraphs,
+        "document": lambda stream: [stream.read()],
+    }
     with io.TextIOWrapper(open_file(path), encoding="utf-8-sig") as stream:
-        yield from _arrays(split(stream))
+        yield from _arrays(splits[sample_by](stream))
 
 
 def _lines(stream: Iterable[str]) -> Iterator[str]:
@@ -135,7 +136,7 @@ def _read_jsonl(path: Path, columns: Sequence[str], sample_by: str) -> Iterator[
     def texts() -> Iterator[str | None]:
         for number, record in read_jsonl(path):
             column = next((name for name in columns if name in record), None)
-            text = record.get(column)
+            text = None if column is None else record[column]
             if not (text is None or isinstance(text, str)):
                 raise ValueError(
                     f"column {column!r} of {path} must hold strings, line {number} holds "

@@ -271,7 +271,7 @@ def cut_documents(
 
 
 def roll(
-    texts: Iterable[Sequence[int]], max_length: int, stride: int
+    texts: Iterable[Sequence[int] | np.ndarray], max_length: int, stride: int
 ) -> tuple[list[dict], list[int]]:
     """Windows of texts of any length that count each token once, and the text of each.
 

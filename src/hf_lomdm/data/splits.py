@@ -50,7 +50,7 @@ def load_data(
             arguments.train_tokenizer, pieces, Path(output_dir) / "tokenizer"
         )
     else:
-        tokenizer = load_tokenizer(arguments.tokenizer)
+        tokenizer = load_tokenizer(arguments.tokenizer or "")
     limits = {"train": arguments.max_train_rows, "validation": arguments.max_validation_rows}
     rows = {
         split: tokenize(texts[split], tokenizer, arguments, limits[split], split)
@@ -89,7 +89,7 @@ def model_token_ids(
     Without `insert_special_tokens` no row begins with BOS, and EOS stands behind documents only
     where they are packed.
     """
-    ids = special_token_ids(tokenizer)
+    ids: dict[str, int | None] = {**special_token_ids(tokenizer)}
     if not arguments.insert_special_tokens:
         ids["bos_token_id"] = None
         ids["eos_token_id"] = ids["eos_token_id"] if arguments.packing else None

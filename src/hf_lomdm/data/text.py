@@ -57,7 +57,7 @@ def _load_split(arguments: DataArguments, split: str, file: str | None) -> Datas
     if arguments.dataset_name == PYDOC_TOPICS:
         return pydoc_topics()
     name, config, revision = (
-        arguments.dataset_name,
+        arguments.dataset_name or "",
         arguments.dataset_config,
         arguments.dataset_revision,
     )
@@ -109,8 +109,8 @@ def load_files(
     """
     check_sample_by(sample_by)
     files = list_files(Path(path))
-    states = [(str(file.absolute()), file.stat()) for file in files]
-    states = [(name, state.st_size, state.st_mtime_ns, state.st_ino) for name, state in states]
+    stats = [(str(file.absolute()), file.stat()) for file in files]
+    states = [(name, state.st_size, state.st_mtime_ns, state.st_ino) for name, state in stats]
     parts = (TEXTS_VERSION, states, list(columns), sample_by)
     key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
     found, _ = cached(

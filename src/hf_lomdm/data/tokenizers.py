@@ -142,7 +142,7 @@ def check_known(unknown: int, tokens: int, source: str) -> None:
 
 def train_tokenizer(
     kind: str, texts: Iterable[str], folder: str | Path | None = None
-) -> PreTrainedTokenizerFast:
+) -> PreTrainedTokenizerBase:
     """A tokenizer of `kind`, made from `texts` and saved to `folder`, or read from there.
 
     Args:
@@ -242,7 +242,7 @@ def _add_special_tokens(model: Tokenizer) -> None:
 
 def _reuse(
     kind: str, texts: Iterable[str], digest: "hashlib._Hash", folder: Path
-) -> PreTrainedTokenizerFast:
+) -> PreTrainedTokenizerBase:
     """The tokenizer of an earlier run in `folder`, of the same kind and the same text."""
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     found, text = (tokenizer.init_kwargs.get(name) for name in ("trained_as", "trained_on"))

@@ -140,10 +140,10 @@ def take_slices(values: Tensor, wanted: Sequence[tuple[slice, ...]], dim: int) -
     """
     if not values.requires_grad and len(wanted) > 1:
         return [values_of for parts in wanted for values_of in take_slices(values, [parts], dim)]
-    edges = {edge for parts in wanted for part in parts for edge in (part.start, part.stop)}
-    edges = sorted(edges | {0, values.shape[dim]})
-    pieces = values.split([end - start for start, end in pairwise(edges)], dim)
-    pieces = dict(zip(edges[:-1], pieces, strict=True))
+    cuts = {edge for parts in wanted for part in parts for edge in (part.start, part.stop)}
+    edges = sorted(cuts | {0, values.shape[dim]})
+    split = values.split([end - start for start, end in pairwise(edges)], dim)
+    pieces = dict(zip(edges[:-1], split, strict=True))
     pieces_of_each = (
         [pieces[at] for part in parts for at in pieces if part.start <= at < part.stop]
         for parts in wanted

@@ -3,6 +3,7 @@
 import os
 from copy import deepcopy
 from itertools import repeat
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -84,6 +85,7 @@ class LoMDMLayer(GradientCheckpointingLayer):
 class LoMDMPreTrainedModel(PreTrainedModel):
     """What transformers needs to know of these models."""
 
+    config: LoMDMConfig
     config_class = LoMDMConfig
     base_model_prefix = "model"
     main_input_name = "input_ids"
@@ -137,7 +139,8 @@ class LoMDMPreTrainedModel(PreTrainedModel):
             check_checkpoint(cls, name, *args, complete=not output_loading_info, **kwargs)
         if kwargs.get("quantization_config") is not None:
             kwargs["quantization_config"] = leave_heads(kwargs["quantization_config"])
-        model, info = super().from_pretrained(name, *args, output_loading_info=True, **kwargs)
+        loaded: Any = super().from_pretrained(name, *args, output_loading_info=True, **kwargs)
+        model, info = loaded
         if output_loading_info:
             return model, info
         missing, unexpected = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
@@ -170,8 +173,9 @@ class LoMDMPreTrainedModel(PreTrainedModel):
             nn.init.normal_(
                 module.weight, std=getattr(module, "init_std", self.config.initializer_range)
             )
-            if getattr(module, "bias", None) is not None:
-                nn.init.zeros_(module.bias)
+            bias = getattr(module, "bias", None)
+            if bias is not None:
+                nn.init.zeros_(bias)
         elif isinstance(module, nn.LayerNorm):
             nn.init.ones_(module.weight)
             nn.init.zeros_(module.bias)
@@ -213,7 +217,7 @@ class LoMDMModel(LoMDMPreTrainedModel):
         """The token embeddings."""
         return self.embed_tokens
 
-    def set_input_embeddings(self, value: nn.Embedding) -> None:
+    def set_input_embeddings(self, value: Any) -> None:
         """Replaces the token embeddings."""
         self.embed_tokens = value
 

@@ -8,6 +8,7 @@ import inspect
 import json
 import os
 import re
+from collections.abc import Set
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -205,7 +206,7 @@ def check_shapes(
     name: str,
     found: dict[str, Any],
     expected: dict[str, Any],
-    optional: set[str] = frozenset(),
+    optional: Set[str] = frozenset(),
     complete: bool = True,
 ) -> None:
     """Raises `ValueError` if the weights `found` in `name` have other shapes than `expected`.

@@ -37,7 +37,7 @@ class Number:
     low, high, ends: the range; a square bracket includes its end, a round one does not.
     """
 
-    kind: type
+    kind: type[int] | type[float]
     low: float
     high: float = MOST
     ends: str = "[]"
@@ -206,13 +206,14 @@ class LoMDMConfig(PreTrainedConfig):
         self.initializer_range = (
             (3 * hidden_size) ** -0.5 if initializer_range is None else initializer_range
         )
-        special = {
+        inherited: dict[str, Any] = {
             "pad_token_id": pad_token_id,
             "bos_token_id": bos_token_id,
             "eos_token_id": eos_token_id,
+            "tie_word_embeddings": tie_word_embeddings,
         }
         with _plain_errors("the configuration"):
-            super().__init__(**special, tie_word_embeddings=tie_word_embeddings, **kwargs)
+            super().__init__(**inherited, **kwargs)
         self.validate_fields()
 
     def __init_subclass__(cls, **kwargs):

@@ -1,6 +1,7 @@
 """The blocks before the one that is being written. This file travels to the Hub."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -89,7 +90,8 @@ class BlockContext:
 
     def _cut(self, kept: slice) -> None:
         """Keeps these positions of the cache; `DynamicCache.crop` differs between versions."""
-        for layer in self.cache.layers:
+        layers: list[Any] = self.cache.layers
+        for layer in layers:
             layer.keys, layer.values = layer.keys[:, :, kept], layer.values[:, :, kept]
 
     def _join(self, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor | None:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -95,7 +96,8 @@ class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
     """
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
-    _auto_class = "AutoModel"  # `save_pretrained` and `push_to_hub` then copy the code
+    # `save_pretrained` and `push_to_hub` then copy the code
+    _auto_class = "AutoModel"  # type: ignore[assignment]
 
     def __init__(self, config: LoMDMConfig):
         super().__init__(config)
@@ -236,13 +238,13 @@ class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
         check_unread(self.config, unread)
         check_forward_arguments(self, labels, past_key_values, logits_to_keep, output_hidden_states)
         if labels is None:
-            text = {
+            inputs = {
                 "input_ids": input_ids,
                 "inputs_embeds": inputs_embeds,
                 "past_key_values": past_key_values,
             }
             return self._denoise(
-                text, attention_mask, output_logits, logits_to_keep, output_hidden_states
+                inputs, attention_mask, output_logits, logits_to_keep, output_hidden_states
             )
         name, text = one_text(input_ids, inputs_embeds)
         check_labels(text, labels, quantiles, self.config, name)
@@ -442,7 +444,7 @@ class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
         if not self.rates_need_logits:
             return losses, torch.ones_like(losses)
         # nothing random in it
-        checkpoint_options = {"use_reentrant": False, "preserve_rng_state": False}
+        checkpoint_options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
         row_chunks = logits.split(rows_at_a_time(logits, logits.shape[-1], CACHE_LOGITS))
         rates = [
             checkpoint(self.rates_of_logits, rows, **checkpoint_options) for rows in row_chunks
@@ -485,7 +487,11 @@ class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
 
 
 def check_forward_arguments(
-    model: nn.Module, labels, past_key_values, logits_to_keep: int | None, hidden_states
+    model: LoMDMForMaskedDiffusion,
+    labels,
+    past_key_values,
+    logits_to_keep: int | None,
+    hidden_states,
 ) -> None:
     """Raises `ValueError` for arguments that labels exclude and for caches that do not fit."""
     if labels is not None and (past_key_values is not None or logits_to_keep is not None):

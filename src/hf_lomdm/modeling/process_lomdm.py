@@ -7,7 +7,7 @@ here knows of a network.
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -140,7 +140,8 @@ def local_time(
         `[B, L]` in `[0, 1]`.
     """
     start = (num_blocks - 1 - block) * unit
-    return ((num_blocks * time - start).to(torch.float64) / unit).clamp(0, 1)
+    since_start: Any = num_blocks * time - start  # one of them is a tensor
+    return (since_start.to(torch.float64) / unit).clamp(0, 1)
 
 
 def log_mask_probability(log_u: Tensor, rates: Tensor) -> Tensor:
@@ -160,7 +161,7 @@ def velocity(
 
     Per unit of global time; infinite at `t = a`. Arguments as in `local_time`.
     """
-    since_start = time - (num_blocks - 1 - block) / num_blocks
+    since_start: Any = time - (num_blocks - 1 - block) / num_blocks  # one of them is a tensor
     inside = (since_start >= 0) & (since_start * num_blocks <= 1)
     return torch.where(inside, rates / since_start, 0.0)
 

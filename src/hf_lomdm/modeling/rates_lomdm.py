@@ -2,11 +2,10 @@
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
 from .attention_lomdm import attention_inputs
@@ -45,7 +44,7 @@ class LoMDMOrderHead(nn.Module):
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
         self.act = nn.GELU(approximate="tanh")
         self.out = nn.Linear(config.hidden_size, 1, bias=False)
-        self.out.init_std = 0.0
+        self.out.init_std = 0.0  # type: ignore[assignment]
 
     def forward(
         self,
@@ -124,14 +123,14 @@ class RateLaw:
         """New modules for the model, of the names `phi`, `psi` and `omega`."""
         return {}
 
-    def forward_rates(self, model: PreTrainedModel, batch: Batch) -> Tensor:
+    def forward_rates(self, model: Any, batch: Batch) -> Tensor:
         """`w_i(x)` `[B, L]`, float32 or wider, of clean texts; what is not maskable is given."""
         dtype = torch.promote_types(model.get_input_embeddings().weight.dtype, torch.float32)
         return torch.full(batch.ids.shape, self.level, device=batch.ids.device, dtype=dtype)
 
     def reverse_rates(
         self,
-        model: PreTrainedModel,
+        model: Any,
         hidden: Tensor,
         batch: Batch,
         num_copies: int = 1,
@@ -148,15 +147,15 @@ class RateLaw:
             torch.full_like(at_least_float32(hidden[..., 0]), self.level), num_copies
         )
 
-    def rates_of_logits(self, model: PreTrainedModel, logits: Tensor) -> Tensor:
+    def rates_of_logits(self, model: Any, logits: Tensor) -> Tensor:
         """`v` `[...]`, float32 or wider, of the token law `[..., V]`, for laws that need logits."""
         raise NotImplementedError(f"{type(self).__name__} has no rates of logits.")
 
-    def weigh_tokens(self, model: PreTrainedModel, logits: Tensor) -> Tensor:
+    def weigh_tokens(self, model: Any, logits: Tensor) -> Tensor:
         """The logits of the token law `[..., V]`, from those of the LM head."""
         return logits
 
-    def resize(self, model: PreTrainedModel) -> None:
+    def resize(self, model: Any) -> None:
         """Follows a vocabulary of another size."""
 
 
@@ -178,7 +177,7 @@ class LearnedRates(RateLaw):
         """`phi` for clean text, `psi` for partly masked text."""
         return {"phi": LoMDMOrderHead(config, reads_given=True), "psi": LoMDMOrderHead(config)}
 
-    def forward_rates(self, model: PreTrainedModel, batch: Batch) -> Tensor:
+    def forward_rates(self, model: Any, batch: Batch) -> Tensor:
         """`w` of the head `phi`, from hidden states of the clean texts without gradients."""
         with torch.no_grad():
             features = model.encode(batch, deterministic=True)
@@ -189,7 +188,7 @@ class LearnedRates(RateLaw):
 
     def reverse_rates(
         self,
-        model: PreTrainedModel,
+        model: Any,
         hidden: Tensor,
         batch: Batch,
         num_copies: int = 1,
@@ -233,19 +232,19 @@ class TokenRates(RateLaw):
         """`omega`, a rate for each token."""
         return {"omega": LoMDMTokenRates(config)}
 
-    def forward_rates(self, model: PreTrainedModel, batch: Batch) -> Tensor:
+    def forward_rates(self, model: Any, batch: Batch) -> Tensor:
         """`w = omega[x]`."""
         return model.omega().exp()[batch.ids.clamp(min=0)]
 
-    def rates_of_logits(self, model: PreTrainedModel, logits: Tensor) -> Tensor:
+    def rates_of_logits(self, model: Any, logits: Tensor) -> Tensor:
         """`v`, the mean of `omega` under the token law without it."""
         return log_rate_of_token_rates(at_least_float32(logits), model.omega()).exp()
 
-    def weigh_tokens(self, model: PreTrainedModel, logits: Tensor) -> Tensor:
+    def weigh_tokens(self, model: Any, logits: Tensor) -> Tensor:
         """The law proportional to `omega_y mu_y`."""
         return logits + model.omega().to(logits.dtype)
 
-    def resize(self, model: PreTrainedModel) -> None:
+    def resize(self, model: Any) -> None:
         """One rate for each entry of the vocabulary; new ones are 1."""
         model.omega.resize(model.config.vocab_size)
 
@@ -256,7 +255,7 @@ class ScoreRates(RateLaw):
 
     needs_logits = True
 
-    def rates_of_logits(self, model: PreTrainedModel, logits: Tensor) -> Tensor:
+    def rates_of_logits(self, model: Any, logits: Tensor) -> Tensor:
         """`v`, the sum of the scores."""
         return log_rate_of_scores(at_least_float32(logits)).exp()
 

@@ -10,6 +10,7 @@ the fast path gets the same tokens.
 
 from dataclasses import dataclass
 from numbers import Integral, Real
+from typing import Any
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -42,7 +43,7 @@ SLICE_SIZE = 2**24
 # without any context have equal certainties.
 TIE = 2**-13
 # Every setting: its type, its values or their range, and what to pass instead of others.
-SETTINGS = {
+SETTINGS: dict[str, tuple[type, tuple, str]] = {
     "mask_token_id": (Integral, (0, 2**31 - 1), "tokenizer.mask_token_id"),
     "sampler": (str, SAMPLERS, "sampler='sequential'"),
     "grid": (str, GRIDS, "grid='adaptive'"),
@@ -55,7 +56,7 @@ SETTINGS = {
 OPTIONAL = ("block_size", "top_p", "top_k")
 
 
-def check_setting(name: str, value: object) -> str | int | float | None:
+def check_setting(name: str, value: Any) -> Any:
     """`value` of the setting `name` as a plain string, number or `None`, else `ValueError`."""
     kind, allowed, remedy = SETTINGS[name]
     if value is None and name in OPTIONAL:
@@ -341,7 +342,8 @@ class LoMDMScheduler(SchedulerMixin, ConfigMixin):
             num_masked: masked positions of each row before the step.
         """
         if self.num_reveals_is_random:
-            return revealed.nonzero(as_tuple=True)
+            rows, columns = revealed.nonzero(as_tuple=True)
+            return rows, columns
         rows = torch.arange(len(revealed), device=revealed.device)[:, None]
         most = max(self.num_reveals(num_masked, timestep))
         return rows, self.revealed_columns(revealed, timestep)[:, :most]
@@ -597,8 +599,8 @@ class LoMDMScheduler(SchedulerMixin, ConfigMixin):
 # ----------------------------------------------------------------------------------- pure functions
 
 
-def _share(count: int | Tensor, steps_left: int | Tensor) -> int | Tensor:
-    """`ceil(count / steps_left)`."""
+def _share(count: Any, steps_left: int | Tensor) -> Any:
+    """`ceil(count / steps_left)`, a number of numbers, else a tensor."""
     return (count + steps_left - 1) // steps_left
 
 
@@ -663,9 +665,9 @@ def _slices(logits: Tensor) -> tuple[Tensor, ...]:
 
 def _times(timesteps: float | Tensor, rates: Tensor) -> Tensor:
     """Times `[1, 1]` or `[B, 1]` in float64 on the device of `rates` `[B, L]`."""
-    times = (
-        torch.tensor(timesteps, dtype=torch.float64) if isinstance(timesteps, Real) else timesteps
-    )
+    times: Any = timesteps
+    if isinstance(timesteps, Real):
+        times = torch.tensor(timesteps, dtype=torch.float64)
     fits = isinstance(times, Tensor) and times.is_floating_point() and times.ndim <= 2
     wrong = (
         f"timesteps must be one floating number, or one for each of {len(rates)} rows, got "

@@ -168,5 +168,5 @@ def push(
     if keep_card and api.file_exists(repo_id, "README.md"):
         written = [name for name in written if name != "README.md"]
     commit = {"commit_message": "Upload LoMDMPipeline", **commit}
-    patterns = {"allow_patterns": written, "delete_patterns": list(WEIGHT_FILES)}
+    patterns: dict[str, Any] = {"allow_patterns": written, "delete_patterns": list(WEIGHT_FILES)}
     return api.upload_folder(repo_id=repo_id, folder_path=folder, **patterns, **commit)

@@ -158,7 +158,8 @@ def _load_model(folder: Path, options: dict[str, Any]) -> LoMDMForMaskedDiffusio
     if LoMDMConfig.get_config_dict(folder)[0].get("model_type") == "lomdm_order_adapter":
         from ..adapters import OrderAdapter  # which few need, and which needs the evaluation
 
-        return OrderAdapter.from_pretrained(folder, **options)
+        adapter: Any = OrderAdapter.from_pretrained(folder, **options)
+        return adapter
     try:
         return LoMDMForMaskedDiffusion.from_pretrained(folder, _from_auto=True, **options)
     except TypeError as error:  # an option that neither the pipeline nor the model knows

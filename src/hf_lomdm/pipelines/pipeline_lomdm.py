@@ -431,10 +431,9 @@ class LoMDMPipeline(DiffusionPipeline):
             [0] * n * left + [1] * len(row) + [0] * n * (not left)
             for n, row in zip(missing, rows, strict=True)
         ]
-        values, real = (
-            torch.tensor(lists, dtype=torch.int64, device=device) for lists in (padded, real)
-        )
-        return values, real if any(missing) else None
+        values = torch.tensor(padded, dtype=torch.int64, device=device)
+        mask = torch.tensor(real, dtype=torch.int64, device=device) if any(missing) else None
+        return values, mask
 
     def _close(self, canvas: Canvas, window: Window, firsts: list[int]) -> None:
         """Copies a finished window into the canvas. A row ends with its first EOS not given."""
@@ -457,7 +456,8 @@ class LoMDMPipeline(DiffusionPipeline):
         the device, and steps with nothing left are skipped. A callback that may change the sample
         costs a count of its masks.
         """
-        steps, passes, finite, out, stale = len(scheduler.timesteps), 0, True, None, True
+        finite: bool | Tensor = True
+        steps, passes, out, stale = len(scheduler.timesteps), 0, None, True
         recount = scheduler.num_reveals_is_random or "sample" in inputs
         plain = scheduler.position_draw_needs_logits or self.model.rates_need_logits
         for step, timestep in enumerate(scheduler.timesteps):
@@ -663,9 +663,8 @@ class LoMDMPipeline(DiffusionPipeline):
         self, folder: Path, model: PreTrainedModel, max_shard_size: int | str | None
     ) -> None:
         """The layout: model and code at the root, and beside them what diffusers looks for."""
-        model.save_pretrained(
-            folder, **({} if max_shard_size is None else {"max_shard_size": max_shard_size})
-        )
+        sizes: dict[str, Any] = {} if max_shard_size is None else {"max_shard_size": max_shard_size}
+        model.save_pretrained(folder, **sizes)
         (folder / "model").mkdir()
         for path in (folder / "config.json", *folder.glob("*.py")):
             shutil.copy(path, folder / "model")
@@ -678,7 +677,7 @@ class LoMDMPipeline(DiffusionPipeline):
         self._write_model_index(folder, type(model))
 
     def _write_model_index(self, folder: Path, model_class: type) -> None:
-        tokenizer = [None, None]
+        tokenizer: list[str | None] = [None, None]
         if self.tokenizer is not None:
             tokenizer = [
                 type(self.tokenizer).__module__.split(".")[0],
@@ -735,7 +734,7 @@ def _row_seeds(generator, num_rows: int) -> list[int]:
     wrong = f"generator must be a torch.Generator, a list of them or None, got {generator!r}. "
     _require(fits, wrong + "Pass torch.Generator().manual_seed(0).")
     return [
-        torch.randint(2**62, (), generator=source, device=source and source.device).item()
+        int(torch.randint(2**62, (), generator=source, device=source and source.device))
         for source in sources
     ]
 
@@ -745,7 +744,7 @@ def _require(condition: bool, message: str) -> None:
         raise ValueError(message)
 
 
-def _check_finite(finite: Tensor) -> None:
+def _check_finite(finite: bool | Tensor) -> None:
     _require(
         bool(finite),
         "the model gave NaN or infinite rates or logits. Check its weights and its dtype.",
