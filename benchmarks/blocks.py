@@ -94,12 +94,12 @@ def measure(options: argparse.Namespace) -> dict:
             continue
         taken = interleaved(runs, left / (len(todo) - index))
         ratios = [
-            one["blocks"] / one["plain"]
-            for one in ({n: t["seconds"] for n, t in taken.items()}, paper)
+            costs["blocks"] / costs["plain"]
+            for costs in ({n: t["seconds"] for n, t in taken.items()}, paper)
         ]
         row = size | {"system": name, "attention": kind, "ratio": ratios[0], "analytic": ratios[1]}
         section["training"].append(row | taken)
-        speed = min(paper[run] / one["seconds"] for run, one in taken.items())
+        speed = min(paper[run] / timing["seconds"] for run, timing in taken.items())
         print(f"  blocks {size['size']} {name} {kind}: {ratios[0]:.2f} of a plain step", flush=True)
     return section
 

@@ -84,11 +84,11 @@ def difference(value: torch.Tensor, reference: torch.Tensor) -> float:
 
 def compare_logits(reference, model, clean) -> float:
     noisy = clean.masked_fill(torch.arange(LENGTH) % 3 == 0, 40)
-    expected, found = (m(input_ids=noisy.to(m.device)) for m in (reference, model))
+    expected, computed = (m(input_ids=noisy.to(m.device)) for m in (reference, model))
     keep = slice(0, 40)  # the mask token is at -inf on both sides
     return max(
-        difference(found.logits[..., keep], expected.logits[..., keep]),
-        difference(found.rates, expected.rates),
+        difference(computed.logits[..., keep], expected.logits[..., keep]),
+        difference(computed.rates, expected.rates),
     )
 
 

@@ -138,7 +138,7 @@ def record_path(options: argparse.Namespace) -> Path:
     toy = "_smoke" if options.smoke else ""
     path = Path(options.output or f"outputs/benchmarks/performance{toy}_{device_type()}.json")
     check_output(path, {})
-    here = {
+    expected = {
         "device": environment(device_type(), torch.bfloat16, SEED)["device"],
         "smoke": options.smoke,
     }
@@ -146,11 +146,11 @@ def record_path(options: argparse.Namespace) -> Path:
         json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     ).items():
         where = section.get("environment") if isinstance(section, dict) else None
-        there = where and {"device": where["device"], "smoke": section.get("smoke", False)}
-        if there != here:
+        present = where and {"device": where["device"], "smoke": section.get("smoke", False)}
+        if present != expected:
             raise ValueError(
-                f"--output {path} is the record of something else: its {name} is {there}, not "
-                f"{here}. Pass another --output, or delete it."
+                f"--output {path} is the record of something else: its {name} is {present}, not "
+                f"{expected}. Pass another --output, or delete it."
             )
     return path
 

@@ -67,7 +67,7 @@ def main(arguments: list[str] | None = None) -> None:
         own.seconds = (
             max(0.0, end - time.perf_counter())
             * share
-            / sum(SECTIONS[one][1] for one in todo[index:])
+            / sum(SECTIONS[other][1] for other in todo[index:])
         )
         print(f"== {name}, {own.seconds:.0f} s", flush=True)
         record[name] = function(own)

@@ -72,7 +72,7 @@ def naive_lomdm_loss(
     revealed = (quantiles * clean.shape[1]).floor().clamp(max=clean.shape[1] - 1)[:, None]
     # 2. One pass for each view                                                      L, log q [B]
     (first, first_q), (second, second_q) = (
-        _view_bound(model, clean, w, revealed, one) for one in exponentials
+        _view_bound(model, clean, w, revealed, draws) for draws in exponentials
     )
     # 3. RLOO
     score = (first - second).detach() * (first_q - second_q) / 2

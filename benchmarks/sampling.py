@@ -150,13 +150,13 @@ def measure_sampler(model, sampler: str, setting: dict, batch: int) -> dict:
         shares = [timed_steps(model, sampler, setting, batch, "middle", TIMED_STEPS + 1)[1]]
     else:
         places = PLACES if batch == 1 else ("middle",)
-        found = {
+        timings = {
             place: timed_steps(model, sampler, setting, batch, place, TIMED_STEPS)
             for place in places
         }
         seconds, shares = (
-            {place: one[0] for place, one in found.items()},
-            [one[1] for one in found.values()],
+            {place: timing[0] for place, timing in timings.items()},
+            [timing[1] for timing in timings.values()],
         )
     speed = batch * setting["length"] / (setting["steps"] * statistics.mean(seconds.values()))
     outside = statistics.mean(shares)

@@ -35,8 +35,8 @@ def training_axis(size: str, axis: str, values, seconds: float) -> list[dict]:
     """Median seconds of a LoMDM training step at each of `values`."""
     rows = []
     for value in values:
-        one = BASE | {axis: value}
-        runs = steps(["lomdm"], size, one["vocab_size"], one["length"], one["batch"])
+        setting = BASE | {axis: value}
+        runs = steps(["lomdm"], size, setting["vocab_size"], setting["length"], setting["batch"])
         rows.append({axis: value, **interleaved(runs, seconds / len(values))["lomdm"]})
     return rows
 
@@ -75,8 +75,8 @@ def steps_axis(size: str, values) -> list[dict]:
 def ddp_efficiency(size: str, vocab_size: int, length: int) -> dict:
     """Seconds of a step with one and two processes, and the gain from the second."""
     alone = _processes(1, size, vocab_size, length)
-    both = _processes(2, size, vocab_size, length)
-    return {"one_process": alone, "two_processes": both, "efficiency": alone / both}
+    together = _processes(2, size, vocab_size, length)
+    return {"one_process": alone, "two_processes": together, "efficiency": alone / together}
 
 
 def _processes(world_size: int, *cell) -> float:

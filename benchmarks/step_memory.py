@@ -35,9 +35,11 @@ def peak_mb(step: Callable) -> float:
     # to run
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
         step()
-    changes = [one for one in record.profiler.kineto_results.events() if one.name() == "[memory]"]
+    changes = [
+        event for event in record.profiler.kineto_results.events() if event.name() == "[memory]"
+    ]
     held = torch.tensor(
-        [one.nbytes() for one in sorted(changes, key=lambda one: one.start_ns())]
+        [event.nbytes() for event in sorted(changes, key=lambda event: event.start_ns())]
     ).cumsum(0)
     return float(held.max()) / 2**20
 

@@ -98,10 +98,10 @@ def measure_cell(size: str, vocab_size: int, length: int, seconds: float, compil
     config = build(size, vocab_size, length).config
     paper = {name: flops.of_system(name, config, length) for name in flops.SYSTEMS}
     cell = {"size": size, "vocab_size": vocab_size, "length": length, "batch": batch, "ratios": {}}
-    for name, one in taken.items():
-        speed = {"tokens_per_second": batch * length / one["seconds"]}
+    for name, timing in taken.items():
+        speed = {"tokens_per_second": batch * length / timing["seconds"]}
         speed["flops_per_second"] = paper[name] * speed["tokens_per_second"]
-        cell[name] = one | speed
+        cell[name] = timing | speed
     for name, (ours, theirs, views) in RATIOS.items():
         measured = taken[ours]["seconds"] / taken[theirs]["seconds"] / views
         analytic = paper[ours] / paper[theirs] / views

@@ -106,13 +106,13 @@ def scheduler_record(size: int | None) -> dict:
 
 def records() -> dict:
     """Everything, by system."""
-    found = {f"scheduler, block_size={size}": scheduler_record(size) for size in (None, 4)}
+    records = {f"scheduler, block_size={size}": scheduler_record(size) for size in (None, 4)}
     for rate_type, size in FAMILY:
         model = build_model(rate_type=rate_type, block_size=size).double()
         record = {f"{bound} loss": loss_record(model, bound) for bound in ("order", "time")}
         record |= {"samples": sampling_record(model), "evaluation": evaluation_record(model)}
-        found[f"{rate_type}, block_size={size}"] = record
-    return found
+        records[f"{rate_type}, block_size={size}"] = record
+    return records
 
 
 if __name__ == "__main__":

@@ -130,8 +130,8 @@ TABLE = (
             ),
             (
                 "count repeated phrases of all texts",
-                "sum(len(set(one)) for one in phrases)",
-                "len({gram for one in phrases for gram in one})",
+                "sum(len(set(row)) for row in phrases)",
+                "len({gram for row in phrases for gram in row})",
             ),
         ),
     ),
@@ -423,7 +423,7 @@ TABLE = (
         "data/examples.py",
         ("tests/training/test_finetune_lora.py",),
         (
-            ("do not fill up answers", "[eos] * (completion_length - len(one.answer))", "[]"),
+            ("do not fill up answers", "[eos] * (completion_length - len(example.answer))", "[]"),
             ("keep examples beyond the model's context", " and len(ids) <= max_length", ""),
         ),
     ),

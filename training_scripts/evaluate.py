@@ -287,7 +287,8 @@ def check_options(options: argparse.Namespace) -> None:
     for option, companions in COMPANIONS.items():
         if option in given and not given.keys() & set(companions):
             raise ValueError(
-                f"--{option} needs {' or '.join(f'--{one}' for one in companions)}. Leave it out."
+                f"--{option} needs {' or '.join(f'--{companion}' for companion in companions)}. "
+                "Leave it out."
             )
     if "sweep" in given:
         refuse_unused(given, {"num_inference_steps": "is set by --sweep"})
@@ -321,16 +322,16 @@ def set_files(options: argparse.Namespace) -> dict[str, str]:
     """
     files: dict[str, str] = {}
     for words in options.file:
-        one, _, path = words.partition("=")
+        name, _, path = words.partition("=")
         if not path.strip():
             raise ValueError(
                 f"--file must be SET=PATH, got {words!r}. For example: ptb=ptb.valid.txt."
             )
-        if one not in options.sets or one in files:
+        if name not in options.sets or name in files:
             raise ValueError(
-                f"--file {words}: {one!r} must be one of --sets, once: {' '.join(options.sets)}."
+                f"--file {words}: {name!r} must be one of --sets, once: {' '.join(options.sets)}."
             )
-        files[one] = path
+        files[name] = path
     return files
 
 
@@ -516,10 +517,10 @@ def checkpoints_by_step(records: dict[str, dict[str, Any]]) -> dict[int, dict[st
     by_step, runs = {}, set()
     for record in records.values():
         folder = Path(str(record.get("model", "")))
-        found = re.fullmatch(r"checkpoint-(\d+)", folder.name)
-        if record["task"] != "order" or found is None:
+        match = re.fullmatch(r"checkpoint-(\d+)", folder.name)
+        if record["task"] != "order" or match is None:
             return {}
-        by_step[int(found[1])] = record
+        by_step[int(match[1])] = record
         runs.add(folder.parent)
     return by_step if len(runs) == 1 and len(by_step) == len(records) > 1 else {}
 
@@ -575,9 +576,12 @@ def read_text(
 
 def print_measures(record: dict[str, Any]) -> None:
     """A table of the record: a column per set (zero-shot) or per number of steps (sweep)."""
-    columns = {name: {"task": "likelihood", **one} for name, one in record.get("sets", {}).items()}
+    columns = {
+        name: {"task": "likelihood", **likelihood}
+        for name, likelihood in record.get("sets", {}).items()
+    }
     columns |= {
-        f"{one['num_inference_steps']} steps": record | one for one in record.get("sweep", ())
+        f"{step['num_inference_steps']} steps": record | step for step in record.get("sweep", ())
     }
     print(visible(measure_table(columns or {record["task"]: record})))
     for name, show in EXTRAS.items():
@@ -585,42 +589,45 @@ def print_measures(record: dict[str, Any]) -> None:
             show(record[name])
 
 
-def print_pilot(found: dict[str, Any]) -> None:
+def print_pilot(record: dict[str, Any]) -> None:
     print(
-        f"pilot on {found['texts_measured']} of {found['texts']} texts: perplexity "
-        f"{found['perplexity']:.2f}; +-{found['target']} of it takes {found['samples_needed']:,} "
-        "samples per text, "
-        f"{found['samples_needed'] * found['texts'] * found['seconds_per_sample'] / 60:,.1f} "
-        f"minutes here; the choice of the texts leaves +-{found['perplexity_text_error']:.2f} in "
+        f"pilot on {record['texts_measured']} of {record['texts']} texts: perplexity "
+        f"{record['perplexity']:.2f}; +-{record['target']} of it takes "
+        f"{record['samples_needed']:,} samples per text, "
+        f"{record['samples_needed'] * record['texts'] * record['seconds_per_sample'] / 60:,.1f} "
+        f"minutes here; the choice of the texts leaves +-{record['perplexity_text_error']:.2f} in "
         "any case"
     )
 
 
-def print_bounds(found: dict[str, Any]) -> None:
-    low, high = found["time_over_order_interval"]
+def print_bounds(record: dict[str, Any]) -> None:
+    low, high = record["time_over_order_interval"]
     print(
-        f"samples for equal error, time : order = {found['time_over_order']:.1f} ({low:.1f} to "
+        f"samples for equal error, time : order = {record['time_over_order']:.1f} ({low:.1f} to "
         f"{high:.1f})"
     )
     for bound in ("order", "time"):
-        one = found[bound]
+        measured = record[bound]
         print(
-            f"  {bound} bound: {one['value']:.4f} +- {one['monte_carlo_error']:.4f}, standard "
-            f"deviation of one sample {one['deviation_per_sample']:.2f} nats per token; +-0.1 of "
-            f"PPL takes {one['samples_needed']:,} per text"
+            f"  {bound} bound: {measured['value']:.4f} +- {measured['monte_carlo_error']:.4f}, "
+            f"standard deviation of one sample {measured['deviation_per_sample']:.2f} nats per "
+            f"token; +-0.1 of PPL takes {measured['samples_needed']:,} per text"
         )
 
 
-def print_gap(found: dict[str, Any]) -> None:
-    where = "neighbouring" if found["span"] else "scattered"
-    exact = found["exact"]
+def print_gap(record: dict[str, Any]) -> None:
+    where = "neighbouring" if record["span"] else "scattered"
+    exact = record["exact"]
     print(
-        f"{found['positions']} {where} positions of {found['n']} texts, given the rest: "
+        f"{record['positions']} {where} positions of {record['n']} texts, given the rest: "
         f"exact {exact['value']:.4f} +- {exact['standard_error']:.4f} nats per position"
     )
-    for name, one in found.items():
-        if isinstance(one, dict) and "gap" in one:
-            print(f"  {name}: gap {one['gap']['value']:.4f} +- {one['gap']['standard_error']:.4f}")
+    for name, estimate in record.items():
+        if isinstance(estimate, dict) and "gap" in estimate:
+            print(
+                f"  {name}: gap {estimate['gap']['value']:.4f} +- "
+                f"{estimate['gap']['standard_error']:.4f}"
+            )
 
 
 EXTRAS = {"compare_bounds": print_bounds, "exact_gap": print_gap}

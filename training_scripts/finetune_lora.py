@@ -132,7 +132,7 @@ def load_rows(options: FinetuningArguments, tokenizer, config) -> tuple[dict[str
         validation = read_examples(options.validation_file, tokenizer, bos, eos)
     else:
         train, validation = split_examples(train)
-    length = options.completion_length or max(len(one.answer) for one in train)
+    length = options.completion_length or max(len(example.answer) for example in train)
     rows = {}
     for split, examples in (("train", train), ("validation", validation)):
         rows[split], left_out = make_rows(examples, length, longest, eos)

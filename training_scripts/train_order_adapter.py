@@ -109,15 +109,15 @@ def evaluate_orders(
 ) -> dict[str, dict]:
     """Records of the order bound without and with the learned order, on the same draws."""
     ids = [torch.as_tensor(row["input_ids"]) for row in rows]
-    rows = [{"input_ids": one, "labels": model.labels_for(one)} for one in ids]
+    rows = [{"input_ids": text, "labels": model.labels_for(text)} for text in ids]
     batch_tokens = args.per_device_eval_batch_size * max(map(len, ids))
     records = {}
     for name, order in (("random order", model.without_order()), ("learned order", nullcontext())):
         with order:
-            found = evaluate_corpus(
+            likelihood = evaluate_corpus(
                 model, rows, num_samples=args.eval_num_samples, batch_tokens=batch_tokens
             )
-        records[name] = {"task": "likelihood", "model": args.output_dir, **found}
+        records[name] = {"task": "likelihood", "model": args.output_dir, **likelihood}
     return records
 
 

@@ -81,8 +81,8 @@ class GenerativePerplexity(evaluate.Metric):
             "progress": False,
         }
         record = judge_texts(list(predictions), model, tokenizer, **options)
-        each = zip(record["per_text"]["nats"], record["per_text"]["tokens"], strict=True)
-        perplexities = [math.exp(nats / tokens) for nats, tokens in each if tokens]
+        per_text = zip(record["per_text"]["nats"], record["per_text"]["tokens"], strict=True)
+        perplexities = [math.exp(nats / tokens) for nats, tokens in per_text if tokens]
         return {
             "perplexity": record["value"],
             "mean_perplexity": sum(perplexities) / len(perplexities),

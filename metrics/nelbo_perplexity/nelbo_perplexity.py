@@ -95,11 +95,11 @@ class NelboPerplexity(evaluate.Metric):
             seed=seed,
             progress=False,
         )
-        each = record["per_text"]
+        per_text = record["per_text"]
         perplexities = [
             math.exp((main + velocity) / tokens)
             for main, velocity, tokens in zip(
-                each["main"], each["velocity"], each["tokens"], strict=True
+                per_text["main"], per_text["velocity"], per_text["tokens"], strict=True
             )
         ]
         return {

@@ -109,9 +109,9 @@ def parse_budget(text: str) -> Budget:
     except ValueError:
         amount = 0.0
     if kind not in BUDGETS or not 0 < amount < float("inf"):
+        forms = ", ".join(f"{name}=NUMBER" for name in BUDGETS)
         raise argparse.ArgumentTypeError(
-            f"must be {', '.join(f'{one}=NUMBER' for one in BUDGETS)} with a positive number, got "
-            f"{text!r}. For example tokens=1e6."
+            f"must be {forms} with a positive number, got {text!r}. For example tokens=1e6."
         )
     return Budget(kind, amount)
 
@@ -295,7 +295,7 @@ def finish(run: Run, plan: dict[str, Any], folder: Path, rows: Dataset) -> dict[
         return _read(path)
     train(run, folder / run.name, plan["steps"], [])
     parts = folder / f"{run.name}.parts.jsonl"
-    found = evaluate(run, folder / run.name, rows, parts)
+    likelihood = evaluate(run, folder / run.name, rows, parts)
     # not there if it was killed between two lines of train.py
     results = folder / run.name / "train_results.json"
     runtime = _read(results)["train_runtime"] if results.exists() else None
@@ -304,7 +304,7 @@ def finish(run: Run, plan: dict[str, Any], folder: Path, rows: Dataset) -> dict[
         "model": run.name,
         **plan,
         "train_seconds_of_last_start": runtime,
-        **found,
+        **likelihood,
     }
     record["curve"] = training_curve(folder / run.name)
     write_record(path, record)

@@ -58,14 +58,14 @@ def shares(systems: dict[str, dict[str, Any]]) -> dict[str, tuple[float, float] 
     """
     first = next(iter(systems.values()))
     goal = smooth([nats for _, nats in first["curve"]])[-1]
-    found = {}
-    for name, one in systems.items():
-        step = reached_at(one["curve"], goal)
-        flops = one["train_flops"] / one["steps"]
-        found[name] = (
+    reached = {}
+    for name, system in systems.items():
+        step = reached_at(system["curve"], goal)
+        flops = system["train_flops"] / system["steps"]
+        reached[name] = (
             None if step is None else (step / first["steps"], step * flops / first["train_flops"])
         )
-    return found
+    return reached
 
 
 def plot_curves(systems: dict[str, dict[str, Any]], path: Path) -> None:
@@ -78,10 +78,10 @@ def plot_curves(systems: dict[str, dict[str, Any]], path: Path) -> None:
     for (cost, label), axes in zip(
         {"train_tokens": "tokens", "train_flops": "FLOPs"}.items(), panels, strict=True
     ):
-        for number, (name, one) in enumerate(systems.items()):
-            unit = one[cost] / one["steps"]
-            heights = smooth([nats for _, nats in one["curve"]])
-            places = [step * unit for step, _ in one["curve"]]
+        for number, (name, system) in enumerate(systems.items()):
+            unit = system[cost] / system["steps"]
+            heights = smooth([nats for _, nats in system["curve"]])
+            places = [step * unit for step, _ in system["curve"]]
             style = "-" if number < 10 else "--"  # there are ten colours
             axes.plot(places, heights, style, label=name, color=f"C{number % 10}", lw=1.5)
         axes.set(xlabel=label, ylabel="training bound, nats per token")
@@ -100,13 +100,13 @@ def read_systems(paths: list[Path]) -> dict[str, dict[str, Any]]:
     """
     systems = {}
     for path in paths:
-        found = json.loads(path.read_text(encoding="utf-8"))["systems"]
-        without = [name for name, one in found.items() if not one.get("curve")]
+        stored = json.loads(path.read_text(encoding="utf-8"))["systems"]
+        without = [name for name, system in stored.items() if not system.get("curve")]
         if without:
             raise ValueError(
                 f"{path} has no curve of {without}. Run compare_systems.py again, with logging."
             )
-        systems |= {name: one for name, one in found.items() if name not in systems}
+        systems |= {name: system for name, system in stored.items() if name not in systems}
     return systems
 
 

@@ -103,7 +103,7 @@ def measure(
     """
     rows = training_rows(puzzles)
     ids, labels = (torch.tensor([row[name] for row in rows]) for name in ("input_ids", "labels"))
-    found = nelbo(
+    bound = nelbo(
         model,
         ids,
         labels=labels,
@@ -111,8 +111,8 @@ def measure(
         generator=torch.Generator().manual_seed(0),
     )
     cells = (labels != -100).sum(-1)
-    bounds = found.nelbo / cells
-    parts = describe("main", found.main / cells) | describe("bound", bounds)
+    bounds = bound.nelbo / cells
+    parts = describe("main", bound.main / cells) | describe("bound", bounds)
     names = ("value", "standard_error", "forced_first", "forced_at_random", "n")
     solved = evaluate_sudoku(pipe, puzzles, sampler="sequential", progress=False)
     return parts | {name: solved[name] for name in names}, bounds
@@ -172,23 +172,24 @@ def main(arguments: list[str] | None = None) -> None:
         f"{'law':15s} {'main, nats per cell':>19s} {'over the first':>19s} {'solved':>15s} "
         f"{'forced reveals':>15s}"
     )
-    found, first = {}, None
+    by_law, first = {}, None
     for words, law in laws.items():
         with model.with_rates(OracleRates(law)):
-            one, bounds = measure(model, pipe, puzzles, options.num_samples)
+            values, bounds = measure(model, pipe, puzzles, options.num_samples)
         first = bounds if first is None else first
-        found[words] = one = one | describe("over_first", bounds - first)
+        by_law[words] = values = values | describe("over_first", bounds - first)
         parts = (
-            f"{one[name]:.4f} +- {one[f'{name}_error']:.4f}" for name in ("main", "over_first")
+            f"{values[name]:.4f} +- {values[f'{name}_error']:.4f}"
+            for name in ("main", "over_first")
         )
-        solved = f"{one['value']:.3f} +- {one['standard_error']:.3f}"
+        solved = f"{values['value']:.3f} +- {values['standard_error']:.3f}"
         print(
             f"{words:15s}",
             *(f"{part:>19s}" for part in parts),
-            f"{solved:>15s} {one['forced_first']:>15.3f}",
+            f"{solved:>15s} {values['forced_first']:>15.3f}",
             flush=True,
         )
-    write_record(path, measured | {"laws": found})
+    write_record(path, measured | {"laws": by_law})
     print(f"record: {path}")
 
 

@@ -146,12 +146,12 @@ def main(arguments: list[str] | None = None) -> None:
     folder = Path(run.training.output_dir)
     texts, _ = load_data(run.data, folder)
     parts = folder / "evaluation.parts.jsonl"
-    found = evaluate(run, folder, texts["validation"], parts)
-    write_record(options.output, measured | found)
+    likelihood = evaluate(run, folder, texts["validation"], parts)
+    write_record(options.output, measured | likelihood)
     PartsFile(parts, {}).delete()
     print(
-        f"order bound in its order: {found['value']:.4f} +- {found['standard_error']:.4f} nats per "
-        "token"
+        f"order bound in its order: {likelihood['value']:.4f} +- "
+        f"{likelihood['standard_error']:.4f} nats per token"
     )
     print(f"record: {options.output}")
 

@@ -128,8 +128,8 @@ def test_one_text_or_one_sample_have_no_error_of_that_kind(smallest):
 
 def test_few_texts_that_happen_to_agree_have_at_least_their_monte_carlo_error():
     table = {"tokens": [4, 4], "main": [3.0, 3.0], "velocity": [0.0, 0.0], "error": [0.3, 0.4]}
-    found = corpus.summarise(table)
-    assert found["standard_error"] == found["monte_carlo_error"] == pytest.approx(0.5 / 8)
+    actual = corpus.summarise(table)
+    assert actual["standard_error"] == actual["monte_carlo_error"] == pytest.approx(0.5 / 8)
     assert corpus.summarise(table | {"main": [1.0, 5.0]})["standard_error"] == pytest.approx(
         math.sqrt(2 * 8) / 8
     )
@@ -255,11 +255,11 @@ def evaluate_process(path: Path, rank: int, count: int, port: str, options: dict
 
 
 def evaluate_on_processes(path: Path, count: int, **options) -> list[dict]:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port = str(one.getsockname()[1])
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
     arguments = [(path, rank, count, port, options) for rank in range(count)]
-    processes = [FORKS.Process(target=evaluate_process, args=one) for one in arguments]
+    processes = [FORKS.Process(target=evaluate_process, args=probe) for probe in arguments]
     for process in processes:
         process.start()
     for process in processes:
@@ -406,7 +406,7 @@ def test_rolling_value_is_the_sum_of_its_parts(make_model):
         main + velocity for main, velocity in zip(table["main"], table["velocity"], strict=True)
     ]
     assert together == pytest.approx(sums, **ROUNDING)
-    assert table["error"] == pytest.approx([math.sqrt(one) for one in squares], rel=1e-4)
+    assert table["error"] == pytest.approx([math.sqrt(square) for square in squares], rel=1e-4)
     assert table["tokens"] == [9, 3, 13] and record["n"] == 3
     assert record["value"] == pytest.approx(sum(sums) / 25, **ROUNDING)
 

@@ -151,7 +151,8 @@ def test_grid_and_sampler_change_the_texts():
         {"sampler": "confidence"},
     ]
     texts = [
-        tuple(item.text for item in write_texts(pipe, **OPTIONS, **one).items) for one in variants
+        tuple(item.text for item in write_texts(pipe, **OPTIONS, **variant).items)
+        for variant in variants
     ]
     assert len(set(texts)) == 4
 

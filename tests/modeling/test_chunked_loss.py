@@ -29,7 +29,9 @@ def loss_and_gradients(model) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     return loss.detach(), {name: weight.grad.clone() for name, weight in model.named_parameters()}
 
 
-@pytest.mark.parametrize("overrides", SYSTEMS, ids=lambda one: "-".join(map(str, one.values())))
+@pytest.mark.parametrize(
+    "overrides", SYSTEMS, ids=lambda system: "-".join(map(str, system.values()))
+)
 def test_chunks_change_neither_the_loss_nor_a_gradient(make_model, monkeypatch, overrides):
     model = make_model(dropout=0.1, **overrides).double()
     torch.manual_seed(0)
@@ -54,7 +56,9 @@ def test_chunks_change_neither_the_loss_nor_a_gradient(make_model, monkeypatch, 
         )
 
 
-@pytest.mark.parametrize("overrides", SYSTEMS, ids=lambda one: "-".join(map(str, one.values())))
+@pytest.mark.parametrize(
+    "overrides", SYSTEMS, ids=lambda system: "-".join(map(str, system.values()))
+)
 def test_nothing_wide_is_kept_of_the_logits(make_model, overrides):
     model = make_model(**overrides).train()
     ids = torch.randint(3, 10, (6, 16))
@@ -123,7 +127,7 @@ def test_token_losses_go_through_torch_func():
 
     def gradient(losses):
         return torch.func.vmap(
-            torch.func.grad(lambda one, wanted: losses(one, wanted).square().sum())
+            torch.func.grad(lambda logits, wanted: losses(logits, wanted).square().sum())
         )(logits, targets)
 
     torch.testing.assert_close(
@@ -131,7 +135,9 @@ def test_token_losses_go_through_torch_func():
     )
 
 
-@pytest.mark.parametrize("overrides", SYSTEMS, ids=lambda one: "-".join(map(str, one.values())))
+@pytest.mark.parametrize(
+    "overrides", SYSTEMS, ids=lambda system: "-".join(map(str, system.values()))
+)
 def test_the_whole_model_can_be_made_again_for_the_gradient(make_model, overrides):
     model, ids = make_model(**overrides).train(), torch.randint(3, 10, (6, 16))
 
@@ -174,7 +180,9 @@ def test_the_losses_of_a_half_precision_model_are_those_of_its_logits_in_float32
     torch.testing.assert_close(losses, expected)
 
 
-@pytest.mark.parametrize("overrides", SYSTEMS, ids=lambda one: "-".join(map(str, one.values())))
+@pytest.mark.parametrize(
+    "overrides", SYSTEMS, ids=lambda system: "-".join(map(str, system.values()))
+)
 def test_every_weight_has_a_gradient_in_bfloat16(make_model, overrides):
     """Autocast of torch 2.9 and 2.10 lends the views what the clean pass has cast without
     gradients."""

@@ -35,8 +35,8 @@ def table(n: int = 4, seed: int = 0) -> oracles.Tables:
 
 
 def view(masked: torch.Tensor, weight: float = 1.0) -> process.View:
-    one = torch.full((len(masked), 1), weight, dtype=torch.float64)
-    return process.View(masked, torch.zeros_like(one), one)
+    rates = torch.full((len(masked), 1), weight, dtype=torch.float64)
+    return process.View(masked, torch.zeros_like(rates), rates)
 
 
 # Time and rates

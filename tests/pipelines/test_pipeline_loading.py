@@ -157,8 +157,8 @@ print("RESULT", json.dumps([found, str(half.model.dtype)]))
 
 @pytest.mark.slow
 def test_components_that_are_passed_to_remote_code_are_taken(folder, tmp_path):
-    found, dtype = run_without_package(REMOTE, folder, folder=tmp_path)
-    assert found == [True] * 4 and dtype == "torch.bfloat16"
+    actual, dtype = run_without_package(REMOTE, folder, folder=tmp_path)
+    assert actual == [True] * 4 and dtype == "torch.bfloat16"
 
 
 @pytest.mark.parametrize(

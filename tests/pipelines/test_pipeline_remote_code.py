@@ -81,8 +81,10 @@ def test_pipeline_loads_saves_and_loads_as_remote_code_and_writes_the_same(
         and order == expected.order.tolist()
     )
     assert sums == [pipe.model.lm_head.weight.sum().item()] * 2
-    again = LoMDMPipeline.from_pretrained(tmp_path / "second")
-    assert again("ab", 5, max_length=20, generator=torch.Generator().manual_seed(3)).texts == texts
+    reloaded = LoMDMPipeline.from_pretrained(tmp_path / "second")
+    assert (
+        reloaded("ab", 5, max_length=20, generator=torch.Generator().manual_seed(3)).texts == texts
+    )
 
 
 @pytest.mark.slow

@@ -342,7 +342,7 @@ def test_inverse_cdf_never_meets_a_weight_of_zero():
     weights = torch.tensor([0.0, 0.2, 0.0, 0.0, 0.8 - 2**-52, 0.0]).double()
     for total in (1e-300, 1.0, 1 + 2**-52, 3e8):
         for u, expected in [(2.0**-53, 1), (0.2 - 1e-12, 1), (0.2 + 1e-12, 4), (1 - 2.0**-53, 4)]:
-            found = scheduling._inverse_cdf(
+            actual = scheduling._inverse_cdf(
                 total * weights[None], torch.tensor([u], dtype=torch.float64)
             )
-            assert found.item() == expected
+            assert actual.item() == expected

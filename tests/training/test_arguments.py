@@ -45,9 +45,9 @@ def test_no_number_is_without_a_range():
     free = {"head_learning_rate", "local_rank", "ddp_bucket_cap_mb", "eval_accumulation_steps"}
     kinds = ("int", "float", "int | None", "float | None")
     names = {
-        one.name
-        for one in fields(LoMDMTrainingArguments)
-        if getattr(one.type, "__name__", one.type) in kinds
+        argument.name
+        for argument in fields(LoMDMTrainingArguments)
+        if getattr(argument.type, "__name__", argument.type) in kinds
     }
     assert names - free <= RANGES.keys() | REFUSED.keys()
 
@@ -161,7 +161,7 @@ def test_a_schedule_that_does_not_take_its_arguments_is_an_error_that_names_them
 
 
 def test_modes_name_settings_that_there_are():
-    names = {one.name for part in PARTS for one in fields(part)}
+    names = {argument.name for part in PARTS for argument in fields(part)}
     assert all(names.issuperset(mode.idle) for mode in MODES)
 
 

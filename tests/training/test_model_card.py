@@ -67,10 +67,10 @@ def test_the_card_has_its_sections_its_picture_and_results_that_the_hub_reads(tr
         for kind in ("nelbo", "perplexity")
     ]
     # the trainer takes the exponential by itself; both are rounded to 4 digits
-    assert [one.metric_value for one in results] == [
+    assert [result.metric_value for result in results] == [
         pytest.approx(metrics[name], abs=1e-4) for name in names
     ]
-    assert [one.metric_type for one in results] == ["nelbo", "perplexity"] * 2
+    assert [result.metric_type for result in results] == ["nelbo", "perplexity"] * 2
     assert f"standard error {metrics['eval_nelbo_standard_error']:.4f}" in results[0].metric_name
     assert "the averaged weights on" in text and f"| {metrics['eval_perplexity']:.2f} +- " in text
 

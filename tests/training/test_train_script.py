@@ -104,8 +104,8 @@ def test_the_same_command_again_continues_and_a_finished_run_is_left_as_it_is(tr
     folder, _ = train("tiny")
     first = load_file(folder / "model.safetensors")
     train("tiny")
-    again = load_file(folder / "model.safetensors")
-    assert all(torch.equal(value, again[name]) for name, value in first.items())
+    reloaded = load_file(folder / "model.safetensors")
+    assert all(torch.equal(value, reloaded[name]) for name, value in first.items())
     train("tiny", max_steps=3)
     assert (folder / "checkpoint-3").is_dir()
     assert not torch.equal(
@@ -297,10 +297,10 @@ def test_the_log_and_the_training_metrics_lie_in_the_folder_and_a_finished_run_k
     assert len(losses) == 2 and metrics["train_loss"] == pytest.approx(sum(losses) / 2, rel=1e-4)
     assert any("eval_nelbo" in entry for entry in history)
     train("tiny")
-    again = json.loads((folder / "trainer_state.json").read_text())["log_history"]
+    reloaded = json.loads((folder / "trainer_state.json").read_text())["log_history"]
     assert json.loads((folder / "train_results.json").read_text()) == metrics
-    assert [entry["loss"] for entry in again if "loss" in entry] == losses
-    assert not any(entry.get("train_loss") == 0 for entry in again)
+    assert [entry["loss"] for entry in reloaded if "loss" in entry] == losses
+    assert not any(entry.get("train_loss") == 0 for entry in reloaded)
 
 
 @pytest.mark.parametrize(
@@ -338,10 +338,10 @@ print("RESULT", json.dumps([model.lm_head.weight.double().sum().item(), ids, voc
 """
 
 
-def assert_loads_as(folder: Path, found: list) -> None:
+def assert_loads_as(folder: Path, actual: list) -> None:
     """What `LOAD` gave elsewhere is what the package makes of `folder`."""
     pipe = LoMDMPipeline.from_pretrained(folder)
-    total, ids, vocabulary = found
+    total, ids, vocabulary = actual
     assert total == pipe.model.lm_head.weight.double().sum().item()
     assert (
         ids
@@ -385,18 +385,18 @@ def test_a_push_that_breaks_off_is_completed_by_the_same_command_and_loads_witho
         }
         hub.drop("POST", "/commit/", times=99, after=1000)  # those in the background too
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-        said = (
+        output = (
             "ConnectionError: "
             + str(tmp_path / "out")
             + " is written, but was not uploaded to tester/tiny: "
         )
-        assert done.returncode == 1 and said in done.stderr and hub.files("tester/tiny") == []
+        assert done.returncode == 1 and output in done.stderr and hub.files("tester/tiny") == []
         hub.drops_left = 0
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr[-4000:]
         repo = hub.find("model", "tester/tiny")
         files = repo.commits[repo.refs["main"]]
-        found = run_without_package(LOAD, "tester/tiny", folder=tmp_path, **settings)
+        actual = run_without_package(LOAD, "tester/tiny", folder=tmp_path, **settings)
     assert {
         "modeling_lomdm.py",
         "model/config.json",
@@ -411,7 +411,7 @@ def test_a_push_that_breaks_off_is_completed_by_the_same_command_and_loads_witho
         and "trained for\n2 optimizer steps" in card
         and "| order bound |" in card
     )
-    assert_loads_as(tmp_path / "out", found)
+    assert_loads_as(tmp_path / "out", actual)
 
 
 def test_bf16_configs_need_no_word_about_the_cpu_where_there_is_nothing_else(tmp_path):

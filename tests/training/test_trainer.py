@@ -178,16 +178,16 @@ def test_what_a_model_does_not_have_is_not_logged(tmp_path, make_model, rate_typ
 def test_order_heads_have_their_own_learning_rate_and_biases_and_norms_no_decay(tmp_path):
     trainer = make_trainer(tmp_path, weight_decay=0.1, learning_rate=1e-3, head_learning_rate=1e-5)
     groups = trainer.create_optimizer().param_groups
-    found = {}
+    actual = {}
     for group in groups:
         for weight in group["params"]:
-            assert id(weight) not in found
-            found[id(weight)] = (group["lr"], group["weight_decay"])
+            assert id(weight) not in actual
+            actual[id(weight)] = (group["lr"], group["weight_decay"])
     for name, weight in trainer.model.named_parameters():
         rate = 1e-5 if name.startswith(("phi.", "psi.")) else 1e-3
         decay = 0.0 if name.endswith("bias") or "norm" in name else 0.1
-        assert found.pop(id(weight)) == (rate, decay), name
-    assert not found
+        assert actual.pop(id(weight)) == (rate, decay), name
+    assert not actual
 
 
 def test_muon_takes_the_matrices_of_the_layers_of_the_backbone_and_nothing_else(tmp_path):
@@ -198,12 +198,12 @@ def test_muon_takes_the_matrices_of_the_layers_of_the_backbone_and_nothing_else(
         "muon_learning_rate": 0.02,
     }
     trainer = make_trainer(tmp_path, **settings)
-    found = {
+    actual = {
         id(w): group for group in trainer.create_optimizer().param_groups for w in group["params"]
     }
-    assert len(found) == len(list(trainer.model.parameters()))
+    assert len(actual) == len(list(trainer.model.parameters()))
     for name, weight in trainer.model.named_parameters():
-        group = found[id(weight)]
+        group = actual[id(weight)]
         assert ("ns_steps" in group) == (name.startswith("model.layers.") and weight.dim() == 2), (
             name
         )
@@ -318,10 +318,10 @@ def test_average_is_swapped_in_saved_and_loaded_exactly(tmp_path, make_model):
     assert all(torch.equal(value, own[name]) for name, value in model.state_dict().items())
     ema.update(model)
     ema.save(tmp_path / "ema.safetensors")
-    again = EMA(model, 0.5)
-    again.load(tmp_path / "ema.safetensors")
-    assert again.num_updates == 1 and all(
-        torch.equal(again.average[name], ema.average[name]) for name in ema.average
+    reloaded = EMA(model, 0.5)
+    reloaded.load(tmp_path / "ema.safetensors")
+    assert reloaded.num_updates == 1 and all(
+        torch.equal(reloaded.average[name], ema.average[name]) for name in ema.average
     )
     with pytest.raises(ValueError, match="Resume with the model that was saved"):
         EMA(make_model(hidden_size=20), 0.5).load(tmp_path / "ema.safetensors")
@@ -804,10 +804,10 @@ def test_special_tokens_of_the_model_are_not_taken_over_from_the_tokenizer(tmp_p
 
 def test_a_finished_run_started_again_trains_and_logs_no_step(tmp_path):
     make_trainer(tmp_path, save_strategy="steps", save_steps=4).train()
-    again = make_trainer(tmp_path)
-    again.train("auto")
-    assert again.num_steps_trained == 0 and not any(
-        "train_loss" in entry for entry in again.state.log_history
+    repeated = make_trainer(tmp_path)
+    repeated.train("auto")
+    assert repeated.num_steps_trained == 0 and not any(
+        "train_loss" in entry for entry in repeated.state.log_history
     )
     longer = make_trainer(tmp_path, max_steps=6)
     longer.train("auto")

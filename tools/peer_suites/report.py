@@ -24,7 +24,7 @@ def pytest_runtest_logreport(report) -> None:
         skipped.add(name)
     elif not report.failed:
         passed.add(name)
-    elif pattern := next((one for one in reasons if fnmatch(name, one)), None):
+    elif pattern := next((pattern for pattern in reasons if fnmatch(name, pattern)), None):
         differ[pattern].add(name)
     else:
         crash = getattr(report.longrepr, "reprcrash", None)

@@ -36,15 +36,15 @@ def cached(key: str, make: Callable[[Path], dict[str, Any]]) -> tuple[Dataset, d
         _make(folder, make)
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-        found = Dataset.from_file(str(folder / DATA))
+        dataset = Dataset.from_file(str(folder / DATA))
     except (OSError, ValueError) as error:
         raise ValueError(f"{folder} is damaged: {error}. Delete it; it is made again.") from error
-    if len(found) != record["rows"]:
+    if len(dataset) != record["rows"]:
         raise ValueError(
-            f"{folder} is damaged: it has {len(found):,} rows of {record['rows']:,}. Delete it; it "
-            "is made again."
+            f"{folder} is damaged: it has {len(dataset):,} rows of {record['rows']:,}. Delete it; "
+            "it is made again."
         )
-    return found, record
+    return dataset, record
 
 
 def _make(folder: Path, make: Callable[[Path], dict[str, Any]]) -> None:

@@ -212,11 +212,11 @@ def make_rows(
         ValueError: none fits.
     """
     rows = []
-    for one in examples:
-        filler = [] if eos is None else [eos] * (completion_length - len(one.answer))
-        ids, answer = one.prompt + one.answer + filler, one.answer + filler
-        if len(one.answer) <= completion_length and len(ids) <= max_length:
-            rows.append({"input_ids": ids, "labels": [-100] * len(one.prompt) + answer})
+    for example in examples:
+        filler = [] if eos is None else [eos] * (completion_length - len(example.answer))
+        ids, answer = example.prompt + example.answer + filler, example.answer + filler
+        if len(example.answer) <= completion_length and len(ids) <= max_length:
+            rows.append({"input_ids": ids, "labels": [-100] * len(example.prompt) + answer})
     if not rows:
         raise ValueError(
             f"none of the {len(examples)} examples fits: completion_length is {completion_length}, "

@@ -31,16 +31,18 @@ def list_files(path: Path) -> list[Path]:
     A file that a folder holds by several names (links) is listed once; hidden ones are left out.
     """
     files = list(_walk(path)) if path.is_dir() else [path]
-    known = ", ".join(FORMATS)
+    formats = ", ".join(FORMATS)
     if not files:
-        raise ValueError(f"{path} holds no file of a known kind. Put {known} files there.")
+        raise ValueError(f"{path} holds no file of a known kind. Put {formats} files there.")
     if not files[0].is_file():
         raise ValueError(
             f"{path} does not exist. Check train_file and validation_file, or pass dataset_name."
         )
     kinds = sorted({file_kind(file) or file.suffix.lower() for file in files})
     if len(kinds) > 1 or kinds[0] not in FORMATS:
-        raise ValueError(f"{path} must hold files of one kind of {known}, got {', '.join(kinds)}.")
+        raise ValueError(
+            f"{path} must hold files of one kind of {formats}, got {', '.join(kinds)}."
+        )
     if not any(file.stat().st_size for file in files):
         raise ValueError(f"{path} is empty. Check train_file and validation_file.")
     return files
@@ -56,17 +58,17 @@ def _walk(folder: Path) -> Iterator[Path]:
             continue
         folders.add(real)
         files += [Path(root, name) for name in names if not name.startswith(".")]
-    seen = set()
+    listed = set()
     for file in sorted(file for file in files if file.is_file() and file_kind(file)):
-        if (real := os.path.realpath(file)) not in seen:
-            seen.add(real)
+        if (real := os.path.realpath(file)) not in listed:
+            listed.add(real)
             yield file
 
 
 def file_kind(path: Path) -> str | None:
     """The format by the name: `.jsonl` for `a.jsonl` and `a.jsonl.gz`; `None` if unknown."""
-    found = re.search(r"(\.txt|\.jsonl|\.csv)(\.gz|\.zst|\.bz2)?$|\.parquet$", path.name.lower())
-    return found and (found[1] or found[0])
+    match = re.search(r"(\.txt|\.jsonl|\.csv)(\.gz|\.zst|\.bz2)?$|\.parquet$", path.name.lower())
+    return match and (match[1] or match[0])
 
 
 def open_file(path: Path) -> BinaryIO:
@@ -131,7 +133,7 @@ def _paragraphs(stream: Iterable[str]) -> Iterator[str]:
 
 
 def _read_jsonl(path: Path, columns: Sequence[str], sample_by: str) -> Iterator[pa.Array]:
-    seen: dict[str, None] = {}
+    names: dict[str, None] = {}
 
     def texts() -> Iterator[str | None]:
         for number, record in read_jsonl(path):
@@ -142,12 +144,12 @@ def _read_jsonl(path: Path, columns: Sequence[str], sample_by: str) -> Iterator[
                     f"column {column!r} of {path} must hold strings, line {number} holds "
                     f"{json.dumps(text)[:40]}. Choose another column, or put quotes around it."
                 )
-            seen.update(dict.fromkeys(record))
+            names.update(dict.fromkeys(record))
             yield text
 
     yield from _arrays(texts())
-    if seen and not seen.keys() & set(columns):
-        raise missing_column(path, columns, seen)
+    if names and not names.keys() & set(columns):
+        raise missing_column(path, columns, names)
 
 
 def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -183,9 +185,9 @@ def _well_formed(value: Any) -> Any:
     if isinstance(value, str):
         return well_formed(value)
     if isinstance(value, list):
-        return [_well_formed(one) for one in value]
+        return [_well_formed(item) for item in value]
     if isinstance(value, dict):
-        return {_well_formed(name): _well_formed(one) for name, one in value.items()}
+        return {_well_formed(name): _well_formed(item) for name, item in value.items()}
     return value
 
 

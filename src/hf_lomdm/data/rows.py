@@ -117,14 +117,14 @@ def pack_full_rows(
     """
     front, back = _as_lists(ends)
     width = max_length - len(front) - len(back)
-    rest = np.empty(0, dtype=np.int32)
+    leftover = np.empty(0, dtype=np.int32)
     for tokens in joined(batches, separator):
-        rest = np.concatenate([rest, tokens])
-        full = len(rest) // width * width
+        leftover = np.concatenate([leftover, tokens])
+        full = len(leftover) // width * width
         if full:
-            yield [_between(front, chunk, back) for chunk in rest[:full].reshape(-1, width)]
-        rest = rest[full:]
-    counts.dropped = len(rest)
+            yield [_between(front, chunk, back) for chunk in leftover[:full].reshape(-1, width)]
+        leftover = leftover[full:]
+    counts.dropped = len(leftover)
 
 
 def truncate_documents(
@@ -177,15 +177,15 @@ class _TextSize:
 
     characters: int = 0
     num_bytes: int = 0
-    seen: list[str] = field(default_factory=list)
+    kept: list[str] = field(default_factory=list)
 
     def measure(self, texts: Iterable[str], keep: bool = False) -> Iterator[str]:
-        """The same texts, well formed; `keep` remembers them in `seen`."""
+        """The same texts, well formed; `keep` remembers them in `kept`."""
         for text in map(well_formed, texts):
             self.characters += len(text)
             self.num_bytes += len(text.encode())
             if keep:
-                self.seen.append(text)
+                self.kept.append(text)
             yield text
 
 
@@ -309,6 +309,6 @@ def _decoded_size(stream: np.ndarray, size: _TextSize, tokenizer) -> tuple[int |
         stream.tolist(), skip_special_tokens=True, clean_up_tokenization_spaces=False
     )
     decoded = decoded.rstrip("\N{REPLACEMENT CHARACTER}")  # the cut may lie inside a character
-    if not "".join(size.seen).startswith(decoded):
+    if not "".join(size.kept).startswith(decoded):
         return None, None
     return len(decoded), len(decoded.encode())

@@ -79,14 +79,14 @@ def load_hub(
     # else `NA` is no text, and `007` a number
     if isinstance(load_dataset_builder(name, **source).config, CsvConfig):
         options = {"features": Features({column: Value("string")}), "keep_default_na": False}
-    found = load_dataset(name, **source, split=split, **options)
-    if column not in found.column_names:
-        raise missing_column(name, (column,), found.column_names)
-    check_strings(found.features.arrow_schema.field(column).type, column, name)
-    found = found.select_columns([column])
-    if getattr(found.features[column], "dtype", None) not in ("string", "large_string"):
-        found = found.cast_column(column, Value("large_string"))
-    return found if column == "text" else found.rename_column(column, "text")
+    dataset = load_dataset(name, **source, split=split, **options)
+    if column not in dataset.column_names:
+        raise missing_column(name, (column,), dataset.column_names)
+    check_strings(dataset.features.arrow_schema.field(column).type, column, name)
+    dataset = dataset.select_columns([column])
+    if getattr(dataset.features[column], "dtype", None) not in ("string", "large_string"):
+        dataset = dataset.cast_column(column, Value("large_string"))
+    return dataset if column == "text" else dataset.rename_column(column, "text")
 
 
 def load_files(
@@ -113,11 +113,11 @@ def load_files(
     states = [(name, state.st_size, state.st_mtime_ns, state.st_ino) for name, state in stats]
     parts = (TEXTS_VERSION, states, list(columns), sample_by)
     key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
-    found, _ = cached(
+    dataset, _ = cached(
         f"text-{key}", lambda target: _write_texts(target, Path(path), files, columns, sample_by)
     )
-    found._fingerprint = key
-    return found
+    dataset._fingerprint = key
+    return dataset
 
 
 def _write_texts(
@@ -173,9 +173,10 @@ def without_known(texts: Dataset, known: Dataset) -> Dataset:
 
     The topics of CPython overlap: all of `with` and `while` is in `compound`, too.
     """
-    seen = {paragraph for text in known["text"] for paragraph in text.split("\n\n")}
+    paragraphs = {paragraph for text in known["text"] for paragraph in text.split("\n\n")}
     shares = [
-        np.mean([paragraph in seen for paragraph in text.split("\n\n")]) for text in texts["text"]
+        np.mean([paragraph in paragraphs for paragraph in text.split("\n\n")])
+        for text in texts["text"]
     ]
     return texts.select([index for index, share in enumerate(shares) if share <= 0.5])
 

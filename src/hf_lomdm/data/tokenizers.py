@@ -163,9 +163,9 @@ def train_tokenizer(
     model = _character_model(texts) if kind == "char" else _byte_model(texts, size)
     # `trained_as` and `trained_on` are kept in tokenizer_config.json; nothing is cleaned up, so
     # that decoding gives the text back.
-    made = {"trained_as": kind, "trained_on": digest.hexdigest()}
+    origin = {"trained_as": kind, "trained_on": digest.hexdigest()}
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=model, clean_up_tokenization_spaces=False, **made, **SPECIAL_TOKENS
+        tokenizer_object=model, clean_up_tokenization_spaces=False, **origin, **SPECIAL_TOKENS
     )
     if folder is not None:
         _save_whole(tokenizer, Path(folder))
@@ -245,13 +245,15 @@ def _reuse(
 ) -> PreTrainedTokenizerBase:
     """The tokenizer of an earlier run in `folder`, of the same kind and the same text."""
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    found, text = (tokenizer.init_kwargs.get(name) for name in ("trained_as", "trained_on"))
+    trained_as, trained_on = (
+        tokenizer.init_kwargs.get(name) for name in ("trained_as", "trained_on")
+    )
     if kind != "byte":  # which no text decides
         collections.deque(texts, maxlen=0)
     problem = None
-    if found != kind:
-        problem = f"of kind {found!r}"
-    elif text not in (None, digest.hexdigest()):  # none: by a version that did not keep it
+    if trained_as != kind:
+        problem = f"of kind {trained_as!r}"
+    elif trained_on not in (None, digest.hexdigest()):  # none: by a version that did not keep it
         problem = "made from another train text, or by another detokenizer"
     if problem:
         raise ValueError(

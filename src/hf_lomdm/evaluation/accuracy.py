@@ -198,10 +198,10 @@ def exact_gap(
     if num_orders is not None:
         groups = {"num_orders": num_orders, "num_samples": max(1, num_samples // num_orders)}
         bounds[f"order, {num_orders} orders"] = groups
-    asked = [
+    chosen = [
         _ask(texts[index], positions, span, seed + number) for number, index in enumerate(chosen)
     ]
-    exact, *estimates = _exact_and_bounds(model, asked, bounds, seed, parts_file, progress).unbind(
+    exact, *estimates = _exact_and_bounds(model, chosen, bounds, seed, parts_file, progress).unbind(
         -1
     )
     result: dict[str, Any] = {
@@ -287,11 +287,11 @@ def _ask(text: Text, positions: int, span: bool, seed: int) -> Text:
     random = np.random.default_rng(seed)
     if span:
         start = random.integers(len(maskable) - positions + 1)
-        asked = maskable[start : start + positions]
+        chosen = maskable[start : start + positions]
     else:
-        asked = random.choice(maskable, positions, replace=False)
+        chosen = random.choice(maskable, positions, replace=False)
     labels = np.full_like(text.labels, -100)
-    labels[asked] = text.labels[asked]
+    labels[chosen] = text.labels[chosen]
     return Text(text.ids, labels)
 
 

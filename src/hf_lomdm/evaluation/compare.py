@@ -84,24 +84,24 @@ def measures(record: dict[str, Any]) -> dict[str, tuple[float, float | None]]:
         return _likelihood_measures(record)
     if record["task"] == "zero-shot":
         return {
-            f"{name}: perplexity": _likelihood_measures(one)["perplexity"]
-            for name, one in record["sets"].items()
+            f"{name}: perplexity": _likelihood_measures(likelihood)["perplexity"]
+            for name, likelihood in record["sets"].items()
         }
-    found = {record.get("unit", "value"): (record["value"], record["standard_error"])}
+    value = {record.get("unit", "value"): (record["value"], record["standard_error"])}
     costs = {name: (record[name], None) for name in _COSTS if name in record}
-    return found | dict(_find_measures(record, "")) | costs
+    return value | dict(_find_measures(record, "")) | costs
 
 
 def difference(record: dict[str, Any], first: dict[str, Any]) -> Difference:
     """Nats per token of a record minus those of `first`, paired over texts with equal rows."""
     if (record["rows"], record["groups"]) == (first["rows"], first["groups"]):
-        ours, theirs = (_nelbo(one) for one in (record, first))
+        ours, theirs = (_nelbo(likelihood) for likelihood in (record, first))
         tokens = torch.tensor(record["per_text"]["tokens"], dtype=torch.float64)
         value, counted = (ours - theirs).sum() / tokens.sum(), int((tokens > 0).sum())
         spread = (ours - theirs - value * tokens).square().sum() * counted / max(counted - 1, 1)
         error = float(spread.sqrt() / tokens.sum()) if counted > 1 else None
         return Difference(float(value), error, True)
-    errors = [one["standard_error"] for one in (record, first)]
+    errors = [likelihood["standard_error"] for likelihood in (record, first)]
     return Difference(
         record["value"] - first["value"], None if None in errors else math.hypot(*errors), False
     )
@@ -120,16 +120,16 @@ def comparison_table(records: dict[str, dict[str, Any]]) -> str:
         parts = {"": [first, *others]}
     elif first["task"] == "zero-shot":
         parts = {
-            f"{name}: ": [one["sets"].get(name) for one in records.values()]
+            f"{name}: ": [record["sets"].get(name) for record in records.values()]
             for name in first["sets"]
         }
     lines = _measure_lines(records)
-    for label, (one, *rest) in parts.items():
+    for label, (reference, *compared) in parts.items():
         lines.append(
             [
                 f"{label}nats per token, minus the first",
                 "",
-                *(_format_difference(two, one) for two in rest),
+                *(_format_difference(other, reference) for other in compared),
             ]
         )
     return _align(lines)

@@ -225,14 +225,14 @@ def _evaluate_rows(
         texts, [i for i in range(len(texts)) if i not in done], batch_tokens
     )
     own = batches[state.process_index :: state.num_processes]
-    found: dict[int, dict] = {}
+    computed: dict[int, dict] = {}
     with tqdm(total=sum(map(len, own)), disable=title is None, unit="row", desc=title) as bar:
         for batch in own:
             values = _evaluate_batch(model, texts, batch, *draws)
             parts.append(values, state.process_index)
-            found |= values
+            computed |= values
             bar.update(len(batch))
-    return done | dict(gather_object(list(found.items())))
+    return done | dict(gather_object(list(computed.items())))
 
 
 def _evaluate_batch(

@@ -64,7 +64,7 @@ def measured_density(
     for slope in (1.0, 1.0 / strata):
         shape = (mean.square() * slope**2 + spread.square()).sqrt()
         candidates.append((1 - UNIFORM_PART) * shape / shape.mean() + UNIFORM_PART)
-    best = min(candidates, key=lambda one: _predicted_variance(one, mean, spread, strata))
+    best = min(candidates, key=lambda density: _predicted_variance(density, mean, spread, strata))
     return [round(value, 4) for value in best.tolist()]
 
 

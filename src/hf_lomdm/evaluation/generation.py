@@ -251,7 +251,7 @@ def write_causal_texts(
             for row, stop in zip(rows, ends, strict=True)
         ]
         texts = [tokenizer.decode(row) for row in ids]
-        return [Written(*one, passes, 0.0) for one in zip(texts, ids, ends, strict=True)]
+        return [Written(*written, passes, 0.0) for written in zip(texts, ids, ends, strict=True)]
 
     setting = {"sampler": "autoregressive", "max_length": max_length, "draw_precision": "float64"}
     return _write(write, model, setting, num_samples, batch_size, seed, parts_file, progress)
@@ -262,7 +262,7 @@ def _draw_causal(model, length: int, generators: Sequence[torch.Generator]) -> T
     """`[B, length]` token ids; ends early where every row has its EOS."""
     config, device = model.config, next(model.parameters()).device
     uniform = torch.stack(
-        [torch.rand(length, generator=one, dtype=torch.float64) for one in generators]
+        [torch.rand(length, generator=generator, dtype=torch.float64) for generator in generators]
     )
     rows, cache = (
         torch.full((len(generators), 1), config.bos_token_id, device=device),

@@ -160,16 +160,16 @@ def entropy(rows: Sequence[Sequence[int]], name: str) -> dict[str, float | None]
     ]
     if not counts:
         return {name: None, f"{name}_standard_error": None}
-    each = torch.stack([torch.special.entr(count / count.sum()).sum() for count in counts])
-    error = float(each.std() / math.sqrt(len(each))) if len(each) > 1 else None
-    return {name: float(each.mean()), f"{name}_standard_error": error}
+    entropies = torch.stack([torch.special.entr(count / count.sum()).sum() for count in counts])
+    error = float(entropies.std() / math.sqrt(len(entropies))) if len(entropies) > 1 else None
+    return {name: float(entropies.mean()), f"{name}_standard_error": error}
 
 
 def variety(rows: Sequence[Sequence[int]]) -> dict[str, float | None]:
     """`repetition` and `distinct_n` of rows, as in `judge_texts`; `None` if all are too short."""
     phrases = [_ngrams(row, REPEATED) for row in rows]
-    total = sum(map(len, phrases))
-    result = {"repetition": 1 - sum(len(set(one)) for one in phrases) / total if total else None}
+    total, different = sum(map(len, phrases)), sum(len(set(row)) for row in phrases)
+    result = {"repetition": 1 - different / total if total else None}
     for n in (1, 2, 3):
         grams = [gram for row in rows for gram in _ngrams(row, n)]
         result[f"distinct_{n}"] = len(set(grams)) / len(grams) if grams else None
@@ -195,8 +195,8 @@ def _nats(
     """`-log` of the probability of each row behind its first token, in nats."""
     cuts = [(index, *cut) for index, row in enumerate(rows) for cut in windows(len(row), window)]
     cuts.sort(key=lambda cut: cut[1] - cut[2])  # the longest first: what does not fit fails at once
-    found = {number: part["nats"] for number, part in parts.read().items()}
-    todo = [number for number in range(len(cuts)) if number not in found]
+    window_nats = {number: part["nats"] for number, part in parts.read().items()}
+    todo = [number for number in range(len(cuts)) if number not in window_nats]
     vocabulary = judge.config.get_text_config().vocab_size
     with tqdm(total=len(todo), disable=not progress, unit="window", desc="judge") as bar:
         while todo:
@@ -215,11 +215,11 @@ def _nats(
                     "the judge's log-probabilities are not finite. Check its weights and its dtype."
                 )
             parts.append({number: {"nats": value} for number, value in values.items()})
-            found |= values
+            window_nats |= values
             bar.update(len(batch))
     nats = [0.0] * len(rows)
     for number in range(len(cuts)):  # in this order, whatever was read first
-        nats[cuts[number][0]] += found[number]
+        nats[cuts[number][0]] += window_nats[number]
     return nats
 
 

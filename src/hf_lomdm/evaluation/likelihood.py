@@ -175,7 +175,7 @@ def loss_by_share(
         for number in range(bins):
             seeds = torch.cat([row_seeds(generators, num_texts, device) for _ in range(2)])
             offset = torch.stack(
-                [torch.rand((), generator=one, dtype=torch.float64) for one in generators]
+                [torch.rand((), generator=source, dtype=torch.float64) for source in generators]
             )
             quantiles = ((number + offset) / bins).to(device)[:, None].expand(has_maskable.shape)
             terms, *_ = model.estimate_bound(batch, rates, quantiles, seeds, "order")

@@ -102,7 +102,7 @@ class LoMDMLM(TemplateLM):
             )
         how = {"dtype": dtype, "revision": revision, "tokenizer": tokenizer, "peft": peft}
         self.pipe = pipe = _load(
-            pretrained, device, {name: one for name, one in how.items() if one is not None}
+            pretrained, device, {name: value for name, value in how.items() if value is not None}
         )
         pipe.set_progress_bar_config(disable=True)
         self.model, self.tokenizer, self._device = (
@@ -259,11 +259,11 @@ class LoMDMLM(TemplateLM):
                 "(max_length)."
             )
         # the prefix of a model without BOS
-        known = [token for token in context if token is not None]
-        known = known[max(0, len(known) + len(continuation) - self.max_length) :]
-        ids = torch.tensor([*known, *continuation]).numpy()
+        given = [token for token in context if token is not None]
+        given = given[max(0, len(given) + len(continuation) - self.max_length) :]
+        ids = torch.tensor([*given, *continuation]).numpy()
         labels = ids.copy()
-        labels[: len(known)] = -100
+        labels[: len(given)] = -100
         return Text(ids, labels)
 
     @torch.no_grad()
@@ -320,8 +320,8 @@ class LoMDMLM(TemplateLM):
         texts = [""] * len(requests)
         options = [_writing_options(request.args[1]) for request in requests]
         prompts = [
-            self._prompt(request.args[0], one["max_gen_toks"])
-            for request, one in zip(requests, options, strict=True)
+            self._prompt(request.args[0], option["max_gen_toks"])
+            for request, option in zip(requests, options, strict=True)
         ]
         keys = _keys(requests, options)
         with tqdm(total=len(requests), disable=disable_tqdm, desc="generate_until") as bar:
@@ -410,12 +410,12 @@ def _load(
 def _dtype(value: str | torch.dtype) -> str | torch.dtype:
     if value == "auto":
         return value
-    found = getattr(torch, value.removeprefix("torch."), None) if isinstance(value, str) else value
-    if not (isinstance(found, torch.dtype) and found.is_floating_point):
+    dtype = getattr(torch, value.removeprefix("torch."), None) if isinstance(value, str) else value
+    if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise ValueError(
             f"dtype must be 'auto' or a floating point type such as 'bfloat16', got {value!r}."
         )
-    return found
+    return dtype
 
 
 def _device(value: str | int | torch.device) -> torch.device:
@@ -426,14 +426,16 @@ def _device(value: str | int | torch.device) -> torch.device:
         raise ValueError(
             f"device must be the name of one, such as 'cpu' or 'cuda:0', got {value!r}."
         ) from error
-    there = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    available = (
+        torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    )
     if device.type == "cpu" or (
-        there is not None
-        and there.type == device.type
+        available is not None
+        and available.type == device.type
         and (device.index or 0) < torch.accelerator.device_count()
     ):
         return device
-    default = torch.device("cpu") if there is None else there
+    default = torch.device("cpu") if available is None else available
     logging.getLogger(__name__).warning(
         "device %s is not there: the model runs on %s", device, default
     )
@@ -467,22 +469,26 @@ def _writing_options(arguments: dict[str, Any]) -> dict[str, Any]:
 
 def _keys(requests: Sequence[Any], options: Sequence[dict[str, Any]]) -> list[str]:
     """What the draws of a request depend on: its context, and which repetition it is."""
-    seen: Counter[str] = Counter()
+    repetitions: Counter[str] = Counter()
     keys = []
-    for request, one in zip(requests, options, strict=True):
+    for request, option in zip(requests, options, strict=True):
         context = request.args[0]
-        name = json.dumps([context, one], sort_keys=True, default=str)
-        keys.append(f"{context}\0{seen[name]}" if seen[name] and one["do_sample"] else context)
-        seen[name] += 1
+        name = json.dumps([context, option], sort_keys=True, default=str)
+        keys.append(
+            f"{context}\0{repetitions[name]}"
+            if repetitions[name] and option["do_sample"]
+            else context
+        )
+        repetitions[name] += 1
     return keys
 
 
 def _groups(options: Sequence[dict[str, Any]]) -> list[list[int]]:
     """Indices of requests that can be written together."""
     groups: dict[str, list[int]] = {}
-    for index, one in enumerate(options):
+    for index, option in enumerate(options):
         settings = {
-            name: one.get(name) for name in ("max_gen_toks", "temperature", "top_p", "top_k")
+            name: option.get(name) for name in ("max_gen_toks", "temperature", "top_p", "top_k")
         }
         groups.setdefault(repr(settings), []).append(index)
     return list(groups.values())

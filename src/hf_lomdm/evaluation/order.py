@@ -187,9 +187,9 @@ def _pair_statistics(
     pair = pair & ~torch.eye(pair.shape[1], dtype=torch.bool, device=pair.device)
     forward = (pair & ordered).triu(1)
     tau = ((2 * first - 1) * forward).sum((1, 2)) / forward.sum((1, 2))
-    others = pair.sum(-1)
-    ranks = (first.transpose(1, 2) * pair).sum(-1) / others.clamp(min=1)
-    return tau, ranks, maskable & (others > 0)
+    num_others = pair.sum(-1)
+    ranks = (first.transpose(1, 2) * pair).sum(-1) / num_others.clamp(min=1)
+    return tau, ranks, maskable & (num_others > 0)
 
 
 class _RankTables:
@@ -284,7 +284,7 @@ class _OrderReport:
             masked_std(w, batch.maskable)[:, None], batch.maskable.sum(-1, keepdim=True) > 1
         )
         offsets = torch.cat(
-            [torch.rand(1, generator=one, dtype=torch.float64) for one in generators]
+            [torch.rand(1, generator=generator, dtype=torch.float64) for generator in generators]
         )
         seeds = row_seeds(generators, len(batch.ids), w.device)
         states = []
@@ -319,7 +319,7 @@ class _OrderReport:
         self.main.add(torch.cat([state.main for state in states], -1), bins, has_maskable)
         self.velocity.add(torch.cat([state.velocity for state in states], -1), bins, has_maskable)
         spread, several = (
-            torch.stack([getattr(one, name) for one in states], -1)
+            torch.stack([getattr(state, name) for state in states], -1)
             for name in ("spread", "several")
         )
         self.v.add_spread(spread, several)

@@ -82,13 +82,13 @@ class PartsFile:
         return sorted(path for path in self.path.parent.iterdir() if name.fullmatch(path.name))
 
     def _check(self, path: Path, line: str) -> None:
-        found = _setting(line)
-        if found is None:
+        setting = _setting(line)
+        if setting is None:
             raise ValueError(
                 f"parts_file {path} holds no parts of an evaluation. Choose another name, or "
                 "delete it."
             )
-        differ = [name for name in self.setting if found.get(name) != self.setting[name]]
+        differ = [name for name in self.setting if setting.get(name) != self.setting[name]]
         if differ:
             raise ValueError(
                 f"parts_file {path} belongs to another evaluation: {', '.join(differ)} differ. "
@@ -141,10 +141,10 @@ def model_digest(model: nn.Module) -> str:
 def _setting(line: str) -> dict | None:
     """What the parts behind a first line belong to; `None`: it is not the first line of parts."""
     try:
-        found = json.loads(line)
+        record = json.loads(line)
     except json.JSONDecodeError:
         return None
-    return found.get(_HEAD) if isinstance(found, dict) else None
+    return record.get(_HEAD) if isinstance(record, dict) else None
 
 
 def _whole_lines(path: Path) -> list[str]:

@@ -60,19 +60,19 @@ def check_output(path: str | Path, measured: dict[str, Any]) -> None:
     if not path.exists():
         return
     try:
-        there = json.loads(path.read_text(encoding="utf-8"))
+        present = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
-        there = None
-    if not isinstance(there, dict):
+        present = None
+    if not isinstance(present, dict):
         raise ValueError(
             f"--output {path} is there and no record. Pass another --output, or delete it."
         )
     for name, ours in json.loads(json.dumps(measured)).items():
-        if (theirs := there.get(name)) != ours:
+        if (theirs := present.get(name)) != ours:
             if isinstance(ours, dict) and isinstance(theirs, dict):  # only what differs
                 keys = [key for key in {**theirs, **ours} if theirs.get(key) != ours.get(key)]
                 theirs, ours = (
-                    {key: one[key] for key in keys if key in one} for one in (theirs, ours)
+                    {key: record[key] for key in keys if key in record} for record in (theirs, ours)
                 )
             raise ValueError(
                 f"--output {path} is the record of something else: its {name} is {theirs!r}, not "

@@ -28,8 +28,8 @@ def forced_cells(grids: Tensor) -> Tensor:
     """
     units, empty = UNITS.float(), grids == EMPTY
     digits = (grids[..., None] == torch.arange(1, 10)).float()  # [B, 81, 9]
-    seen = torch.einsum("uc,bud->bcd", units, torch.einsum("uc,bcd->bud", units, digits)) > 0
-    possible = ~seen & empty[..., None]
+    excluded = torch.einsum("uc,bud->bcd", units, torch.einsum("uc,bcd->bud", units, digits)) > 0
+    possible = ~excluded & empty[..., None]
     places = torch.einsum("uc,bcd->bud", units, possible.float())  # [B, 27, 9]
     last_place = torch.einsum("uc,bud->bcd", units, (places == 1).float()) > 0
     return (possible.sum(-1) == 1) | (possible & last_place).any(-1)
@@ -46,14 +46,14 @@ def order_statistics(grids: Tensor, clues: Tensor, order: Tensor) -> Tensor:
         grids: `[B, 81]`, as they were written, right or wrong. clues: `[B, 81]`. order: `[B, 81]`,
             of the pipeline.
     """
-    found = torch.zeros(len(grids), 2, dtype=torch.float64)
+    counts = torch.zeros(len(grids), 2, dtype=torch.float64)
     for step in range(int(order.max()) + 1):
         masked, now = order >= step, order == step
         state = torch.where(order < 0, clues, grids).masked_fill(masked, EMPTY)
         forced = forced_cells(state)
         even = (forced.sum(-1) / masked.sum(-1).clamp(min=1)) * now.sum(-1)
-        found += torch.stack([(forced & now).sum(-1), even], dim=-1)
-    return found / (order >= 0).sum(-1, keepdim=True).clamp(min=1)
+        counts += torch.stack([(forced & now).sum(-1), even], dim=-1)
+    return counts / (order >= 0).sum(-1, keepdim=True).clamp(min=1)
 
 
 def evaluate_sudoku(

@@ -27,12 +27,12 @@ class TokenClasses:
 
     def __init__(self, tokenizer: Any, vocab_size: int):
         special = set(tokenizer.all_special_ids)
-        known = sorted(index for index in tokenizer.get_vocab().values() if index < vocab_size)
-        texts = _texts_behind_letter(tokenizer, [index for index in known if index not in special])
+        ids = sorted(index for index in tokenizer.get_vocab().values() if index < vocab_size)
+        texts = _texts_behind_letter(tokenizer, [index for index in ids if index not in special])
         self._kind = torch.full((vocab_size,), OTHER)
         self._opens = torch.zeros(vocab_size, dtype=torch.bool)
         self._ends_in_word = torch.zeros(vocab_size, dtype=torch.bool)
-        for index in known:
+        for index in ids:
             text = texts.get(index, "")
             self._kind[index] = SPECIAL if index in special else _kind(text)
             self._opens[index] = text[:1].isspace()

@@ -105,8 +105,8 @@ def _read_folder(folder: Path, ema: bool | None) -> PublicCheckpoint:
             f"ema={ema} is for Lightning files: the folder {folder} has one set of weights. Leave "
             "it out."
         )
-    found = [folder / name for name in WEIGHTS if (folder / name).is_file()]
-    if not found or not (folder / "config.json").is_file():
+    candidates = [folder / name for name in WEIGHTS if (folder / name).is_file()]
+    if not candidates or not (folder / "config.json").is_file():
         raise ValueError(
             f"checkpoint {folder} must hold config.json and one of {WEIGHTS}. Download it again."
         )
@@ -121,9 +121,11 @@ def _read_folder(folder: Path, ema: bool | None) -> PublicCheckpoint:
             f"{folder / 'config.json'} must hold a mapping, got {type(settings).__name__}."
         )
     content = (
-        _read_safetensors(found[0]) if found[0].suffix == ".safetensors" else _read_pickle(found[0])
+        _read_safetensors(candidates[0])
+        if candidates[0].suffix == ".safetensors"
+        else _read_pickle(candidates[0])
     )
-    return PublicCheckpoint(_clean(content, found[0]), settings)
+    return PublicCheckpoint(_clean(content, candidates[0]), settings)
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -217,7 +219,7 @@ def _averaged_state(state: dict[str, Tensor], average: Any, path: Path) -> dict[
     expected = [tuple(state[name].shape) if name in state else None for name in names]
     if (
         not isinstance(shadow, list)
-        or [tuple(getattr(one, "shape", ())) for one in shadow] != expected
+        or [tuple(getattr(tensor, "shape", ())) for tensor in shadow] != expected
     ):
         raise ValueError(
             f"ema of {path} does not belong to its weights: their numbers, order or shapes differ. "
@@ -238,12 +240,12 @@ def public_layout(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     Raises:
         ValueError: if `state` lacks the weights that tell the sizes.
     """
-    tell = {}
+    shapes = {}
     for key in ("vocab_embed.embedding", "blocks.0.mlp.0.weight", "sigma_map.mlp.0.weight"):
         if key not in state or state[key].ndim != 2:
             raise ValueError(f"state lacks the key {key!r}: it is no complete MDLM or BD3-LM.")
-        tell[key] = tuple(state[key].shape)
-    (vocabulary, width), (inner, _), (condition, sinusoid) = tell.values()
+        shapes[key] = tuple(state[key].shape)
+    (vocabulary, width), (inner, _), (condition, sinusoid) = shapes.values()
     layout = {"vocab_embed.embedding": (vocabulary, width)}
     layout |= _linear("sigma_map.mlp.0", condition, sinusoid) | _linear(
         "sigma_map.mlp.2", condition, condition
@@ -397,10 +399,10 @@ def public_config(
             )
     vocabulary, width = public_layout(state)["vocab_embed.embedding"]
     sizes = {"vocab_size": vocabulary, "hidden_dim": width, "n_blocks": _num_blocks(state)}
-    for name, found in sizes.items():
-        if settings.get(name, found) != found:
+    for name, size in sizes.items():
+        if settings.get(name, size) != size:
             raise ValueError(
-                f"the config has {name}={settings[name]!r}, the weights {found}. They do not "
+                f"the config has {name}={settings[name]!r}, the weights {size}. They do not "
                 "belong together."
             )
     length = _one_of("max_length", settings.get("model_length"), max_length)

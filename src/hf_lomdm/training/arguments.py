@@ -320,7 +320,7 @@ class LoMDMTrainingArguments(TrainingArguments):
         self.use_cpu |= not torch.accelerator.is_available()
         # pinning needs one, and warns otherwise
         self.dataloader_pin_memory &= torch.accelerator.is_available()
-        defaults = {one.name: one.default for one in fields(TrainingArguments)}
+        defaults = {argument.name: argument.default for argument in fields(TrainingArguments)}
         for name, reason in REFUSED.items():
             if getattr(self, name, None) not in (defaults.get(name), None, []):
                 raise ValueError(f"{name}={getattr(self, name)!r} is not supported: {reason}.")
@@ -342,9 +342,9 @@ def check_range(name: str, value: float | None) -> None:
     kind, low, high = RANGES[name]
     number = isinstance(value, (int, kind)) and not isinstance(value, bool)
     if value is not None and not (number and low <= value < high):
-        what = "a whole number" if kind is int else "a number"
+        expected = "a whole number" if kind is int else "a number"
         below = f" and below {high}" if high < math.inf else ""
-        raise ValueError(f"{name} must be {what}, at least {low}{below}, got {value!r}.")
+        raise ValueError(f"{name} must be {expected}, at least {low}{below}, got {value!r}.")
 
 
 def check_modes(*parts: Any) -> None:
@@ -352,7 +352,7 @@ def check_modes(*parts: Any) -> None:
     run = argparse.Namespace(
         **{name: value for part in parts for name, value in vars(part).items()}
     )
-    defaults = {one.name: one.default for part in parts for one in fields(part)}
+    defaults = {argument.name: argument.default for part in parts for argument in fields(part)}
     for mode in MODES:
         for name in mode.idle if mode.holds(run) else ():
             value = getattr(run, name)
@@ -364,8 +364,8 @@ def _reads(run: argparse.Namespace, is_txt: bool) -> bool:
     """Whether the run may read a text in .txt files, or in others; a folder may hold either."""
     files = [file for file in (run.train_file, run.validation_file) if file]
     kinds = [(Path(file).is_dir(), ".txt" in Path(file.lower()).suffixes) for file in files]
-    other = bool(run.dataset_name) and not is_txt
-    return other or any(is_folder or txt == is_txt for is_folder, txt in kinds)
+    has_both = bool(run.dataset_name) and not is_txt
+    return has_both or any(is_folder or txt == is_txt for is_folder, txt in kinds)
 
 
 class _Parser(HfArgumentParser):
@@ -462,13 +462,13 @@ def _split_off_configs(words: list[str]) -> tuple[list[Path], list[str]]:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--config", action="append", type=Path, default=[])
     try:
-        found, words = parser.parse_known_args(words)
+        parsed, words = parser.parse_known_args(words)
     except argparse.ArgumentError:
         message = (
             "--config needs a file. Pass for example --config training_scripts/configs/tiny.yaml."
         )
         raise ValueError(message) from None
-    return found.config, words
+    return parsed.config, words
 
 
 def _overlay(files: list[Path], parser: _Parser, named: bool) -> dict[str, Any]:
@@ -510,9 +510,9 @@ def read_config(path: Path) -> dict[str, Any]:
         ) from error
     if not isinstance(settings, dict):
         raise ValueError(f"--config {path} must hold lines of the form `key: value`.")
-    known = {one.name for part in PARTS for one in fields(part) if one.init}
+    names = {argument.name for part in PARTS for argument in fields(part) if argument.init}
     for key in settings:
-        if key not in known:
+        if key not in names:
             raise ValueError(
                 f"Unknown key {key!r} in {path}. Run training_scripts/train.py --help for all "
                 "names."

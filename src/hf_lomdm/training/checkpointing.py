@@ -102,11 +102,11 @@ def find_fault(folder: Path, checksums: bool = True) -> str | None:
     try:
         entries = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         # a checkpoint of an earlier version has sizes alone
-        known = {
+        recorded = {
             name: entry if isinstance(entry, list) else [entry, None]
             for name, entry in entries.items()
         }
-        for name, (size, digest) in known.items():
+        for name, (size, digest) in recorded.items():
             path = folder / name
             if not path.is_file() or path.stat().st_size != size:
                 return f"{name} is missing or cut"
@@ -114,7 +114,7 @@ def find_fault(folder: Path, checksums: bool = True) -> str | None:
                 return f"{name} has changed since it was written"
     except (OSError, ValueError, AttributeError) as error:
         return f"{MANIFEST} is missing or damaged ({type(error).__name__})"
-    return None if known else f"{MANIFEST} is empty"
+    return None if recorded else f"{MANIFEST} is empty"
 
 
 def choose_checkpoint(resume_from: str | bool | None, output_dir: str | Path) -> Path | None:
@@ -198,12 +198,12 @@ def explained_write(folder: str | Path) -> Iterator[None]:
 
 def _checkpoint_folders(output_dir: str | Path) -> list[Path]:
     """Folders that are named like a checkpoint, oldest step first."""
-    found = [
+    checkpoints = [
         folder
         for folder in Path(output_dir).glob("checkpoint-*")
         if re.fullmatch(r"checkpoint-\d+", folder.name)
     ]
-    return sorted(found, key=lambda folder: int(folder.name[11:]))
+    return sorted(checkpoints, key=lambda folder: int(folder.name[11:]))
 
 
 def _digest(path: Path) -> str:

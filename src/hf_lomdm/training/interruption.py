@@ -35,10 +35,10 @@ class Interruption:
     def __enter__(self) -> "Interruption":
         self._training.fill_(True)
         if threading.current_thread() is threading.main_thread():
-            known = {number: signal.getsignal(number) for number in SIGNALS}
+            handlers = {number: signal.getsignal(number) for number in SIGNALS}
             self._before = {
                 number: handler
-                for number, handler in known.items()
+                for number, handler in handlers.items()
                 if handler is not signal.SIG_IGN
             }
             for number in self._before:
@@ -62,8 +62,8 @@ class Interruption:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.signal = signal.Signals(number)
-        said = f"\n{self.signal.name}: training stops after this step and saves a checkpoint.\n"
-        os.write(2, said.encode())  # not by print: what is interrupted may be printing
+        message = f"\n{self.signal.name}: training stops after this step and saves a checkpoint.\n"
+        os.write(2, message.encode())  # not by print: what is interrupted may be printing
         if self._once:
             self._restore()
 

@@ -218,16 +218,16 @@ def model_card(
     data = ", ".join(
         [dataset] if isinstance(dataset, str) else dataset or [record.data or "not recorded here"]
     )
-    known = {key: value for key, value in metadata.items() if value is not None}
+    fields = {key: value for key, value in metadata.items() if value is not None}
     base_model = record.base_model or description.base_model
-    known = ({"base_model": base_model} if base_model else {}) | known
+    fields = ({"base_model": base_model} if base_model else {}) | fields
     measured = _measured(record, description)
     results = _results(measured, data)
-    known |= {"eval_results": results, "model_name": name} if results else {}
+    fields |= {"eval_results": results, "model_name": name} if results else {}
     template = files(__package__).joinpath("card_template.md").read_text(encoding="utf-8")
     card = ModelCard.from_template(
         ModelCardData(
-            library_name="transformers", pipeline_tag="text-generation", tags=tags, **known
+            library_name="transformers", pipeline_tag="text-generation", tags=tags, **fields
         ),
         template_str=template + "\n",  # Jinja takes away one
         marker=MARKER,
@@ -239,7 +239,7 @@ def model_card(
             f"- `{key}`: {value}" for key, value in record.settings.items() if key in SETTINGS
         ),
         dataset=data,
-        license=known.get("license"),
+        license=fields.get("license"),
         picture=picture,
         picture_file=PICTURE_FILE,
         picture_tokens=PICTURE_TOKENS,

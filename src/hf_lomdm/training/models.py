@@ -176,7 +176,7 @@ def _start(
     if token_ids is not NO_TOKENIZER:
         _check_ids(config, token_ids, arguments.init_from)
     taken = {name: getattr(config, name) for name in TRUNK[model_type]}
-    given = {one.name for one in fields(arguments)}
+    given = {argument.name for argument in fields(arguments)}
     changed = [
         f"{name} {taken[name]}"
         for name in SIZES

@@ -58,7 +58,7 @@ def describe_run(
 ) -> dict[str, Any]:
     """What `check_same_run` compares, as plain data, in five parts."""
     harmless = " ".join(HARMLESS_ARGUMENTS.values()).split()
-    names = [one.name for one in fields(args) if one.name not in harmless]
+    names = [argument.name for argument in fields(args) if argument.name not in harmless]
     adapters = getattr(model, "peft_config", None) or {}
     run = {
         "arguments": {name: getattr(args, name) for name in (*names, *TEXTS_PER_STEP)},
@@ -84,11 +84,11 @@ def check_same_run(folder: Path, run: dict[str, Any]) -> None:
     """
     stored = _load_run(folder)
     before, now = _compared(stored), _compared(run)
-    known = {key: (before[key], now[key]) for key in now if key in before}
+    changes = {key: (before[key], now[key]) for key in now if key in before}
     # as text too: the records of earlier versions hold lists as text
     differ = {
         key: f"{key}={old!r}, not {new!r}"
-        for key, (old, new) in known.items()
+        for key, (old, new) in changes.items()
         if old != new and str(old) != str(new)
     }
     if "data_fingerprint" in differ:
@@ -128,8 +128,8 @@ def _compared(run: dict[str, Any]) -> dict[str, Any]:
     arguments, adapters = dict(run["arguments"]), run.get("adapter", {})
     flat = {
         f"adapter {name}.{key}": value
-        for name, one in adapters.items()
-        for key, value in one.items()
+        for name, state in adapters.items()
+        for key, value in state.items()
     }
     if all(name in arguments for name in TEXTS_PER_STEP):
         per_device, accumulated, processes = (arguments.pop(name) for name in TEXTS_PER_STEP)

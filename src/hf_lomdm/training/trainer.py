@@ -309,8 +309,8 @@ class LoMDMTrainer(TrainerHooks):
                 )
         metrics = summarise_texts(torch.cat(rows))
         # NaN is what a single text does not tell, its spread over texts
-        known = {name: value for name, value in metrics.items() if not math.isnan(value)}
-        named = {f"{metric_key_prefix}_{name}": value for name, value in known.items()}
+        measured = {name: value for name, value in metrics.items() if not math.isnan(value)}
+        named = {f"{metric_key_prefix}_{name}": value for name, value in measured.items()}
         self._metrics |= named
         return EvalLoopOutput(
             predictions=None, label_ids=None, metrics=named, num_samples=sum(map(len, rows))

@@ -199,13 +199,13 @@ def live_html(state: LiveState) -> str:
     """
     masked = sum(step is None for step in state.order)
     written = sum(step is not None and step >= 0 for step in state.order)
-    said = (
+    status = (
         f"step {state.step} of {state.num_steps}: {written} of {written + masked} tokens revealed"
     )
     spans = "".join(_span(state, i) for i in range(len(state.order)))
     ramp = "".join(f'<i class="c{number}"></i>' for number in range(len(COLOURS)))
     return (
-        f'<div class="live"><style>{STYLE}</style><p role="status">{said}</p>'
+        f'<div class="live"><style>{STYLE}</style><p role="status">{status}</p>'
         f'<div class="text" dir="auto">{spans}</div>{_plot(state)}'
         f'<p>revealed first <span role="img" aria-label="colours from early to late">{ramp}</span> '
         "revealed last, "
@@ -233,14 +233,14 @@ def _plot(state: LiveState) -> str:
         if step is not None and step >= 0
     )
     drawn = [rate for rate in state.rates if rate is not None]
-    said = (
+    heights = (
         f"from {min(drawn):.2f} to {max(drawn):.2f}; the plot ends at {state.highest_rate:.2f}"
         if drawn
         else "none is drawn"
     )
     label = "rates v over positions: a high bar is revealed sooner"
     return (
-        f"<p>{label}. Now {said}.</p>"
+        f"<p>{label}. Now {heights}.</p>"
         f'<svg role="img" aria-label="{label}" viewBox="0 0 {10 * length} {height}" '
         'preserveAspectRatio="none">'
         f"{shapes}</svg>"
