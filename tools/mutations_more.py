@@ -15,6 +15,12 @@ TABLE = (
                 "for token in (self.config.mask_token_id, *self.config.suppressed_token_ids):",
                 "for token in (self.config.mask_token_id,):",
             ),
+        ),
+    ),
+    (
+        "adapters/frozen_base.py",
+        ("tests/adapters/test_order_adapter.py",),
+        (
             (
                 "read a text where padding was",
                 "place.where(attention_mask.bool(), width)",
