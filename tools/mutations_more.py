@@ -615,7 +615,7 @@ TABLE = (
         (
             (
                 "keep what was measured before a step",
-                "        self._metrics = {}\n        if self.ema is not None:\n            "
+                "        self.measured = {}\n        if self.ema is not None:\n            "
                 "self.ema.update",
                 "        if self.ema is not None:\n            self.ema.update",
             ),

@@ -37,7 +37,6 @@ from hf_lomdm.cli.errors import FROM_OUTSIDE, user_errors
 from hf_lomdm.data.batches import TextCollator
 from hf_lomdm.data.splits import data_fingerprint, load_data, model_token_ids
 from hf_lomdm.data.sudoku import TOKEN_IDS, load_sudoku
-from hf_lomdm.training.arguments import parse_arguments
 from hf_lomdm.training.causal import CausalTrainer
 from hf_lomdm.training.checkpointing import RunError, choose_checkpoint
 from hf_lomdm.training.model_card import describe_data, say_value
@@ -48,6 +47,7 @@ from hf_lomdm.training.models import (
     copy_trunk,
     diffusion_config,
 )
+from hf_lomdm.training.parsing import parse_arguments
 from hf_lomdm.training.trainer import LoMDMTrainer
 from hf_lomdm.visualization import visible
 

@@ -47,13 +47,9 @@ from hf_lomdm.evaluation.compare import comparison_table, difference
 from hf_lomdm.evaluation.corpus import evaluate_corpus, process_state
 from hf_lomdm.evaluation.parts import PartsFile
 from hf_lomdm.evaluation.records import check_output, write_record
-from hf_lomdm.training.arguments import (
-    LoMDMTrainingArguments,
-    ModelArguments,
-    parse_arguments,
-    read_config,
-)
+from hf_lomdm.training.arguments import LoMDMTrainingArguments, ModelArguments
 from hf_lomdm.training.models import causal_config, diffusion_config
+from hf_lomdm.training.parsing import parse_arguments, read_config
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
 

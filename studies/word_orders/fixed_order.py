@@ -43,7 +43,7 @@ from hf_lomdm.evaluation.records import check_output, write_record
 from hf_lomdm.modeling.batch_lomdm import Batch
 from hf_lomdm.modeling.process_lomdm import centre, learned_rates
 from hf_lomdm.modeling.rates_lomdm import RATE_LAWS, RateLaw
-from hf_lomdm.training.arguments import parse_arguments
+from hf_lomdm.training.parsing import parse_arguments
 
 STUDIES = Path(__file__).resolve().parents[1]
 sys.path += [str(STUDIES.parent / "benchmarks"), str(STUDIES / "family")]

@@ -10,14 +10,13 @@ from tiny_training import make_trainer
 
 from hf_lomdm.training.arguments import (
     MODES,
-    PARTS,
     RANGES,
     REFUSED,
     LoMDMTrainingArguments,
     ModelArguments,
-    parse_arguments,
 )
 from hf_lomdm.training.models import causal_config, diffusion_config
+from hf_lomdm.training.parsing import PARTS, parse_arguments
 
 CONFIGS = Path(__file__).parents[2] / "training_scripts" / "configs"
 TEXT = ("--train_file", "a.txt", "--train_tokenizer", "char", "--use_cpu")

@@ -13,8 +13,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPTNeoXForCausalLM
 from hf_lomdm import LoMDMForMaskedDiffusion, LoMDMPipeline
 from hf_lomdm.evaluation import nelbo
 from hf_lomdm.hub import export_to_hub_folder
-from hf_lomdm.training.arguments import ModelArguments, parse_arguments
+from hf_lomdm.training.arguments import ModelArguments
 from hf_lomdm.training.models import causal_config, check_tokenizer, copy_trunk, diffusion_config
+from hf_lomdm.training.parsing import parse_arguments
 from tiny_tokenizer import build_tokenizer
 from training.tiny_training import build_causal, make_texts, make_trainer
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from hf_lomdm import LoMDMPipeline
-from hf_lomdm.training.arguments import parse_arguments
+from hf_lomdm.training.parsing import parse_arguments
 from hub_server import HubServer
 from without_package import run_without_package
 

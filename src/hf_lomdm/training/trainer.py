@@ -8,8 +8,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, TrainerControl
-from transformers.trainer import TRAINING_ARGS_NAME
+from transformers import TrainerControl
 from transformers.trainer_utils import EvalLoopOutput, has_length
 
 from ..data.draws import step_generators, step_quantiles
@@ -17,12 +16,11 @@ from ..evaluation import NelboEstimate, nelbo
 from ..evaluation.summary import summarise_texts
 from ..modeling.modeling_lomdm import LoMDMOutput
 from ..modeling.process_lomdm import copy_to_device
-from ..modeling.scheduling_lomdm import LoMDMScheduler
-from ..pipelines import LoMDMPipeline
 from ..pipelines.hub_folder_lomdm import check_target
 from . import checkpointing, resuming
 from .arguments import UNUSED, LoMDMTrainingArguments
 from .ema import AVERAGE, EMA
+from .folder_writer import FolderWriter, make_pipeline
 from .interruption import Interruption
 from .measures import (
     MASKED,
@@ -33,29 +31,17 @@ from .measures import (
     is_clean,
     maskable,
 )
-from .model_card import (
-    PICTURE_FILE,
-    Description,
-    TrainingRecord,
-    can_draw,
-    describe_diffusion,
-    draw_picture,
-    is_written_by_hand,
-    model_card,
-)
 from .optimizer import add_muon
-from .trainer_hooks import StepCallback, TrainerHooks
+from .trainer_hooks import StepCallback
 from .training_log import TrainingLog, keep_logs_in
-from .uploading import explained_upload
 
 logger = logging.getLogger(__name__)
 
-CARD_FILE = "README.md"
 EVALUATION_SEED = 20260202
 SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
-class LoMDMTrainer(TrainerHooks):
+class LoMDMTrainer(FolderWriter):
     """Trains `LoMDMForMaskedDiffusion`.
 
     What differs from `transformers.Trainer`:
@@ -80,8 +66,6 @@ class LoMDMTrainer(TrainerHooks):
     # The loss of `compute_loss` is a share of the global batch: the Trainer is not to divide it by
     # accumulation steps.
     loss_is_scaled_for_ga = True
-    # Whether the model reveals its tokens in an order that a picture can show.
-    has_order = True
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -104,13 +88,9 @@ class LoMDMTrainer(TrainerHooks):
         self.ema: EMA | None = None
         self._checkpoint: Path | None = None  # the one that training resumed from
         self._first_step = 0  # where the latest call of `train` began
-        self._metrics: dict[str, float] = {}  # of the weights as they are
         self._special_tokens = {
             name: getattr(self.model.config, name, None) for name in SPECIAL_TOKENS
         }
-        self.data: str | None = None  # what the model is trained on, in words, for its card
-        # of the rows and the tokenizer: a run goes on with the same alone
-        self.data_fingerprint: str | None = None
         self._interruption = Interruption(once=True)
         # whether any process had been told to stop when the step began
         self._stop: Tensor | bool = False
@@ -311,7 +291,7 @@ class LoMDMTrainer(TrainerHooks):
         # NaN is what a single text does not tell, its spread over texts
         measured = {name: value for name, value in metrics.items() if not math.isnan(value)}
         named = {f"{metric_key_prefix}_{name}": value for name, value in measured.items()}
-        self._metrics |= named
+        self.measured |= named
         return EvalLoopOutput(
             predictions=None, label_ids=None, metrics=named, num_samples=sum(map(len, rows))
         )
@@ -433,7 +413,7 @@ class LoMDMTrainer(TrainerHooks):
         undone, for they say what is in the texts of the model (no BOS, for example, where the rows
         have none).
         """
-        self._first_step, self._metrics = self.state.global_step, {}
+        self._first_step, self.measured = self.state.global_step, {}
         self._step_loss, self._step_is_clean = 0.0, True
         for name, own in self._special_tokens.items():
             if getattr(self.model.config, name, None) != own:
@@ -445,7 +425,7 @@ class LoMDMTrainer(TrainerHooks):
 
     def step_done(self, control: TrainerControl) -> None:
         """The average follows an optimizer step, measured values lapse, signals are obeyed."""
-        self._metrics = {}
+        self.measured = {}
         if self.ema is not None:
             self.ema.update(self.model)
         if self._stop or (
@@ -462,7 +442,7 @@ class LoMDMTrainer(TrainerHooks):
 
     def best_model_loaded(self) -> None:
         """Takes the average of the best checkpoint, whose weights the model now has."""
-        self._metrics = {}
+        self.measured = {}
         if self.ema is not None:
             self.ema.load(Path(self.state.best_model_checkpoint) / AVERAGE)
 
@@ -482,126 +462,9 @@ class LoMDMTrainer(TrainerHooks):
         ):
             super().save_model(output_dir, _internal_call)
 
-    def write_folder(self, model: PreTrainedModel, folder: Path) -> None:
-        """Writes what a folder keeps of the model: weights, tokenizer, record and card."""
-        tokenizer = self.processing_class or getattr(self.data_collator, "tokenizer", None)
-        folder.mkdir(parents=True, exist_ok=True)
-        if self.staging:
-            # the Trainer resumes by the names of the weights in memory; on the disk those of
-            # GPT-NeoX have others
-            model.save_pretrained(folder, save_original_format=False)
-            if tokenizer is not None:
-                tokenizer.save_pretrained(folder)
-        else:
-            by_hand = is_written_by_hand(folder / CARD_FILE)
-            pipe = make_pipeline(model, tokenizer) if self.has_order else None
-            picture = pipe is not None and can_draw(pipe)
-            if picture:
-                draw_picture(pipe, folder / PICTURE_FILE)
-            self.write_model(
-                model, tokenizer, folder, None if by_hand else self._card(picture=picture)
-            )
-        self._record().save(folder)
-        torch.save(self.args, folder / TRAINING_ARGS_NAME)
-
-    def write_model(
-        self, model: PreTrainedModel, tokenizer, folder: Path, card: str | None
-    ) -> None:
-        """Writes what loads without this package; `None` leaves the card as it is."""
-        make_pipeline(model, tokenizer).save_pretrained(folder, model_card=card)
-
-    def init_hf_repo(self, *args, **kwargs) -> None:
-        """As in `transformers.Trainer`; `ConnectionError` without a repository to push to."""
-        repo_id = self.args.hub_model_id or Path(self.args.output_dir).absolute().name
-        with explained_upload(f"no repository {repo_id} to push to could be made"):
-            super().init_hf_repo(*args, **kwargs)
-
-    def push_to_hub(self, *args, **kwargs):
-        """As in `transformers.Trainer`; the title of the card is the whole name of the repository.
-
-        Raises:
-            ConnectionError: the upload failed. `output_dir` is complete, the repository as it was;
-                the same call, or the same `train.py` command, completes it.
-        """
-        if self.hub_model_id is None:
-            self.init_hf_repo(
-                **{name: kwargs[name] for name in ("token", "private") if name in kwargs}
-            )
-        # the code of the card loads it by this name
-        kwargs.setdefault("model_name", self.hub_model_id)
-        with explained_upload(
-            f"{self.args.output_dir} is written, but was not uploaded to {self.hub_model_id}"
-        ):
-            return super().push_to_hub(*args, **kwargs)
-
-    def create_model_card(
-        self,
-        language=None,
-        license=None,
-        tags=None,
-        model_name=None,
-        finetuned_from=None,
-        tasks=None,
-        dataset_tags=None,
-        dataset=None,
-        dataset_args=None,
-    ) -> None:
-        """Writes `README.md` into `output_dir`, unless one that was written by hand is there.
-
-        Takes what `transformers.Trainer.create_model_card` takes; `tasks` and `dataset_args` have
-        no place in it.
-        """
-        if self.hub_model() is None:
-            header = {
-                "language": language,
-                "license": license,
-                "finetuned_from": finetuned_from,
-                "tasks": tasks,
-            }
-            data = {"dataset_tags": dataset_tags, "dataset": dataset, "dataset_args": dataset_args}
-            super().create_model_card(tags=tags, model_name=model_name, **header, **data)
-            return
-        path = Path(self.args.output_dir) / CARD_FILE
-        if not self.is_world_process_zero() or is_written_by_hand(path):
-            return
-        header = {
-            "language": language,
-            "license": license,
-            "base_model": finetuned_from,
-            "datasets": dataset_tags,
-        }
-        tags = [tags] if isinstance(tags, str) else tags or []
-        path.write_text(
-            self._card(model_name, tags=tags, dataset=dataset or dataset_tags, **header),
-            encoding="utf-8",
-        )
-
-    def _card(self, name: str | None = None, **details) -> str:
-        folder = Path(self.args.output_dir).absolute()
-        details.setdefault("picture", (folder / PICTURE_FILE).is_file())
-        name = name or self.hub_model_id or self.args.hub_model_id or folder.name
-        return model_card(name, self.describe(), self._record(), **details)
-
-    def _record(self) -> TrainingRecord:
-        record = TrainingRecord.of(self.args, self.state.global_step, self._metrics, self.data)
-        record.data_fingerprint = self.data_fingerprint
-        return record
-
-    def describe(self) -> Description:
-        """What the card and the script say of the model."""
-        return describe_diffusion(self.model.config)
-
     def write_training_state(self, folder: Path) -> None:
         """Writes into a checkpoint the average, and of which run it is."""
         if self.ema is not None:
             self.ema.save(folder / AVERAGE, write=self.args.should_save)
         if self.args.should_save:
             resuming.save_run(self._run(), folder)
-
-
-def make_pipeline(model: PreTrainedModel, tokenizer) -> LoMDMPipeline:
-    """A pipeline with the scheduler that suits the model."""
-    scheduler = LoMDMScheduler(
-        mask_token_id=model.config.mask_token_id, block_size=model.config.block_size
-    )
-    return LoMDMPipeline(model, scheduler, tokenizer)
