@@ -1,5 +1,4 @@
-"""Any transformer of transformers as the backbone: a causal model read with open attention, or an
-encoder.
+"""Any transformer of transformers as the backbone: a causal model read openly, or an encoder.
 
 Nothing here knows the name of an architecture. What a model cannot do is found by what its
 `forward` takes and gives (`check_backbone`). This file travels to the Hub.
@@ -43,8 +42,8 @@ def new_model(config: PreTrainedConfig) -> PreTrainedModel:
     masked = type(config) in MODEL_FOR_MASKED_LM_MAPPING
     if not masked and type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise ValueError(
-            f"backbone_config is of {config.model_type}, which transformers has neither as a causal "
-            "nor as a masked language model. Give one of these."
+            f"backbone_config is of {config.model_type}, which transformers has neither as a "
+            "causal nor as a masked language model. Give one of these."
         )
     kind = AutoModelForMaskedLM if masked else AutoModelForCausalLM
     return kind.from_config(config, trust_remote_code=False)
@@ -80,11 +79,11 @@ class HubHead:
         prefix = f"{self.backbone}."
         return f"model.{key.removeprefix(prefix)}" if key.startswith(prefix) else key
 
-    def project(self, owner: nn.Module, hidden: Tensor) -> Tensor:
+    def project(self, owner: PreTrainedModel, hidden: Tensor) -> Tensor:
         """Logits `[..., V]` of hidden states `[..., D]` by the head's modules in `owner`."""
         shell = copy.copy(self.shell)
         modules = {name: owner._modules[name] for name in self.children}
-        shell._modules = {**modules, self.backbone: _Given(owner.model.config)}
+        shell._modules = {**modules, self.backbone: _Given(owner.config.backbone_config)}
         states = hidden.reshape(1, -1, hidden.shape[-1])
         states = states.to(owner.get_submodule(self.output).weight.dtype)
         logits = type(shell).forward(shell, inputs_embeds=states, return_dict=True).logits
@@ -98,7 +97,7 @@ class _Given(nn.Module):
         super().__init__()
         self.config = config
 
-    def forward(self, *_, inputs_embeds: Tensor, **__) -> BaseModelOutput:
+    def forward(self, *_, inputs_embeds: Tensor, **__) -> BaseModelOutputWithPastAndCrossAttentions:
         return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=inputs_embeds)
 
 
@@ -154,9 +153,10 @@ def backbone_mask(
     position: Tensor,
     num_copies: int,
 ):
-    """The rule of blocks in the form that the backbone's attention takes: a block mask of
-    FlexAttention, or `[B or 1, 1, C L, P + C L]` to be added (a boolean one would be added as 0 and
-    1 by eager attention).
+    """The rule of blocks in the form that the backbone's attention takes.
+
+    That is a block mask of FlexAttention, or `[B or 1, 1, C L, P + C L]` to be added: eager
+    attention would add a boolean mask as zeros and ones.
 
     Args:
         text: `[B, C * L, ...]`. attention_mask: `[B, P + L]`. position: `[B or 1, P + L]`.
@@ -191,8 +191,7 @@ def shifted_states(
     num_copies: int = 1,
     previous: Tensor | None = None,
 ) -> Tensor:
-    """The states whose projection is the token law of each position, for a backbone that keeps it
-    one position before.
+    """The states whose projection is the token law of each position: those of the position before.
 
     The first position of a text has its own state. With a clean copy, the first position of a block
     has that of the clean copy, as the block before is finished when it is written.
@@ -224,8 +223,7 @@ def takes_cache(backbone: PreTrainedModel) -> bool:
 
 
 def first_position(backbone: PreTrainedModel) -> int:
-    """The number of the first position: some models leave the first entries of their table of
-    positions to padding."""
+    """The number of the first position, for some tables of positions begin with padding."""
     tables = (
         module for name, module in backbone.named_modules() if name.endswith("position_embeddings")
     )

@@ -1,5 +1,4 @@
-"""Configuration of LoMDM models. This file travels to the Hub: it imports torch and the libraries
-alone."""
+"""Configuration of LoMDM models. This file travels to the Hub."""
 
 import copy
 import inspect
@@ -40,7 +39,7 @@ class Number:
     low, high, ends: the range; a square bracket includes its end, a round one does not.
     """
 
-    kind: type
+    kind: type[int] | type[float]
     low: float
     high: float = MOST
     ends: str = "[]"
@@ -64,8 +63,7 @@ FLAG, NAME = (False, True), str | None
 
 
 class LoMDMConfig(PreTrainedConfig):
-    """Sizes, special tokens and the process: `rate_type` and `block_size` span the family
-    (docs/method.md, "family").
+    """Sizes, special tokens and the process; `rate_type` and `block_size` span the family.
 
     The defaults are MDLM small with the GPT-2 vocabulary and one extra entry for the mask token.
 
@@ -233,13 +231,14 @@ class LoMDMConfig(PreTrainedConfig):
         self.initializer_range = (
             (3 * hidden_size) ** -0.5 if initializer_range is None else initializer_range
         )
-        special = {
+        inherited: dict[str, Any] = {
             "pad_token_id": pad_token_id,
             "bos_token_id": bos_token_id,
             "eos_token_id": eos_token_id,
+            "tie_word_embeddings": tie_word_embeddings,
         }
         with _plain_errors("the configuration"):
-            super().__init__(**special, tie_word_embeddings=tie_word_embeddings, **kwargs)
+            super().__init__(**inherited, **kwargs)
         self.validate_fields()
 
     def __init_subclass__(cls, **kwargs):
@@ -251,8 +250,7 @@ class LoMDMConfig(PreTrainedConfig):
             del cls.__init__
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Refuses what the field may not hold, also after `__init__`: `from_pretrained(...,
-        c1=0.5)` sets it then."""
+        """Refuses what the field may not hold: `from_pretrained(..., c1=0.5)` sets it late."""
         _check_field(type(self), name, value)
         with _plain_errors(name):
             super().__setattr__(name, value)
@@ -279,7 +277,8 @@ class LoMDMConfig(PreTrainedConfig):
         chosen = [name for name in CHOSEN_BY_THE_CALLER if config_dict.get(name) is not None]
         if chosen:
             raise ValueError(
-                f"config.json has {chosen}, which the caller of from_pretrained chooses. Remove it there."
+                f"config.json has {chosen}, which the caller of from_pretrained chooses. Remove it "
+                "there."
             )
         return super().from_dict(config_dict, **kwargs)
 
@@ -291,8 +290,9 @@ class LoMDMConfig(PreTrainedConfig):
         """
         if self.hidden_size % (2 * self.num_attention_heads):
             raise ValueError(
-                f"hidden_size must be a multiple of 2 * num_attention_heads (rotary positions turn pairs), got "
-                f"hidden_size={self.hidden_size} and num_attention_heads={self.num_attention_heads}."
+                "hidden_size must be a multiple of 2 * num_attention_heads (rotary positions turn "
+                f"pairs), got hidden_size={self.hidden_size} and "
+                f"num_attention_heads={self.num_attention_heads}."
             )
         _check_backbone(self)
         _check_process(self)
@@ -300,8 +300,7 @@ class LoMDMConfig(PreTrainedConfig):
 
 
 def _read_backbone(backbone: Any) -> PreTrainedConfig | None:
-    """The configuration of a foreign backbone, from `config.json` as a dict; a copy, for the model
-    changes it."""
+    """The configuration of a foreign backbone: a copy, for the model changes it."""
     if backbone is None or isinstance(backbone, PreTrainedConfig):
         return copy.deepcopy(backbone)
     fields = dict(backbone) if isinstance(backbone, Mapping) else {}
@@ -346,7 +345,8 @@ def _check_backbone(config: LoMDMConfig) -> None:
 def _check_field(config_class: type[LoMDMConfig], name: str, value: Any) -> None:
     allowed = config_class.allowed.get(name, object)
     if isinstance(allowed, tuple):
-        fits = any(type(value) is type(one) and value == one for one in allowed)  # 1 is not True
+        # 1 is not True
+        fits = any(type(value) is type(entry) and value == entry for entry in allowed)
     else:
         fits = value in allowed if isinstance(allowed, Number) else isinstance(value, allowed)
     if not fits:
@@ -378,7 +378,7 @@ def _check_dtype(name: str) -> None:
 
 
 def _check_labels(labels: Any) -> None:
-    """transformers makes whole numbers of the keys: each must be one, and no two the same."""
+    """Raises unless the keys are different whole numbers, which transformers makes of them."""
     whole = (
         isinstance(labels, Mapping)
         and len(labels) <= MOST_LABELS
@@ -386,8 +386,8 @@ def _check_labels(labels: Any) -> None:
     )
     if not whole or len({int(key) for key in labels}) < len(labels):
         raise ValueError(
-            f"id2label must map at most {MOST_LABELS} different whole numbers to labels, got {_shown(labels)}. "
-            "Leave it out: these models have no use for labels."
+            f"id2label must map at most {MOST_LABELS} different whole numbers to labels, got "
+            f"{_shown(labels)}. Leave it out: these models have no use for labels."
         )
 
 
@@ -400,23 +400,22 @@ def _shown(value: Any) -> str:
 
 
 @contextmanager
-def _plain_errors(what: str) -> Iterator[None]:
-    """Turns what transformers raises about values, strict dataclasses among it, into a `ValueError`
-    of one line."""
+def _plain_errors(source: str) -> Iterator[None]:
+    """Turns what transformers raises about values into a `ValueError` of one line."""
     try:
         yield
     except (StrictDataclassError, TypeError, AttributeError) as error:
         reason = error.__cause__ or error
         raise ValueError(
-            f"{what} has a value that transformers refuses: {reason}. Leave it out."
+            f"{source} has a value that transformers refuses: {reason}. Leave it out."
         ) from error
 
 
 def _check_process(config: LoMDMConfig) -> None:
     if config.block_size == 1 and config.rate_type == "learned":
         raise ValueError(
-            "block_size=1 leaves nothing to order: NormSig vanishes. Pass rate_type='uniform' (an AR model) or larger "
-            "blocks."
+            "block_size=1 leaves nothing to order: NormSig vanishes. Pass rate_type='uniform' (an "
+            "AR model) or larger blocks."
         )
     if not config.c1 > config.c2:
         raise ValueError(
@@ -425,7 +424,8 @@ def _check_process(config: LoMDMConfig) -> None:
         )
     if config.num_views == 1 and config.rate_type in ("learned", "token"):
         raise ValueError(
-            f"num_views must be None or at least 2, which RLOO compares, got 1 with rate_type={config.rate_type!r}."
+            "num_views must be None or at least 2, which RLOO compares, got 1 with "
+            f"rate_type={config.rate_type!r}."
         )
     if config.time_range is not None:
         _check_time_range(config)
@@ -439,12 +439,13 @@ def _check_time_range(config: LoMDMConfig) -> None:
         or config.time_range[0] >= config.time_range[1]
     ):
         raise ValueError(
-            f"time_range must be [low, high] with 0 < low < high <= 1, got {_shown(config.time_range)}."
+            "time_range must be [low, high] with 0 < low < high <= 1, got "
+            f"{_shown(config.time_range)}."
         )
     if config.bound != "time" or config.time_epsilon is not None:
         raise ValueError(
-            f"time_range={config.time_range} needs bound='time' and time_epsilon=None, got bound={config.bound!r} and "
-            f"time_epsilon={config.time_epsilon}."
+            f"time_range={config.time_range} needs bound='time' and time_epsilon=None, got "
+            f"bound={config.bound!r} and time_epsilon={config.time_epsilon}."
         )
 
 

@@ -1,5 +1,4 @@
-"""Scheduler of LoMDM and its family: which positions are revealed in a step, then which token each
-of them gets.
+"""Scheduler of the family: which positions a step reveals, then which token each gets.
 
 This file travels to the Hub. Its formulas are those of `process_lomdm.py` (docs/method.md,
 "sampler").
@@ -11,6 +10,7 @@ the fast path gets the same tokens.
 
 from dataclasses import dataclass
 from numbers import Integral, Real
+from typing import Any
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -43,7 +43,7 @@ SLICE_SIZE = 2**24
 # without any context have equal certainties.
 TIE = 2**-13
 # Every setting: its type, its values or their range, and what to pass instead of others.
-SETTINGS = {
+SETTINGS: dict[str, tuple[type, tuple, str]] = {
     "mask_token_id": (Integral, (0, 2**31 - 1), "tokenizer.mask_token_id"),
     "sampler": (str, SAMPLERS, "sampler='sequential'"),
     "grid": (str, GRIDS, "grid='adaptive'"),
@@ -56,9 +56,8 @@ SETTINGS = {
 OPTIONAL = ("block_size", "top_p", "top_k")
 
 
-def check_setting(name: str, value: object) -> str | int | float | None:
-    """`value` of the setting `name` as a plain string, number or `None`; `ValueError` if it cannot
-    be one."""
+def check_setting(name: str, value: Any) -> Any:
+    """`value` of the setting `name` as a plain string, number or `None`, else `ValueError`."""
     kind, allowed, remedy = SETTINGS[name]
     if value is None and name in OPTIONAL:
         return None
@@ -69,8 +68,8 @@ def check_setting(name: str, value: object) -> str | int | float | None:
         if kind is Integral
         else "a number"
     )
-    known = isinstance(value, kind) and not isinstance(value, bool)
-    if not known or not (value in allowed if kind is str else allowed[0] <= value <= allowed[1]):
+    fits = isinstance(value, kind) and not isinstance(value, bool)
+    if not fits or not (value in allowed if kind is str else allowed[0] <= value <= allowed[1]):
         rule += "" if kind is str else f" from {allowed[0]} to {allowed[1]}"
         raise ValueError(f"{name} must be {rule}, got {value!r}. Pass {remedy}.")
     return value if kind is str else int(value) if kind is Integral else float(value)
@@ -141,8 +140,7 @@ class LoMDMScheduler(SchedulerMixin, ConfigMixin):
 
     @property
     def position_draw_needs_logits(self) -> bool:
-        """Whether `select` needs logits. If not, positions can be chosen before the vocabulary
-        projection."""
+        """Whether `select` needs logits; if not, the vocabulary projection may come after."""
         return self.config.sampler in LOGIT_SAMPLERS
 
     @property
@@ -152,13 +150,11 @@ class LoMDMScheduler(SchedulerMixin, ConfigMixin):
 
     @property
     def num_reveals_is_random(self) -> bool:
-        """Whether the number of positions that a step reveals is drawn. If not, it is
-        `num_reveals`."""
+        """Whether the number of positions that a step reveals is drawn; else `num_reveals`."""
         return self.config.sampler == "ancestral"
 
     def num_reveals(self, num_masked: list[int], timestep: float | Tensor) -> list[int]:
-        """Positions that the step at `timestep` reveals in each row: `ceil(remaining / steps
-        left)`.
+        """Positions that this step reveals in each row: `ceil(remaining / steps left)`.
 
         Args:
             num_masked: masked positions of each row.
@@ -168,8 +164,7 @@ class LoMDMScheduler(SchedulerMixin, ConfigMixin):
         return [_share(count, steps_left) for count in num_masked]
 
     def num_useful_steps(self, num_inference_steps: int, num_masked: int) -> int:
-        """How many of `num_inference_steps` steps can change a text of `num_masked` masked
-        positions."""
+        """How many of `num_inference_steps` can change a text of `num_masked` masks."""
         return (
             num_inference_steps
             if self.num_reveals_is_random
@@ -179,8 +174,7 @@ class LoMDMScheduler(SchedulerMixin, ConfigMixin):
     def set_timesteps(
         self, num_inference_steps: int, device: str | torch.device | None = None
     ) -> None:
-        """Set `timesteps` to the float32 `[K]` times `1, 1 - 1/K, ..., 1/K`; the time after the
-        last one is 0.
+        """Set `timesteps` to the float32 `[K]` times `1, 1 - 1/K, ..., 1/K`; 0 follows the last.
 
         `K` is a whole number from 1 to 100,000: in float32 more steps cannot be told apart by their
         times.
@@ -191,8 +185,7 @@ class LoMDMScheduler(SchedulerMixin, ConfigMixin):
         left = torch.arange(num_inference_steps, 0, -1, dtype=torch.float64)
         self.timesteps = (left / num_inference_steps).to(torch.float32).to(device)
 
-    # ---------------------------------------------------------------------------------------------
-    # forward process
+    # ------------------------------------------------------------------------------ forward process
 
     def alpha(
         self, timesteps: float | Tensor, rates: Tensor, attention_mask: Tensor | None = None
@@ -217,14 +210,13 @@ class LoMDMScheduler(SchedulerMixin, ConfigMixin):
     def velocity(
         self, timesteps: float | Tensor, rates: Tensor, attention_mask: Tensor | None = None
     ) -> Tensor:
-        """The paper's velocity `A_i = -alpha_i' / (1 - alpha_i) = w_i / (t - a_i)` in the window
-        `[a_i, b_i]`, else 0.
+        """The paper's velocity `A = -alpha' / (1 - alpha) = w / (t - a)` in the window, else 0.
 
         Per unit of global time; infinite at `t = a_i`. Arguments, result and errors as in `alpha`.
         """
         w = _float64_rates(rates, attention_mask)
-        found = velocity(_times(timesteps, w), w, *self._blocks(w, attention_mask))
-        return found.to(rates.device).to(rates.dtype)
+        values = velocity(_times(timesteps, w), w, *self._blocks(w, attention_mask))
+        return values.to(rates.device).to(rates.dtype)
 
     def add_noise(
         self,
@@ -235,8 +227,7 @@ class LoMDMScheduler(SchedulerMixin, ConfigMixin):
         *,
         attention_mask: Tensor | None = None,
     ) -> Tensor:
-        """Mask each real position of a text by itself with probability `1 - alpha_i(t)`; errors as
-        in `alpha`.
+        """Mask each real position with probability `1 - alpha_i(t)`; errors as in `alpha`.
 
         Args:
             original_samples: `[B, L]` token ids.
@@ -259,13 +250,11 @@ class LoMDMScheduler(SchedulerMixin, ConfigMixin):
             masked &= attention_mask.bool()
         return original_samples.masked_fill(masked, self.config.mask_token_id)
 
-    # ---------------------------------------------------------------------------------------------
-    # reverse process
+    # ------------------------------------------------------------------------------ reverse process
 
     @staticmethod
     def positions(sample: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """Index of each position counted from the first real token: `[B, L]` int64 (clamped at 0 on
-        left padding)."""
+        """Index of each position from the first real token: `[B, L]` int64, at least 0."""
         real = None if attention_mask is None else attention_mask.bool()
         return position_ids(real, sample.shape[1], sample.device).expand(sample.shape)
 
@@ -353,7 +342,8 @@ class LoMDMScheduler(SchedulerMixin, ConfigMixin):
             num_masked: masked positions of each row before the step.
         """
         if self.num_reveals_is_random:
-            return revealed.nonzero(as_tuple=True)
+            rows, columns = revealed.nonzero(as_tuple=True)
+            return rows, columns
         rows = torch.arange(len(revealed), device=revealed.device)[:, None]
         most = max(self.num_reveals(num_masked, timestep))
         return rows, self.revealed_columns(revealed, timestep)[:, :most]
@@ -366,8 +356,7 @@ class LoMDMScheduler(SchedulerMixin, ConfigMixin):
         batch_size: int,
         generator: Generator | list[Generator] | None = None,
     ) -> Tensor:
-        """Draw a token at each of the given places: inverse CDF in float64 of `softmax(logits /
-        temperature)`.
+        """Draw a token at each place: inverse CDF in float64 of `softmax(logits / temperature)`.
 
         `step` is `select` followed by this. Takes one seed per row of the batch from `generator`,
         also for rows without a place; a draw depends on the seed of its row and on `positions`
@@ -421,19 +410,19 @@ class LoMDMScheduler(SchedulerMixin, ConfigMixin):
         )
         rows = torch.arange(len(sample), device=sample.device)[:, None]
         columns = self.revealed_columns(revealed, timestep)
-        here = revealed.gather(1, columns)
+        is_revealed = revealed.gather(1, columns)
         # columns that only fill up a row must not raise for what the model says there
-        logits = model_output[rows, columns].masked_fill(~here[..., None], 0.0)
+        logits = model_output[rows, columns].masked_fill(~is_revealed[..., None], 0.0)
         positions = self.positions(sample, attention_mask).gather(1, columns)
         tokens = self.draw_tokens(logits, rows, positions, len(sample), generator).to(sample.dtype)
         prev_sample = sample.scatter(
-            1, columns, torch.where(here, tokens, sample.gather(1, columns))
+            1, columns, torch.where(is_revealed, tokens, sample.gather(1, columns))
         )
         return (
             LoMDMSchedulerOutput(prev_sample, revealed) if return_dict else (prev_sample, revealed)
         )
 
-    # ------------------------------------------------------------------------------------------------------- parts
+    # ---------------------------------------------------------------------------------------- parts
 
     def _check_shapes(
         self,
@@ -461,8 +450,7 @@ class LoMDMScheduler(SchedulerMixin, ConfigMixin):
         _require(fits, f"{shape}, got {_describe(logits)}. Pass one row per text.")
 
     def _steps_left(self, timestep: float | Tensor, device: torch.device) -> int | Tensor:
-        """`K` minus the index of `timestep`: an integer, or a 0-dim tensor if reading it would
-        synchronise."""
+        """`K` minus the index of `timestep`; a 0-dim tensor if reading it would synchronise."""
         total = self.num_inference_steps
         _require(
             total is not None, "timesteps is None. Call set_timesteps(num_inference_steps) first."
@@ -478,15 +466,15 @@ class LoMDMScheduler(SchedulerMixin, ConfigMixin):
         steps_left = float(timestep) * total
         if not 0.5 <= steps_left <= total + 0.5 or abs(steps_left - round(steps_left)) > 0.01:
             raise ValueError(
-                f"timestep {float(timestep)} is not in the grid of {total} steps. Pass an entry of scheduler.timesteps."
+                f"timestep {float(timestep)} is not in the grid of {total} steps. Pass an entry of "
+                "scheduler.timesteps."
             )
         return round(steps_left)
 
     def _blocks(
         self, positions: Tensor, attention_mask: Tensor | None
     ) -> tuple[Tensor, int | Tensor]:
-        """Block of each position `[B, L]` and number of blocks of each row (`[B, 1]`, or a number
-        for all)."""
+        """Block of each position `[B, L]`, and how many each row has (`[B, 1]` or a number)."""
         size = self.config.block_size
         if size is None:
             return torch.zeros(positions.shape, dtype=torch.int64, device=positions.device), 1
@@ -517,8 +505,7 @@ class LoMDMScheduler(SchedulerMixin, ConfigMixin):
     def _adaptive(
         self, rates: Tensor, masked: Tensor, block: Tensor, steps_left: int | Tensor
     ) -> Tensor:
-        """Reveal probabilities `[B, L]` that sum to `remaining / steps left`, leftmost blocks
-        first.
+        """Reveal probabilities `[B, L]` of sum `remaining / steps left`, leftmost blocks first.
 
         Blocks that fit into this share are revealed, the one that fits in part gets the `rho` that
         meets its rest.
@@ -559,7 +546,8 @@ class LoMDMScheduler(SchedulerMixin, ConfigMixin):
         )
         if priority.device.type == "cpu" and not (priority.isfinite() | ~masked).all():
             raise ValueError(
-                "logits give no law at a masked position (NaN or infinite). Check the model's weights."
+                "logits give no law at a masked position (NaN or infinite). Check the model's "
+                "weights."
             )
         return priority
 
@@ -586,7 +574,8 @@ class LoMDMScheduler(SchedulerMixin, ConfigMixin):
         best = logits.amax(-1, keepdim=True)
         if best.device.type == "cpu" and not best.isfinite().all():
             raise ValueError(
-                "logits give no law at a place of the draw (NaN or infinite). Check the model's weights."
+                "logits give no law at a place of the draw (NaN or infinite). Check the model's "
+                "weights."
             )
         if self.config.temperature == 0:
             return logits.argmax(-1)
@@ -607,32 +596,29 @@ class LoMDMScheduler(SchedulerMixin, ConfigMixin):
         return _inverse_cdf(weights, uniforms)
 
 
-# --------------------------------------------------------------------------------------------------- pure functions
+# ----------------------------------------------------------------------------------- pure functions
 
 
-def _share(count: int | Tensor, steps_left: int | Tensor) -> int | Tensor:
-    """`ceil(count / steps_left)`."""
+def _share(count: Any, steps_left: int | Tensor) -> Any:
+    """`ceil(count / steps_left)`, a number of numbers, else a tensor."""
     return (count + steps_left - 1) // steps_left
 
 
 def _order(priority: Tensor, masked: Tensor, block: Tensor) -> Tensor:
-    """Columns `[B, L]` in order of reveal: masked first, then by block, descending priority,
-    column."""
+    """Columns `[B, L]` in order of reveal: masked first, by block, descending priority, column."""
     order = priority.argsort(dim=1, descending=True, stable=True)
     group = torch.where(masked, block, masked.shape[1])
     return order.gather(1, group.gather(1, order).argsort(dim=1, stable=True))
 
 
 def _level(priority: Tensor, masked: Tensor, block: Tensor, count: Tensor) -> Tensor:
-    """`priority` `[B, L]`, but equal where it is within `TIE` of the last of `count` `[B, 1]`
-    reveals."""
+    """`priority` `[B, L]`, made equal within `TIE` of the last of `count` `[B, 1]` reveals."""
     last = priority.gather(1, _order(priority, masked, block).gather(1, (count - 1).clamp(min=0)))
     return torch.where((priority - last).abs() <= TIE, last, priority)
 
 
 def _float64_rates(rates: Tensor, where: Tensor | None) -> Tensor:
-    """Rates `[B, L]` in float64, 1 outside of `where` `[B, L]` (`None` = everywhere), checked on
-    the CPU."""
+    """Rates `[B, L]` in float64, 1 outside of `where` (`None` = everywhere); CPU: checked."""
     floating = isinstance(rates, Tensor) and rates.ndim == 2 and rates.is_floating_point()
     _require(
         floating,
@@ -657,16 +643,15 @@ def _float64_rates(rates: Tensor, where: Tensor | None) -> Tensor:
 
 
 def _inverse_cdf(weights: Tensor, uniforms: Tensor) -> Tensor:
-    """First entry at which the cumulative `weights` `[M, V]` reach the share `uniforms` `[M]` of
-    their total: `[M]`.
+    """First entry `[M]` at which cumulative `weights` `[M, V]` reach `uniforms` of their total.
 
     An entry of weight 0 is never met: the target lies strictly between 0 and the total.
     """
     cumulative = weights.cumsum(-1)
     target = uniforms[:, None] * cumulative[:, -1:]
-    found = torch.searchsorted(cumulative, target)[:, 0]
+    entries = torch.searchsorted(cumulative, target)[:, 0]
     # NaN, which only the CPU can look for, is not above any target
-    return found.clamp(max=weights.shape[1] - 1)
+    return entries.clamp(max=weights.shape[1] - 1)
 
 
 def _slice_rows(logits: Tensor) -> int:
@@ -680,16 +665,20 @@ def _slices(logits: Tensor) -> tuple[Tensor, ...]:
 
 def _times(timesteps: float | Tensor, rates: Tensor) -> Tensor:
     """Times `[1, 1]` or `[B, 1]` in float64 on the device of `rates` `[B, L]`."""
-    times = (
-        torch.tensor(timesteps, dtype=torch.float64) if isinstance(timesteps, Real) else timesteps
-    )
+    times: Any = timesteps
+    if isinstance(timesteps, Real):
+        times = torch.tensor(timesteps, dtype=torch.float64)
     fits = isinstance(times, Tensor) and times.is_floating_point() and times.ndim <= 2
-    wrong = f"timesteps must be one floating number, or one for each of {len(rates)} rows, got {_describe(timesteps)}. "
+    wrong = (
+        f"timesteps must be one floating number, or one for each of {len(rates)} rows, got "
+        f"{_describe(timesteps)}. "
+    )
     _require(fits and times.numel() in (1, len(rates)), wrong + "0 is data, 1 is all masked.")
     times = times.to(rates.device).to(torch.float64)
     if times.device.type == "cpu" and not ((times >= 0) & (times <= 1)).all():
         raise ValueError(
-            f"timesteps must lie in [0, 1], got {times.flatten().tolist()}. 0 is data, 1 is all masked."
+            f"timesteps must lie in [0, 1], got {times.flatten().tolist()}. 0 is data, 1 is all "
+            "masked."
         )
     return times.reshape(-1, 1)
 

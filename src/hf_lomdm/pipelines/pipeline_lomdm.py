@@ -1,5 +1,4 @@
-"""Text from a LoMDM: prompts to canvas, reveal step by step, texts with their order; and the
-one-folder Hub layout.
+"""Text from a LoMDM, with the order of its writing, and the layout of a Hub folder.
 
 This file travels to the Hub, where it loads without the package: components are typed `Any`.
 """
@@ -57,12 +56,10 @@ if __name__.startswith("diffusers_modules."):
 
 @dataclass
 class LoMDMPipelineOutput(BaseOutput):
-    """Output of `LoMDMPipeline`; `B` = prompts x `num_return_sequences`, the sequences of one
-    prompt side by side.
+    """Output of `LoMDMPipeline`; `B` = prompts x `num_return_sequences`, prompt by prompt.
 
     texts: `B` strings, prompt included, cut before the first EOS after the prompt (in a template:
-    behind its last given
-        position); `None` without a tokenizer or with `output_type="seq"`.
+        behind its last given position); `None` without a tokenizer or with `output_type="seq"`.
     sequences: `[B, L]` int64, everything, padding at the far right.
     order: `[B, L]` int64, 0-based step of reveal; -1 = given, -2 = padding.
     num_forward_passes: forward passes of the model over the batch.
@@ -76,8 +73,10 @@ class LoMDMPipelineOutput(BaseOutput):
 
 @dataclass
 class Canvas:
-    """Texts on the host: `rows` and `order` as in the output, unpadded; `starts`, first positions
-    behind all given."""
+    """Texts on the host, unpadded.
+
+    `rows` and `order` as in the output; `starts`: first positions behind all given ones.
+    """
 
     rows: list[list[int]]
     order: list[list[int]]
@@ -86,8 +85,7 @@ class Canvas:
 
 @dataclass
 class Window:
-    """What is being filled in of each row, right-padded: its next block, or as much as the model
-    takes.
+    """What is being filled in of each row, right-padded: a block, or what the model takes.
 
     sample, order: `[B, S]` int64. attention_mask: `[B, S]`, 1 = real; `None` = nothing padded.
     num_masked: masks of each row.
@@ -205,12 +203,13 @@ class LoMDMPipeline(DiffusionPipeline):
 
     def _callback_inputs(self, callback, names: list[str] | None) -> list[str]:
         """Tensors that the callback is given: a `PipelineCallback` names them itself."""
-        known = self._callback_tensor_inputs
+        allowed = self._callback_tensor_inputs
         names = getattr(callback, "tensor_inputs", names)
         names = ["sample"] if names is None else list(names)
-        unknown = [name for name in names if name not in known]
+        unknown = [name for name in names if name not in allowed]
         _require(
-            not unknown, f"callback_on_step_end_tensor_inputs must be among {known}, got {unknown}."
+            not unknown,
+            f"callback_on_step_end_tensor_inputs must be among {allowed}, got {unknown}.",
         )
         return [] if callback is None else names
 
@@ -244,7 +243,7 @@ class LoMDMPipeline(DiffusionPipeline):
         limits = {"max_length": max_length, "max_new_tokens": max_new_tokens}
         counts = {
             "num_return_sequences": repeats,
-            **{name: one for name, one in limits.items() if one is not None},
+            **{name: limit for name, limit in limits.items() if limit is not None},
         }
         for name, value in counts.items():
             whole = isinstance(value, Integral) and not isinstance(value, bool) and value >= 1
@@ -279,8 +278,7 @@ class LoMDMPipeline(DiffusionPipeline):
         return Canvas(rows, [[GIVEN] * len(row) for row in rows], starts)
 
     def _encode(self, prompt) -> list[list[int]]:
-        """Token ids of prompts; BOS stands in front of texts that are prefixes, if the model has
-        one."""
+        """Token ids of prompts; BOS stands before prefixes, if the model has one."""
         prompt = [prompt] if isinstance(prompt, str) else prompt
         listed = isinstance(prompt, (list, tuple)) and len(prompt) > 0
         _require(
@@ -294,13 +292,15 @@ class LoMDMPipeline(DiffusionPipeline):
             for ids in prompt
         ):
             return [list(ids) for ids in prompt]
-        wrong = f"prompt must be a list of strings or of lists of int token ids, not a mixture, got {prompt[:3]!r}."
+        wrong = (
+            "prompt must be a list of strings or of lists of int token ids, not a mixture, got "
+            f"{prompt[:3]!r}."
+        )
         raise ValueError(f"{wrong} Put a single list of ids into a list.")
 
     def _tokenize(self, texts: list[str]) -> list[list[int]]:
-        known = self.tokenizer is not None
         _require(
-            known,
+            self.tokenizer is not None,
             f"prompt {texts[0]!r} is a text, which needs a tokenizer. Pass token id lists instead.",
         )
         bos, mask = self.model.config.bos_token_id, self.model.config.mask_token_id
@@ -313,12 +313,14 @@ class LoMDMPipeline(DiffusionPipeline):
     def _length(
         self, index: int, ids: list[int], max_length: int | None, max_new_tokens: int | None
     ) -> int:
-        """Tokens of the row of a prompt, of which there are masks behind a prefix; a template stays
-        as it is."""
+        """Tokens of the row of a prompt: a prefix gets masks, a template stays as it is."""
         config = self.model.config
         mask, limit = config.mask_token_id, max_length or config.max_position_embeddings
         outside = next((i for i in ids if not 0 <= i < config.vocab_size), None)
-        problem = f"prompt {index} has the token id {outside}, outside the vocabulary of {config.vocab_size}. "
+        problem = (
+            f"prompt {index} has the token id {outside}, outside the vocabulary of "
+            f"{config.vocab_size}. "
+        )
         _require(outside is None, problem + "Use the tokenizer that the model was trained with.")
         problem = (
             f"prompt {index} contains the mask token ({mask}): it is a template, filled in place. "
@@ -328,7 +330,10 @@ class LoMDMPipeline(DiffusionPipeline):
         )
         _require(mask not in ids or max_new_tokens is None, problem + remedy)
         length = len(ids) if mask in ids else len(ids) + max_new_tokens if max_new_tokens else limit
-        problem = f"prompt {index} needs {len(ids)} tokens, more than the limit of {limit} (max_length or "
+        problem = (
+            f"prompt {index} needs {len(ids)} tokens, more than the limit of {limit} (max_length "
+            "or "
+        )
         remedy = "max_position_embeddings). Shorten the prompt or pass max_new_tokens."
         _require(len(ids) <= min(length, max_length or length), problem + remedy)
         problem = (
@@ -389,8 +394,7 @@ class LoMDMPipeline(DiffusionPipeline):
         return passes
 
     def windows(self, rows: list[list[int]]) -> list[tuple[list[int], int]]:
-        """First position in each row, and width, of every window. Windows of a row ignore the other
-        rows."""
+        """First position in each row, and width, of every window; rows are independent."""
         config = self.model.config
         firsts, size, limit = [0] * len(rows), config.block_size, config.max_position_embeddings
         stride = max(1, limit // 2)  # half of a window is the context of the next
@@ -427,14 +431,12 @@ class LoMDMPipeline(DiffusionPipeline):
             [0] * n * left + [1] * len(row) + [0] * n * (not left)
             for n, row in zip(missing, rows, strict=True)
         ]
-        values, real = (
-            torch.tensor(lists, dtype=torch.int64, device=device) for lists in (padded, real)
-        )
-        return values, real if any(missing) else None
+        values = torch.tensor(padded, dtype=torch.int64, device=device)
+        mask = torch.tensor(real, dtype=torch.int64, device=device) if any(missing) else None
+        return values, mask
 
     def _close(self, canvas: Canvas, window: Window, firsts: list[int]) -> None:
-        """Copies a finished window into the canvas. A row ends with its first EOS behind all given
-        positions."""
+        """Copies a finished window into the canvas. A row ends with its first EOS not given."""
         filled = zip(firsts, window.sample.tolist(), window.order.tolist(), strict=True)
         rows = zip(canvas.rows, canvas.order, canvas.starts, strict=True)
         for (row, order, start), (first, tokens, steps) in zip(rows, filled, strict=True):
@@ -454,7 +456,8 @@ class LoMDMPipeline(DiffusionPipeline):
         the device, and steps with nothing left are skipped. A callback that may change the sample
         costs a count of its masks.
         """
-        steps, passes, finite, out, stale = len(scheduler.timesteps), 0, True, None, True
+        finite: bool | Tensor = True
+        steps, passes, out, stale = len(scheduler.timesteps), 0, None, True
         recount = scheduler.num_reveals_is_random or "sample" in inputs
         plain = scheduler.position_draw_needs_logits or self.model.rates_need_logits
         for step, timestep in enumerate(scheduler.timesteps):
@@ -506,8 +509,7 @@ class LoMDMPipeline(DiffusionPipeline):
     def _reveal_step(
         self, window: Window, out, scheduler, timestep, generator
     ) -> tuple[Tensor, Tensor]:
-        """One step from the model's output: `revealed` `[B, S]` and whether all that was used is
-        finite.
+        """One step: `revealed` `[B, S]`, and whether all that was used is finite.
 
         Unless the rates or the position draw need logits, positions come first and the revealed
         ones alone are projected to the vocabulary.
@@ -534,13 +536,13 @@ class LoMDMPipeline(DiffusionPipeline):
         self, callback, step: int, timestep, window: Window, tensors: dict[str, Tensor]
     ) -> None:
         """Calls the callback and takes over the `sample` and the `order` that it returns."""
-        known = (
+        remedy = (
             f"Name it in callback_on_step_end_tensor_inputs, among {self._callback_tensor_inputs}."
         )
         for name, value in (callback(self, step, timestep, dict(tensors)) or {}).items():
             _require(
                 name in tensors,
-                f"callback_on_step_end returned {name!r}, which it was not given. {known}",
+                f"callback_on_step_end returned {name!r}, which it was not given. {remedy}",
             )
             before = tensors[name]
             if name not in ("sample", "order"):
@@ -549,7 +551,7 @@ class LoMDMPipeline(DiffusionPipeline):
                     f"callback_on_step_end replaced {name!r}, which is for reading: leave it.",
                 )
                 continue
-            got, expected = (f"{one.dtype} of shape {list(one.shape)}" for one in (value, before))
+            got, expected = (f"{ids.dtype} of shape {list(ids.shape)}" for ids in (value, before))
             _require(
                 got == expected,
                 f"callback_on_step_end returned {name!r} as {got}, expected {expected}.",
@@ -560,8 +562,7 @@ class LoMDMPipeline(DiffusionPipeline):
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs
     ) -> "LoMDMPipeline":
-        """Loads a folder or a Hub repository; with the package installed, with the package's
-        classes alone.
+        """Loads a folder or a Hub repository; with the package, only with its own classes.
 
         Loaded as remote code itself, this class leaves the work to diffusers, which asks for
         `trust_remote_code=True`.
@@ -587,8 +588,7 @@ class LoMDMPipeline(DiffusionPipeline):
         model_card: str | None = None,
         **kwargs,
     ) -> Any:
-        """Writes one folder that loads as a model, a tokenizer and a pipeline, with its code,
-        without the package.
+        """Writes one folder with its code that loads as model, tokenizer and pipeline.
 
         Args:
             save_directory: the target folder; files of it that are not part of the layout stay. It
@@ -611,8 +611,14 @@ class LoMDMPipeline(DiffusionPipeline):
             not unknown,
             f"{unknown} are no options. Besides the named ones there are {list(UPLOAD_OPTIONS)}.",
         )
-        wrong = f"safe_serialization={safe_serialization}, variant={variant!r}: only plain safetensors are written. "
-        remedy = "Leave both out; for another precision convert the model first: pipe.to(torch.bfloat16)."
+        wrong = (
+            f"safe_serialization={safe_serialization}, variant={variant!r}: only plain safetensors "
+            "are written. "
+        )
+        remedy = (
+            "Leave both out; for another precision convert the model first: "
+            "pipe.to(torch.bfloat16)."
+        )
         _require(safe_serialization and variant is None, wrong + remedy)
         target, model = Path(save_directory).resolve(), self._saveable_model()
         check_target(target, model.config.model_type)
@@ -631,8 +637,7 @@ class LoMDMPipeline(DiffusionPipeline):
         )
 
     def push_to_hub(self, repo_id: str, **kwargs) -> Any:
-        """Uploads the folder of `save_pretrained` without keeping it; `kwargs` as there. Returns
-        the `CommitInfo`."""
+        """Uploads the folder of `save_pretrained` (`kwargs` as there); returns a `CommitInfo`."""
         with tempfile.TemporaryDirectory() as folder:
             return self.save_pretrained(
                 Path(folder, Path(repo_id).name), push_to_hub=True, repo_id=repo_id, **kwargs
@@ -641,21 +646,25 @@ class LoMDMPipeline(DiffusionPipeline):
     def _saveable_model(self) -> PreTrainedModel:
         """The model, if all of it can be written as one folder."""
         model = getattr(self.model, "_orig_mod", self.model)  # torch.compile wraps
-        remedy = "Merge PEFT adapters (get_peft_model, merge_and_unload), or save them alone (model.save_pretrained)."
+        remedy = (
+            "Merge PEFT adapters (get_peft_model, merge_and_unload), or save them alone "
+            "(model.save_pretrained)."
+        )
         wrong = f"model is a {type(model).__name__}, which cannot be saved as one folder. "
         _require(isinstance(model, PreTrainedModel), wrong + remedy)
-        wrong = f"model carries the adapters {list(getattr(model, 'peft_config', ()))}, a Hub folder holds whole weights. "
+        wrong = (
+            f"model carries the adapters {list(getattr(model, 'peft_config', ()))}, a Hub folder "
+            "holds whole weights. "
+        )
         _require(not getattr(model, "_hf_peft_config_loaded", False), wrong + remedy)
         return model
 
     def _write(
         self, folder: Path, model: PreTrainedModel, max_shard_size: int | str | None
     ) -> None:
-        """The layout: the model at the root with its code, and beside it what diffusers looks
-        for."""
-        model.save_pretrained(
-            folder, **({} if max_shard_size is None else {"max_shard_size": max_shard_size})
-        )
+        """The layout: model and code at the root, and beside them what diffusers looks for."""
+        sizes: dict[str, Any] = {} if max_shard_size is None else {"max_shard_size": max_shard_size}
+        model.save_pretrained(folder, **sizes)
         (folder / "model").mkdir()
         for path in (folder / "config.json", *folder.glob("*.py")):
             shutil.copy(path, folder / "model")
@@ -668,13 +677,16 @@ class LoMDMPipeline(DiffusionPipeline):
         self._write_model_index(folder, type(model))
 
     def _write_model_index(self, folder: Path, model_class: type) -> None:
-        tokenizer = [None, None]
+        tokenizer: list[str | None] = [None, None]
         if self.tokenizer is not None:
             tokenizer = [
                 type(self.tokenizer).__module__.split(".")[0],
                 type(self.tokenizer).__name__,
             ]
-            wrong = f"tokenizer is a {tokenizer[1]} of {tokenizer[0]}; a Hub folder takes those of transformers only. "
+            wrong = (
+                f"tokenizer is a {tokenizer[1]} of {tokenizer[0]}; a Hub folder takes those of "
+                "transformers only. "
+            )
             _require(
                 tokenizer[0] == "transformers",
                 wrong + "Wrap it as transformers.PreTrainedTokenizerFast.",
@@ -696,8 +708,7 @@ def end_of_text(ids: Sequence[int], eos: int | None, start: int = 0) -> int:
 
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Within this context `model` is in eval mode; behind it every module has its own mode
-    again."""
+    """Within this context `model` is in eval mode; afterwards all modules are as before."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
@@ -708,24 +719,23 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
 
 
 def well_formed(text: str) -> str:
-    """`text` with U+FFFD for each lone surrogate, which no tokenizer takes; a pair becomes its
-    character."""
+    """`text` with U+FFFD for each lone surrogate; a pair becomes its character."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _row_seeds(generator, num_rows: int) -> list[int]:
-    """A seed for each row: the next one of its own generator, or of one for all (`None` = the
-    global one)."""
-    each = generator if isinstance(generator, (list, tuple)) else [generator] * num_rows
+    """A seed for each row: of its own generator or of a shared one (`None` = global)."""
+    sources = generator if isinstance(generator, (list, tuple)) else [generator] * num_rows
     _require(
-        len(each) == num_rows,
-        f"generator has {len(each)} entries for {num_rows} results. Pass one for each.",
+        len(sources) == num_rows,
+        f"generator has {len(sources)} entries for {num_rows} results. Pass one for each.",
     )
-    known = all(one is None or isinstance(one, torch.Generator) for one in each)
+    fits = all(source is None or isinstance(source, torch.Generator) for source in sources)
     wrong = f"generator must be a torch.Generator, a list of them or None, got {generator!r}. "
-    _require(known, wrong + "Pass torch.Generator().manual_seed(0).")
+    _require(fits, wrong + "Pass torch.Generator().manual_seed(0).")
     return [
-        torch.randint(2**62, (), generator=one, device=one and one.device).item() for one in each
+        int(torch.randint(2**62, (), generator=source, device=source and source.device))
+        for source in sources
     ]
 
 
@@ -734,7 +744,7 @@ def _require(condition: bool, message: str) -> None:
         raise ValueError(message)
 
 
-def _check_finite(finite: Tensor) -> None:
+def _check_finite(finite: bool | Tensor) -> None:
     _require(
         bool(finite),
         "the model gave NaN or infinite rates or logits. Check its weights and its dtype.",
@@ -743,5 +753,5 @@ def _check_finite(finite: Tensor) -> None:
 
 def _padding_token(config) -> int:
     """What stands at padded positions: never the mask token, which would be counted as masked."""
-    known = (token for token in (config.pad_token_id, config.eos_token_id) if token is not None)
-    return next(known, (config.mask_token_id + 1) % config.vocab_size)
+    usable = (token for token in (config.pad_token_id, config.eos_token_id) if token is not None)
+    return next(usable, (config.mask_token_id + 1) % config.vocab_size)
