@@ -8,7 +8,7 @@ run := "$(VENV)/bin/python"
 inputs := setup.py pyproject.toml constraints.txt tools/install.sh
 sources := src tests tools training_scripts metrics benchmarks studies space setup.py
 
-.PHONY: help demo hub-folders test test-slow format lint
+.PHONY: help demo hub-folders test test-slow format lint types
 .NOTPARALLEL:
 
 help:
@@ -17,6 +17,7 @@ help:
 	@echo "make test-slow  run the slow tests"
 	@echo "make hub-folders  write the Hub folder of each checkpoint, with its code, to export/"
 	@echo "make format     format and fix the code;  make lint checks only"
+	@echo "make types      check the types of modeling, data and pipelines"
 
 $(VENV)/.installed-demo: $(inputs)
 	PYTHON="$(PYTHON)" tools/install.sh "$(VENV)" train,viz
@@ -47,3 +48,6 @@ format: $(VENV)/.installed-dev
 lint: $(VENV)/.installed-dev
 	$(run) -m ruff format --check $(sources)
 	$(run) -m ruff check $(sources)
+
+types: $(VENV)/.installed-dev
+	$(run) -m mypy

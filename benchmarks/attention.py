@@ -1,5 +1,4 @@
-"""The training step of LoMDM under `sdpa` and under `eager` attention, at several lengths of the
-rows.
+"""The training step of LoMDM under `sdpa` and `eager` attention, at several lengths of rows.
 
     python benchmarks/attention.py [--seconds 60]     (section `attention` of the record)
 
@@ -26,7 +25,7 @@ def measure(options: argparse.Namespace) -> dict:
         batch = batch_size(size, length)
         cell = (["lomdm"], size, VOCABULARY, length, batch)
         runs = {
-            one: steps(*cell, options.compile, attention=one)["lomdm"] for one in IMPLEMENTATIONS
+            name: steps(*cell, options.compile, attention=name)["lomdm"] for name in IMPLEMENTATIONS
         }
         taken = interleaved(runs, options.seconds / len(lengths))
         ratio = taken["eager"]["seconds"] / taken["sdpa"]["seconds"]

@@ -1,7 +1,6 @@
-"""Blocks: sampling with a cache of keys and values against computing them again, and the training
-step of blocks.
+"""Blocks: sampling with and without a cache of keys and values, and the training step.
 
-    python benchmarks/blocks.py [--seconds 60]     (section `blocks` of the record; sampling needs diffusers)
+    python benchmarks/blocks.py [--seconds 60]   (section `blocks` of the record)
 
 On a CPU the cache is timed at the tiny size, the training step at both as far as the time goes.
 """
@@ -40,8 +39,7 @@ def cache_runs(setting: dict, rate_type: str) -> dict:
 
 
 def training_runs(setting: dict, rate_type: str, attention: str) -> tuple[dict, dict]:
-    """Closures: a training step without blocks and with them, and the operations of both on
-    paper."""
+    """Closures: a training step without blocks and with them, and their operations."""
     sizes, length = (setting["size"], setting["vocab_size"], setting["length"]), setting["length"]
     batch = batch_size(setting["size"], length)
     plain = build(*sizes, rate_type=rate_type)
@@ -96,12 +94,12 @@ def measure(options: argparse.Namespace) -> dict:
             continue
         taken = interleaved(runs, left / (len(todo) - index))
         ratios = [
-            one["blocks"] / one["plain"]
-            for one in ({n: t["seconds"] for n, t in taken.items()}, paper)
+            costs["blocks"] / costs["plain"]
+            for costs in ({n: t["seconds"] for n, t in taken.items()}, paper)
         ]
         row = size | {"system": name, "attention": kind, "ratio": ratios[0], "analytic": ratios[1]}
         section["training"].append(row | taken)
-        speed = min(paper[run] / one["seconds"] for run, one in taken.items())
+        speed = min(paper[run] / timing["seconds"] for run, timing in taken.items())
         print(f"  blocks {size['size']} {name} {kind}: {ratios[0]:.2f} of a plain step", flush=True)
     return section
 
@@ -113,8 +111,7 @@ def measure_cache(setting: dict, rate_type: str, seconds: float) -> dict:
 
 
 def attention_implementations() -> tuple[str, ...]:
-    """What a training step can run with on the device at hand; FlexAttention has no backward pass
-    on a CPU."""
+    """What a training step can use here; FlexAttention has no backward pass on a CPU."""
     return ("sdpa", "flex_attention") if device_type() == "cuda" else ("sdpa",)
 
 

@@ -1,6 +1,7 @@
 """Correctness on the device at hand: the same model there and in float64 on the CPU.
 
-    python benchmarks/correctness.py     (outputs/benchmarks/correctness-<device>.json; exit 1 if a check fails)
+    python benchmarks/correctness.py (outputs/benchmarks/correctness-<device>.json; exit 1 if a
+    check fails)
 
 Logits, rates, both bounds and their gradients within float32 rounding, samples token for token in
 float64.
@@ -43,8 +44,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def check(device: str) -> dict:
-    """The largest difference of each check, and the names of those above the tolerance
-    (`failed`)."""
+    """The largest difference of each check, and those above the tolerance (`failed`)."""
     reference, model = build("cpu", torch.float64), build(device, torch.float32)
     clean = torch.randint(3, 40, (BATCH, LENGTH), generator=torch.Generator().manual_seed(1))
     checks = {"logits": compare_logits(reference, model, clean)}
@@ -77,19 +77,18 @@ def build(device: str, dtype: torch.dtype) -> LoMDMForMaskedDiffusion:
 
 
 def difference(value: torch.Tensor, reference: torch.Tensor) -> float:
-    """Largest absolute difference, relative to the largest reference value where that is above
-    1."""
+    """Largest absolute difference, relative to the largest reference value above 1."""
     value, reference = value.detach().double().cpu(), reference.detach().double().cpu()
     return float((value - reference).abs().max() / reference.abs().max().clamp(min=1))
 
 
 def compare_logits(reference, model, clean) -> float:
     noisy = clean.masked_fill(torch.arange(LENGTH) % 3 == 0, 40)
-    expected, found = (m(input_ids=noisy.to(m.device)) for m in (reference, model))
+    expected, computed = (m(input_ids=noisy.to(m.device)) for m in (reference, model))
     keep = slice(0, 40)  # the mask token is at -inf on both sides
     return max(
-        difference(found.logits[..., keep], expected.logits[..., keep]),
-        difference(found.rates, expected.rates),
+        difference(computed.logits[..., keep], expected.logits[..., keep]),
+        difference(computed.rates, expected.rates),
     )
 
 

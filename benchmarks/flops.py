@@ -1,5 +1,4 @@
-"""Floating point operations on paper: of a training step of any system, of the references, and of a
-sampling step.
+"""Floating point operations on paper: of training steps of any system, and of sampling.
 
 A multiplication and an addition are two operations. Counted are the products with weight matrices
 and those of attention; a test counts them with torch. A forward pass costs 2 for each weight and
@@ -62,8 +61,7 @@ def training(config: PreTrainedConfig, length: int, masked_share: float = 0.5) -
 
 
 def of_system(system: str, config: LoMDMConfig, length: int, masked_share: float = 0.5) -> float:
-    """A training step of one of `SYSTEMS` in the sizes of `config`, per token of text; the
-    references project all."""
+    """A training step of one of `SYSTEMS` per token of text; the references project all."""
     body, logits = backbone(config, length), projection(config)
     if system == "mdlm_reference":
         return 3 * (body + logits)

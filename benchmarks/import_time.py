@@ -1,5 +1,4 @@
-"""What `import hf_lomdm` adds to the import of torch, and to that of torch and the models of
-transformers.
+"""What `import hf_lomdm` adds to torch, and to torch with the models of transformers.
 
 python benchmarks/import_time.py     (section `import` of the record)
 """
@@ -26,8 +25,7 @@ def seconds(line: str) -> float:
 
 
 def measure(options: argparse.Namespace) -> dict:
-    """The section: the best of a few starts of each, which the file cache of the system has
-    warmed."""
+    """The section: the best of a few starts of each, with a warm file cache."""
     taken, start, rounds = {name: [] for name in LINES}, time.perf_counter(), 0
     while (
         not rounds

@@ -1,5 +1,4 @@
-"""What all measurements share: models of the two sizes, interleaved timing, and the record of a
-device.
+"""What all measurements share: models of two sizes, interleaved timing, and the record.
 
 A section of `outputs/benchmarks/performance_<device>.json` is what one script measures. Each is
 written when it is finished, beside its place first and then renamed, so that a kill loses nothing
@@ -43,8 +42,7 @@ def synchronize() -> None:
 
 
 def build(size: str, vocab_size: int, length: int, **settings) -> LoMDMForMaskedDiffusion:
-    """A model of `SIZES[size]` with random weights (the same in every call) on the device at hand,
-    in training mode.
+    """A model of `SIZES[size]` with random weights, the same in every call, in training mode.
 
     Args:
         vocab_size: the mask token, the last id, included. length: `max_position_embeddings`.
@@ -117,8 +115,7 @@ def matmul_ceiling(size: int, seconds: float) -> float:
 
 
 def record_place(output: str | None, measured: dict, room: str = "benchmarks") -> Path:
-    """`output`, or a place in `outputs/<room>` named after what is measured; kept clear for
-    `write_record`.
+    """`output`, or a place in `outputs/<room>` named after what is measured, free to write.
 
     Args:
         measured: as in `check_output`; `task`, `model` and `source` (of the data), where they are
@@ -141,7 +138,7 @@ def record_path(options: argparse.Namespace) -> Path:
     toy = "_smoke" if options.smoke else ""
     path = Path(options.output or f"outputs/benchmarks/performance{toy}_{device_type()}.json")
     check_output(path, {})
-    here = {
+    expected = {
         "device": environment(device_type(), torch.bfloat16, SEED)["device"],
         "smoke": options.smoke,
     }
@@ -149,18 +146,17 @@ def record_path(options: argparse.Namespace) -> Path:
         json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     ).items():
         where = section.get("environment") if isinstance(section, dict) else None
-        there = where and {"device": where["device"], "smoke": section.get("smoke", False)}
-        if there != here:
+        present = where and {"device": where["device"], "smoke": section.get("smoke", False)}
+        if present != expected:
             raise ValueError(
-                f"--output {path} is the record of something else: its {name} is {there}, not {here}. "
-                "Pass another --output, or delete it."
+                f"--output {path} is the record of something else: its {name} is {present}, not "
+                f"{expected}. Pass another --output, or delete it."
             )
     return path
 
 
 def save_section(path: Path, name: str, section: dict, smoke: bool = False) -> None:
-    """Puts a section into the record at `path`, with the environment that it was measured in;
-    others stay."""
+    """Puts a section with its environment into the record at `path`; other sections stay."""
     record = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     section = section | {
         "smoke": smoke,
@@ -170,8 +166,7 @@ def save_section(path: Path, name: str, section: dict, smoke: bool = False) -> N
 
 
 def options(description: str, seconds: float, compiles: bool) -> argparse.ArgumentParser:
-    """The command line that all scripts share; `compiles`: whether there is a network that can be
-    compiled."""
+    """The command line of all scripts; `compiles`: whether a network can be compiled."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument(
         "--seconds", type=positive, default=seconds, help="about as long as it may take"

@@ -1,8 +1,8 @@
 """All measurements of a device in one record, section after section.
 
-    python benchmarks/performance.py                          (outputs/benchmarks/performance_<device>.json)
-    python benchmarks/performance.py --sections blocks import
-    python benchmarks/performance.py --smoke --output FILE    (toy sizes, seconds)
+    python benchmarks/performance.py (outputs/benchmarks/performance_<device>.json) python
+    benchmarks/performance.py --sections blocks import python benchmarks/performance.py --smoke
+    --output FILE (toy sizes, seconds)
 
 `--seconds` is shared out; a section that needs less leaves the rest to the next. Sections that were
 measured before stay in the record. Exit status 1 if a check of correctness fails.
@@ -67,7 +67,7 @@ def main(arguments: list[str] | None = None) -> None:
         own.seconds = (
             max(0.0, end - time.perf_counter())
             * share
-            / sum(SECTIONS[one][1] for one in todo[index:])
+            / sum(SECTIONS[other][1] for other in todo[index:])
         )
         print(f"== {name}, {own.seconds:.0f} s", flush=True)
         record[name] = function(own)

@@ -33,8 +33,7 @@ WIDE_LOGIT_BYTES = 4 + 4  # of a few rows at a time: float32 and its log-softmax
 
 @dataclass
 class Projection:
-    """`memory_gb` of one GPU, by its parts; `tokens_per_second` of all; `hours` to the end; weights
-    of the model."""
+    """Memory of one GPU by parts, speed of all GPUs, hours to the end, weights of the model."""
 
     gpus: int
     weights: int
@@ -68,7 +67,8 @@ def project(
     """
     if not 0 < utilisation <= 1:
         raise ValueError(
-            f"utilisation must be in (0, 1], got {utilisation}. Pass the measured share, for example 0.4."
+            f"utilisation must be in (0, 1], got {utilisation}. Pass the measured share, for "
+            "example 0.4."
         )
     if batch % gpus:
         raise ValueError(
@@ -97,8 +97,7 @@ def weights_of_block(config: LoMDMConfig) -> int:
 
 
 def projections(peak: float, utilisation: float) -> list[dict]:
-    """LoMDM at the paper's setting under DDP and at a billion weights under FSDP2, on 8 and 64
-    GPUs."""
+    """LoMDM at the paper's setting (DDP) and at a billion weights (FSDP2), on 8 and 64 GPUs."""
     rows = []
     for name, sizes, sharded in (("MDLM-small, DDP", {}, False), ("1B, FSDP2", BILLION, True)):
         for gpus in (8, 64):

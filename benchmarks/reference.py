@@ -1,5 +1,4 @@
-"""Plain versions of what peers do, to measure against: written from the mathematics, one line for
-each formula.
+"""Plain versions of what peers do, to measure against: one line for each formula.
 
 They run the modules of our model, so backbone, weights, attention and dtype are the same on both
 sides. What differs is the work around them: logits at every position, a softmax over the whole
@@ -16,8 +15,7 @@ from hf_lomdm.modeling.process_lomdm import at_least_float32
 
 
 def draw_masks(quantiles: Tensor, length: int) -> Tensor:
-    """MDLM's masks `[B, L]` bool: `k = floor(quantile * L)` positions of each text stay, a uniform
-    choice.
+    """MDLM's masks `[B, L]` bool: `k = floor(quantile * L)` uniformly chosen positions stay.
 
     The share that is masked, `(L - k) / L`, takes the part of the time `t`.
     """
@@ -27,8 +25,7 @@ def draw_masks(quantiles: Tensor, length: int) -> Tensor:
 
 
 def token_losses(model: LoMDMForMaskedDiffusion, hidden: Tensor, clean: Tensor) -> Tensor:
-    """`-log p_i(x_i)` `[B, L]` at every position, masked or not, by a log-softmax over the
-    vocabulary."""
+    """`-log p_i(x_i)` `[B, L]` at every position, by a log-softmax over the vocabulary."""
     logits = at_least_float32(model.lm_head(hidden))  # [B, L, V]
     logits[..., model.config.mask_token_id] = -torch.inf
     return -logits.log_softmax(-1).gather(-1, clean[..., None]).squeeze(-1)
@@ -50,8 +47,7 @@ def mdlm_loss(model: LoMDMForMaskedDiffusion, clean: Tensor, masked: Tensor) -> 
 
 
 def norm_sig_rates(model: LoMDMForMaskedDiffusion, scores: Tensor) -> Tensor:
-    """`c1 + c2 NormSig(g)` `[B, L]`; the mean score is taken off first (docs/method.md, "order
-    heads")."""
+    """`c1 + c2 NormSig(g)` `[B, L]`; the mean score is taken off first."""
     sigmoid = (scores - scores.mean(-1, keepdim=True)).sigmoid()
     return model.config.c1 + model.config.c2 * (sigmoid - sigmoid.mean(-1, keepdim=True))
 
@@ -62,8 +58,7 @@ def naive_lomdm_loss(
     quantiles: Tensor,
     exponentials: tuple[Tensor, Tensor],
 ) -> Tensor:
-    """The loss of LoMDM by its order bound, nats per token, in three passes that all make all
-    logits.
+    """The order bound of LoMDM, nats per token, in three passes that all make all logits.
 
     Args:
         clean: `[B, L]`. quantiles: `[B]` in `(0, 1)`. exponentials: `[B, L]` `Exp(1)` draws for
@@ -77,7 +72,7 @@ def naive_lomdm_loss(
     revealed = (quantiles * clean.shape[1]).floor().clamp(max=clean.shape[1] - 1)[:, None]
     # 2. One pass for each view                                                      L, log q [B]
     (first, first_q), (second, second_q) = (
-        _view_bound(model, clean, w, revealed, one) for one in exponentials
+        _view_bound(model, clean, w, revealed, draws) for draws in exponentials
     )
     # 3. RLOO
     score = (first - second).detach() * (first_q - second_q) / 2
@@ -87,8 +82,7 @@ def naive_lomdm_loss(
 def _view_bound(
     model, clean: Tensor, w: Tensor, revealed: Tensor, exponentials: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The bound `[B]` at one state of the reveal chain, and the log-probability `[B]` of the
-    reveals before it."""
+    """The bound `[B]` at one state, and the log-probability `[B]` of the reveals before it."""
     order = (exponentials / w.detach()).argsort(-1)  # Plackett-Luce
     masked = order.argsort(-1) >= revealed
     in_order = w.gather(-1, order)

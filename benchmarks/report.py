@@ -51,7 +51,7 @@ def training(section: dict) -> str:
         speed = cell["lomdm"]["flops_per_second"]
         rows.append([*row, speed / GIGA, f"{speed / section['matmul_flops_per_second']:.0%}"])
     text = table("Training step: measured / on paper = quotient", header, rows)
-    left_out = [one[:3] for one in section["left_out"]]
+    left_out = [cell[:3] for cell in section["left_out"]]
     return f"{text}\n\nLeft out for want of time: {left_out or 'nothing'}."
 
 
@@ -68,13 +68,13 @@ def memory(section: dict) -> str:
         "of the reference",
     ]
     rows = []
-    for one in section["settings"]:
-        place = [one[name] for name in ("size", "vocab_size", "length", "batch")]
-        place.append("yes" if one["gradient_checkpointing"] else "no")
-        reference = one["step_memory_mb"]["mdlm_reference"]
-        for system, value in one["step_memory_mb"].items():
+    for setting in section["settings"]:
+        place = [setting[name] for name in ("size", "vocab_size", "length", "batch")]
+        place.append("yes" if setting["gradient_checkpointing"] else "no")
+        reference = setting["step_memory_mb"]["mdlm_reference"]
+        for system, value in setting["step_memory_mb"].items():
             rows.append([*place, system, value, f"{value / reference:.2f}" if reference else "-"])
-    left_out = [name for one in section["settings"] for name in one["left_out"]] + section[
+    left_out = [name for setting in section["settings"] for name in setting["left_out"]] + section[
         "left_out"
     ]
     text = table("Peak memory of a step beyond weights and gradients", header, rows)
@@ -89,15 +89,15 @@ def sampling(section: dict) -> str:
     )
     for cell in section["cells"]:
         for sampler in ("reference", "sequential", "ancestral"):
-            one = cell[sampler]
-            speed = [one["tokens_per_second"], one.get("speedup", 1.0)]
+            measured = cell[sampler]
+            speed = [measured["tokens_per_second"], measured.get("speedup", 1.0)]
             rows.append(
                 [
                     cell["system"],
                     cell["batch"],
                     sampler,
                     *speed,
-                    f"{one['share_outside_network']:.0%}",
+                    f"{measured['share_outside_network']:.0%}",
                 ]
             )
     text = table(f"Sampling ({section['timed']})", header, rows)
@@ -106,8 +106,8 @@ def sampling(section: dict) -> str:
 
 def blocks(section: dict) -> str:
     """The speedup of the cache, and the cost of a training step with blocks."""
-    rows = [[name, one["recomputed"]["seconds"], one["cached"]["seconds"], one["speedup"]]
-            for name, one in section["cache"].items()]  # fmt: skip
+    rows = [[name, times["recomputed"]["seconds"], times["cached"]["seconds"], times["speedup"]]
+            for name, times in section["cache"].items()]  # fmt: skip
     first = table("Sampling in blocks", ["system", "recomputed, s", "cached, s", "speedup"], rows)
     header = [
         "size",
@@ -120,16 +120,21 @@ def blocks(section: dict) -> str:
         "on paper",
     ]
     names = ("size", "vocab_size", "system", "attention", "plain", "blocks", "ratio", "analytic")
-    rows = [[one[name]["seconds"] if name in ("plain", "blocks") else one[name] for name in names]
-            for one in section["training"]]  # fmt: skip
+    timed = ("plain", "blocks")
+    rows = [
+        [cell[name]["seconds"] if name in timed else cell[name] for name in names]
+        for cell in section["training"]
+    ]
     left_out = f"Left out for want of time: {section['left_out'] or 'nothing'}."
     return f"{first}\n\n{table('Training step with blocks', header, rows)}\n\n{left_out}"
 
 
 def attention(section: dict) -> str:
     """Seconds of a LoMDM step under each implementation."""
-    rows = [[one["size"], one["length"], one["batch"], one["sdpa"]["seconds"], one["eager"]["seconds"], one["ratio"]]
-            for one in section["rows"]]  # fmt: skip
+    rows = []
+    for row in section["rows"]:
+        seconds = [row[attention]["seconds"] for attention in ("sdpa", "eager")]
+        rows.append([row["size"], row["length"], row["batch"], *seconds, row["ratio"]])
     return table(
         "LoMDM step by attention",
         ["size", "L", "batch", "sdpa, s", "eager, s", "eager / sdpa"],

@@ -1,7 +1,6 @@
-"""Sampling: tokens per second against the plain ancestral sampler, and the share of time outside
-the network.
+"""Sampling: tokens per second, and the share of time outside the network.
 
-    python benchmarks/sampling.py [--seconds 150]     (section `sampling` of the record; needs diffusers)
+    python benchmarks/sampling.py [--seconds 150]   (section `sampling` of the record)
 
 MDLM-small, 50,258 tokens, rows of 1024, 256 steps. On a GPU whole runs are timed. On a CPU single
 steps are: of one row at the beginning, in the middle and at the end, of more rows in the middle,
@@ -35,8 +34,7 @@ class Enough(Exception):
 
 
 class StepTimes:
-    """Seconds of the steps of a run, the first one left out; after `count` of them `full` is
-    true."""
+    """Seconds of the steps of a run but the first; after `count` of them `full` is true."""
 
     def __init__(self, count: int):
         self.count, self.moments = count, []
@@ -54,8 +52,7 @@ class StepTimes:
 
 
 def state(config, setting: dict, batch: int, first_step: int) -> torch.Tensor:
-    """Rows `[B, L]` as they are after `first_step` steps: that share of random text, masks
-    elsewhere."""
+    """Rows `[B, L]` after `first_step` steps: that share is random text, the rest masks."""
     generator = torch.Generator().manual_seed(1)
     text = torch.randint(config.vocab_size - 1, (batch, setting["length"]), generator=generator)
     rank = torch.rand(text.shape, generator=generator).argsort(-1).argsort(-1)
@@ -67,8 +64,7 @@ def state(config, setting: dict, batch: int, first_step: int) -> torch.Tensor:
 def runner(
     model, sampler: str, setting: dict, batch: int, first_step: int = 0, after_step=None
 ) -> Callable:
-    """A closure that samples a batch from `first_step` on; `after_step()` is called after each
-    step, true ends it."""
+    """A closure that samples from `first_step` on, until `after_step()` is true."""
     start, steps = state(model.config, setting, batch, first_step), setting["steps"]
     if sampler == "reference":
         sample = start.to(model.device)
@@ -110,8 +106,7 @@ def _until_enough(pipe, rows: list, settings: dict):
 
 @contextmanager
 def network_time(model):
-    """Within this context the list it gives collects the seconds of each call of the backbone and
-    of psi."""
+    """Within this context the list collects the seconds of each call of backbone and psi."""
     calls, begun, handles = [], {}, []
 
     def begin(module, *_) -> None:
@@ -135,8 +130,7 @@ def network_time(model):
 def timed_steps(
     model, sampler: str, setting: dict, batch: int, place: str, count: int
 ) -> tuple[float, float]:
-    """Seconds of a step at one of `PLACES`, the mean of `count`, and the share of it outside the
-    backbone and psi."""
+    """Mean seconds of a step at one of `PLACES`, and the share outside backbone and psi."""
     first = min(int(setting["steps"] * PLACES[place]), setting["steps"] - count - 1)
     times = StepTimes(count)
     with autocast(), network_time(model) as calls:
@@ -147,8 +141,7 @@ def timed_steps(
 
 
 def measure_sampler(model, sampler: str, setting: dict, batch: int) -> dict:
-    """Seconds of a step, tokens per second and the share outside the network, of one sampler at one
-    batch size."""
+    """Seconds of a step, tokens per second and share outside the network of one sampler."""
     if device_type() == "cuda":
         run = runner(model, sampler, setting, batch)
         with autocast():
@@ -157,13 +150,13 @@ def measure_sampler(model, sampler: str, setting: dict, batch: int) -> dict:
         shares = [timed_steps(model, sampler, setting, batch, "middle", TIMED_STEPS + 1)[1]]
     else:
         places = PLACES if batch == 1 else ("middle",)
-        found = {
+        timings = {
             place: timed_steps(model, sampler, setting, batch, place, TIMED_STEPS)
             for place in places
         }
         seconds, shares = (
-            {place: one[0] for place, one in found.items()},
-            [one[1] for one in found.values()],
+            {place: timing[0] for place, timing in timings.items()},
+            [timing[1] for timing in timings.values()],
         )
     speed = batch * setting["length"] / (setting["steps"] * statistics.mean(seconds.values()))
     outside = statistics.mean(shares)

@@ -1,7 +1,6 @@
-"""Scaling: cost against length, batch, vocabulary, threads and sampling steps; two processes; the
-plan on paper.
+"""Scaling: cost by length, batch, vocabulary, threads, steps; two processes; the plan.
 
-    python benchmarks/scaling.py [--seconds 80]     (section `scaling` of the record, and a picture beside it)
+    python benchmarks/scaling.py [--seconds 80]   (section `scaling`, and a picture)
 
 One thing varies at a time, the rest is as in `BASE`. Where the two-process efficiency is measured
 (CPU, gloo), each process has one thread and a batch of its own: 1 means that two do twice the work
@@ -36,8 +35,8 @@ def training_axis(size: str, axis: str, values, seconds: float) -> list[dict]:
     """Median seconds of a LoMDM training step at each of `values`."""
     rows = []
     for value in values:
-        one = BASE | {axis: value}
-        runs = steps(["lomdm"], size, one["vocab_size"], one["length"], one["batch"])
+        setting = BASE | {axis: value}
+        runs = steps(["lomdm"], size, setting["vocab_size"], setting["length"], setting["batch"])
         rows.append({axis: value, **interleaved(runs, seconds / len(values))["lomdm"]})
     return rows
 
@@ -70,15 +69,14 @@ def steps_axis(size: str, values) -> list[dict]:
     return rows
 
 
-# ---------------------------------------------------------------------------------------------------- two processes
+# ------------------------------------------------------------------------------------ two processes
 
 
 def ddp_efficiency(size: str, vocab_size: int, length: int) -> dict:
-    """Seconds of a step with one process and with two, and what share of the second process is not
-    lost."""
+    """Seconds of a step with one and two processes, and the gain from the second."""
     alone = _processes(1, size, vocab_size, length)
-    both = _processes(2, size, vocab_size, length)
-    return {"one_process": alone, "two_processes": both, "efficiency": alone / both}
+    together = _processes(2, size, vocab_size, length)
+    return {"one_process": alone, "two_processes": together, "efficiency": alone / together}
 
 
 def _processes(world_size: int, *cell) -> float:
@@ -111,7 +109,7 @@ def _ddp_worker(
     torch.distributed.destroy_process_group()
 
 
-# --------------------------------------------------------------------------------------------------------- the section
+# -------------------------------------------------------------------------------------- the section
 
 
 def plot(axes: dict[str, list[dict]], path: Path) -> None:

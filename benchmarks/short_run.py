@@ -1,6 +1,6 @@
 """One short training run each of MDLM and LoMDM, the same data, steps and seed.
 
-    python benchmarks/short_run.py [--max_steps 60]      (outputs/benchmarks/short_run-<device>.json)
+    python benchmarks/short_run.py [--max_steps 60] (outputs/benchmarks/short_run-<device>.json)
 
 The runs are `training_scripts/train.py` on tiny.yaml: characters of the reference that ships with
 CPython. They show that training works on this device and what a step costs; they are too short to
@@ -44,8 +44,9 @@ def main() -> None:
     write_record(path, {"config": "tiny.yaml", **measured, "runs": runs} | where)
     for name, run in runs.items():
         print(
-            f"{name:6s} order bound {run['eval_nelbo']:.3f} +- {run['eval_nelbo_standard_error']:.3f} nats/character "
-            f"after {steps} steps, {run['train_runtime']:.0f} s"
+            f"{name:6s} order bound {run['eval_nelbo']:.3f} +- "
+            f"{run['eval_nelbo_standard_error']:.3f} nats/character after {steps} steps, "
+            f"{run['train_runtime']:.0f} s"
         )
     print(f"record: {path}")
 

@@ -1,5 +1,4 @@
-"""Peak memory of a training step of each system, where logits are largest: 50,258 entries, 1,024
-tokens.
+"""Peak memory of a training step of each system, at 50,258 entries and 1,024 tokens.
 
     python benchmarks/step_memory.py [--seconds 300]     (section `memory` of the record)
 
@@ -36,9 +35,11 @@ def peak_mb(step: Callable) -> float:
     # to run
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
         step()
-    changes = [one for one in record.profiler.kineto_results.events() if one.name() == "[memory]"]
+    changes = [
+        event for event in record.profiler.kineto_results.events() if event.name() == "[memory]"
+    ]
     held = torch.tensor(
-        [one.nbytes() for one in sorted(changes, key=lambda one: one.start_ns())]
+        [event.nbytes() for event in sorted(changes, key=lambda event: event.start_ns())]
     ).cumsum(0)
     return float(held.max()) / 2**20
 
@@ -52,8 +53,7 @@ def measure_setting(
     seconds: float,
     systems=SYSTEMS,
 ) -> dict:
-    """`peak_mb` of each system; those that the time does not suffice for are named in
-    `left_out`."""
+    """`peak_mb` of each system; those without time are named in `left_out`."""
     start, memory, left_out = time.perf_counter(), {}, []
     for done, system in enumerate(systems):
         spent = time.perf_counter() - start

@@ -1,6 +1,7 @@
 """The training step of MDLM and LoMDM against plain versions of what peers do, cell by cell.
 
-    python benchmarks/training_step.py [--seconds 240] [--compile]     (section `training` of the record)
+    python benchmarks/training_step.py [--seconds 240] [--compile] (section `training` of the
+    record)
 
 A step is forward and backward of one batch; the optimizer does the same on all sides and is left
 out. Texts have fixed quantiles whose mean masks half of the positions. Each cell prints the ratio
@@ -44,8 +45,7 @@ def steps(
     checkpointing: bool = False,
     attention: str | None = None,
 ) -> dict[str, Callable]:
-    """A closure for each of the systems: forward and backward of one batch. All share the weights
-    of one backbone.
+    """Forward and backward of one batch for each system, with the weights of one backbone.
 
     `attention` is the model's `attn_implementation`.
     """
@@ -98,10 +98,10 @@ def measure_cell(size: str, vocab_size: int, length: int, seconds: float, compil
     config = build(size, vocab_size, length).config
     paper = {name: flops.of_system(name, config, length) for name in flops.SYSTEMS}
     cell = {"size": size, "vocab_size": vocab_size, "length": length, "batch": batch, "ratios": {}}
-    for name, one in taken.items():
-        speed = {"tokens_per_second": batch * length / one["seconds"]}
+    for name, timing in taken.items():
+        speed = {"tokens_per_second": batch * length / timing["seconds"]}
         speed["flops_per_second"] = paper[name] * speed["tokens_per_second"]
-        cell[name] = one | speed
+        cell[name] = timing | speed
     for name, (ours, theirs, views) in RATIOS.items():
         measured = taken[ours]["seconds"] / taken[theirs]["seconds"] / views
         analytic = paper[ours] / paper[theirs] / views
@@ -126,8 +126,7 @@ def cells(smoke: bool) -> list[tuple[str, int, int]]:
 
 
 def measure(options: argparse.Namespace) -> dict:
-    """The section: cells until the time is spent, those left out with the seconds that they would
-    have taken."""
+    """The section: cells until the time is spent; those left out with their expected seconds."""
     start = time.perf_counter()
     ceiling = matmul_ceiling(
         64 if options.smoke else 4096 if device_type() == "cuda" else 1024, options.seconds / 100

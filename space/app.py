@@ -1,5 +1,4 @@
-"""A page on which a LoMDM writes text live, every token coloured by its time of reveal, with the
-rates that decide.
+"""A page on which a LoMDM writes live: tokens coloured by time of reveal, and the rates.
 
 Laptop:  python space/app.py --model checkpoints/lomdm-enwiki
 Space:   set the variable MODEL to a Hub id; the Hub starts this file by itself
@@ -49,9 +48,10 @@ OPEN = {
 }
 FONT = ("system-ui", "sans-serif")
 INTRODUCTION = """# LoMDM writes
-A masked diffusion language model with a learned order: it starts from blanks and reveals the positions with a high
-*rate* first. Colours tell the time of reveal, dark blue early, yellow late. A prompt is continued; in a template
-such as `The {mask}{mask} of London` the blanks are filled in."""
+A masked diffusion language model with a learned order: it starts from blanks and reveals the
+positions with a high *rate* first. Colours tell the time of reveal, dark blue early, yellow late.
+A prompt is continued; in a template such as `The {mask}{mask} of London` the blanks are filled
+in."""
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -74,15 +74,15 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def load(model: str) -> LoMDMPipeline:
-    """The pipeline, on a GPU if there is one. The package's own classes load it: no code of the
-    repository runs."""
+    """The pipeline, on a GPU if there is one, loaded by the package's own classes."""
     with loading("--model", model):
         pipe = LoMDMPipeline.from_pretrained(
             model, dtype=None if torch.cuda.is_available() else torch.float32
         )
     if pipe.tokenizer is None:
         raise ValueError(
-            f"--model {model} has no tokenizer (tokenizer_config.json), so there is no text to show."
+            f"--model {model} has no tokenizer (tokenizer_config.json), so there is no text to "
+            "show."
         )
     pipe.model.eval()  # once: users share the model, and no call may change its mode
     return pipe.to("cuda" if torch.cuda.is_available() else "cpu")
@@ -99,18 +99,20 @@ class Gate:
 
     async def __call__(self, scope: dict, receive: Any, send: Any) -> None:
         if scope["type"] == "lifespan":
-            return await self.app(scope, receive, send)
+            await self.app(scope, receive, send)
+            return
         method, path = scope.get("method"), get_route_path(scope)
         if not (method in ("GET", "HEAD") and path == "/" or path.startswith(OPEN.get(method, ()))):
-            return await PlainTextResponse("closed", 404)(scope, receive, send)
+            await PlainTextResponse("closed", 404)(scope, receive, send)
+            return
         body, more = b"", True
         while more and len(body) <= BODY_BYTES:
             message = await receive()
             body, more = body + message.get("body", b""), message.get("more_body", False)
         if len(body) > BODY_BYTES:
-            return await PlainTextResponse("too large", 413, {"connection": "close"})(
-                scope, receive, send
-            )
+            response = PlainTextResponse("too large", 413, {"connection": "close"})
+            await response(scope, receive, send)
+            return
         messages = [{"type": "http.request", "body": body, "more_body": False}]
 
         async def replay() -> dict:
@@ -140,8 +142,7 @@ def check(settings: dict[str, Any], longest: int) -> None:
 
 
 def writer(pipe: LoMDMPipeline, title: str) -> Any:
-    """The function behind the button: settings in; live text, finished text, page of the order out,
-    step by step."""
+    """The function behind the button: settings in; live text, text and page of the order out."""
     longest = longest_text(pipe)
 
     def write(prompt, steps, length, sampler, temperature, seed) -> Iterator[tuple[str, str, str]]:

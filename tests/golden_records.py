@@ -1,8 +1,8 @@
 """What every system of the family computes from fixed seeds: losses, gradients, rates, samples,
 evaluations.
 
-    python tests/golden_records.py > before.json       # and after a change of structure: cmp before.json after.json
-    python tests/golden_records.py --write             # where a behaviour was changed on purpose
+    python tests/golden_records.py > before.json    # then > after.json; cmp before.json after.json
+    python tests/golden_records.py --write          # where a behaviour was changed on purpose
 
 The models are in float64, so that processors agree to five digits (rotary tables are float32); on
 one machine the records are equal bit for bit.
@@ -106,13 +106,13 @@ def scheduler_record(size: int | None) -> dict:
 
 def records() -> dict:
     """Everything, by system."""
-    found = {f"scheduler, block_size={size}": scheduler_record(size) for size in (None, 4)}
+    records = {f"scheduler, block_size={size}": scheduler_record(size) for size in (None, 4)}
     for rate_type, size in FAMILY:
         model = build_model(rate_type=rate_type, block_size=size).double()
         record = {f"{bound} loss": loss_record(model, bound) for bound in ("order", "time")}
         record |= {"samples": sampling_record(model), "evaluation": evaluation_record(model)}
-        found[f"{rate_type}, block_size={size}"] = record
-    return found
+        records[f"{rate_type}, block_size={size}"] = record
+    return records
 
 
 if __name__ == "__main__":

@@ -109,7 +109,8 @@ class Handler(BaseHTTPRequestHandler):
         headers = {"Content-Type": "application/octet-stream", **headers}
         part = re.match(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
         if part is None:
-            return self.answer(blob, headers=headers)
+            self.answer(blob, headers=headers)
+            return
         first, last = int(part[1]), int(part[2] or len(blob) - 1)
         headers["Content-Range"] = f"bytes {first}-{last}/{len(blob)}"
         self.answer(blob[first : last + 1], 206, headers)
@@ -149,7 +150,8 @@ class Handler(BaseHTTPRequestHandler):
             }
             self.answer({"error": error.message}, error.status, headers)
 
-    do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = handle_request
+    # names that http.server calls
+    do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = handle_request  # noqa: N815
 
 
 class HubServer:
@@ -226,7 +228,8 @@ class HubServer:
         repo_id = f"{wanted.get('organization') or self.user}/{wanted['name']}"
         answer = {"url": self.url(kind, repo_id), "name": repo_id}
         if (kind, repo_id) in self.repos:
-            return http.answer({"error": "You already created this repo", **answer}, 409)
+            http.answer({"error": "You already created this repo", **answer}, 409)
+            return
         self.repos[kind, repo_id] = Repo(repo_id, kind, wanted.get("visibility") == "private")
         http.answer(answer)
 
@@ -243,7 +246,8 @@ class HubServer:
 
     def exchange_blob(self, http: Handler, oid: str, body: bytes) -> None:
         if http.command != "PUT":
-            return http.answer_blob(self.blobs[oid], {})
+            http.answer_blob(self.blobs[oid], {})
+            return
         if hashlib.sha256(body).hexdigest() != oid:
             raise HubError(400, "BadRequest", "sha256 mismatch")
         self.blobs[oid] = body

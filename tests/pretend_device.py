@@ -108,12 +108,14 @@ def check_devices(name: str, tensors: list[torch.Tensor]) -> None:
     """Raises `RuntimeError` for tensors of both devices; numbers may come from the CPU, and so may
     indices."""
     if name in INDEXED:  # by indices of either device
-        tensors = [one for one in tensors if one.dtype not in (torch.int64, torch.bool)] or tensors[
-            :1
-        ]
-    strangers = [one for one in tensors if one.dim() and not isinstance(one, DeviceTensor)]
+        tensors = [
+            tensor for tensor in tensors if tensor.dtype not in (torch.int64, torch.bool)
+        ] or tensors[:1]
+    strangers = [
+        tensor for tensor in tensors if tensor.dim() and not isinstance(tensor, DeviceTensor)
+    ]
     if strangers and name not in COPIES:
-        shapes = [list(one.shape) for one in strangers]
+        shapes = [list(tensor.shape) for tensor in strangers]
         raise RuntimeError(
             f"{name}: all tensors must be on one device, those of shapes {shapes} are not."
         )
@@ -126,7 +128,7 @@ def count_wait(name: str, args: tuple, kwargs: dict, on_device: bool) -> None:
     if name in INDEXED:
         indices = [index for index in args[1] if index is not None]
         waited = any(
-            one.dtype == torch.bool or not isinstance(one, DeviceTensor) for one in indices
+            index.dtype == torch.bool or not isinstance(index, DeviceTensor) for index in indices
         )
     elif name in COPIES:
         source = args[1] if name == "copy_" else args[0]

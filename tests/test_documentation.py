@@ -27,10 +27,10 @@ COMMAND = re.compile(
 )
 NEEDS = {"torchao": "torchao"}  # what a block imports that the package does not bring
 TRAIN = "training_scripts/train.py"
-PASSES_ON = {
+PASSES_ON = {  # script -> the one whose options it takes too
     "studies/family/compare_systems.py": TRAIN,
     "studies/word_orders/fixed_order.py": TRAIN,
-}  # whose options it takes too
+}
 
 
 def blocks(page: Path) -> list[str]:
@@ -39,13 +39,13 @@ def blocks(page: Path) -> list[str]:
 
 def commands(text: str) -> list[list[str]]:
     """Words of the indented commands that call one of our Python scripts, from its path on."""
-    found = []
+    actual = []
     for line in COMMAND.findall(text):
         words = shlex.split(line.replace("\\\n", " "), comments=True)
         scripts = [i for i, word in enumerate(words) if word.endswith(".py")]
         if scripts and "..." not in words and "pytest" not in words:
-            found.append(words[scripts[0] :])
-    return found
+            actual.append(words[scripts[0] :])
+    return actual
 
 
 ALL_COMMANDS = sorted(
@@ -130,7 +130,9 @@ def test_tokenizers_are_loaded_without_asking_whether_to_run_code():
             r"AutoTokenizer\.from_pretrained\([^()]*\)", path.read_text(encoding="utf-8")
         )
     ]
-    assert len(calls) > 5 and not [one for one in calls if "trust_remote_code=False" not in one[1]]
+    assert len(calls) > 5 and not [
+        call for call in calls if "trust_remote_code=False" not in call[1]
+    ]
 
 
 def test_every_configuration_and_checkpoint_in_a_command_exists():
@@ -144,7 +146,10 @@ def test_every_configuration_and_checkpoint_in_a_command_exists():
 
 
 def test_commands_are_found_over_several_lines_and_without_their_comments():
-    text = "    python a.py --x 1 \\\n        --y 2   # why\n\n    accelerate launch --cpu b.py --z\n    ls\n"
+    text = (
+        "    python a.py --x 1 \\\n        --y 2   # why\n\n    accelerate launch --cpu b.py "
+        "--z\n    ls\n"
+    )
     assert commands(text) == [["a.py", "--x", "1", "--y", "2"], ["b.py", "--z"]]
 
 

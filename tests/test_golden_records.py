@@ -9,7 +9,7 @@ from golden_records import FAMILY, FILE, records
 
 
 @pytest.fixture(scope="module")
-def found() -> dict:
+def computed() -> dict:
     return records()
 
 
@@ -28,11 +28,11 @@ def systems() -> list[str]:
 
 
 @pytest.mark.parametrize("system", systems())
-def test_losses_gradients_samples_and_evaluations_are_the_recorded_ones(found, system):
+def test_losses_gradients_samples_and_evaluations_are_the_recorded_ones(computed, system):
     """Whole numbers exactly, others to five digits: rotary tables are float32, in which processors
     differ."""
     expected = dict(leaves(json.loads(FILE.read_text(encoding="utf-8"))[system]))
-    got = dict(leaves(found[system]))
+    got = dict(leaves(computed[system]))
     assert got.keys() == expected.keys()
     for place, value in expected.items():
         exact = isinstance(value, int)

@@ -37,9 +37,11 @@ def numbers(result) -> list[float]:
     if isinstance(result, Tensor):
         return result.detach().cpu().double().flatten().tolist()
     if isinstance(result, dict):
-        return [one for key, value in result.items() if key != "seconds" for one in numbers(value)]
+        return [
+            number for key, value in result.items() if key != "seconds" for number in numbers(value)
+        ]
     if isinstance(result, (list, tuple)):
-        return [one for value in result for one in numbers(value)]
+        return [number for value in result for number in numbers(value)]
     return [float(result)] if isinstance(result, (int, float)) else []
 
 
@@ -149,8 +151,10 @@ def check_measures(device: torch.device) -> None:
 
     def bound(model, place, **options):
         generator = torch.Generator().manual_seed(1)
-        one = nelbo(model, place(TEXTS), place(REAL), num_samples=2, generator=generator, **options)
-        return [one.nelbo, one.standard_error]
+        estimate = nelbo(
+            model, place(TEXTS), place(REAL), num_samples=2, generator=generator, **options
+        )
+        return [estimate.nelbo, estimate.standard_error]
 
     def exact(model, place):
         return exact_log_likelihood(model, place(TEXTS), labels=place(labels))

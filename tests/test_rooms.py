@@ -63,7 +63,9 @@ def _room(module: str) -> str:
 def imports_of(package: Path) -> list[Import]:
     """Every import of one file of `package` from another, wherever in a file it stands."""
     return [
-        found for path in sorted(package.rglob("*.py")) for found in _imports_of_file(path, package)
+        import_
+        for path in sorted(package.rglob("*.py"))
+        for import_ in _imports_of_file(path, package)
     ]
 
 
@@ -112,7 +114,7 @@ def _targets(node: ast.AST, path: Path, package: Path) -> Iterator[tuple[str, st
 
 def drawing(imports: list[Import]) -> str:
     """The rooms, the highest first, and from each the arrows to the rooms that it imports from."""
-    arrows = {(found.source, found.target) for found in imports}
+    arrows = {(import_.source, import_.target) for import_ in imports}
     lines = []
     for room in reversed(ROOMS):
         targets = [other for other in ROOMS if (room, other) in arrows and other != room]
@@ -124,19 +126,19 @@ def drawing(imports: list[Import]) -> str:
 def upward(imports: list[Import]) -> list[str]:
     """The imports from a lower room of a higher one."""
     return [
-        str(found)
-        for found in imports
-        if HEIGHT[found.target] > HEIGHT[found.source] and not _excepted(found)
+        str(import_)
+        for import_ in imports
+        if HEIGHT[import_.target] > HEIGHT[import_.source] and not _excepted(import_)
     ]
 
 
-def _excepted(found: Import) -> bool:
-    return (found.file, found.module) in EXCEPTIONS
+def _excepted(import_: Import) -> bool:
+    return (import_.file, import_.module) in EXCEPTIONS
 
 
 def private(imports: list[Import]) -> list[str]:
     """The imports of names, or uses of names of modules, that begin with an underscore."""
-    return [str(found) for found in imports if re.match(r"_(?!_)", found.name)]
+    return [str(import_) for import_ in imports if re.match(r"_(?!_)", import_.name)]
 
 
 @pytest.fixture(scope="module")
@@ -161,7 +163,7 @@ def test_a_private_name_stays_in_its_file(imports):
 
 
 def test_every_exception_is_still_needed(imports):
-    used = {(found.file, found.module) for found in imports}
+    used = {(import_.file, import_.module) for import_ in imports}
     assert EXCEPTIONS.keys() <= used
 
 

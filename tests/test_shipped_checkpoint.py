@@ -49,8 +49,8 @@ def load(folder: Path) -> LoMDMPipeline:
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
 def test_they_carry_weights_configurations_tokenizer_and_card_and_no_code(folder):
-    found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-    assert found <= FILES and FILES - found <= {"training_record.json", "order.png"}
+    actual = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert actual <= FILES and FILES - actual <= {"training_record.json", "order.png"}
     assert "auto_map" not in json.loads((folder / "config.json").read_text())
 
 

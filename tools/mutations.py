@@ -1,6 +1,7 @@
 """Breaks the library on purpose and checks that the tests notice.
 
-    python tools/mutations.py        # about half an hour on two cores; exit status 1 if a mutation survives
+    python tools/mutations.py # about half an hour on two cores; exit status 1 if a mutation
+    survives
 
 Each mutation replaces one piece of source in a temporary copy of the project and runs the tests
 that ought to fail there. The table says which test killed it. `mutations_more.py` holds those of
@@ -48,8 +49,7 @@ BLOCK_SAMPLING = ("tests/pipelines/test_block_sampling.py",)
 
 @dataclass(frozen=True)
 class Mutation:
-    """One piece of `src/hf_lomdm/<file>`, what to put in its place, and the test files that must
-    notice."""
+    """A piece of `src/hf_lomdm/<file>`, what to put in its place, and tests that must notice."""
 
     name: str
     file: str
@@ -69,7 +69,8 @@ MUTATIONS = (
     Mutation(
         "use the same draw for both views",
         MODEL,
-        "seeds = torch.cat([row_seeds(generator, num_texts, device) for _ in range(self.num_views)])",
+        "seeds = torch.cat([row_seeds(generator, num_texts, device) for _ in "
+        "range(self.num_views)])",
         "seeds = row_seeds(generator, num_texts, device).repeat(self.num_views)",
         GRADIENTS,
     ),
@@ -111,7 +112,8 @@ MUTATIONS = (
     Mutation(
         "do not tell phi in the pilot of the shares what is given",
         LIKELIHOOD,
-        "rates = model.forward_rates(batch.ids, attention_mask, given=~batch.maskable)\n        for number",
+        "rates = model.forward_rates(batch.ids, attention_mask, given=~batch.maskable)\n        "
+        "for number",
         "rates = model.forward_rates(batch.ids, attention_mask)\n        for number",
         ("tests/evaluation/test_given.py",),
     ),
@@ -139,7 +141,8 @@ MUTATIONS = (
     Mutation(
         "drop the velocity term of the order bound",
         PROCESS,
-        "return BoundTerms(view.weight * main, view.weight * divergence, (safe_v / safe_w).detach())",
+        "return BoundTerms(view.weight * main, view.weight * divergence, (safe_v / "
+        "safe_w).detach())",
         "return BoundTerms(view.weight * main, 0 * divergence, (safe_v / safe_w).detach())",
         VALUES,
     ),
@@ -347,7 +350,8 @@ MUTATIONS = (
             "                (terms.main + terms.velocity).view(by_view), log_q.view(by_view)\n"
             "            ).sum(-1)"
         ),
-        "rloo_score((terms.main + terms.velocity).view(by_view).sum(-1), log_q.view(by_view).sum(-1))",
+        "rloo_score((terms.main + terms.velocity).view(by_view).sum(-1), "
+        "log_q.view(by_view).sum(-1))",
         FAMILY,
     ),
     Mutation(
@@ -452,8 +456,8 @@ MUTATIONS = (
     Mutation(
         "put masks for the finished block into the cache",
         FILLING,
-        "context.extend(window.sample, window.attention_mask)",
-        "context.extend(window.sample * 0 + self.model.config.mask_token_id, window.attention_mask)",
+        "context.extend(*self._both(window))",
+        "context.extend(0 * window.sample + config.mask_token_id, window.attention_mask)",
         BLOCK_SAMPLING,
     ),
     *(Mutation(*row) for row in MORE),
@@ -469,15 +473,14 @@ def mutate(text: str, mutation: Mutation) -> str:
     count = text.count(mutation.old)
     if count != 1:
         raise ValueError(
-            f"mutation {mutation.name!r}: its text occurs {count} times in {mutation.file}, expected once. "
-            "Adapt it in tools/mutations.py to the present source."
+            f"mutation {mutation.name!r}: its text occurs {count} times in {mutation.file}, "
+            "expected once. Adapt it in tools/mutations.py to the present source."
         )
     return text.replace(mutation.old, mutation.new)
 
 
 def failing_tests(tests: tuple[str, ...], mutation: Mutation | None = None) -> list[str]:
-    """The tests, among `tests` (files), that fail first in a copy of the project with the mutation;
-    none: it survives.
+    """The first failing tests of `tests` (files) in a mutated copy; none: it survives.
 
     Raises:
         RuntimeError: if the tests could not run in the copy at all.

@@ -1,5 +1,4 @@
-"""The second table of tools/mutations.py: `MORE`, rows `(name, file, what is replaced, by what,
-tests that notice)`.
+"""The second table of tools/mutations.py: `MORE`, with the fields of `Mutation`.
 
 Most of these lie in files that the first table does not touch. Quotes are short: they name one
 expression each.
@@ -16,6 +15,12 @@ TABLE = (
                 "for token in (self.config.mask_token_id, *self.config.suppressed_token_ids):",
                 "for token in (self.config.mask_token_id,):",
             ),
+        ),
+    ),
+    (
+        "adapters/frozen_base.py",
+        ("tests/adapters/test_order_adapter.py",),
+        (
             (
                 "read a text where padding was",
                 "place.where(attention_mask.bool(), width)",
@@ -131,8 +136,8 @@ TABLE = (
             ),
             (
                 "count repeated phrases of all texts",
-                "sum(len(set(one)) for one in phrases)",
-                "len({gram for one in phrases for gram in one})",
+                "sum(len(set(row)) for row in phrases)",
+                "len({gram for row in phrases for gram in row})",
             ),
         ),
     ),
@@ -303,8 +308,8 @@ TABLE = (
             ("draw the same in every window", "(seed + window +", "(seed +"),
             (
                 "go on with what the model said before a callback wrote",
-                "stale, window.num_masked = left != window.num_masked or self.rewritten, left",
-                "stale, window.num_masked = left != window.num_masked, left",
+                "stale, window.num_masked = stale or self.rewritten, left",
+                "stale, window.num_masked = stale, left",
             ),
         ),
     ),
@@ -409,7 +414,8 @@ TABLE = (
             ),
             (
                 "leave the average in a model whose evaluation fails",
-                "        try:\n            yield\n        finally:\n            _copy_weights(own, model)",
+                "        try:\n            yield\n        finally:\n            _copy_weights(own, "
+                "model)",
                 "        yield\n        _copy_weights(own, model)",
             ),
             (
@@ -423,7 +429,7 @@ TABLE = (
         "data/examples.py",
         ("tests/training/test_finetune_lora.py",),
         (
-            ("do not fill up answers", "[eos] * (completion_length - len(one.answer))", "[]"),
+            ("do not fill up answers", "[eos] * (completion_length - len(example.answer))", "[]"),
             ("keep examples beyond the model's context", " and len(ids) <= max_length", ""),
         ),
     ),
@@ -514,7 +520,8 @@ TABLE = (
             ),
             (
                 "leave a padding token that is the end",
-                "tokenizer.pad_token is None or tokenizer.pad_token_id in (*taken, tokenizer.mask_token_id)",
+                "tokenizer.pad_token is None or tokenizer.pad_token_id in (*taken, "
+                "tokenizer.mask_token_id)",
                 "tokenizer.pad_token is None",
             ),
         ),
@@ -608,7 +615,8 @@ TABLE = (
         (
             (
                 "keep what was measured before a step",
-                "        self._metrics = {}\n        if self.ema is not None:\n            self.ema.update",
+                "        self.measured = {}\n        if self.ema is not None:\n            "
+                "self.ema.update",
                 "        if self.ema is not None:\n            self.ema.update",
             ),
         ),
@@ -650,7 +658,8 @@ TABLE = (
         (
             (
                 "write white on yellow",
-                'return "#000" if (luminance + 0.05) / 0.05 > 1.05 / (luminance + 0.05) else "#fff"',
+                'return "#000" if (luminance + 0.05) / 0.05 > 1.05 / (luminance + 0.05) '
+                'else "#fff"',
                 'return "#fff"',
             ),
         ),

@@ -1,5 +1,4 @@
-"""Imports every module and every public name of the installed hf_lomdm: `python
-tools/smoke_import.py`.
+"""Imports every module and public name of hf_lomdm: `python tools/smoke_import.py`.
 
 Run it outside the repository, in an environment that holds the built wheel and none of the extras:
 it fails where a module or a file that is none (styles, scripts, templates) is missing from the
@@ -35,14 +34,14 @@ def use_package_data() -> None:
 
 
 def main() -> None:
-    """Import everything, print how much that was; exits with an error where the package is not the
-    installed one."""
+    """Import everything and print how much; fails where the package is not the installed one."""
     argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     package = importlib.import_module("hf_lomdm")
     installed = Path(sysconfig.get_paths()["purelib"]).resolve()
     if installed not in Path(package.__file__).resolve().parents:
         sys.exit(
-            f"hf_lomdm was imported from {package.__file__}, not from {installed}: install the wheel first."
+            f"hf_lomdm was imported from {package.__file__}, not from {installed}: install the "
+            "wheel first."
         )
     names = [module.name for module in pkgutil.walk_packages(package.__path__, "hf_lomdm.")]
     modules = ["hf_lomdm", *(name for name in names if name not in NEED_EXTRAS)]
@@ -51,7 +50,8 @@ def main() -> None:
         sys.exit("hf_lomdm.__all__ is empty: the package has no public names.")
     use_package_data()
     print(
-        f"imported {len(modules)} modules and {len(top) + sum(map(len, others))} public names of {package.__file__}"
+        f"imported {len(modules)} modules and {len(top) + sum(map(len, others))} public names of "
+        f"{package.__file__}"
     )
 
 

@@ -1,7 +1,7 @@
-"""Turns an exported Hub folder into a checkpoint of this repository: weights, configurations,
-tokenizer, card.
+r"""Turns an exported Hub folder into a checkpoint of this repository, without code.
 
-    python training_scripts/export_to_hub.py --model outputs/enwiki --output checkpoints/lomdm-enwiki --dtype bfloat16
+    python training_scripts/export_to_hub.py --model outputs/enwiki \
+        --output checkpoints/lomdm-enwiki --dtype bfloat16
     python tools/strip_code.py checkpoints/lomdm-enwiki
 
 The code stands in `src/hf_lomdm`; `make hub-folders` writes the Hub folder of every checkpoint with

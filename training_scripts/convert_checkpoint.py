@@ -1,16 +1,16 @@
-"""Turns a public MDLM or BD3-LM checkpoint into a folder that loads as a model and as a pipeline of
-this family.
+r"""Turns a public MDLM or BD3-LM checkpoint into a model folder of this family.
 
 The folder of a Hub repository, on a laptop in a minute (`hf download kuleshov-group/mdlm-owt
 --local-dir mdlm-owt`):
 
-    python training_scripts/convert_checkpoint.py --checkpoint mdlm-owt --output converted/mdlm-owt --tokenizer gpt2
+    python training_scripts/convert_checkpoint.py --checkpoint mdlm-owt \
+        --output converted/mdlm-owt --tokenizer gpt2
 
 A file of Lightning, as the public training code writes it; nothing of its Python objects is
 imported or run:
 
-    python training_scripts/convert_checkpoint.py --checkpoint last.ckpt --output converted/mdlm-lm1b \\
-        --tokenizer bert-base-uncased --max_length 128
+    python training_scripts/convert_checkpoint.py --checkpoint last.ckpt \
+        --output converted/mdlm-lm1b --tokenizer bert-base-uncased --max_length 128
 
 `train.py --init_from converted/mdlm-owt` starts LoMDM, or any system, from it. `docs/conversion.md`
 has the details.
@@ -50,7 +50,10 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "--ema",
         action="store_true",
         default=None,
-        help="the moving average of a Lightning file, or an error; without either option the average if there is one",
+        help=(
+            "the moving average of a Lightning file, or an error; without either option the "
+            "average if there is one"
+        ),
     )
     average.add_argument(
         "--no_ema", dest="ema", action="store_false", help="the weights themselves"
@@ -96,8 +99,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """The tokenizer as it is: `convert_checkpoint` gives its mask and padding the ids of the
-    checkpoint."""
+    """The tokenizer as it is: `convert_checkpoint` sets its mask and padding."""
     with loading("--tokenizer", name):
         return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
 

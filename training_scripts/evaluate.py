@@ -1,5 +1,4 @@
-"""Measures a model: likelihood of a text, zero-shot likelihood, quality of what it writes, the
-order that it learned, the Sudokus that it solves.
+r"""Measures a model: likelihood, zero-shot likelihood, generation, order, Sudoku.
 
 On GPUs, on the seven sets of the paper:
 
@@ -7,8 +6,10 @@ On GPUs, on the seven sets of the paper:
 
 On a laptop, in a minute or two:
 
-    python training_scripts/evaluate.py likelihood --model outputs/tiny --file valid.txt --max_rows 256
-    python training_scripts/evaluate.py generation --model outputs/tiny --judge gpt2 --num_samples 16
+    python training_scripts/evaluate.py \
+        likelihood --model outputs/tiny --file valid.txt --max_rows 256
+    python training_scripts/evaluate.py \
+        generation --model outputs/tiny --judge gpt2 --num_samples 16
     python training_scripts/evaluate.py order --model outputs/tiny --file valid.txt --max_rows 64
 
 Systems side by side, with error bars:
@@ -260,8 +261,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def measure(options: argparse.Namespace) -> None:
-    """Runs a command; writes its record, unless that would replace one of something else, and
-    prints it."""
+    """Runs a command; writes and prints its record, unless it would replace another."""
     check_options(options)
     options.output = Path(options.output or default_output(options))
     given = {key: value for key, value in options.given.items() if key not in NO_MEASUREMENT}
@@ -278,8 +278,7 @@ def measure(options: argparse.Namespace) -> None:
 
 
 def check_options(options: argparse.Namespace) -> None:
-    """Refuses files that are not there and options that would change nothing, before anything is
-    loaded.
+    """Refuses missing files and options without effect, before anything is loaded.
 
     Raises:
         ValueError: says which.
@@ -288,7 +287,8 @@ def check_options(options: argparse.Namespace) -> None:
     for option, companions in COMPANIONS.items():
         if option in given and not given.keys() & set(companions):
             raise ValueError(
-                f"--{option} needs {' or '.join(f'--{one}' for one in companions)}. Leave it out."
+                f"--{option} needs {' or '.join(f'--{companion}' for companion in companions)}. "
+                "Leave it out."
             )
     if "sweep" in given:
         refuse_unused(given, {"num_inference_steps": "is set by --sweep"})
@@ -322,16 +322,16 @@ def set_files(options: argparse.Namespace) -> dict[str, str]:
     """
     files: dict[str, str] = {}
     for words in options.file:
-        one, _, path = words.partition("=")
+        name, _, path = words.partition("=")
         if not path.strip():
             raise ValueError(
                 f"--file must be SET=PATH, got {words!r}. For example: ptb=ptb.valid.txt."
             )
-        if one not in options.sets or one in files:
+        if name not in options.sets or name in files:
             raise ValueError(
-                f"--file {words}: {one!r} must be one of --sets, once: {' '.join(options.sets)}."
+                f"--file {words}: {name!r} must be one of --sets, once: {' '.join(options.sets)}."
             )
-        files[one] = path
+        files[name] = path
     return files
 
 
@@ -357,7 +357,8 @@ def check_plots(options: argparse.Namespace) -> None:
     plots = getattr(options, "plots", None)
     if plots and not options.output.is_file() and any(Path(plots).glob("order_*.png")):
         raise ValueError(
-            f"--plots {plots} holds pictures of another record. Pass another folder, or delete them."
+            f"--plots {plots} holds pictures of another record. Pass another folder, or delete "
+            "them."
         )
 
 
@@ -512,22 +513,20 @@ def compare(options: argparse.Namespace) -> None:
 
 
 def checkpoints_by_step(records: dict[str, dict[str, Any]]) -> dict[int, dict[str, Any]]:
-    """Order records of two or more checkpoints `checkpoint-N` of one run, by `N`; of anything else
-    nothing."""
+    """Order records of two or more `checkpoint-N` of one run, by `N`; else nothing."""
     by_step, runs = {}, set()
     for record in records.values():
         folder = Path(str(record.get("model", "")))
-        found = re.fullmatch(r"checkpoint-(\d+)", folder.name)
-        if record["task"] != "order" or found is None:
+        match = re.fullmatch(r"checkpoint-(\d+)", folder.name)
+        if record["task"] != "order" or match is None:
             return {}
-        by_step[int(found[1])] = record
+        by_step[int(match[1])] = record
         runs.add(folder.parent)
     return by_step if len(runs) == 1 and len(by_step) == len(records) > 1 else {}
 
 
 def load(options: argparse.Namespace) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
-    """The model on this process's device, in eval mode, and its tokenizer, which Sudoku has no use
-    for."""
+    """The model on this process's device, in eval mode, and its tokenizer if needed."""
     with loading("--model", options.model):
         kind = AutoConfig.from_pretrained(options.model, trust_remote_code=False).model_type
         model_class = MODEL_CLASSES.get(kind, AutoModelForCausalLM)
@@ -536,7 +535,8 @@ def load(options: argparse.Namespace) -> tuple[PreTrainedModel, PreTrainedTokeni
         ).eval()
         if take_average(model, Path(options.model)) and process_state().is_main_process:
             print(
-                f"{options.model} is a checkpoint: its averaged weights are measured, as by the trainer",
+                f"{options.model} is a checkpoint: its averaged weights are measured, as by the "
+                "trainer",
                 flush=True,
             )
     if not is_diffusion(model):
@@ -575,11 +575,13 @@ def read_text(
 
 
 def print_measures(record: dict[str, Any]) -> None:
-    """A readable table of the record, for zero-shot a column per set, for a sweep one per number of
-    steps."""
-    columns = {name: {"task": "likelihood", **one} for name, one in record.get("sets", {}).items()}
+    """A table of the record: a column per set (zero-shot) or per number of steps (sweep)."""
+    columns = {
+        name: {"task": "likelihood", **likelihood}
+        for name, likelihood in record.get("sets", {}).items()
+    }
     columns |= {
-        f"{one['num_inference_steps']} steps": record | one for one in record.get("sweep", ())
+        f"{step['num_inference_steps']} steps": record | step for step in record.get("sweep", ())
     }
     print(visible(measure_table(columns or {record["task"]: record})))
     for name, show in EXTRAS.items():
@@ -587,38 +589,45 @@ def print_measures(record: dict[str, Any]) -> None:
             show(record[name])
 
 
-def print_pilot(found: dict[str, Any]) -> None:
+def print_pilot(record: dict[str, Any]) -> None:
     print(
-        f"pilot on {found['texts_measured']} of {found['texts']} texts: perplexity {found['perplexity']:.2f}; "
-        f"+-{found['target']} of it takes {found['samples_needed']:,} samples per text, "
-        f"{found['samples_needed'] * found['texts'] * found['seconds_per_sample'] / 60:,.1f} minutes here; "
-        f"the choice of the texts leaves +-{found['perplexity_text_error']:.2f} in any case"
+        f"pilot on {record['texts_measured']} of {record['texts']} texts: perplexity "
+        f"{record['perplexity']:.2f}; +-{record['target']} of it takes "
+        f"{record['samples_needed']:,} samples per text, "
+        f"{record['samples_needed'] * record['texts'] * record['seconds_per_sample'] / 60:,.1f} "
+        f"minutes here; the choice of the texts leaves +-{record['perplexity_text_error']:.2f} in "
+        "any case"
     )
 
 
-def print_bounds(found: dict[str, Any]) -> None:
-    low, high = found["time_over_order_interval"]
+def print_bounds(record: dict[str, Any]) -> None:
+    low, high = record["time_over_order_interval"]
     print(
-        f"samples for equal error, time : order = {found['time_over_order']:.1f} ({low:.1f} to {high:.1f})"
+        f"samples for equal error, time : order = {record['time_over_order']:.1f} ({low:.1f} to "
+        f"{high:.1f})"
     )
     for bound in ("order", "time"):
-        one = found[bound]
+        measured = record[bound]
         print(
-            f"  {bound} bound: {one['value']:.4f} +- {one['monte_carlo_error']:.4f}, standard deviation of one sample "
-            f"{one['deviation_per_sample']:.2f} nats per token; +-0.1 of PPL takes {one['samples_needed']:,} per text"
+            f"  {bound} bound: {measured['value']:.4f} +- {measured['monte_carlo_error']:.4f}, "
+            f"standard deviation of one sample {measured['deviation_per_sample']:.2f} nats per "
+            f"token; +-0.1 of PPL takes {measured['samples_needed']:,} per text"
         )
 
 
-def print_gap(found: dict[str, Any]) -> None:
-    where = "neighbouring" if found["span"] else "scattered"
-    exact = found["exact"]
+def print_gap(record: dict[str, Any]) -> None:
+    where = "neighbouring" if record["span"] else "scattered"
+    exact = record["exact"]
     print(
-        f"{found['positions']} {where} positions of {found['n']} texts, given the rest: "
+        f"{record['positions']} {where} positions of {record['n']} texts, given the rest: "
         f"exact {exact['value']:.4f} +- {exact['standard_error']:.4f} nats per position"
     )
-    for name, one in found.items():
-        if isinstance(one, dict) and "gap" in one:
-            print(f"  {name}: gap {one['gap']['value']:.4f} +- {one['gap']['standard_error']:.4f}")
+    for name, estimate in record.items():
+        if isinstance(estimate, dict) and "gap" in estimate:
+            print(
+                f"  {name}: gap {estimate['gap']['value']:.4f} +- "
+                f"{estimate['gap']['standard_error']:.4f}"
+            )
 
 
 EXTRAS = {"compare_bounds": print_bounds, "exact_gap": print_gap}

@@ -1,10 +1,8 @@
 """Turns a checkpoint into a folder for the Hub, and uploads it if asked to.
 
-GPU or laptop (seconds):  python training_scripts/export_to_hub.py --model outputs/owt --output
-export/lomdm-owt \
-                              --dtype bfloat16 --push org/lomdm-owt --private
-Laptop, without upload:   python training_scripts/export_to_hub.py --model outputs/tiny --output
-export/lomdm-tiny
+GPU or laptop (seconds): python training_scripts/export_to_hub.py --model outputs/owt --output
+export/lomdm-owt --dtype bfloat16 --push org/lomdm-owt --private Laptop, without upload: python
+training_scripts/export_to_hub.py --model outputs/tiny --output export/lomdm-tiny
 """
 
 import argparse
@@ -23,7 +21,10 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    model_help = "folder of the checkpoint; where it holds a moving average (ema.safetensors), the average is exported"
+    model_help = (
+        "folder of the checkpoint; where it holds a moving average (ema.safetensors), the average "
+        "is exported"
+    )
     parser.add_argument("--model", type=nonempty, required=True, help=model_help)
     parser.add_argument("--output", type=nonempty, required=True, help="folder to write")
     parser.add_argument(

@@ -1,15 +1,15 @@
-"""Fine-tune a model on prompts and answers with LoRA: prompts are given, order heads are trained in
-full.
+r"""Fine-tune on prompts and answers with LoRA: prompts are given, order heads are full.
 
 On a GPU:
 
-    python training_scripts/finetune_lora.py --model org/lomdm-owt --train_file chat.jsonl --output_dir outputs/chat \\
+    python training_scripts/finetune_lora.py --model org/lomdm-owt \
+        --train_file chat.jsonl --output_dir outputs/chat \
         --num_train_epochs 3 --per_device_train_batch_size 32 --bf16
 
 On a laptop, in a minute:
 
-    python training_scripts/finetune_lora.py --model checkpoints/lomdm-enwiki --train_file pairs.jsonl \\
-        --output_dir outputs/pairs --max_steps 50
+    python training_scripts/finetune_lora.py --model checkpoints/lomdm-enwiki \
+        --train_file pairs.jsonl --output_dir outputs/pairs --max_steps 50
 
 A line of the jsonl holds `prompt` and `completion`, or `messages` (`role` and `content`, the last
 by the assistant), which go through the chat template of the tokenizer; one without a template gets
@@ -103,12 +103,14 @@ def check(args: LoraTrainingArguments) -> None:
     """Raises `ValueError` for what this script does not do."""
     if args.fsdp or args.deepspeed:
         raise ValueError(
-            "finetune_lora.py trains on one device or with DDP: FSDP and DeepSpeed shard the adapter."
+            "finetune_lora.py trains on one device or with DDP: FSDP and DeepSpeed shard the "
+            "adapter."
         )
     if args.push_to_hub:
         raise ValueError(
-            "push_to_hub would upload checkpoints of the adapter. Upload the merged folder afterwards: "
-            "training_scripts/export_to_hub.py --model OUTPUT_DIR/merged --output FOLDER --push org/name."
+            "push_to_hub would upload checkpoints of the adapter. Upload the merged folder "
+            "afterwards: training_scripts/export_to_hub.py --model OUTPUT_DIR/merged --output "
+            "FOLDER --push org/name."
         )
 
 
@@ -130,7 +132,7 @@ def load_rows(options: FinetuningArguments, tokenizer, config) -> tuple[dict[str
         validation = read_examples(options.validation_file, tokenizer, bos, eos)
     else:
         train, validation = split_examples(train)
-    length = options.completion_length or max(len(one.answer) for one in train)
+    length = options.completion_length or max(len(example.answer) for example in train)
     rows = {}
     for split, examples in (("train", train), ("validation", validation)):
         rows[split], left_out = make_rows(examples, length, longest, eos)
@@ -166,8 +168,7 @@ def describe_run(
 def save_merged(
     options: FinetuningArguments, folder: Path, tokenizer, record: TrainingRecord
 ) -> LoMDMPipeline:
-    """Writes the whole model, made from the adapter on the disk, as a Hub folder; returns it as it
-    loads from there."""
+    """Writes the whole model of the saved adapter as a Hub folder, and loads it from there."""
     merged = merge_adapter(load_base(options), folder / "adapter")
     card = model_card("merged", describe_diffusion(merged.config), record)
     make_pipeline(merged, tokenizer).save_pretrained(folder / "merged", model_card=card)

@@ -1,8 +1,8 @@
 """Writes text with a LoMDM and shows in which order it was written.
 
-GPU (seconds):            python training_scripts/sample.py --model org/lomdm-owt
---num_inference_steps 256 --top_p 0.9 Laptop (under a minute):  python training_scripts/sample.py
---model outputs/tiny --max_length 128 --show_order
+GPU (seconds): python training_scripts/sample.py --model org/lomdm-owt --num_inference_steps 256
+--top_p 0.9 Laptop (under a minute): python training_scripts/sample.py --model outputs/tiny
+--max_length 128 --show_order
 """
 
 import argparse
@@ -65,8 +65,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def load(options: argparse.Namespace, device: str) -> LoMDMPipeline:
-    """The pipeline on `device`; half precision is slow on most CPUs, so there float32 is the
-    default."""
+    """The pipeline on `device`, by default in float32 on a CPU, where half is slow."""
     dtype = options.dtype or ("float32" if device == "cpu" else None)
     keywords = {} if dtype is None else {"dtype": getattr(torch, dtype)}
     with loading("--model", options.model):
@@ -113,7 +112,8 @@ def main(arguments: list[str] | None = None) -> None:
         print_texts(options, output.texts, tokens, orders)
     written = sum(step >= 0 for order in orders for step in order)
     print(
-        f"--- {written} tokens in {output.num_forward_passes} forward passes, {seconds:.1f} s on {device}"
+        f"--- {written} tokens in {output.num_forward_passes} forward passes, {seconds:.1f} s on "
+        f"{device}"
     )
 
 

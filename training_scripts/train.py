@@ -1,5 +1,4 @@
-"""Train a language model of the family on text: LoMDM, MDLM, SEDD, BD3-LM, GenMD4, block-LoMDM, or
-an AR Transformer.
+r"""Train a model of the family on text: LoMDM, MDLM, SEDD, BD3-LM, GenMD4, blocks, or AR.
 
 On GPUs:
 
@@ -12,13 +11,13 @@ On a laptop, in ten minutes, without a download:
 These train LoMDM. A second configuration names another system; `configs/README.md` has a command
 for each:
 
-    python training_scripts/train.py --config training_scripts/configs/tiny.yaml \\
+    python training_scripts/train.py --config training_scripts/configs/tiny.yaml \
         --config training_scripts/configs/systems/mdlm.yaml
 
 Any of them can start from a trained model, such as one that `convert_checkpoint.py` made of a
 public MDLM or BD3-LM:
 
-    accelerate launch training_scripts/train.py --config training_scripts/configs/owt.yaml \\
+    accelerate launch training_scripts/train.py --config training_scripts/configs/owt.yaml \
         --init_from converted/mdlm-owt
 
 Every key of a configuration can be given on the command line (`--key value`), where it wins; of two
@@ -38,7 +37,6 @@ from hf_lomdm.cli.errors import FROM_OUTSIDE, user_errors
 from hf_lomdm.data.batches import TextCollator
 from hf_lomdm.data.splits import data_fingerprint, load_data, model_token_ids
 from hf_lomdm.data.sudoku import TOKEN_IDS, load_sudoku
-from hf_lomdm.training.arguments import parse_arguments
 from hf_lomdm.training.causal import CausalTrainer
 from hf_lomdm.training.checkpointing import RunError, choose_checkpoint
 from hf_lomdm.training.model_card import describe_data, say_value
@@ -49,6 +47,7 @@ from hf_lomdm.training.models import (
     copy_trunk,
     diffusion_config,
 )
+from hf_lomdm.training.parsing import parse_arguments
 from hf_lomdm.training.trainer import LoMDMTrainer
 from hf_lomdm.visualization import visible
 
@@ -95,7 +94,8 @@ def prepare() -> LoMDMTrainer:
         if data_args.task == "sudoku":
             if model_args.objective == "ar":
                 raise ValueError(
-                    "objective ar reads from left to right and cannot take the clues of task sudoku."
+                    "objective ar reads from left to right and cannot take the clues of task "
+                    "sudoku."
                 )
             (texts, tokenizer), token_ids = load_sudoku(data_args), TOKEN_IDS
         else:
@@ -127,8 +127,7 @@ def prepare() -> LoMDMTrainer:
 
 
 def evaluate(trainer: LoMDMTrainer) -> None:
-    """The measure of the objective on the validation text, and what of it is owed to a learned
-    order."""
+    """The measure of the objective on validation text, and what a learned order adds."""
     metrics = trainer.evaluate()
     if trainer.has_learned_order:
         metrics |= trainer.evaluate_without_order()

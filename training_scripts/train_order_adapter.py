@@ -1,10 +1,10 @@
-"""Train order heads on a frozen masked language model: it stays as it is and gets a learned order
-of reveal.
+r"""Train order heads on a frozen masked language model, which stays as it is.
 
 On a GPU:
 
-    python training_scripts/train_order_adapter.py --base answerdotai/ModernBERT-base --train_file text.txt \\
-        --output_dir outputs/order-adapter --max_length 128 --max_steps 2000 --bf16 True
+    python training_scripts/train_order_adapter.py --base answerdotai/ModernBERT-base \
+        --train_file text.txt --output_dir outputs/order-adapter \
+        --max_length 128 --max_steps 2000 --bf16 True
 
 `--base` is a Hub name or folder (`AutoModelForMaskedLM` with its tokenizer, or a converted MDLM).
 The same command started again continues from the newest complete checkpoint of `output_dir`, which
@@ -107,18 +107,17 @@ def train(trainer: LoMDMTrainer) -> None:
 def evaluate_orders(
     model: OrderAdapter, rows: Dataset, args: LoMDMTrainingArguments
 ) -> dict[str, dict]:
-    """Records of the order bound without and with the learned order, of the same draws: they
-    compare text by text."""
+    """Records of the order bound without and with the learned order, on the same draws."""
     ids = [torch.as_tensor(row["input_ids"]) for row in rows]
-    rows = [{"input_ids": one, "labels": model.labels_for(one)} for one in ids]
+    rows = [{"input_ids": text, "labels": model.labels_for(text)} for text in ids]
     batch_tokens = args.per_device_eval_batch_size * max(map(len, ids))
     records = {}
     for name, order in (("random order", model.without_order()), ("learned order", nullcontext())):
         with order:
-            found = evaluate_corpus(
+            likelihood = evaluate_corpus(
                 model, rows, num_samples=args.eval_num_samples, batch_tokens=batch_tokens
             )
-        records[name] = {"task": "likelihood", "model": args.output_dir, **found}
+        records[name] = {"task": "likelihood", "model": args.output_dir, **likelihood}
     return records
 
 

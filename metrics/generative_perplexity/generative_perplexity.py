@@ -1,5 +1,4 @@
-"""Perplexity of written texts under a judge, beside their variety: `evaluate.load` takes this
-folder."""
+"""Perplexity of written texts under a judge, and their variety, for `evaluate.load`."""
 
 import math
 
@@ -9,21 +8,25 @@ import evaluate
 from hf_lomdm.evaluation.judge import judge_texts, load_judge
 
 _DESCRIPTION = """
-Perplexity of written texts under a causal language model, the judge, which reads them with its own tokenizer. Dull and
-repetitive text has a low one: read it beside the entropy, the repetition and the distinct n-grams, which are given too.
+Perplexity of written texts under a causal language model, the judge, which reads them with its own
+tokenizer. Dull and repetitive text has a low one: read it beside the entropy, the repetition and
+the distinct n-grams, which are given too.
 """
 
 _INPUTS = """
 Args:
     predictions: list of texts; empty ones are counted, and left out of all measures.
-    model: the judge: a Hub name, a folder, a gguf file (default "gpt2-large"), or a model together with its tokenizer.
+    model: the judge: a Hub name, a folder, a gguf file (default "gpt2-large"), or a model together
+        with its tokenizer.
     tokenizer: of a judge that is passed as a model.
     batch_size: windows per pass, default 8. max_length: of a window in tokens, default 1024.
-    add_start_token: read every text behind the judge's BOS, if it has one (default), and count its first token.
+    add_start_token: read every text behind the judge's BOS, if it has one (default), and count its
+        first token.
     device: of a judge that is passed by name; default: the GPU if there is one.
 Returns:
     perplexity: of the corpus, exp of nats per token, with its standard_error over texts.
-    mean_perplexity, perplexities: of each text that is not empty, and their mean, as in the metric "perplexity".
+    mean_perplexity, perplexities: of each text that is not empty, and their mean, as in the metric
+        "perplexity".
     judge_entropy, repetition, distinct_1, distinct_2, distinct_3, tokens, empty_texts.
 """
 
@@ -78,8 +81,8 @@ class GenerativePerplexity(evaluate.Metric):
             "progress": False,
         }
         record = judge_texts(list(predictions), model, tokenizer, **options)
-        each = zip(record["per_text"]["nats"], record["per_text"]["tokens"], strict=True)
-        perplexities = [math.exp(nats / tokens) for nats, tokens in each if tokens]
+        per_text = zip(record["per_text"]["nats"], record["per_text"]["tokens"], strict=True)
+        perplexities = [math.exp(nats / tokens) for nats, tokens in per_text if tokens]
         return {
             "perplexity": record["value"],
             "mean_perplexity": sum(perplexities) / len(perplexities),

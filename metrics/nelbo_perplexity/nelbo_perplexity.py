@@ -1,5 +1,4 @@
-"""Perplexity of texts under a masked diffusion language model, from a bound: `evaluate.load` takes
-this folder."""
+"""Perplexity of texts under a masked diffusion model, by a bound, for `evaluate.load`."""
 
 import math
 import os
@@ -14,21 +13,25 @@ from hf_lomdm.data.tokenizers import encode_texts
 from hf_lomdm.evaluation.corpus import evaluate_corpus
 
 _DESCRIPTION = """
-Perplexity of texts under a LoMDM or a model of its family: exp of an upper bound on -log P per token. Texts longer than
-the context are read in windows that overlap by half, each token counted once.
+Perplexity of texts under a LoMDM or a model of its family: exp of an upper bound on -log P per
+token. Texts longer than the context are read in windows that overlap by half, each token counted
+once.
 """
 
 _INPUTS = """
 Args:
     predictions: list of texts, none of them empty.
-    model: a folder, a Hub name (read in float32), or a LoMDMPipeline with its tokenizer, used as it is.
+    model: a folder, a Hub name (read in float32), or a LoMDMPipeline with its tokenizer, used as it
+        is.
     device: of a model that is named; default the GPU if there is one.
-    bound: "order" (default) or "time". num_samples: draws for each text, default 16. seed: of all draws, default 0.
+    bound: "order" (default) or "time".
+    num_samples: draws for each text, default 16. seed: of all draws, default 0.
     batch_tokens: tokens per pass, default 8192.
-    add_start_token: read every text behind the model's BOS, if it has one (default); BOS is not counted.
-        Every window of a long text gets it.
+    add_start_token: read every text behind the model's BOS, if it has one (default); BOS is not
+        counted. Every window of a long text gets it.
 Returns:
-    perplexity: of the corpus, exp of nats per token. perplexity_interval: 95 %, over texts and draws.
+    perplexity: of the corpus, exp of nats per token.
+    perplexity_interval: 95 %, over texts and draws.
     mean_perplexity, perplexities: of each text, and their mean, as in the metric "perplexity".
     nats_per_token, standard_error, tokens.
 """
@@ -60,7 +63,8 @@ class NelboPerplexity(evaluate.Metric):
             pipe.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         elif device is not None:
             raise ValueError(
-                f"device={device!r} is for a model that is named. Move the pipeline: pipe.to(device)."
+                f"device={device!r} is for a model that is named. Move the pipeline: "
+                "pipe.to(device)."
             )
         if pipe.tokenizer is None:
             raise ValueError(
@@ -91,11 +95,11 @@ class NelboPerplexity(evaluate.Metric):
             seed=seed,
             progress=False,
         )
-        each = record["per_text"]
+        per_text = record["per_text"]
         perplexities = [
             math.exp((main + velocity) / tokens)
             for main, velocity, tokens in zip(
-                each["main"], each["velocity"], each["tokens"], strict=True
+                per_text["main"], per_text["velocity"], per_text["tokens"], strict=True
             )
         ]
         return {

@@ -3,12 +3,14 @@ prints one table.
 
 On a GPU:
 
-    python studies/family/compare_systems.py --config training_scripts/configs/owt.yaml --budget flops=1e18
+    python studies/family/compare_systems.py \\
+        --config training_scripts/configs/owt.yaml --budget flops=1e18
 
 On a laptop, a few minutes for each system:
 
-    python studies/family/compare_systems.py --config training_scripts/configs/tiny.yaml --systems lomdm mdlm ar \\
-        --budget tokens=1e6 --output outputs/compare_tiny.json
+    python studies/family/compare_systems.py \\
+        --config training_scripts/configs/tiny.yaml --systems lomdm mdlm ar --budget tokens=1e6 \\
+        --output outputs/compare_tiny.json
 
 A budget is the same for every system and buys each as many optimizer steps as fit into it:
 
@@ -45,13 +47,9 @@ from hf_lomdm.evaluation.compare import comparison_table, difference
 from hf_lomdm.evaluation.corpus import evaluate_corpus, process_state
 from hf_lomdm.evaluation.parts import PartsFile
 from hf_lomdm.evaluation.records import check_output, write_record
-from hf_lomdm.training.arguments import (
-    LoMDMTrainingArguments,
-    ModelArguments,
-    parse_arguments,
-    read_config,
-)
+from hf_lomdm.training.arguments import LoMDMTrainingArguments, ModelArguments
 from hf_lomdm.training.models import causal_config, diffusion_config
+from hf_lomdm.training.parsing import parse_arguments, read_config
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
@@ -91,7 +89,7 @@ class Run(NamedTuple):
     training: LoMDMTrainingArguments
 
 
-# ------------------------------------------------------------------------------------------------------- the budget
+# --------------------------------------------------------------------------------------- the budget
 
 
 def parse_budget(text: str) -> Budget:
@@ -99,7 +97,7 @@ def parse_budget(text: str) -> Budget:
 
     Raises:
         argparse.ArgumentTypeError: another form, an unknown kind, or an amount that is not positive
-            and finite.
+        and finite.
     """
     kind, _, number = text.partition("=")
     try:
@@ -107,9 +105,9 @@ def parse_budget(text: str) -> Budget:
     except ValueError:
         amount = 0.0
     if kind not in BUDGETS or not 0 < amount < float("inf"):
+        forms = ", ".join(f"{name}=NUMBER" for name in BUDGETS)
         raise argparse.ArgumentTypeError(
-            f"must be {', '.join(f'{one}=NUMBER' for one in BUDGETS)} with a positive number, got {text!r}. "
-            "For example tokens=1e6."
+            f"must be {forms} with a positive number, got {text!r}. For example tokens=1e6."
         )
     return Budget(kind, amount)
 
@@ -124,8 +122,9 @@ def steps_within(budget: Budget, cost: float) -> int:
     steps = int(budget.amount / cost * (1 + 1e-12))
     if steps < 1:
         raise ValueError(
-            f"--budget {budget} is less than one optimizer step, which costs {cost:.4g} {budget.kind}. "
-            "Raise it, or lower --per_device_train_batch_size or --gradient_accumulation_steps."
+            f"--budget {budget} is less than one optimizer step, which costs {cost:.4g} "
+            f"{budget.kind}. Raise it, or lower --per_device_train_batch_size or "
+            "--gradient_accumulation_steps."
         )
     return steps
 
@@ -160,7 +159,7 @@ def measure_step(run: Run) -> float:
     return step_seconds(*seconds)
 
 
-# -------------------------------------------------------------------------------------------------------- the runs
+# ----------------------------------------------------------------------------------------- the runs
 
 
 def make_runs(options: argparse.Namespace, words: list[str]) -> list[Run]:
@@ -202,7 +201,8 @@ def make_runs(options: argparse.Namespace, words: list[str]) -> list[Run]:
         )
         if runs[-1].data != runs[0].data:
             raise ValueError(
-                f"{file} changes the text or its rows, so values do not compare. Set them in --config."
+                f"{file} changes the text or its rows, so values do not compare. Set them in "
+                "--config."
             )
     return runs
 
@@ -223,7 +223,8 @@ def planned_steps(
         plan = _read(path)
         if any(plan[key] != value for key, value in run.setting.items()):
             raise ValueError(
-                f"{path} is of other settings or another budget. Pass another --output_dir, or delete it."
+                f"{path} is of other settings or another budget. Pass another --output_dir, or "
+                "delete it."
             )
         return plan
     operations = tokens * flops.training(model.config, run.data.max_length)
@@ -290,7 +291,7 @@ def finish(run: Run, plan: dict[str, Any], folder: Path, rows: Dataset) -> dict[
         return _read(path)
     train(run, folder / run.name, plan["steps"], [])
     parts = folder / f"{run.name}.parts.jsonl"
-    found = evaluate(run, folder / run.name, rows, parts)
+    likelihood = evaluate(run, folder / run.name, rows, parts)
     # not there if it was killed between two lines of train.py
     results = folder / run.name / "train_results.json"
     runtime = _read(results)["train_runtime"] if results.exists() else None
@@ -299,7 +300,7 @@ def finish(run: Run, plan: dict[str, Any], folder: Path, rows: Dataset) -> dict[
         "model": run.name,
         **plan,
         "train_seconds_of_last_start": runtime,
-        **found,
+        **likelihood,
     }
     record["curve"] = training_curve(folder / run.name)
     write_record(path, record)
@@ -319,7 +320,7 @@ def _read(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-# ------------------------------------------------------------------------------------------------------ the script
+# --------------------------------------------------------------------------------------- the script
 
 
 def compare(options: argparse.Namespace, words: list[str]) -> dict[str, dict[str, Any]]:
@@ -360,8 +361,9 @@ def cost_table(records: dict[str, dict[str, Any]]) -> str:
     for name, record in records.items():
         seconds = record["train_seconds_of_last_start"]
         lines.append(
-            f"{name:14s} {record['parameters']:12,d} {record['steps']:9,d} {record['train_tokens']:10.3g} "
-            f"{record['train_flops']:10.3g} {'-' if seconds is None else f'{seconds:.0f}':>9s}"
+            f"{name:14s} {record['parameters']:12,d} {record['steps']:9,d} "
+            f"{record['train_tokens']:10.3g} {record['train_flops']:10.3g} "
+            f"{'-' if seconds is None else f'{seconds:.0f}':>9s}"
         )
     return "\n".join(lines)
 
@@ -417,7 +419,8 @@ def main(arguments: list[str] | None = None) -> None:
         records = compare(options, words)
     except subprocess.CalledProcessError as error:
         sys.exit(
-            f"error: training ended with status {error.returncode}. The same command again continues there."
+            f"error: training ended with status {error.returncode}. The same command again "
+            "continues there."
         )
     except ValueError as error:
         sys.exit(f"error: {error}")

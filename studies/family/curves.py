@@ -1,8 +1,9 @@
 """Learning curves from the records of `compare_systems.py`, and how soon each system is where the
 first one ends.
 
-    python studies/family/compare_systems.py --config training_scripts/configs/tiny.yaml --systems mdlm lomdm \\
-        --budget tokens=1e6 --output outputs/compare_tiny.json
+    python studies/family/compare_systems.py \\
+        --config training_scripts/configs/tiny.yaml --systems mdlm lomdm --budget tokens=1e6 \\
+        --output outputs/compare_tiny.json
     python studies/family/curves.py outputs/compare_tiny.json --output curves.png
 
 Systems of several records go into one picture; of one that is in two of them, the first counts.
@@ -57,14 +58,14 @@ def shares(systems: dict[str, dict[str, Any]]) -> dict[str, tuple[float, float] 
     """
     first = next(iter(systems.values()))
     goal = smooth([nats for _, nats in first["curve"]])[-1]
-    found = {}
-    for name, one in systems.items():
-        step = reached_at(one["curve"], goal)
-        flops = one["train_flops"] / one["steps"]
-        found[name] = (
+    reached = {}
+    for name, system in systems.items():
+        step = reached_at(system["curve"], goal)
+        flops = system["train_flops"] / system["steps"]
+        reached[name] = (
             None if step is None else (step / first["steps"], step * flops / first["train_flops"])
         )
-    return found
+    return reached
 
 
 def plot_curves(systems: dict[str, dict[str, Any]], path: Path) -> None:
@@ -77,10 +78,10 @@ def plot_curves(systems: dict[str, dict[str, Any]], path: Path) -> None:
     for (cost, label), axes in zip(
         {"train_tokens": "tokens", "train_flops": "FLOPs"}.items(), panels, strict=True
     ):
-        for number, (name, one) in enumerate(systems.items()):
-            unit = one[cost] / one["steps"]
-            heights = smooth([nats for _, nats in one["curve"]])
-            places = [step * unit for step, _ in one["curve"]]
+        for number, (name, system) in enumerate(systems.items()):
+            unit = system[cost] / system["steps"]
+            heights = smooth([nats for _, nats in system["curve"]])
+            places = [step * unit for step, _ in system["curve"]]
             style = "-" if number < 10 else "--"  # there are ten colours
             axes.plot(places, heights, style, label=name, color=f"C{number % 10}", lw=1.5)
         axes.set(xlabel=label, ylabel="training bound, nats per token")
@@ -99,13 +100,13 @@ def read_systems(paths: list[Path]) -> dict[str, dict[str, Any]]:
     """
     systems = {}
     for path in paths:
-        found = json.loads(path.read_text(encoding="utf-8"))["systems"]
-        without = [name for name, one in found.items() if not one.get("curve")]
+        stored = json.loads(path.read_text(encoding="utf-8"))["systems"]
+        without = [name for name, system in stored.items() if not system.get("curve")]
         if without:
             raise ValueError(
                 f"{path} has no curve of {without}. Run compare_systems.py again, with logging."
             )
-        systems |= {name: one for name, one in found.items() if name not in systems}
+        systems |= {name: system for name, system in stored.items() if name not in systems}
     return systems
 
 
@@ -126,7 +127,8 @@ def main(arguments: list[str] | None = None) -> None:
     except (ImportError, OSError, ValueError, KeyError) as error:
         sys.exit(f"error: {error}")
     print(
-        "share of the first system's steps and FLOPs after which a system is where the first one ends"
+        "share of the first system's steps and FLOPs after which a system is where the first one "
+        "ends"
     )
     for name, share in shares(systems).items():
         print(

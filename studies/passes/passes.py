@@ -133,7 +133,9 @@ def run_plot(options: argparse.Namespace) -> None:
             passes, values = ([one[key] for one in points] for key in ("forward_passes", "value"))
             errors = [2 * one["standard_error"] for one in points]
             panel.errorbar(passes, values, yerr=errors, marker="o", capsize=2, label=label)
-        panel.set(xlabel="forward passes", ylabel=record["unit"], title=record["task"], xscale="log")
+        panel.set(
+            xlabel="forward passes", ylabel=record["unit"], title=record["task"], xscale="log"
+        )
         panel.legend(fontsize=8)
     figure.tight_layout()
     figure.savefig(options.output, dpi=120)

@@ -2,10 +2,13 @@
 of views.
 
     python studies/score_noise/score_noise.py --model MODEL --file enwiki.train.txt
-    python studies/score_noise/score_noise.py --model outputs/sudoku --file sudoku17_solved.csv --clues 40
-    python studies/score_noise/score_noise.py --model checkpoints/lomdm-sudoku --file sudoku17_solved.csv --batches 8 \\
-        --rows 4 --views 2                                                                     # in
-        seconds
+    python studies/score_noise/score_noise.py \\
+        --model outputs/sudoku --file sudoku17_solved.csv --clues 40
+
+In seconds:
+
+    python studies/score_noise/score_noise.py \\
+        --model checkpoints/lomdm-sudoku --file sudoku17_solved.csv --batches 8 --rows 4 --views 2
 
 The gradient of the loss in the weights of phi has two parts (docs/method.md): `path`, through the
 rates in the bound, and `score`, through the law of the masks, which RLOO estimates from the views
@@ -51,13 +54,15 @@ def phi_gradients(
 ) -> tuple[Tensor, Tensor]:
     """Gradients `[P]` in phi of one batch `[B, L]`, in nats per token: of the bound alone, and of
     the score alone."""
-    found = []
+    totals = []
     for training in (False, True):  # the score is in the loss of training alone
         generator = torch.Generator().manual_seed(seed)
         loss = model.train(training)(**rows, generator=generator).loss
         gradients = torch.autograd.grad(loss, list(model.phi.parameters()), allow_unused=True)
-        found.append(torch.cat([one.flatten() for one in gradients if one is not None]))
-    return found[0], found[1] - found[0]
+        totals.append(
+            torch.cat([gradient.flatten() for gradient in gradients if gradient is not None])
+        )
+    return totals[0], totals[1] - totals[0]
 
 
 def signal_and_noise(gradients: Tensor) -> dict[str, float | None]:
@@ -70,14 +75,14 @@ def signal_and_noise(gradients: Tensor) -> dict[str, float | None]:
     without = (total - own - 2 * row) / ((count - 1) * (count - 2))  # [N], each batch left out
     error = ((count - 1) / count * (without - without.mean()).square().sum()).sqrt()
     signal, noise = square.clamp(min=0).sqrt(), (own / count - square).clamp(min=0).sqrt()
-    found = {
+    statistics = {
         "signal": signal,
         "signal_squared": square,
         "signal_squared_error": error,
         "noise": noise,
     }
     batches = float((noise / signal).square()) if signal > 0 else None
-    return {name: float(value) for name, value in found.items()} | {"batches": batches}
+    return {name: float(value) for name, value in statistics.items()} | {"batches": batches}
 
 
 def load_rows(
@@ -93,22 +98,24 @@ def load_rows(
         if model.config.max_position_embeddings < CELLS:
             raise ValueError(
                 f"{options.file} holds puzzles of {CELLS} cells, --model {options.model} takes "
-                f"{model.config.max_position_embeddings} tokens. Pass a model of --task sudoku, or a text."
+                f"{model.config.max_position_embeddings} tokens. Pass a model of --task sudoku, or "
+                "a text."
             )
         puzzles = load_puzzles(options.file, 0, options.max_rows)
         generator = torch.Generator().manual_seed(0)
-        some = training_rows(add_clues(puzzle, options.clues, generator) for puzzle in puzzles)
+        rows = training_rows(add_clues(puzzle, options.clues, generator) for puzzle in puzzles)
         ids, labels = (
-            torch.tensor([row[name] for row in some]) for name in ("input_ids", "labels")
+            torch.tensor([row[name] for row in rows]) for name in ("input_ids", "labels")
         )
     else:
         ids = labels = load_texts(options, model)
     if len(ids) < options.max_rows:
         raise ValueError(
-            f"--rows times --batches are {options.max_rows}, {options.file} gives {len(ids)}. Lower one of them."
+            f"--rows times --batches are {options.max_rows}, {options.file} gives {len(ids)}. "
+            "Lower one of them."
         )
     parts = zip(ids.split(options.rows), labels.split(options.rows), strict=True)
-    return [{"input_ids": one, "labels": other} for one, other in parts]
+    return [{"input_ids": tokens, "labels": wanted} for tokens, wanted in parts]
 
 
 def measure(
@@ -173,18 +180,19 @@ def main(arguments: list[str] | None = None) -> None:
         batches = load_rows(options, model)
     model.requires_grad_(False).phi.requires_grad_(True)
     print(
-        f"{'views':>5s} {'part':6s} {'signal':>10s} {'its square':>22s} {'noise':>10s} {'batches':>10s}"
+        f"{'views':>5s} {'part':6s} {'signal':>10s} {'its square':>22s} {'noise':>10s} "
+        f"{'batches':>10s}"
     )
-    found = {}
+    measured_parts = {}
     for num_views in options.views:
-        found[num_views] = measure(model, batches, num_views)
-        for part, one in found[num_views].items():
-            square = f"{one['signal_squared']:.2e} +- {one['signal_squared_error']:.1e}"
-            needed = "none" if one["batches"] is None else f"{one['batches']:.3g}"
-            numbers = f"{one['signal']:10.2e} {square:>22s} {one['noise']:10.2e} {needed:>10s}"
+        measured_parts[num_views] = measure(model, batches, num_views)
+        for part, noise in measured_parts[num_views].items():
+            square = f"{noise['signal_squared']:.2e} +- {noise['signal_squared_error']:.1e}"
+            needed = "none" if noise["batches"] is None else f"{noise['batches']:.3g}"
+            numbers = f"{noise['signal']:10.2e} {square:>22s} {noise['noise']:10.2e} {needed:>10s}"
             print(f"{num_views:5d} {part:6s} {numbers}", flush=True)
     where = environment("cpu", torch.float32, seed=0)
-    write_record(path, measured | {"views": found, "environment": where})
+    write_record(path, measured | {"views": measured_parts, "environment": where})
     print(f"record: {path}")
 
 

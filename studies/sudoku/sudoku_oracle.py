@@ -1,10 +1,10 @@
 """What an order by certainty would give on Sudoku within a law of the rates, with oracles in place
 of the order heads.
 
-    python studies/sudoku/sudoku_oracle.py --model checkpoints/lomdm-sudoku --file sudoku17_solved.csv --start 43000
-    python studies/sudoku/sudoku_oracle.py --model checkpoints/lomdm-sudoku --file sudoku17_solved.csv --start 43000 \\
-        --max_rows 16 --laws uniform "normsig 20"                                              # in
-        a minute
+    python studies/sudoku/sudoku_oracle.py \\
+        --model checkpoints/lomdm-sudoku --file sudoku17_solved.csv --start 43000
+
+In a minute, with `--max_rows 16 --laws uniform "normsig 20"` besides.
 
 The token law is the model's. Rates come from its entropy at each cell, in nats (0 at cells that are
 known): forward rates from the state in which the clues alone are known, reverse rates from the
@@ -103,7 +103,7 @@ def measure(
     """
     rows = training_rows(puzzles)
     ids, labels = (torch.tensor([row[name] for row in rows]) for name in ("input_ids", "labels"))
-    found = nelbo(
+    bound = nelbo(
         model,
         ids,
         labels=labels,
@@ -111,8 +111,8 @@ def measure(
         generator=torch.Generator().manual_seed(0),
     )
     cells = (labels != -100).sum(-1)
-    bounds = found.nelbo / cells
-    parts = describe("main", found.main / cells) | describe("bound", bounds)
+    bounds = bound.nelbo / cells
+    parts = describe("main", bound.main / cells) | describe("bound", bounds)
     names = ("value", "standard_error", "forced_first", "forced_at_random", "n")
     solved = evaluate_sudoku(pipe, puzzles, sampler="sequential", progress=False)
     return parts | {name: solved[name] for name in names}, bounds
@@ -169,25 +169,27 @@ def main(arguments: list[str] | None = None) -> None:
     pipe = LoMDMPipeline.from_pretrained(options.model, model=model)
     pipe.set_progress_bar_config(disable=True)
     print(
-        f"{'law':15s} {'main, nats per cell':>19s} {'over the first':>19s} {'solved':>15s} {'forced reveals':>15s}"
+        f"{'law':15s} {'main, nats per cell':>19s} {'over the first':>19s} {'solved':>15s} "
+        f"{'forced reveals':>15s}"
     )
-    found, first = {}, None
+    by_law, first = {}, None
     for words, law in laws.items():
         with model.with_rates(OracleRates(law)):
-            one, bounds = measure(model, pipe, puzzles, options.num_samples)
+            values, bounds = measure(model, pipe, puzzles, options.num_samples)
         first = bounds if first is None else first
-        found[words] = one = one | describe("over_first", bounds - first)
+        by_law[words] = values = values | describe("over_first", bounds - first)
         parts = (
-            f"{one[name]:.4f} +- {one[f'{name}_error']:.4f}" for name in ("main", "over_first")
+            f"{values[name]:.4f} +- {values[f'{name}_error']:.4f}"
+            for name in ("main", "over_first")
         )
-        solved = f"{one['value']:.3f} +- {one['standard_error']:.3f}"
+        solved = f"{values['value']:.3f} +- {values['standard_error']:.3f}"
         print(
             f"{words:15s}",
             *(f"{part:>19s}" for part in parts),
-            f"{solved:>15s} {one['forced_first']:>15.3f}",
+            f"{solved:>15s} {values['forced_first']:>15.3f}",
             flush=True,
         )
-    write_record(path, measured | {"laws": found})
+    write_record(path, measured | {"laws": by_law})
     print(f"record: {path}")
 
 

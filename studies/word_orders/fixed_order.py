@@ -1,13 +1,16 @@
 """Trains a masked diffusion model in an order that leans to the left and is given, not learned:
 what it is worth.
 
-    python studies/word_orders/fixed_order.py --law "exp 0.05" --output outputs/fixed_order_exp.json \\
-        --config training_scripts/configs/enwiki.yaml --train_file enwiki.train.txt \\
-        --validation_file enwiki.valid.txt --max_steps 4101 --eval_strategy no
+    python studies/word_orders/fixed_order.py \\
+        --law "exp 0.05" --output outputs/fixed_order_exp.json \\
+        --config training_scripts/configs/enwiki.yaml \\
+        --train_file enwiki.train.txt --validation_file enwiki.valid.txt \\
+        --max_steps 4101 --eval_strategy no
 
 On a laptop, in two minutes:
 
-    python studies/word_orders/fixed_order.py --law "exp 0.05" --output outputs/fixed_order_tiny.json \\
+    python studies/word_orders/fixed_order.py \\
+        --law "exp 0.05" --output outputs/fixed_order_tiny.json \\
         --config training_scripts/configs/tiny.yaml --max_steps 200 --eval_strategy no
 
 Forward and reverse rates are the same function of the position `i = 0, 1, ..`, so nothing of the
@@ -40,7 +43,7 @@ from hf_lomdm.evaluation.records import check_output, write_record
 from hf_lomdm.modeling.batch_lomdm import Batch
 from hf_lomdm.modeling.process_lomdm import centre, learned_rates
 from hf_lomdm.modeling.rates_lomdm import RATE_LAWS, RateLaw
-from hf_lomdm.training.arguments import parse_arguments
+from hf_lomdm.training.parsing import parse_arguments
 
 STUDIES = Path(__file__).resolve().parents[1]
 sys.path += [str(STUDIES.parent / "benchmarks"), str(STUDIES / "family")]
@@ -73,8 +76,8 @@ def rates_by_position(law: str, length: int, c1: float, c2: float) -> Tensor:
         scores = -slopes[0] * position
         return scores.exp() if name == "exp" else learned_rates(centre(scores[None]), c1, c2)[0]
     raise ValueError(
-        f"--law must be 'uniform', 'normsig SLOPE' or 'exp SLOPE', a slope of at most {STEEPEST / (length - 1):.3g} "
-        f"for rows of {length} tokens, got {law!r}."
+        "--law must be 'uniform', 'normsig SLOPE' or 'exp SLOPE', a slope of at most "
+        f"{STEEPEST / (length - 1):.3g} for rows of {length} tokens, got {law!r}."
     )
 
 
@@ -143,11 +146,12 @@ def main(arguments: list[str] | None = None) -> None:
     folder = Path(run.training.output_dir)
     texts, _ = load_data(run.data, folder)
     parts = folder / "evaluation.parts.jsonl"
-    found = evaluate(run, folder, texts["validation"], parts)
-    write_record(options.output, measured | found)
+    likelihood = evaluate(run, folder, texts["validation"], parts)
+    write_record(options.output, measured | likelihood)
     PartsFile(parts, {}).delete()
     print(
-        f"order bound in its order: {found['value']:.4f} +- {found['standard_error']:.4f} nats per token"
+        f"order bound in its order: {likelihood['value']:.4f} +- "
+        f"{likelihood['standard_error']:.4f} nats per token"
     )
     print(f"record: {options.output}")
 

@@ -1,10 +1,10 @@
 """What texts cost a trained network when they are written in another order, without training it
 again.
 
-    python studies/word_orders/text_orders.py --model checkpoints/lomdm-enwiki --file enwiki.test.txt
-    python studies/word_orders/text_orders.py --model checkpoints/lomdm-enwiki --file enwiki.test.txt --max_rows 4 \\
-        --orders random left_to_right                                                          # in
-        seconds
+    python studies/word_orders/text_orders.py \\
+        --model checkpoints/lomdm-enwiki --file enwiki.test.txt
+
+In seconds, with `--max_rows 4 --orders random left_to_right` besides.
 
 In an order that is fixed by what is already revealed, `-log P(x)` is exactly the sum of `-log
 p_i(x_i)` at each reveal; where the order is drawn, this sum is a bound. Every token of a row
@@ -136,16 +136,16 @@ def measure(model: LoMDMForMaskedDiffusion, texts: Tensor, order: str) -> dict:
     return {"per_text": costs.mean(1).tolist(), "by_quarter": quarters}
 
 
-def summary(found: dict[str, dict]) -> dict[str, dict]:
+def summary(by_order: dict[str, dict]) -> dict[str, dict]:
     """Means with their errors over texts, and the paired difference to the first order."""
-    first = torch.tensor(next(iter(found.values()))["per_text"])
+    first = torch.tensor(next(iter(by_order.values()))["per_text"])
     return {
-        name: _mean(torch.tensor(one["per_text"]))
+        name: _mean(torch.tensor(values["per_text"]))
         | {
-            "minus_first": _mean(torch.tensor(one["per_text"]) - first),
-            "by_quarter": one["by_quarter"],
+            "minus_first": _mean(torch.tensor(values["per_text"]) - first),
+            "by_quarter": values["by_quarter"],
         }
-        for name, one in found.items()
+        for name, values in by_order.items()
     }
 
 
@@ -172,8 +172,8 @@ def load_texts(options: argparse.Namespace, model: LoMDMForMaskedDiffusion) -> T
     rows = [row["input_ids"] for row in packed.rows if len(row["input_ids"]) == length]
     if len(rows) < 2:
         raise ValueError(
-            f"--max_rows and --file must give 2 rows of {length} tokens for an error, got {len(rows)}. "
-            "Raise --max_rows, or pass a longer file."
+            f"--max_rows and --file must give 2 rows of {length} tokens for an error, got "
+            f"{len(rows)}. Raise --max_rows, or pass a longer file."
         )
     return torch.stack([torch.as_tensor(row) for row in rows])
 
@@ -224,20 +224,23 @@ def main(arguments: list[str] | None = None) -> None:
             )
         texts = load_texts(options, model)
     print(
-        f"{'order':15s} {'nats per token':>20s} {'minus ' + options.orders[0]:>22s}   in each quarter of the reveals"
+        f"{'order':15s} {'nats per token':>20s} {'minus ' + options.orders[0]:>22s}   in each "
+        "quarter of the reveals"
     )
-    found = {}
+    by_order = {}
     for order in options.orders:
-        found[order] = measure(model, texts, order)
-        one = summary(found)[order]
+        by_order[order] = measure(model, texts, order)
+        result = summary(by_order)[order]
         values = [
             f"{part['value']:.3f} +- {part['standard_error']:.3f}"
-            for part in (one, one["minus_first"])
+            for part in (result, result["minus_first"])
         ]
-        quarters = " ".join(f"{part:.2f}" for part in one["by_quarter"])
+        quarters = " ".join(f"{part:.2f}" for part in result["by_quarter"])
         print(f"{order:15s} {values[0]:>20s} {values[1]:>22s}   {quarters}", flush=True)
     where = environment("cpu", torch.float32, seed=0)
-    write_record(path, measured | {"n": len(texts), "orders": summary(found), "environment": where})
+    write_record(
+        path, measured | {"n": len(texts), "orders": summary(by_order), "environment": where}
+    )
     print(f"record: {path}")
 
 

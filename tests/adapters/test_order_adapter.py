@@ -216,7 +216,7 @@ def test_the_loss_trains_the_heads_by_the_exact_gradient_and_nothing_else():
         exact = sum(oracles.order_bound(oracles.keep_gradient(table, visible)))
         (gradient,) = torch.autograd.grad(exact, weight, retain_graph=True)
         assert gradient.abs().max() > 0.003, name  # the test could tell
-        # 16 components that hang together: 4 standard errors, with the tails of Student's t at 39
+        # 16 dependent components: 4 standard errors, with the tails of Student's t at 39
         # degrees of freedom
         assert oracles.z_score(torch.stack(samples[name]), gradient[0]).abs().max() < 4.5, name
 
@@ -238,13 +238,13 @@ def test_a_saved_adapter_holds_the_heads_alone_and_comes_back_with_its_base(tmp_
     adapter.save_pretrained(tmp_path / "adapter")
     stored = load_file(tmp_path / "adapter" / "model.safetensors")
     assert {name.split(".")[0] for name in stored} == {"phi", "psi"}
-    again = OrderAdapter.from_pretrained(tmp_path / "adapter")
-    assert (again.config.c2, again.config.bound) == (0.5, "time")
-    for one, two in zip(
-        again(input_ids=NOISY).to_tuple(), adapter(input_ids=NOISY).to_tuple(), strict=True
+    reloaded = OrderAdapter.from_pretrained(tmp_path / "adapter")
+    assert (reloaded.config.c2, reloaded.config.bound) == (0.5, "time")
+    for first, second in zip(
+        reloaded(input_ids=NOISY).to_tuple(), adapter(input_ids=NOISY).to_tuple(), strict=True
     ):
-        assert torch.equal(one, two)
-    again.save_pretrained(tmp_path / "again")
+        assert torch.equal(first, second)
+    reloaded.save_pretrained(tmp_path / "again")
     assert (tmp_path / "again" / "config.json").read_text() == (
         tmp_path / "adapter" / "config.json"
     ).read_text()
@@ -332,10 +332,10 @@ def test_the_settings_of_its_outputs_change_nothing_but_those(kind, adapter):
     # which itself fails with tuples
     for config in configs[:1] if kind == "modernbert" else configs:
         config.return_dict, config.output_hidden_states = False, True
-    found = adapter(input_ids=NOISY, return_dict=True)
-    assert torch.equal(found.logits, expected.logits) and torch.equal(found.rates, expected.rates)
-    assert all(states.shape == expected.last_hidden_state.shape for states in found.hidden_states)
-    torch.testing.assert_close(found.hidden_states[-1], found.last_hidden_state)
+    actual = adapter(input_ids=NOISY, return_dict=True)
+    assert torch.equal(actual.logits, expected.logits) and torch.equal(actual.rates, expected.rates)
+    assert all(states.shape == expected.last_hidden_state.shape for states in actual.hidden_states)
+    torch.testing.assert_close(actual.hidden_states[-1], actual.last_hidden_state)
     assert isinstance(adapter(input_ids=NOISY), tuple)
     with pytest.raises(ValueError, match="inputs_embeds is not read by an order adapter"):
         adapter(inputs_embeds=torch.zeros(1, 3, 16), output_hidden_states=False)
@@ -424,7 +424,7 @@ def test_a_pipeline_saved_with_an_adapter_comes_back_with_it(tmp_path):
     same(pipe.model(input_ids=NOISY).logits, adapter(input_ids=NOISY).logits)
 
 
-# -------------------------------------------------------------------------------------------------------- refusals
+# ----------------------------------------------------------------------------------------- refusals
 
 
 def refused(match, call, *args, **kwargs):
@@ -537,7 +537,7 @@ def test_tokens_that_are_never_revealed_are_given_or_refused():
     refused("prefix_token_id must be None or an int", attach, make_base(), prefix_token_id=[1])
 
 
-# -------------------------------------------------------------------------------------------------------- training
+# ----------------------------------------------------------------------------------------- training
 
 
 def make_rows(count: int, seed: int, length: int = 8) -> list[dict]:
@@ -604,9 +604,11 @@ def test_training_changes_the_heads_and_resumes_bit_by_bit_and_leaves_the_base(t
     trainer, resumed = run(tmp_path / "parts", 4)
     assert trainer.num_steps_trained == 2
     for head in ("phi", "psi"):
-        one, two, fresh = (weights_of(getattr(model, head)) for model in (whole, resumed, start))
-        assert all(torch.equal(one[name], two[name]) for name in one)
-        assert not torch.equal(one["out.weight"], fresh["out.weight"])
+        first, second, fresh = (
+            weights_of(getattr(model, head)) for model in (whole, resumed, start)
+        )
+        assert all(torch.equal(first[name], second[name]) for name in first)
+        assert not torch.equal(first["out.weight"], fresh["out.weight"])
 
 
 def test_the_folder_of_a_trained_adapter_loads_as_an_adapter_without_base_weights(
@@ -619,9 +621,9 @@ def test_the_folder_of_a_trained_adapter_loads_as_an_adapter_without_base_weight
     trainer.save_model()
     stored = load_file(tmp_path / "run" / "model.safetensors")
     assert {name.split(".")[0] for name in stored} == {"phi", "psi"}
-    again = OrderAdapter.from_pretrained(tmp_path / "run")
+    reloaded = OrderAdapter.from_pretrained(tmp_path / "run")
     averaged = trainer.ema.average["psi.out.weight"]
-    assert torch.equal(again.psi.out.weight, averaged)
+    assert torch.equal(reloaded.psi.out.weight, averaged)
     monkeypatch.chdir(tmp_path)
     (code,) = re.findall(
         r"```python\n(.*?)```", (tmp_path / "run" / "README.md").read_text(), flags=re.DOTALL

@@ -140,7 +140,7 @@ def test_reference_sampler_leaves_what_is_given_and_no_mask(make_model):
     assert text[0, [0, 2]].tolist() == [3, 4] and not (text == 10).any()
 
 
-# ------------------------------------------------------------------------------------------------------------- flops
+# -------------------------------------------------------------------------------------------- flops
 
 
 def counted(function) -> float:
@@ -163,8 +163,8 @@ def test_operations_on_paper_are_those_that_torch_counts(make_model, clean, syst
         "naive_lomdm": lambda: reference.naive_lomdm_loss(model, clean, half, tuple(draws)),
     }
     ours = lambda: model(input_ids=clean, labels=clean, quantiles=half).loss  # noqa: E731
-    found = counted(lambda: losses.get(system, ours)().backward())
-    assert found == pytest.approx(
+    actual = counted(lambda: losses.get(system, ours)().backward())
+    assert actual == pytest.approx(
         BATCH * LENGTH * flops.of_system(system, model.config, LENGTH), rel=0.01
     )
 
@@ -176,22 +176,22 @@ def test_operations_of_blocks_on_paper_are_those_that_torch_counts(make_model, c
     ).train()
     half = torch.full((BATCH,), 0.5)
     # 2 %: quantiles differ between blocks, so that the masked share is half on average only
-    found = counted(lambda: model(input_ids=clean, labels=clean, quantiles=half).loss.backward())
-    assert found == pytest.approx(BATCH * LENGTH * flops.training(model.config, LENGTH), rel=0.02)
+    actual = counted(lambda: model(input_ids=clean, labels=clean, quantiles=half).loss.backward())
+    assert actual == pytest.approx(BATCH * LENGTH * flops.training(model.config, LENGTH), rel=0.02)
 
 
 def test_operations_of_a_sampling_step_on_paper_are_those_that_torch_counts(make_model, clean):
     model = make_model(attn_implementation="eager")
-    found = counted(
+    actual = counted(
         lambda: model.token_logits(model(clean, output_logits=False).last_hidden_state[:, :2])
     )
-    assert found == BATCH * flops.sampling_step(model.config, LENGTH, projected=2)
+    assert actual == BATCH * flops.sampling_step(model.config, LENGTH, projected=2)
 
 
 def test_weights_on_paper_are_those_of_the_model_but_for_norms(make_model):
     model = make_model(hidden_size=32)
-    found = sum(w.numel() for name, w in model.named_parameters() if "norm" not in name)
-    assert flops.num_weights(model.config) == found
+    actual = sum(w.numel() for name, w in model.named_parameters() if "norm" not in name)
+    assert flops.num_weights(model.config) == actual
 
 
 def test_ratios_at_mdlm_small_are_those_of_the_plan():
@@ -203,7 +203,7 @@ def test_ratios_at_mdlm_small_are_those_of_the_plan():
         flops.of_system("ar", config, 1024)
 
 
-# -------------------------------------------------------------------------------------------------------- projection
+# --------------------------------------------------------------------------------------- projection
 
 
 def test_hours_on_paper_are_work_over_speed():
@@ -246,7 +246,7 @@ def test_a_plan_that_cannot_be_is_an_error_that_names_it(change, message):
         )
 
 
-# ----------------------------------------------------------------------------------------------------------- scripts
+# ------------------------------------------------------------------------------------------ scripts
 
 
 def test_timing_interleaves_runs_and_leaves_the_first_round_out():
@@ -255,8 +255,8 @@ def test_timing_interleaves_runs_and_leaves_the_first_round_out():
         {"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 60, rounds=3
     )
     assert calls == ["a", "b"] * 4
-    assert [one["rounds"] for one in taken.values()] == [3, 3]
-    assert all(0 < one["seconds"] < 1 for one in taken.values())
+    assert [timing["rounds"] for timing in taken.values()] == [3, 3]
+    assert all(0 < timing["seconds"] < 1 for timing in taken.values())
 
 
 def test_partly_revealed_states_have_the_share_of_masks_of_their_step():
@@ -276,14 +276,14 @@ def test_a_timed_run_ends_after_the_steps_that_are_timed(make_model, sampler):
 
 def test_one_row_is_timed_at_three_places_and_more_rows_in_the_middle(make_model):
     model, setting = make_model().eval(), {"length": 16, "steps": 8}
-    found = {
+    actual = {
         batch: sampling.measure_sampler(model, "reference", setting, batch) for batch in (1, 2)
     }
-    assert {batch: list(one["seconds_per_step"]) for batch, one in found.items()} == {
+    assert {batch: list(timing["seconds_per_step"]) for batch, timing in actual.items()} == {
         1: ["first", "middle", "last"],
         2: ["middle"],
     }
-    two = found[2]
+    two = actual[2]
     assert two["tokens_per_second"] == pytest.approx(
         2 * 16 / (8 * two["seconds_per_step"]["middle"])
     )
@@ -395,11 +395,11 @@ def test_smoke_run_writes_every_section_and_prints_its_tables(tmp_path):
             and ratio["analytic"] > 0
         )
     systems = [cell["system"] for cell in record["sampling"]["cells"]] + [
-        one[0] for one in record["sampling"]["left_out"]
+        cell[0] for cell in record["sampling"]["left_out"]
     ]
     # a slow machine leaves the second out
     assert record["sampling"]["cells"] and systems == ["mdlm", "lomdm"]
-    assert all(math.isfinite(one["speedup"]) for one in record["blocks"]["cache"].values())
+    assert all(math.isfinite(cell["speedup"]) for cell in record["blocks"]["cache"].values())
     plain, checkpointed, many = record["memory"]["settings"]
     assert not plain["gradient_checkpointing"] and checkpointed["gradient_checkpointing"]
     assert (
@@ -414,5 +414,5 @@ def test_smoke_run_writes_every_section_and_prints_its_tables(tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_are_measured_against_one():
-    found = scaling.ddp_efficiency("toy", 64, 16)
-    assert found["efficiency"] == pytest.approx(found["one_process"] / found["two_processes"])
+    actual = scaling.ddp_efficiency("toy", 64, 16)
+    assert actual["efficiency"] == pytest.approx(actual["one_process"] / actual["two_processes"])

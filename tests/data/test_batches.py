@@ -13,7 +13,7 @@ def test_collator_pads_on_the_right_and_labels_padding():
     assert batch["input_ids"].tolist() == [[5, 6, 7, 3, 3], [8, 9, 10, 11, 12]]
     assert batch["labels"].tolist() == [[5, 6, 7, -100, -100], [8, 9, 10, 11, 12]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]]
-    assert {one.dtype for one in batch.values()} == {torch.int64}
+    assert {tensor.dtype for tensor in batch.values()} == {torch.int64}
 
 
 def test_collator_gives_no_mask_when_nothing_is_padded_even_if_a_text_has_the_padding_id():

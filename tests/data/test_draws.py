@@ -32,6 +32,8 @@ def test_the_draws_of_a_text_do_not_depend_on_the_split():
         generator.initial_seed() for _, generators in parts for generator in generators
     ]
     others = [
-        one.initial_seed() for run in ((2, 7), (1, 8)) for one in step_generators(*run, range(8))
+        generator.initial_seed()
+        for run in ((2, 7), (1, 8))
+        for generator in step_generators(*run, range(8))
     ]
     assert len({*seeds, *others}) == 24

@@ -89,9 +89,11 @@ def test_add_clues_reveals_cells_of_the_solution():
 def test_an_augmented_puzzle_is_another_puzzle_with_as_many_clues_and_its_own_solution():
     puzzle = make_random_puzzle(3, 30)
     augmented = [augment(puzzle, torch.Generator().manual_seed(seed)) for seed in range(40)]
-    clues, solutions = (torch.tensor([each[part] for each in augmented]) for part in (0, 1))
+    clues, solutions = (torch.tensor([puzzle[part] for puzzle in augmented]) for part in (0, 1))
     assert solves(solutions, clues).all()
-    assert ((clues > 0).sum(-1) == 30).all() and len({each.solution for each in augmented}) == 40
+    assert ((clues > 0).sum(-1) == 30).all() and len(
+        {puzzle.solution for puzzle in augmented}
+    ) == 40
     # forced cells go where their cells go, so no augmented puzzle is easier
     forced = forced_cells(torch.tensor([puzzle.clues])).sum()
     assert (forced_cells(clues).sum(-1) == forced).all()
@@ -111,7 +113,7 @@ def test_an_augmented_puzzle_turns_lines_into_columns_half_of_the_time():
     assert lines + columns == 100 and 30 < columns < 70  # four standard deviations
 
 
-def test_sudoku_rows_are_the_same_whenever_they_are_read_and_give_from_their_own_clues_to_the_most():
+def test_sudoku_rows_are_the_same_whenever_read_and_give_from_their_own_clues_to_the_most():
     puzzles = [make_random_puzzle(seed, 20) for seed in range(5)]
     rows = SudokuRows(puzzles, variants=200)
     assert len(rows) == 1000 and rows[7] == rows[7] and rows[7] != rows[12]
@@ -134,8 +136,10 @@ def test_sudoku_splits_whole_blocks_and_refuses_what_is_no_sudoku(tmp_path):
         and rows["validation"].puzzles == load_puzzles(path)[18:]
     )
     own = write_puzzles(tmp_path / "valid.csv", 3)
-    few = {"validation_file": str(own), "max_train_rows": 4, "max_validation_rows": 2}
-    rows, _ = load_sudoku(DataArguments(task="sudoku", train_file=str(path), max_length=81, **few))
+    small = {"validation_file": str(own), "max_train_rows": 4, "max_validation_rows": 2}
+    rows, _ = load_sudoku(
+        DataArguments(task="sudoku", train_file=str(path), max_length=81, **small)
+    )
     assert [len(rows[split].puzzles) for split in ("train", "validation")] == [4, 2]
     for settings, message in (
         ({"train_file": str(path), "max_length": 64}, "max_length 81, the cells of a grid, got 64"),

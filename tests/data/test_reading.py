@@ -32,7 +32,7 @@ def texts(path, **options) -> list[str | None]:
     return load_files(str(path), **options)["text"][:]
 
 
-# --------------------------------------------------------------------------------------------------------------- names
+# -------------------------------------------------------------------------------------------- names
 
 NAMES = [
     "part[1].txt",
@@ -100,7 +100,7 @@ def test_a_file_that_was_written_again_is_read_again(tmp_path):
     assert texts(path) == ["two"]
 
 
-# --------------------------------------------------------------------------------------------------------------- texts
+# -------------------------------------------------------------------------------------------- texts
 
 CELLS = [
     "NA",
@@ -138,8 +138,8 @@ def test_cells_of_csv_are_texts_as_they_are_written(tmp_path, end, quote):
 
 def test_cells_of_csv_are_texts_in_a_data_set_of_several_splits_too(tmp_path):
     write(tmp_path / "train.csv", "id,text\n" + "".join(f"x,{quoted(cell)}\n" for cell in CELLS))
-    found = load_text(DataArguments(dataset_name=str(tmp_path), validation_split="train[:2]"))
-    assert found["train"]["text"][:] == CELLS and found["validation"]["text"][:] == CELLS[:2]
+    actual = load_text(DataArguments(dataset_name=str(tmp_path), validation_split="train[:2]"))
+    assert actual["train"]["text"][:] == CELLS and actual["validation"]["text"][:] == CELLS[:2]
 
 
 def test_csv_of_one_column_leaves_empty_cells_to_the_documents(tmp_path):
@@ -189,11 +189,11 @@ def test_other_keys_of_jsonl_decide_nothing(tmp_path, column):
     path = write(
         tmp_path / "a.jsonl", "".join(json.dumps(line) + "\n" for line in lines) + '{"n": NaN}'
     )
-    found = texts(path, columns=(column,))
+    actual = texts(path, columns=(column,))
     assert (
-        found[:4] == ["one", "two", None, None]
-        and found[-2:] == ["2020-01-01", None]
-        and len(found) == 3006
+        actual[:4] == ["one", "two", None, None]
+        and actual[-2:] == ["2020-01-01", None]
+        and len(actual) == 3006
     )
 
 
@@ -213,27 +213,27 @@ def test_every_string_type_of_arrow_is_text(tmp_path, kind):
         pa.table({"id": range(4), "text": values}), tmp_path / "a.parquet", row_group_size=3
     )
     assert texts(tmp_path / "a.parquet") == ["a", None, "é", "a"]
-    found = load_text(DataArguments(dataset_name=str(tmp_path), validation_split="train[:1]"))
-    assert found["train"]["text"][:] == ["a", None, "é", "a"]
+    actual = load_text(DataArguments(dataset_name=str(tmp_path), validation_split="train[:1]"))
+    assert actual["train"]["text"][:] == ["a", None, "é", "a"]
 
 
 def test_files_of_a_folder_need_the_text_column_in_common_and_nothing_else(tmp_path):
-    one, two = tmp_path / "one", tmp_path / "two"
-    one.mkdir()
-    pyarrow.parquet.write_table(pa.table({"text": ["a"], "id": [1]}), one / "a.parquet")
+    first, second = tmp_path / "one", tmp_path / "two"
+    first.mkdir()
+    pyarrow.parquet.write_table(pa.table({"text": ["a"], "id": [1]}), first / "a.parquet")
     pyarrow.parquet.write_table(
-        pa.table({"id": ["x"], "n": [{"m": 1}], "text": pa.nulls(1)}), one / "b.parquet"
+        pa.table({"id": ["x"], "n": [{"m": 1}], "text": pa.nulls(1)}), first / "b.parquet"
     )
     pyarrow.parquet.write_table(
-        pa.table({"text": pa.array(["c"], pa.string_view())}), one / "c.parquet"
+        pa.table({"text": pa.array(["c"], pa.string_view())}), first / "c.parquet"
     )
-    write(two / "a.csv", "text,id\na,1\n")
-    write(two / "b.csv", "")
-    write(two / "c.csv.gz", gzip.compress(b"more,text\nx,c\n"))
-    assert texts(one) == ["a", None, "c"] and texts(two) == ["a", "c"]
-    write(two / "d.csv", "body\nd\n")
+    write(second / "a.csv", "text,id\na,1\n")
+    write(second / "b.csv", "")
+    write(second / "c.csv.gz", gzip.compress(b"more,text\nx,c\n"))
+    assert texts(first) == ["a", None, "c"] and texts(second) == ["a", "c"]
+    write(second / "d.csv", "body\nd\n")
     with pytest.raises(ValueError, match="d.csv has no column 'text', only body"):
-        texts(two)
+        texts(second)
 
 
 def compressed(content: bytes, suffix: str) -> bytes:

@@ -23,7 +23,7 @@ def ids_of(rows) -> list[list[int]]:
 
 
 def encode(text: str) -> list[int]:
-    return ["abcdefg".index(one) + 3 for one in text]
+    return ["abcdefg".index(letter) + 3 for letter in text]
 
 
 @pytest.mark.parametrize("ends", [(None, None), (1, 2)])
@@ -168,7 +168,7 @@ def test_windows_count_each_token_once_and_read_nothing_behind(length, stride):
     counted = []
     for number, row in enumerate(rows[:-1]):
         ids, labels = row["input_ids"].tolist(), row["labels"].tolist()
-        fresh = [one for one in labels if one != -100]
+        fresh = [label for label in labels if label != -100]
         assert labels == [-100] * (len(ids) - len(fresh)) + fresh and ids[-len(fresh) :] == fresh
         assert ids == list(range(ids[0], ids[-1] + 1))  # neighbours
         assert len(ids) == min(8, ids[-1] + 1)  # as much context as fits

@@ -29,9 +29,27 @@ from hf_lomdm.data.tokenizers import load_tokenizer, special_token_ids, train_to
 from tiny_tokenizer import build_word_tokenizer
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
-WORDS = "some words of a text that is read in order , not more ;  with\tblanks\n and ends .".split(
-    " "
-)
+WORDS = [
+    "some",
+    "words",
+    "of",
+    "a",
+    "text",
+    "that",
+    "is",
+    "read",
+    "in",
+    "order",
+    ",",
+    "not",
+    "more",
+    ";",
+    "",
+    "with\tblanks\n",
+    "and",
+    "ends",
+    ".",
+]
 
 
 @pytest.fixture(autouse=True)
@@ -58,14 +76,14 @@ def write_rows(texts, tokenizer, **settings) -> list[list[int]]:
     return [row["input_ids"].tolist() for row in tokenize(as_dataset(texts), tokenizer, arguments)]
 
 
-# ------------------------------------------------------------------------------------------------------------- packing
+# ------------------------------------------------------------------------------------------ packing
 
 
 def expected_stream(texts, tokenizer) -> list[int]:
     """All documents, EOS behind each, tokenised one by one: the definition."""
     ids = (
-        tokenizer(one, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
-        for one in texts
+        tokenizer(text, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
+        for text in texts
     )
     return list(chain.from_iterable(ids))
 
@@ -98,7 +116,7 @@ def test_pieces_of_a_long_document_have_the_tokens_of_the_whole(kind, monkeypatc
     # Runs of up to 29 blanks, so that some lie across a cut; bpe:300 has tokens of many blanks, so
     # that it would show.
     document = "".join(
-        one + " " * (1 + 7 * index % 29) for index, one in enumerate(random_texts(60, 15))
+        text + " " * (1 + 7 * index % 29) for index, text in enumerate(random_texts(60, 15))
     )
     if kind in ("gpt2", "bert"):
         tokenizer = load_tokenizer(str(FIXTURES / f"{kind}_tokenizer"))
@@ -190,15 +208,15 @@ def test_only_the_first_process_prints(tokenizer, monkeypatch, capsys):
 def test_without_packing_each_document_is_one_row_cut_at_max_length(tokenizer, special, capsys):
     texts = ["one", "two words", "a much longer text than max_length can hold , by far"]
     rows = write_rows(texts, tokenizer, packing=False, max_length=12, insert_special_tokens=special)
-    ids = [tokenizer(one, add_special_tokens=False)["input_ids"] for one in texts]
+    ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
     width = 10 if special else 12
     ends = ([tokenizer.bos_token_id], [tokenizer.eos_token_id]) if special else ([], [])
-    assert rows == [ends[0] + one[:width] + ends[1] for one in ids]
+    assert rows == [ends[0] + text[:width] + ends[1] for text in ids]
     assert len(rows[0]) < 12 and len(rows[2]) == 12
     assert f"; {len(ids[2]) - width} tokens behind max_length dropped" in capsys.readouterr().out
 
 
-# ------------------------------------------------------------------------------------------------------------- caching
+# ------------------------------------------------------------------------------------------ caching
 
 
 def test_rows_are_read_from_the_cache_the_second_time(tokenizer, monkeypatch, capsys):
@@ -257,19 +275,19 @@ def test_of_two_writers_at_once_the_first_stays_and_both_read_it(tokenizer, tmp_
     """As two containers do whose processes have the same id: the second starts while the first is
     writing."""
     texts, arguments = as_dataset(random_texts(60, 30)), DataArguments(max_length=16)
-    write_blocks, paths, others = splits._write_blocks, [], []
+    write_blocks, paths, written = splits._write_blocks, [], []
 
     def write_while_another_does(path, *rest):
         paths.append(path)
         if len(paths) == 1:
-            others.append(tokenize(texts, tokenizer, arguments))
+            written.append(tokenize(texts, tokenizer, arguments))
         return write_blocks(path, *rest)
 
     monkeypatch.setattr(splits, "_write_blocks", write_while_another_does)
     mine = tokenize(texts, tokenizer, arguments)
     assert len(set(paths)) == 2
-    assert len(mine) > 20 and mine["input_ids"][:].tolist() == others[0]["input_ids"][:].tolist()
-    assert mine.cache_files == others[0].cache_files
+    assert len(mine) > 20 and mine["input_ids"][:].tolist() == written[0]["input_ids"][:].tolist()
+    assert mine.cache_files == written[0].cache_files
     assert len(list((tmp_path / "cache/hf_lomdm").iterdir())) == 1
 
 
@@ -317,10 +335,10 @@ def test_the_fingerprint_is_that_of_rows_and_tokenizer_wherever_they_come_from(
     assert len({first, *changed}) == 5
     # The same tokens in a row, cut elsewhere.
     rows = [{"input_ids": [5, 6]}, {"input_ids": [7]}], [{"input_ids": [5]}, {"input_ids": [6, 7]}]
-    assert len({data_fingerprint({"train": one}, tokenizer) for one in rows}) == 2
+    assert len({data_fingerprint({"train": texts}, tokenizer) for texts in rows}) == 2
 
 
-# ----------------------------------------------------------------------------------------------------- loading, splits
+# ---------------------------------------------------------------------------------- loading, splits
 
 
 @pytest.mark.parametrize(
@@ -357,10 +375,10 @@ def test_the_fingerprint_is_that_of_rows_and_tokenizer_wherever_they_come_from(
 def test_files_with_the_columns_of_the_real_sets_load(file, column, detokenizer, count, start):
     path = FIXTURES / file
     source = {"dataset_name": str(path)} if path.is_dir() else {"train_file": str(path)}
-    found = text._load_split(
+    actual = text._load_split(
         DataArguments(text_column=column, **source), "train", source.get("train_file")
     )
-    texts = list(documents(found, detokenizer))
+    texts = list(documents(actual, detokenizer))
     assert len(texts) == count
     assert texts[0].startswith(start)
 
@@ -465,10 +483,16 @@ def test_pydoc_topics_are_split_nine_to_one_without_known_text(tmp_path):
     assert set(train + validation) <= set(topics.values()) and not set(train) & set(validation)
     assert topics["with"] not in validation  # it stands in the topic `compound`, too
     paragraphs = {
-        paragraph for one in train for paragraph in one.split("\n\n") if len(paragraph) > 50
+        paragraph
+        for document in train
+        for paragraph in document.split("\n\n")
+        if len(paragraph) > 50
     }
     shared = sum(
-        len(part) for one in validation for part in one.split("\n\n") if part in paragraphs
+        len(part)
+        for document in validation
+        for part in document.split("\n\n")
+        if part in paragraphs
     )
     assert shared < 0.03 * sum(map(len, validation))
 
@@ -505,7 +529,7 @@ def test_a_run_gets_rows_and_a_complete_tokenizer_from_a_set_with_two_splits(tmp
     )
 
 
-# ----------------------------------------------------------------------------------------------------------- bad input
+# ---------------------------------------------------------------------------------------- bad input
 
 
 @pytest.mark.parametrize(
@@ -532,9 +556,8 @@ def test_files_that_cannot_be_used_are_named(tmp_path, name, content, message):
 
 
 def test_the_byte_offset_is_right_behind_the_first_block(tmp_path):
-    start = (
-        "é".encode() * (1 << 19) + b"x"
-    )  # the second block begins inside no character, the third after one more byte
+    # the second block begins at a character, the third inside one
+    start = "é".encode() * (1 << 19) + b"x"
     (tmp_path / "a.txt").write_bytes(start + "é".encode() * (1 << 19) + b"\xff")
     with pytest.raises(ValueError, match=f"byte offset {len(start) + (1 << 20)}"):
         check_utf8(tmp_path / "a.txt")
@@ -646,8 +669,8 @@ def test_the_model_knows_bos_and_eos_exactly_where_rows_hold_them(packing, inser
 
 
 def test_no_data_argument_hides_a_training_argument():
-    names = {one.name for one in fields(DataArguments)}
-    assert not names & {one.name for one in fields(TrainingArguments)}
+    names = {argument.name for argument in fields(DataArguments)}
+    assert not names & {argument.name for argument in fields(TrainingArguments)}
 
 
 @pytest.mark.slow

@@ -66,25 +66,25 @@ def test_vocabulary_has_the_asked_for_size(kind, size):
 
 @pytest.mark.parametrize("kind", ["bpe:300", "byte", "char"])
 def test_special_tokens_have_distinct_ids_and_survive_saving(kind, tmp_path):
-    made = train_tokenizer(kind, TEXTS, tmp_path / "tokenizer")
+    trained = train_tokenizer(kind, TEXTS, tmp_path / "tokenizer")
     loaded = AutoTokenizer.from_pretrained(tmp_path / "tokenizer")
-    ids = special_token_ids(made)
+    ids = special_token_ids(trained)
     assert ids == special_token_ids(loaded)
     assert (
         len(
             {ids[f"{name}_token_id"] for name in ("mask", "pad", "bos", "eos")}
-            | {made.unk_token_id}
+            | {trained.unk_token_id}
         )
         == 5
     )
-    assert loaded(AWKWARD)["input_ids"] == made(AWKWARD)["input_ids"]
+    assert loaded(AWKWARD)["input_ids"] == trained(AWKWARD)["input_ids"]
     assert loaded.decode(loaded(TEXTS[0])["input_ids"]) == TEXTS[0]
 
 
 def test_a_tokenizer_is_made_once_and_reused(tmp_path):
-    made = train_tokenizer("char", ["abc"], tmp_path / "tokenizer")
-    again = train_tokenizer("char", iter(["abc"]), tmp_path / "tokenizer")
-    assert again.get_vocab() == made.get_vocab()
+    trained = train_tokenizer("char", ["abc"], tmp_path / "tokenizer")
+    repeated = train_tokenizer("char", iter(["abc"]), tmp_path / "tokenizer")
+    assert repeated.get_vocab() == trained.get_vocab()
     for text in (["abcd"], ["ab", "c"], []):
         with pytest.raises(
             ValueError, match="'char', but .* made from another train text.*another output_dir"
@@ -97,14 +97,14 @@ def test_a_tokenizer_is_made_once_and_reused(tmp_path):
 
 
 def test_no_text_decides_on_bytes_and_what_an_earlier_version_made_is_reused(tmp_path):
-    made = train_tokenizer("byte", ["abc"], tmp_path / "bytes")
-    assert train_tokenizer("byte", ["xyz"], tmp_path / "bytes").get_vocab() == made.get_vocab()
-    made = train_tokenizer("char", ["abc"], tmp_path / "old")
+    trained = train_tokenizer("byte", ["abc"], tmp_path / "bytes")
+    assert train_tokenizer("byte", ["xyz"], tmp_path / "bytes").get_vocab() == trained.get_vocab()
+    trained = train_tokenizer("char", ["abc"], tmp_path / "old")
     path = tmp_path / "old/tokenizer_config.json"
     settings = json.loads(path.read_text())
     del settings["trained_on"]
     path.write_text(json.dumps(settings))
-    assert train_tokenizer("char", ["xyz"], tmp_path / "old").get_vocab() == made.get_vocab()
+    assert train_tokenizer("char", ["xyz"], tmp_path / "old").get_vocab() == trained.get_vocab()
 
 
 def test_a_tokenizer_is_made_from_text_with_lone_surrogates():
@@ -179,8 +179,8 @@ def test_bert_gives_no_token_types_also_after_saving(tmp_path):
     assert "token_type_ids" in AutoTokenizer.from_pretrained(tmp_path / "bert")("a b")
     tokenizer = load_tokenizer(str(tmp_path / "bert"))
     tokenizer.save_pretrained(tmp_path / "saved")
-    for one in (tokenizer, AutoTokenizer.from_pretrained(tmp_path / "saved")):
-        assert set(one("a b")) == {"input_ids", "attention_mask"}
+    for loaded in (tokenizer, AutoTokenizer.from_pretrained(tmp_path / "saved")):
+        assert set(loaded("a b")) == {"input_ids", "attention_mask"}
 
 
 def test_padding_that_is_another_special_token_is_replaced(tmp_path):

@@ -110,9 +110,9 @@ def test_positions_count_from_the_first_real_token():
 def test_given_positions_are_read_and_not_counted():
     model, text = build_causal(), [2, 3, 5, 1]
     labels = torch.tensor([[-100, -100, 5, 1]])
-    found = causal_nll(model, torch.tensor([text]), labels=labels).nelbo
+    actual = causal_nll(model, torch.tensor([text]), labels=labels).nelbo
     expected = -log_prob_token_by_token(model, text, counted=[False, False, True, True])
-    assert float(found) == pytest.approx(expected, rel=1e-5)
+    assert float(actual) == pytest.approx(expected, rel=1e-5)
     noisy = torch.tensor([[2, 3, 0, 0]])  # labels hold the clean tokens
     assert float(causal_nll(model, noisy, labels=labels).nelbo) == pytest.approx(expected, rel=1e-5)
 

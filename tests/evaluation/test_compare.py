@@ -40,30 +40,32 @@ def nelbo_of(record) -> torch.Tensor:
 
 
 def test_records_of_the_same_rows_are_paired_text_by_text(records):
-    one, two = records.values()
-    found = difference(two, one)
-    assert found.paired and found.value == pytest.approx(two["value"] - one["value"])
+    first, second = records.values()
+    actual = difference(second, first)
+    assert actual.paired and actual.value == pytest.approx(second["value"] - first["value"])
     tokens = torch.tensor([float(len(text)) for text in TEXTS])
-    gaps = nelbo_of(two) - nelbo_of(one)
+    gaps = nelbo_of(second) - nelbo_of(first)
     left_out = []  # the jackknife of the ratio: an independent way to the error
     for i in range(6):
         keep = torch.arange(6) != i
         left_out.append(gaps[keep].sum() / tokens[keep].sum())
     jackknife = torch.stack(left_out)
     error = math.sqrt(5 / 6 * float((jackknife - jackknife.mean()).square().sum()))
-    assert found.standard_error == pytest.approx(error, rel=0.25)  # equal to first order
-    assert difference(one, one).value == difference(one, one).standard_error == 0
+    assert actual.standard_error == pytest.approx(error, rel=0.25)  # equal to first order
+    assert difference(first, first).value == difference(first, first).standard_error == 0
 
 
 def test_a_pair_that_differs_by_a_constant_per_token_has_no_error(records):
-    one = records["one"]
-    table = one["per_text"]
+    first = records["one"]
+    table = first["per_text"]
     moved = {
         **table,
         "main": [main + 0.5 * n for main, n in zip(table["main"], table["tokens"], strict=True)],
     }
-    found = difference({**one, "per_text": moved}, one)
-    assert found.value == pytest.approx(0.5) and found.standard_error == pytest.approx(0, abs=1e-7)
+    actual = difference({**first, "per_text": moved}, first)
+    assert actual.value == pytest.approx(0.5) and actual.standard_error == pytest.approx(
+        0, abs=1e-7
+    )
 
 
 def test_the_paired_error_of_texts_of_one_length_is_that_of_a_mean():
@@ -72,22 +74,25 @@ def test_the_paired_error_of_texts_of_one_length_is_that_of_a_mean():
         return {"rows": "r", "groups": None, "per_text": table}
 
     gaps = torch.tensor([1.0, -2.0, 4.0, 3.0], dtype=torch.float64)
-    found = difference(record((20 + gaps).tolist()), record([20.0] * 4))
-    assert found.value == pytest.approx(1.5 / 10)
-    assert found.standard_error == pytest.approx(float(gaps.std()) / math.sqrt(4) / 10)
+    actual = difference(record((20 + gaps).tolist()), record([20.0] * 4))
+    assert actual.value == pytest.approx(1.5 / 10)
+    assert actual.standard_error == pytest.approx(float(gaps.std()) / math.sqrt(4) / 10)
 
 
 def test_other_rows_are_not_paired(records):
-    one, two = records.values()
-    found = difference({**two, "rows": "others"}, one)
-    assert not found.paired
-    assert found.standard_error == pytest.approx(
-        math.hypot(one["standard_error"], two["standard_error"])
+    first, second = records.values()
+    actual = difference({**second, "rows": "others"}, first)
+    assert not actual.paired
+    assert actual.standard_error == pytest.approx(
+        math.hypot(first["standard_error"], second["standard_error"])
     )
     # the same rows, joined to other texts
-    assert not difference({**two, "groups": "others"}, one).paired
-    assert difference({**two, "rows": "others", "standard_error": None}, one).standard_error is None
-    alone = {**one, "per_text": {name: values[:1] for name, values in one["per_text"].items()}}
+    assert not difference({**second, "groups": "others"}, first).paired
+    assert (
+        difference({**second, "rows": "others", "standard_error": None}, first).standard_error
+        is None
+    )
+    alone = {**first, "per_text": {name: values[:1] for name, values in first["per_text"].items()}}
     assert difference(alone, alone).standard_error is None
 
 
@@ -114,13 +119,13 @@ def test_the_table_has_measures_errors_and_differences(records):
 
 
 def test_zero_shot_records_are_compared_set_by_set(records):
-    one, two = records.values()
+    first, second = records.values()
     both = {
-        "a": {"task": "zero-shot", "sets": {"ptb": one, "lm1b": one}},
-        "b": {"task": "zero-shot", "sets": {"ptb": two}},
+        "a": {"task": "zero-shot", "sets": {"ptb": first, "lm1b": first}},
+        "b": {"task": "zero-shot", "sets": {"ptb": second}},
     }
     lines = {line.split("  ")[0]: line for line in comparison_table(both).splitlines()}
-    assert measures(both["b"]) == {"ptb: perplexity": measures(two)["perplexity"]}
+    assert measures(both["b"]) == {"ptb: perplexity": measures(second)["perplexity"]}
     assert "(paired)" in lines["ptb: nats per token, minus the first"]
     assert lines["lm1b: perplexity"].endswith("-") and lines[
         "lm1b: nats per token, minus the first"

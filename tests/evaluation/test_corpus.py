@@ -61,8 +61,7 @@ def exact_nats(model, texts, bound: str) -> list[float]:
         return [float(sum(exact(oracles.tables(model, torch.tensor(text))))) for text in texts]
 
 
-# ------------------------------------------------------------------------------------------- values
-# and their errors
+# -------------------------------------------------------------------------- values and their errors
 
 
 @pytest.mark.parametrize("bound", ["order", "time"])
@@ -82,8 +81,7 @@ def test_monte_carlo_intervals_cover_the_exact_bound(smallest):
     z = torch.tensor(
         [(record["value"] - exact) / record["monte_carlo_error"] for record in records]
     )
-    # 32 texts with one degree of freedom each: t-like; 95 % to within 4 binomial deviations, and no
-    # bias
+    # 32 texts, one degree of freedom each: t-like; 95 % within 4 binomial deviations, no bias
     assert 0.95 - 4 * 0.028 < float((z.abs() < 1.96).double().mean()) < 1.01
     assert abs(float(z.mean())) < Z * 1.1 / math.sqrt(runs)
 
@@ -130,8 +128,8 @@ def test_one_text_or_one_sample_have_no_error_of_that_kind(smallest):
 
 def test_few_texts_that_happen_to_agree_have_at_least_their_monte_carlo_error():
     table = {"tokens": [4, 4], "main": [3.0, 3.0], "velocity": [0.0, 0.0], "error": [0.3, 0.4]}
-    found = corpus.summarise(table)
-    assert found["standard_error"] == found["monte_carlo_error"] == pytest.approx(0.5 / 8)
+    actual = corpus.summarise(table)
+    assert actual["standard_error"] == actual["monte_carlo_error"] == pytest.approx(0.5 / 8)
     assert corpus.summarise(table | {"main": [1.0, 5.0]})["standard_error"] == pytest.approx(
         math.sqrt(2 * 8) / 8
     )
@@ -191,8 +189,7 @@ def test_special_tokens_are_those_of_training(make_model):
         None,
         None,
     )
-    # BOS of an autoregressive model is its start token: not in rows, whose own tokens our baseline
-    # remembers
+    # BOS of an autoregressive model is its start token: not in rows, as our baseline knows
     assert special_tokens(build_causal(text_bos_token_id=1, text_eos_token_id=2), tokenizer) == (
         1,
         2,
@@ -206,7 +203,7 @@ def test_special_tokens_are_those_of_training(make_model):
     assert special_tokens(build_causal(), tokenizer) == (None, None, 2)
 
 
-# ---------------------------------------------------------------------------------------------------- invariances
+# -------------------------------------------------------------------------------------- invariances
 
 
 @pytest.mark.parametrize("options", [{}, {"bound": "time"}, {"num_orders": 2}])
@@ -258,11 +255,11 @@ def evaluate_process(path: Path, rank: int, count: int, port: str, options: dict
 
 
 def evaluate_on_processes(path: Path, count: int, **options) -> list[dict]:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port = str(one.getsockname()[1])
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
     arguments = [(path, rank, count, port, options) for rank in range(count)]
-    processes = [FORKS.Process(target=evaluate_process, args=one) for one in arguments]
+    processes = [FORKS.Process(target=evaluate_process, args=probe) for probe in arguments]
     for process in processes:
         process.start()
     for process in processes:
@@ -292,7 +289,7 @@ def test_four_processes_give_the_record_of_one_and_leave_parts_for_it(tmp_path):
     assert resumed["per_text"] == records[0]["per_text"]
 
 
-# --------------------------------------------------------------------------------------------------- interruptions
+# ------------------------------------------------------------------------------------ interruptions
 
 
 @pytest.fixture
@@ -386,7 +383,7 @@ def test_parts_of_another_evaluation_are_refused(interrupted, make_model):
             evaluate(model, rows, parts_file=parts)
 
 
-# ------------------------------------------------------------------------------------------------------ long texts
+# --------------------------------------------------------------------------------------- long texts
 
 
 def test_rolling_value_is_the_sum_of_its_parts(make_model):
@@ -409,7 +406,7 @@ def test_rolling_value_is_the_sum_of_its_parts(make_model):
         main + velocity for main, velocity in zip(table["main"], table["velocity"], strict=True)
     ]
     assert together == pytest.approx(sums, **ROUNDING)
-    assert table["error"] == pytest.approx([math.sqrt(one) for one in squares], rel=1e-4)
+    assert table["error"] == pytest.approx([math.sqrt(square) for square in squares], rel=1e-4)
     assert table["tokens"] == [9, 3, 13] and record["n"] == 3
     assert record["value"] == pytest.approx(sum(sums) / 25, **ROUNDING)
 
@@ -426,7 +423,7 @@ def test_rolling_value_of_an_autoregressive_model_is_exact_where_all_fits():
     )
 
 
-# ---------------------------------------------------------------------------------------------------------- errors
+# ------------------------------------------------------------------------------------------- errors
 
 
 def test_input_that_cannot_work_is_an_error_with_a_remedy(make_model):

@@ -32,7 +32,7 @@ def test_a_measured_density_keeps_the_value_whatever_the_batches_of_the_pilot(
         and len(set(density)) > 1
     )
     even, fitted = (
-        evaluate(model, rows * 500, num_samples=2, density=one) for one in (None, density)
+        evaluate(model, rows * 500, num_samples=2, density=chosen) for chosen in (None, density)
     )
     error = math.hypot(even["monte_carlo_error"], fitted["monte_carlo_error"])
     assert abs(even["value"] - fitted["value"]) < Z * error < 0.1 and fitted["density"] == density
@@ -46,7 +46,7 @@ def test_a_measured_density_lowers_the_error_of_a_trained_model():
     density = measured_density(model, rows, bins=8, num_texts=32)
     assert density[0] > density[4]  # early reveals cost most, and two samples are one stratum each
     even, fitted = (
-        evaluate(model, rows * 4, density=one)["monte_carlo_error"] for one in (None, density)
+        evaluate(model, rows * 4, density=chosen)["monte_carlo_error"] for chosen in (None, density)
     )
     # 0.65 on the text of docs/evaluation.md; each error is known to about a tenth from 160 rows
     assert fitted < 0.85 * even

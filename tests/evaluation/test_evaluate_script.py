@@ -74,7 +74,7 @@ def test_likelihood_writes_a_record_and_a_table(run, folder, capsys):
     )
     # 30 letters and an EOS behind each document, in rows of 6 between BOS and EOS
     assert record["tokens"] == 33 + 2 * 6 and record["n"] == 6 and record["characters"] == 30
-    assert ENVIRONMENT <= record.keys() and record["num_samples"] == 4
+    assert record.keys() >= ENVIRONMENT and record["num_samples"] == 4
     out = capsys.readouterr().out
     assert (
         "text.txt: 6 rows, 45 tokens, 3 documents" in out
@@ -126,11 +126,13 @@ def test_likelihood_takes_its_extra_measurements_along(run, folder, capsys):
 
 def test_zero_shot_takes_local_files(run, folder, capsys):
     record = run("zero-shot", "--sets", "ptb", "--file", f"ptb={folder / 'ptb.txt'}")
-    one = record["sets"]["ptb"]
+    likelihood = record["sets"]["ptb"]
     assert (
-        record["task"] == "zero-shot" and one["tokens"] == 7 + 2 * 2 and one["source"] == "ptb.txt"
+        record["task"] == "zero-shot"
+        and likelihood["tokens"] == 7 + 2 * 2
+        and likelihood["source"] == "ptb.txt"
     )
-    assert ENVIRONMENT <= one.keys() and "ptb" in capsys.readouterr().out
+    assert likelihood.keys() >= ENVIRONMENT and "ptb" in capsys.readouterr().out
 
 
 def test_likelihood_with_a_fitted_density_says_which(run, folder):
@@ -234,7 +236,7 @@ def test_generation_takes_autoregressive_models(run, tmp_path):
     assert (
         record["sampler"] == "autoregressive"
         and record["value"] > 1
-        and ENVIRONMENT <= record.keys()
+        and record.keys() >= ENVIRONMENT
     )
     assert record["max_length"] == 10 and 0 < record["forward_passes"] <= 10
     options = (["--sampler", "random"], ["--grid", "uniform"], ["--without_order"], ["--sweep"])
@@ -253,12 +255,12 @@ def test_generation_and_order_write_records(run, folder, tmp_path, capsys):
         "--num_inference_steps",
         "4",
     )
-    assert record["task"] == "generation" and record["value"] > 1 and ENVIRONMENT <= record.keys()
+    assert record["task"] == "generation" and record["value"] > 1 and record.keys() >= ENVIRONMENT
     pytest.importorskip("matplotlib")
     record = run(
         "order", "--file", folder / "text.txt", "--num_samples", "2", "--plots", tmp_path / "plots"
     )
-    assert record["task"] == "order" and -1 <= record["value"] <= 1 and ENVIRONMENT <= record.keys()
+    assert record["task"] == "order" and -1 <= record["value"] <= 1 and record.keys() >= ENVIRONMENT
     assert list((tmp_path / "plots").glob("*.png"))
     assert "plot: " in capsys.readouterr().out
 
@@ -280,7 +282,7 @@ def test_generation_sweeps_the_number_of_steps_and_resumes_each(
         generation.PartsFile, "append", lambda self, *_: seen.append(self.path.name)
     )
     record = run("generation", *words)
-    assert [one["num_inference_steps"] for one in record["sweep"]] == [8, 16, 20]
+    assert [step["num_inference_steps"] for step in record["sweep"]] == [8, 16, 20]
     assert record["value"] == record["sweep"][-1]["value"] and record["forward_passes"] == 20
     names = [f"generation-{steps}{kind}.jsonl" for steps in (8, 16, 20) for kind in ("", "-judge")]
     assert seen == names
@@ -333,10 +335,10 @@ def test_order_records_of_checkpoints_are_drawn_over_steps(
     )
     assert (tmp_path / "pictures/steps.png").stat().st_size > 5_000
     # other records are compared as ever: of another run, of one step, of no checkpoint
-    one = {"task": "order", "model": "a/checkpoint-1"}
+    first = {"task": "order", "model": "a/checkpoint-1"}
     for other in ({"model": "b/checkpoint-2"}, {"model": "a/checkpoint-1"}, {"model": "a/final"}):
-        assert script.checkpoints_by_step({"x": one, "y": one | other}) == {}
-    assert script.checkpoints_by_step({"x": one}) == {}
+        assert script.checkpoints_by_step({"x": first, "y": first | other}) == {}
+    assert script.checkpoints_by_step({"x": first}) == {}
 
 
 def test_errors_are_one_line_and_say_what_to_do(script, run, folder, tmp_path):

@@ -151,7 +151,8 @@ def test_grid_and_sampler_change_the_texts():
         {"sampler": "confidence"},
     ]
     texts = [
-        tuple(item.text for item in write_texts(pipe, **OPTIONS, **one).items) for one in variants
+        tuple(item.text for item in write_texts(pipe, **OPTIONS, **variant).items)
+        for variant in variants
     ]
     assert len(set(texts)) == 4
 
@@ -218,8 +219,7 @@ def test_texts_that_no_memory_holds_are_refused_before():
 
 
 def test_autoregressive_texts_follow_the_law_that_causal_nll_measures():
-    # all 36 texts of two tokens that the model can write (7 ids without the start token), EOS or
-    # not
+    # all 36 texts of two tokens that the model can write (7 ids but the start token)
     model = build_causal(eos_token_id=None)
     generators = [torch.Generator().manual_seed(seed) for seed in range(2000)]
     texts = torch.tensor(list(itertools.product(range(6), repeat=2)))

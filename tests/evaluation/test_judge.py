@@ -87,8 +87,7 @@ def test_a_text_longer_than_the_judge_reads_is_read_in_windows():
 
 
 def test_the_standard_error_covers_the_value_of_the_language_as_often_as_it_says():
-    # texts of one random source, judged by a fixed judge: the true nats per token come from a large
-    # sample
+    # texts of one random source; a large sample gives the true nats per token
     judge, tokenizer = build_judge(), build_judge_tokenizer()
     generator = torch.Generator().manual_seed(0)
     lengths = torch.randint(2, 20, (1200,), generator=generator).tolist()
@@ -124,10 +123,10 @@ def test_the_standard_error_is_that_of_a_ratio_over_texts():
 
 def test_entropy_is_that_of_the_counts_of_each_row():
     result = entropy([[1, 1, 2, 2], [7, 8, 9, 9], [5], []], "e")
-    each = [math.log(2), 1.5 * math.log(2), 0.0]
-    assert result["e"] == pytest.approx(sum(each) / 3)
+    expected = [math.log(2), 1.5 * math.log(2), 0.0]
+    assert result["e"] == pytest.approx(sum(expected) / 3)
     assert result["e_standard_error"] == pytest.approx(
-        torch.tensor(each).std().item() / 3**0.5, rel=1e-6
+        torch.tensor(expected).std().item() / 3**0.5, rel=1e-6
     )
     assert entropy([[]], "e") == {"e": None, "e_standard_error": None}
 

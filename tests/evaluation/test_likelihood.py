@@ -157,8 +157,7 @@ def test_strata_cover_the_unit_interval_once_per_replicate(model, monkeypatch):
 
 
 def test_weighted_shares_give_every_number_of_reveals_its_due():
-    # bins that do not divide the numbers of reveals: the integral over quantiles, on a fine grid of
-    # midpoints
+    # bins that do not divide the numbers of reveals: the integral over a fine grid of quantiles
     density, n, points = torch.tensor([3.0, 1.0, 0.5, 2.0, 0.2]), 7, 700_000
     quantiles = (torch.arange(points).double() + 0.5) / points
     shares, weights = weighted_shares(quantiles, density)

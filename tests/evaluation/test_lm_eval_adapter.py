@@ -27,7 +27,7 @@ PAIRS = [("abc", "de"), ("", "gfe"), ("abcd", "a"), ("gg", "abcabcabc"), ("abc",
 
 
 def requests(kind: str, arguments: list[tuple]) -> list[Instance]:
-    return [Instance(kind, {}, one, i) for i, one in enumerate(arguments)]
+    return [Instance(kind, {}, words, i) for i, words in enumerate(arguments)]
 
 
 def build(pipe=None, **options) -> LoMDMLM:
@@ -71,17 +71,17 @@ def test_a_bound_of_many_orders_is_tighter():
 
 def test_results_do_not_hang_on_batches_but_on_the_seed():
     asked = requests("loglikelihood", PAIRS)
-    one = build(batch_size=1).loglikelihood(asked, True)
+    alone = build(batch_size=1).loglikelihood(asked, True)
     all_at_once = build(batch_size="8").loglikelihood(asked, True)
-    assert [v for v, _ in one] == pytest.approx([v for v, _ in all_at_once], rel=1e-5)
-    assert build(seed=1).loglikelihood(asked, True)[0][0] != one[0][0]
+    assert [v for v, _ in alone] == pytest.approx([v for v, _ in all_at_once], rel=1e-5)
+    assert build(seed=1).loglikelihood(asked, True)[0][0] != alone[0][0]
 
 
 def test_choices_of_one_question_are_measured_on_the_same_draws(monkeypatch):
     seeds = []
 
     def measure(*args, generator, **options):
-        seeds.extend(one.initial_seed() for one in generator)
+        seeds.extend(source.initial_seed() for source in generator)
         return nelbo(*args, generator=generator, **options)
 
     monkeypatch.setattr(lm_eval_adapter, "nelbo", measure)
@@ -123,8 +123,8 @@ def test_is_greedy_says_whether_the_likeliest_tokens_from_left_to_right_are_the_
             torch.cat([wrong[:1], written[1:]]),
         ]
         asked = [((context, ""), start, choice.tolist()) for choice in choices]
-        found = lm._loglikelihood_tokens(asked, disable_tqdm=True)
-        assert [greedy for _, greedy in found] == [True, False, False]
+        actual = lm._loglikelihood_tokens(asked, disable_tqdm=True)
+        assert [greedy for _, greedy in actual] == [True, False, False]
     assert depends > 0  # else a single pass would do
 
 
@@ -161,7 +161,7 @@ def test_rolling_counts_every_token_once_and_is_the_sum_of_its_windows(overrides
     assert none == 0
 
 
-def test_generate_until_cuts_at_stop_strings_and_does_not_hang_on_its_batch():
+def test_generate_until_cuts_at_stop_strings_and_does_not_depend_on_its_batch():
     contexts = ["abc", "", "gfedcba", "a"]
     asked = [(context, {"until": ["a"], "max_gen_toks": 6}) for context in contexts[:3]]
     asked.append(
@@ -169,8 +169,8 @@ def test_generate_until_cuts_at_stop_strings_and_does_not_hang_on_its_batch():
     )
     together = build().generate_until(requests("generate_until", asked), True)
     alone = [
-        build(batch_size=1).generate_until(requests("generate_until", [one]), True)[0]
-        for one in asked
+        build(batch_size=1).generate_until(requests("generate_until", [request]), True)[0]
+        for request in asked
     ]
     assert together == alone
     assert all("a" not in text for text in together[:3]) and all(
@@ -442,9 +442,9 @@ def test_batches_of_auto_are_halved_until_they_fit(monkeypatch):
         return nelbo(model, input_ids, *args, **options)
 
     monkeypatch.setattr(lm_eval_adapter, "nelbo", measure)
-    found = build(batch_size="auto", max_batch_size=8).loglikelihood(asked, True)
+    actual = build(batch_size="auto", max_batch_size=8).loglikelihood(asked, True)
     assert sizes == [8, 4, 2, 2, 2, 2, 1]
-    assert [v for v, _ in found] == pytest.approx([v for v, _ in expected], rel=1e-5)
+    assert [v for v, _ in actual] == pytest.approx([v for v, _ in expected], rel=1e-5)
     build(batch_size="auto:4").generate_until(requests("generate_until", [("abc", SAMPLED)]), True)
     with pytest.raises(torch.OutOfMemoryError):
         build(batch_size=4).loglikelihood(asked, True)

@@ -49,10 +49,10 @@ def test_nelbo_perplexity_bounds_the_exact_perplexity_of_each_text(load, tmp_pat
     assert result["nats_per_token"] == pytest.approx(nats)
     assert result["mean_perplexity"] == pytest.approx(sum(result["perplexities"]) / 3)
     pipe.save_pretrained(tmp_path / "model")
-    again = load("nelbo_perplexity").compute(
+    repeated = load("nelbo_perplexity").compute(
         predictions=TEXTS, model=str(tmp_path / "model"), num_samples=100
     )
-    assert again["perplexities"] == pytest.approx(result["perplexities"], rel=1e-5)
+    assert repeated["perplexities"] == pytest.approx(result["perplexities"], rel=1e-5)
     pipe.to(torch.bfloat16).save_pretrained(tmp_path / "half")  # is read in float32
     half = load("nelbo_perplexity").compute(
         predictions=TEXTS, model=str(tmp_path / "half"), num_samples=100, device="cpu"
@@ -87,8 +87,8 @@ def test_nelbo_perplexity_adds_batches_and_cuts_long_texts_into_windows(load):
         metric.compute(predictions=[], model=pipe)
     with pytest.raises(ValueError, match="device='cpu' is for a model that is named"):
         metric.compute(predictions=["ab"], model=pipe, device="cpu")
-    one = metric.compute(predictions=["ab"], model=pipe)
-    assert one["standard_error"] is None and one["perplexity"] > 1
+    alone = metric.compute(predictions=["ab"], model=pipe)
+    assert alone["standard_error"] is None and alone["perplexity"] > 1
     # spelled out: text
     assert metric.compute(predictions=["<mask>"], model=pipe)["tokens"] == len("<mask>")
     pipe.tokenizer = None
@@ -108,9 +108,9 @@ def test_generative_perplexity_is_that_of_judge_texts(load, tmp_path):
         result[name] == record[name]
         for name in ("judge_entropy", "repetition", "distinct_2", "tokens")
     )
-    each = zip(record["per_text"]["nats"], record["per_text"]["tokens"], strict=True)
+    per_text = zip(record["per_text"]["nats"], record["per_text"]["tokens"], strict=True)
     assert result["perplexities"] == pytest.approx(
-        [math.exp(nats / tokens) for nats, tokens in each]
+        [math.exp(nats / tokens) for nats, tokens in per_text]
     )
     assert result["mean_perplexity"] == pytest.approx(sum(result["perplexities"]) / 3)
     judge.save_pretrained(tmp_path / "judge")
@@ -124,9 +124,9 @@ def test_generative_perplexity_is_that_of_judge_texts(load, tmp_path):
     result = load("generative_perplexity").compute(predictions=texts, **options)
     same = judge_texts(texts, judge, tokenizer, with_bos=False, context=2, progress=False)
     assert result["perplexity"] == pytest.approx(same["value"], rel=1e-5)
-    one = load("generative_perplexity").compute(predictions=["ab", "abcd"], **options)
+    scores = load("generative_perplexity").compute(predictions=["ab", "abcd"], **options)
     # a text whose only token is read is no second one
-    assert one["tokens"] == 1 and one["standard_error"] is None
+    assert scores["tokens"] == 1 and scores["standard_error"] is None
     with pytest.raises(ValueError, match="tokenizer is for a judge that is passed as a model"):
         load("generative_perplexity").compute(predictions=texts, tokenizer=tokenizer, **options)
     with pytest.raises(ValueError, match="device='cpu' is for a judge that is named"):

@@ -51,10 +51,10 @@ def test_expected_tau_and_ranks_are_those_over_all_plackett_luce_orders():
     for reveals, probability in oracles.order_probabilities(rates[maskable]):
         tau = tau + probability * kendall(list(reveals))
         ranks[list(reveals)] += probability * torch.arange(4) / 3
-    found = expected_order(rates[None], maskable[None], torch.zeros(1, 5, dtype=torch.int64))
-    torch.testing.assert_close(found[0][0], tau, **EXACT)
-    torch.testing.assert_close(found[1][0, places], ranks, **EXACT)
-    assert found[2][0].tolist() == maskable.tolist()
+    actual = expected_order(rates[None], maskable[None], torch.zeros(1, 5, dtype=torch.int64))
+    torch.testing.assert_close(actual[0][0], tau, **EXACT)
+    torch.testing.assert_close(actual[1][0, places], ranks, **EXACT)
+    assert actual[2][0].tolist() == maskable.tolist()
 
 
 def test_with_blocks_pairs_and_ranks_are_those_within_a_block():
@@ -91,18 +91,18 @@ def test_loss_and_kl_by_reveals_are_unbiased(smallest, rate_type, block_size):
     record = measure(model, [TEXT] * copies, num_samples=3)
     parts = oracles.block_tables(model, torch.tensor(TEXT))
     assert len(record["by_reveals"]) == (block_size or len(TEXT))
-    for k, found in enumerate(record["by_reveals"]):
+    for k, actual in enumerate(record["by_reveals"]):
         expected = torch.zeros(2, dtype=torch.float64)
         for table in parts:
             law = oracles.prefix_law(table.forward, k)
             for state in law.nonzero().flatten().tolist():
                 terms = torch.stack(oracles.order_terms(table, state))
                 expected += law[state] * terms / len(parts)
-        assert found["share"] == (k + 0.5) / len(record["by_reveals"])
+        assert actual["share"] == (k + 0.5) / len(record["by_reveals"])
         for name, value in zip(("main", "velocity"), expected.tolist(), strict=True):
             # the first state is always the same: no error, only rounding
-            error = Z * found[name]["standard_error"] + 1e-9
-            assert abs(found[name]["value"] - value) <= error, (k, name)
+            error = Z * actual[name]["standard_error"] + 1e-9
+            assert abs(actual[name]["value"] - value) <= error, (k, name)
     assert record["tokens"] == copies * len(TEXT) and record["n"] == copies
 
 
@@ -145,7 +145,7 @@ def test_the_record_holds_ranks_rates_and_correlation_of_the_model(make_model):
     _, ranks, _ = expected_order(w, ~given, torch.zeros_like(text))
     expected = pytest.approx(ranks[0, :2].tolist())
     forward, rates = record["forward"], record["rates"]
-    assert [one["value"] for one in forward["rank_by_position"][:2]] == expected
+    assert [rank["value"] for rank in forward["rank_by_position"][:2]] == expected
     assert [
         forward["rank_by_class"][name]["value"] for name in ("word start", "continuation")
     ] == expected
@@ -209,9 +209,8 @@ def flatten(value, name=""):
 
 def test_the_rounding_of_equal_rates_correlates_with_nothing(make_model):
     model = oracles.vivid(make_model(c1=0.7, c2=0.65), seed=1).float()
-    torch.nn.init.zeros_(
-        model.psi.out.weight
-    )  # c1 + c2 (s - mean of s): equal to the last digits, in which they differ
+    # c1 + c2 (s - mean of s): equal up to the last digits
+    torch.nn.init.zeros_(model.psi.out.weight)
     record = measure(
         model, [[3, 4, 5, 6, 7, 8, 9], [9, 3, 9, 4, 5], [4, 6, 8, 5, 3, 7]], num_samples=8
     )
@@ -285,10 +284,10 @@ def test_error_bars_of_groups_cover_the_truth_about_as_often_as_they_say():
 def classes_of(tokenizer, text, ids=None):
     ids = tokenizer(text, add_special_tokens=False)["input_ids"] if ids is None else ids
     size = max(tokenizer.get_vocab().values()) + 1
-    found = TokenClasses(tokenizer, size)(torch.tensor([ids]))[0].tolist()
+    actual = TokenClasses(tokenizer, size)(torch.tensor([ids]))[0].tolist()
     return [
         (tokenizer.convert_ids_to_tokens(index), CLASSES[kind])
-        for index, kind in zip(ids, found, strict=True)
+        for index, kind in zip(ids, actual, strict=True)
     ]
 
 
@@ -299,8 +298,8 @@ def test_classes_of_word_pieces():
     ]
     word = next(piece for piece in tokenizer.get_vocab() if piece.isalpha() and piece.isascii())
     ids = tokenizer.convert_tokens_to_ids([tokenizer.cls_token, word, pieces[0], ".", word, word])
-    found = [kind for _, kind in classes_of(tokenizer, "", ids)]
-    assert found == [
+    actual = [kind for _, kind in classes_of(tokenizer, "", ids)]
+    assert actual == [
         "special",
         "word start",
         "continuation",
@@ -312,19 +311,21 @@ def test_classes_of_word_pieces():
 
 def test_classes_of_byte_level_pieces():
     tokenizer = AutoTokenizer.from_pretrained(FIXTURES / "gpt2_tokenizer")
-    found = classes_of(tokenizer, "Ab, 12\nc é")
-    letters = "".join(kind[0] for _, kind in found)
-    text = [token for token, _ in found]
-    assert found[0][1] == "word start" and (",", "punctuation") in found and ("Ċ", "space") in found
-    assert dict(found)[next(token for token in text if "1" in token)] == "digit", letters
-    assert found[text.index("Ċ") + 1][1] == "word start"
+    actual = classes_of(tokenizer, "Ab, 12\nc é")
+    letters = "".join(kind[0] for _, kind in actual)
+    text = [token for token, _ in actual]
+    assert (
+        actual[0][1] == "word start" and (",", "punctuation") in actual and ("Ċ", "space") in actual
+    )
+    assert dict(actual)[next(token for token in text if "1" in token)] == "digit", letters
+    assert actual[text.index("Ċ") + 1][1] == "word start"
 
 
 def test_classes_of_characters_and_ids_that_the_tokenizer_does_not_know():
     tokenizer = build_tokenizer()
     ids = torch.tensor([[1, 3, 4, 2, 5, 12]])
-    found = [CLASSES[kind] for kind in TokenClasses(tokenizer, 13)(ids)[0].tolist()]
-    assert found == ["special", "word start", "continuation", "special", "word start", "other"]
+    actual = [CLASSES[kind] for kind in TokenClasses(tokenizer, 13)(ids)[0].tolist()]
+    assert actual == ["special", "word start", "continuation", "special", "word start", "other"]
 
 
 def test_frequency_deciles_split_the_positions_evenly():

@@ -78,7 +78,10 @@ def test_links_devices_and_pipes_stay_what_they_are(tmp_path):
 
 
 def test_standard_output_gets_the_record_and_stays_open(tmp_path):
-    code = "from hf_lomdm.evaluation.records import write_record as w; print(1, flush=True); w('/dev/stdout', 2); print(3)"
+    code = (
+        "from hf_lomdm.evaluation.records import write_record as w; print(1, flush=True); "
+        "w('/dev/stdout', 2); print(3)"
+    )
     for target in (tmp_path / "file", subprocess.PIPE):
         stream = target.open("w") if isinstance(target, Path) else target
         done = subprocess.run([sys.executable, "-c", code], stdout=stream, text=True, check=True)

@@ -44,14 +44,14 @@ def forced_by_hand(grid: list[int]) -> list[bool]:
 
     forced = []
     for cell in range(81):
-        here = possible(cell)
+        digits = possible(cell)
         alone = [
             d
-            for d in here
+            for d in digits
             for unit in units_of(cell)
             if not any(d in possible(o) for o in unit if o != cell)
         ]
-        forced.append(len(here) == 1 or bool(alone))
+        forced.append(len(digits) == 1 or bool(alone))
     return forced
 
 
@@ -74,19 +74,19 @@ def test_order_statistics_compare_the_reveals_with_even_draws_from_the_same_stat
     puzzle = make_random_puzzle(2, clues=45)
     clues, solution = torch.tensor([puzzle.clues]), torch.tensor([puzzle.solution])
     empty = [i for i, digit in enumerate(puzzle.clues) if digit == 0]
-    grid, order, found, even = list(puzzle.clues), torch.full((1, 81), -1), 0, 0.0
+    grid, order, actual, even = list(puzzle.clues), torch.full((1, 81), -1), 0, 0.0
     for step in range(len(empty) // 3):  # three at a time: the first forced ones
         forced = forced_by_hand(grid)
         left = [i for i in empty if grid[i] == 0]
         now = sorted(left, key=lambda i: not forced[i])[:3]
-        found, even = (
-            found + sum(forced[i] for i in now),
+        actual, even = (
+            actual + sum(forced[i] for i in now),
             even + 3 * sum(forced[i] for i in left) / len(left),
         )
         for i in now:
             grid[i], order[0, i] = puzzle.solution[i], step
     result = order_statistics(solution, clues, order)
-    assert result[0].tolist() == pytest.approx([found / len(empty), even / len(empty)])
+    assert result[0].tolist() == pytest.approx([actual / len(empty), even / len(empty)])
     assert result[0, 0] > result[0, 1] + 0.05
 
 
@@ -238,7 +238,7 @@ def test_train_and_evaluate_scripts_train_on_puzzles_and_solve_some(tmp_path):
         *short,
     )
     record = tmp_path / "sudoku.json"
-    few = ["--start", "16", "--clues", "76", "--num_inference_steps", "4"]
+    small = ["--start", "16", "--clues", "76", "--num_inference_steps", "4"]
     done = run(
         "evaluate.py",
         "sudoku",
@@ -246,17 +246,17 @@ def test_train_and_evaluate_scripts_train_on_puzzles_and_solve_some(tmp_path):
         folder,
         "--file",
         path,
-        *few,
+        *small,
         "--quiet",
         "--output",
         record,
     )
-    found = json.loads(record.read_text())
+    actual = json.loads(record.read_text())
     assert (
-        found["task"] == "sudoku"
-        and found["n"] == 4
-        and found["tokens"] == 4 * 5
-        and found["clues"] == 76
+        actual["task"] == "sudoku"
+        and actual["n"] == 4
+        and actual["tokens"] == 4 * 5
+        and actual["clues"] == 76
     )
     assert "share of puzzles solved" in done and "cells_right" in done
     assert "Sudokus in many guises" in (folder / "README.md").read_text()

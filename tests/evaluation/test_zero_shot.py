@@ -78,7 +78,7 @@ def model(make_model, tokenizer):
 
 def test_the_table_has_the_seven_sets_of_the_paper():
     assert list(SETS) == list(FIRST)
-    used = {detokenizer for one in SETS.values() for detokenizer in one.detokenizers}
+    used = {detokenizer for source in SETS.values() for detokenizer in source.detokenizers}
     assert used == set(DETOKENIZERS)
 
 

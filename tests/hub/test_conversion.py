@@ -51,7 +51,7 @@ ORDER += [f"output_layer.{name}" for name in LAST]
 
 def load_golden(name: str = "mdlm_tiny") -> tuple[dict, dict, dict]:
     with safe_open(GOLDEN / f"{name}.safetensors", "pt") as file:
-        tensors = {key: file.get_tensor(key) for key in file.keys()}
+        tensors = {key: file.get_tensor(key) for key in sorted(file.keys())}
         original = json.loads(file.metadata()["config"])
     weights = {key: value for key, value in tensors.items() if not key.startswith("golden.")}
     golden = {
@@ -182,7 +182,7 @@ def assert_golden(folder: Path, name: str) -> None:
     torch.testing.assert_close(logits[..., :mask], golden["logits"][..., :mask], atol=1e-4, rtol=0)
 
 
-# ----------------------------------------------------------------------------------------------------- the folding
+# -------------------------------------------------------------------------------------- the folding
 
 
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
@@ -236,8 +236,7 @@ def test_missing_and_unknown_keys_and_wrong_shapes_are_named():
             )
 
 
-# ------------------------------------------------------------------------------------------------
-# the three layouts
+# -------------------------------------------------------------------------------- the three layouts
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "pytorch_model.bin"])
@@ -292,8 +291,7 @@ def test_an_average_in_another_order_or_number_is_refused(tmp_path):
         assert read_public_checkpoint(path, ema=False).averaged is False
 
 
-# --------------------------------------------------------------------------------------------------
-# hostile files
+# ------------------------------------------------------------------------------------ hostile files
 
 
 def test_objects_of_foreign_classes_in_a_lightning_file_are_neither_imported_nor_called(tmp_path):
@@ -364,7 +362,7 @@ def test_a_truncated_file_is_refused_and_nothing_is_written(tmp_path, file):
     assert not (tmp_path / "out").exists()
 
 
-# ------------------------------------------------------------------------------------------------------- tokenizer
+# ---------------------------------------------------------------------------------------- tokenizer
 
 
 def test_mask_and_padding_get_ids_of_their_own_and_the_pipeline_writes_text(tmp_path):
@@ -450,7 +448,7 @@ def test_a_tokenizer_with_a_mask_inside_the_vocabulary_keeps_it(tmp_path):
     assert LoMDMConfig.from_pretrained(tmp_path / "by_hand").mask_token_id == 7
 
 
-# ----------------------------------------------------------------------------------------------------------- errors
+# ------------------------------------------------------------------------------------------- errors
 
 
 @pytest.mark.parametrize(

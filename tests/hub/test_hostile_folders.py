@@ -381,8 +381,8 @@ def test_nothing_of_a_folder_runs_before_it_is_trusted(folder, tmp_path):
     canary = tmp_path / "canary"
     for path in folder.rglob("*.py"):
         path.write_text(path.read_text() + f"\nopen({str(canary)!r}, 'a').write({path.name!r})\n")
-    found, ran = run_without_package(UNTRUSTED, folder, canary, folder=tmp_path)
-    assert len(found) == 8
-    for name, message, harmed in found:
+    actual, ran = run_without_package(UNTRUSTED, folder, canary, folder=tmp_path)
+    assert len(actual) == 8
+    for name, message, harmed in actual:
         assert "trust_remote_code=True" in message and not harmed, name
     assert ran  # trusted, it does run: the canary lives

@@ -40,9 +40,11 @@ auto_map = json.load(open("saved/config.json"))["auto_map"]
 older = {"revision": sys.argv[1], "trust_remote_code": True}
 old = DiffusionPipeline.from_pretrained("tester/tiny", **older)
 old_texts = old("ab", 5, max_length=20, generator=torch.Generator().manual_seed(3)).texts
-same = AutoTokenizer.from_pretrained("tester/tiny", **older)("abc")["input_ids"] == pipe.tokenizer("abc")["input_ids"]
+old_tokenizer = AutoTokenizer.from_pretrained("tester/tiny", **older)
+same = old_tokenizer("abc")["input_ids"] == pipe.tokenizer("abc")["input_ids"]
 old_total = AutoModel.from_pretrained("tester/tiny", **older).lm_head.weight.sum().item()
-print("RESULT", json.dumps([out.texts, model.lm_head.weight.sum().item(), auto_map, old_texts, same, old_total]))
+total = model.lm_head.weight.sum().item()
+print("RESULT", json.dumps([out.texts, total, auto_map, old_texts, same, old_total]))
 """
 
 
@@ -164,26 +166,26 @@ def test_an_upload_that_breaks_off_says_so_and_a_second_try_completes_it(make_mo
     ).save_pretrained(tmp_path / "out")
     with HubServer() as hub:
         settings = hub_settings(hub)
-        said = run_with_package(EXPORT, tmp_path / "out", folder=tmp_path, **settings)
+        output = run_with_package(EXPORT, tmp_path / "out", folder=tmp_path, **settings)
         # no token
         assert (
-            "exported is written, but was not uploaded to tester/tiny" in said
-            and "HF_TOKEN" in said
+            "exported is written, but was not uploaded to tester/tiny" in output
+            and "HF_TOKEN" in output
         )
         hub.drop("POST", "/commit/", after=1000)
-        said = run_with_package(
+        output = run_with_package(
             EXPORT, tmp_path / "out", folder=tmp_path, HF_TOKEN="hf_test", **settings
         )
         assert (
-            "was not uploaded to tester/tiny" in said
-            and "Try again: the same call completes it" in said
+            "was not uploaded to tester/tiny" in output
+            and "Try again: the same call completes it" in output
         )
         assert hub.files("tester/tiny") == []  # a commit is whole or absent
         hub.drop("PUT", "/_lfs/")  # the weights are on the server already: they are not sent again
-        said = run_with_package(
+        output = run_with_package(
             EXPORT, tmp_path / "out", folder=tmp_path, HF_TOKEN="hf_test", **settings
         )
-        assert said == "" and hub.drops_left == 1
+        assert output == "" and hub.drops_left == 1
         assert {"model.safetensors", "model_index.json", "model/config.json"} <= set(
             hub.files("tester/tiny")
         )

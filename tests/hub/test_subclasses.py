@@ -63,8 +63,8 @@ def test_a_subclass_is_saved_without_code_and_loads_by_itself(mine, tmp_path):
     model.save_pretrained(tmp_path / "model")
     assert not code(tmp_path / "model")
     assert json.loads((tmp_path / "model" / "config.json").read_text())["auto_map"] == {}
-    again = mine.MyModel.from_pretrained(tmp_path / "model")
-    assert torch.equal(again.extra.weight, model.extra.weight)
+    reloaded = mine.MyModel.from_pretrained(tmp_path / "model")
+    assert torch.equal(reloaded.extra.weight, model.extra.weight)
     with pytest.raises(ValueError, match="extra"):  # the parent does not take it for its own
         LoMDMForMaskedDiffusion.from_pretrained(tmp_path / "model")
 
@@ -112,9 +112,9 @@ def test_a_pipeline_of_subclasses_is_saved_and_loaded(mine, tmp_path):
         "model": mine.MyModel.from_pretrained(folder),
         "scheduler": mine.MyScheduler.from_pretrained(folder, subfolder="scheduler"),
     }
-    again = mine.MyPipeline.from_pretrained(folder, **parts)
-    assert type(again) is mine.MyPipeline and torch.equal(
-        again.model.extra.weight, model.extra.weight
+    reloaded = mine.MyPipeline.from_pretrained(folder, **parts)
+    assert type(reloaded) is mine.MyPipeline and torch.equal(
+        reloaded.model.extra.weight, model.extra.weight
     )
     with pytest.raises(
         ValueError, match=r"names \['mine', 'MyModel'\] as model.*pass its component \(model=\)"
@@ -175,8 +175,7 @@ def test_a_subclass_of_the_configuration_is_saved_and_loaded(tmp_path):
     assert type(AutoConfig.from_pretrained(tmp_path)) is MyConfig
 
 
-# ------------------------------------------------------------------------------------- what may be
-# written over
+# ------------------------------------------------------------------------- what may be written over
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -290,7 +289,8 @@ from hf_lomdm import LoMDMConfig, LoMDMForMaskedDiffusion, LoMDMPipeline, LoMDMS
 class Mine(LoMDMForMaskedDiffusion):
     pass
 
-model = Mine(LoMDMConfig(vocab_size=11, mask_token_id=10, hidden_size=16, num_attention_heads=2, num_hidden_layers=1))
+sizes = {"hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1}
+model = Mine(LoMDMConfig(vocab_size=11, mask_token_id=10, **sizes))
 LoMDMPipeline(model, LoMDMScheduler(mask_token_id=10)).save_pretrained(sys.argv[1])
 Mine.from_pretrained(sys.argv[1])
 """

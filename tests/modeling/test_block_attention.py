@@ -79,14 +79,14 @@ def test_every_position_sees_what_the_rule_of_bd3_lm_says(build, implementation,
     model.set_attn_implementation(implementation)
     length, copies = 7, 3
     clean = texts(1, length)
-    found = influences(model, clean, noisy_views(clean, copies - 1))
+    actual = influences(model, clean, noisy_views(clean, copies - 1))
     reach = -(-context // size)  # blocks, the own one included
     for query in range(copies * length):
         for key in range(copies * length):
             ahead = query % length // size - key % length // size
             own = ahead == 0 and query // length == key // length
             before = 0 < ahead < reach and key // length == 0
-            assert found[query, key] == (own or before), (query, key)
+            assert actual[query, key] == (own or before), (query, key)
 
 
 @torch.no_grad()
@@ -120,7 +120,7 @@ def test_views_alone_equal_the_views_of_the_whole_with_their_gradients(
         model.gradient_checkpointing_enable()
     clean, mask = texts(2, 8), torch.ones(2, 8, dtype=torch.long)
     mask[1, :3] = 0
-    views, found = noisy_views(clean, 2), []
+    views, actual = noisy_views(clean, 2), []
     for views_only in (False, True):
         model.zero_grad()
         hidden = model.model(
@@ -128,9 +128,9 @@ def test_views_alone_equal_the_views_of_the_whole_with_their_gradients(
         ).last_hidden_state
         hidden = hidden[:, -16:] * mask.repeat(1, 2)[..., None]
         hidden.pow(2).sum().backward()
-        found.append([hidden] + [weight.grad.clone() for weight in model.model.parameters()])
-    assert all(gradient.abs().max() > 0 for gradient in found[1])
-    for whole, alone in zip(*found, strict=True):
+        actual.append([hidden] + [weight.grad.clone() for weight in model.model.parameters()])
+    assert all(gradient.abs().max() > 0 for gradient in actual[1])
+    for whole, alone in zip(*actual, strict=True):
         torch.testing.assert_close(alone, whole, **EXACT)
 
 
@@ -159,8 +159,8 @@ def test_clean_copies_do_not_see_views_and_views_do_not_see_each_other(build):
     views = noisy_views(clean, 2)
     packed = model.model(clean, views=views).last_hidden_state
     torch.testing.assert_close(packed[:, :8], model.model(clean).last_hidden_state, **EXACT)
-    one = model.model(clean, views=views[:2]).last_hidden_state
-    torch.testing.assert_close(packed[:, :16], one, **EXACT)
+    shorter = model.model(clean, views=views[:2]).last_hidden_state
+    torch.testing.assert_close(packed[:, :16], shorter, **EXACT)
 
 
 @torch.no_grad()
@@ -224,11 +224,11 @@ def test_flex_attention_is_told_the_rule_of_bd3_lm(make_model, size):
     hidden = torch.zeros(1, copies * length, model.config.hidden_size)
     told = attention_inputs(model.config, hidden, None, copies)[0].mask_mod
     at, reach = torch.arange(copies * length), -(-4 // size)
-    found = told(torch.tensor(0), torch.tensor(0), at[:, None], at[None])
+    actual = told(torch.tensor(0), torch.tensor(0), at[:, None], at[None])
     ahead = (at % length // size)[:, None] - (at % length // size)[None]
     copy, other = (at // length)[:, None], (at // length)[None]
     expected = ((ahead == 0) & (copy == other)) | ((ahead > 0) & (ahead < reach) & (other == 0))
-    assert torch.equal(found.expand_as(expected), expected)
+    assert torch.equal(actual.expand_as(expected), expected)
 
 
 # it compiles
@@ -270,11 +270,11 @@ def test_gradients_of_chunks_are_those_of_the_whole(build, monkeypatch, size):
 def test_chunks_leave_out_the_keys_that_nobody_sees(make_model, monkeypatch):
     monkeypatch.setattr(attention_lomdm, "QUERY_CHUNK", 4)
     config = make_model(block_size=2, max_position_embeddings=4).config
-    found = []
+    actual = []
     for padded in (False, True):
         chunks = chunk_positions(config, 8, 2, padded=padded)
-        found.append([(q.start, q.stop, [(k.start, k.stop) for k in keys]) for q, keys in chunks])
-    assert found == [
+        actual.append([(q.start, q.stop, [(k.start, k.stop) for k in keys]) for q, keys in chunks])
+    assert actual == [
         [
             (0, 4, [(0, 4)]),
             (4, 8, [(2, 8)]),

@@ -160,8 +160,7 @@ def test_one_window_has_the_quantile_of_the_text():
 
 
 def test_the_order_of_the_quantiles_is_independent_of_the_masks_and_orders():
-    # both depend on the seed of the text: the first block's stratum against the noise of its first
-    # position
+    # both depend on the text's seed: the first block's stratum, the noise of its first position
     count = 20_000
     seeds, blocks = (
         torch.arange(count),

@@ -29,7 +29,9 @@ def loss_and_gradients(model) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     return loss.detach(), {name: weight.grad.clone() for name, weight in model.named_parameters()}
 
 
-@pytest.mark.parametrize("overrides", SYSTEMS, ids=lambda one: "-".join(map(str, one.values())))
+@pytest.mark.parametrize(
+    "overrides", SYSTEMS, ids=lambda system: "-".join(map(str, system.values()))
+)
 def test_chunks_change_neither_the_loss_nor_a_gradient(make_model, monkeypatch, overrides):
     model = make_model(dropout=0.1, **overrides).double()
     torch.manual_seed(0)
@@ -54,16 +56,20 @@ def test_chunks_change_neither_the_loss_nor_a_gradient(make_model, monkeypatch, 
         )
 
 
-@pytest.mark.parametrize("overrides", SYSTEMS, ids=lambda one: "-".join(map(str, one.values())))
+@pytest.mark.parametrize(
+    "overrides", SYSTEMS, ids=lambda system: "-".join(map(str, system.values()))
+)
 def test_nothing_wide_is_kept_of_the_logits(make_model, overrides):
     model = make_model(**overrides).train()
     ids = torch.randint(3, 10, (6, 16))
     saved = []
-    with torch.autograd.graph.saved_tensors_hooks(
-        lambda tensor: saved.append(tensor) or tensor, lambda t: t
+    with (
+        torch.autograd.graph.saved_tensors_hooks(
+            lambda tensor: saved.append(tensor) or tensor, lambda t: t
+        ),
+        torch.autocast("cpu", torch.bfloat16),
     ):
-        with torch.autocast("cpu", torch.bfloat16):
-            loss = model(input_ids=ids, labels=ids).loss
+        loss = model(input_ids=ids, labels=ids).loss
     of_logits = [
         tensor
         for tensor in saved
@@ -109,9 +115,8 @@ def plain_losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 
 
 def test_the_gradient_of_a_sure_target_is_what_is_left_to_learn():
-    logits = torch.tensor(
-        [[20.0, 6.0, 5.0]], requires_grad=True
-    )  # a loss of 1.1e-6 beside logits with an ulp of 1.9e-6
+    # a loss of 1.1e-6 beside logits with an ulp of 1.9e-6
+    logits = torch.tensor([[20.0, 6.0, 5.0]], requires_grad=True)
     token_losses_lomdm.TokenLosses.apply(logits, torch.tensor([0])).backward()
     expected = torch.tensor([[20.0, 6.0, 5.0]]).double().softmax(-1)[0, 0] - 1
     torch.testing.assert_close(logits.grad[0, 0].double(), expected, rtol=0.1, atol=0)
@@ -122,7 +127,7 @@ def test_token_losses_go_through_torch_func():
 
     def gradient(losses):
         return torch.func.vmap(
-            torch.func.grad(lambda one, wanted: losses(one, wanted).square().sum())
+            torch.func.grad(lambda logits, wanted: losses(logits, wanted).square().sum())
         )(logits, targets)
 
     torch.testing.assert_close(
@@ -130,7 +135,9 @@ def test_token_losses_go_through_torch_func():
     )
 
 
-@pytest.mark.parametrize("overrides", SYSTEMS, ids=lambda one: "-".join(map(str, one.values())))
+@pytest.mark.parametrize(
+    "overrides", SYSTEMS, ids=lambda system: "-".join(map(str, system.values()))
+)
 def test_the_whole_model_can_be_made_again_for_the_gradient(make_model, overrides):
     model, ids = make_model(**overrides).train(), torch.randint(3, 10, (6, 16))
 
@@ -173,7 +180,9 @@ def test_the_losses_of_a_half_precision_model_are_those_of_its_logits_in_float32
     torch.testing.assert_close(losses, expected)
 
 
-@pytest.mark.parametrize("overrides", SYSTEMS, ids=lambda one: "-".join(map(str, one.values())))
+@pytest.mark.parametrize(
+    "overrides", SYSTEMS, ids=lambda system: "-".join(map(str, system.values()))
+)
 def test_every_weight_has_a_gradient_in_bfloat16(make_model, overrides):
     """Autocast of torch 2.9 and 2.10 lends the views what the clean pass has cast without
     gradients."""

@@ -26,7 +26,7 @@ WRONG = (
     numpy.float32(3),
     object,
 )
-DERIVED = ("intermediate_size", "initializer_range")  # None is computed
+DERIVED = ("intermediate_size", "initializer_range", "max_position_embeddings")  # None is computed
 
 
 def make(**fields) -> LoMDMConfig:
@@ -122,13 +122,13 @@ def test_fields_that_are_unknown_and_files_of_earlier_versions_are_kept(tmp_path
     content = json.loads((tmp_path / "config.json").read_text())
     del content["num_views"], content["time_range"]  # as versions wrote that had neither
     (tmp_path / "config.json").write_text(json.dumps(content))
-    again, unused = LoMDMConfig.from_pretrained(
+    reloaded, unused = LoMDMConfig.from_pretrained(
         tmp_path, c1=0.8, dropout=0, colour="red", return_unused_kwargs=True
     )
     assert (
-        again.from_elsewhere == [1]
-        and again.c1 == 0.8
-        and again.dropout == 0
+        reloaded.from_elsewhere == [1]
+        and reloaded.c1 == 0.8
+        and reloaded.dropout == 0
         and unused["colour"] == "red"
     )
     with pytest.raises(ValueError, match="c1 must be"):

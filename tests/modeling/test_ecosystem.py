@@ -140,12 +140,11 @@ def test_int8_weights_of_torchao_keep_the_law_and_the_rates_and_are_saved_and_lo
         quantization.quantize_(
             model, quantization.Int8WeightOnlyConfig(version=2), filter_fn=in_backbone
         )
-        found = model(ids)
-    # int8 by channel rounds a weight by 1/254 of the largest one at most: laws move by a few
-    # percent
-    laws = [out.logits.softmax(-1) for out in (found, expected)]
+        actual = model(ids)
+    # int8 by channel rounds a weight by at most 1/254 of the largest: laws move by some percent
+    laws = [out.logits.softmax(-1) for out in (actual, expected)]
     assert 0 < (laws[0] - laws[1]).abs().sum(-1).max() / 2 < 0.05
-    torch.testing.assert_close(found.rates, expected.rates, rtol=0, atol=0.05)
+    torch.testing.assert_close(actual.rates, expected.rates, rtol=0, atol=0.05)
     pipe = LoMDMPipeline(model, LoMDMScheduler(mask_token_id=10))
     pipe.set_progress_bar_config(disable=True)
     assert not (pipe([[1, 3]], num_inference_steps=4, max_length=8).sequences == 10).any()
@@ -160,9 +159,9 @@ def test_int8_weights_of_torchao_keep_the_law_and_the_rates_and_are_saved_and_lo
     # half of the weights, those of the backbone, take a quarter of their bytes
     assert sizes[0] < 0.7 * sizes[1]
     with torch.no_grad():
-        again = LoMDMForMaskedDiffusion.from_pretrained(tmp_path / "int8")(ids)
-    torch.testing.assert_close(again.logits, found.logits)
-    torch.testing.assert_close(again.rates, found.rates)
+        reloaded = LoMDMForMaskedDiffusion.from_pretrained(tmp_path / "int8")(ids)
+    torch.testing.assert_close(reloaded.logits, actual.logits)
+    torch.testing.assert_close(reloaded.rates, actual.rates)
 
 
 @pytest.mark.parametrize("as_dict", [False, True])
@@ -178,8 +177,8 @@ def test_heads_are_left_alone_by_quantizers_and_trained_beside_lora(
     # a copy was changed, and is saved with the model
     assert settings.modules_to_not_convert is None
     model.save_pretrained(tmp_path / "int8")
-    again = LoMDMForMaskedDiffusion.from_pretrained(tmp_path / "int8")
-    torch.testing.assert_close(again(TEXT[None]).rates, model(TEXT[None]).rates)
+    reloaded = LoMDMForMaskedDiffusion.from_pretrained(tmp_path / "int8")
+    torch.testing.assert_close(reloaded(TEXT[None]).rates, model(TEXT[None]).rates)
     tuned = add_lora(model, rank=4, alpha=8).train()
     # it is quantised
     assert type(model.model.layers[0].mlp.up_proj.weight.data) is not torch.Tensor
@@ -215,9 +214,9 @@ def test_a_pipeline_with_adapters_added_is_not_saved_without_them(tmp_path, make
     make_model().save_pretrained(tmp_path / "base")
     torch.nn.init.normal_(pipe.model.model.layers[0].attention.qkv_proj.lora_B["default"].weight)
     pipe.model.save_pretrained(tmp_path / "adapter")
-    again = LoMDMForMaskedDiffusion.from_pretrained(tmp_path / "base")
-    again.load_adapter(str(tmp_path / "adapter"))
-    assert torch.equal(again(TEXT[None]).logits, pipe.model(TEXT[None]).logits)
+    reloaded = LoMDMForMaskedDiffusion.from_pretrained(tmp_path / "base")
+    reloaded.load_adapter(str(tmp_path / "adapter"))
+    assert torch.equal(reloaded(TEXT[None]).logits, pipe.model(TEXT[None]).logits)
 
 
 def test_a_compiled_forward_of_a_pipeline_is_one_graph_and_writes_the_same(make_model):

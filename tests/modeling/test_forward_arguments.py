@@ -70,11 +70,11 @@ def test_settings_of_the_configuration_change_neither_texts_nor_bounds(make_mode
         ]
 
     expected = measured()
-    for found in (
+    for actual in (
         measured(return_dict=False),
         measured(output_hidden_states=True, return_dict=False)[:2],
     ):
-        assert all(torch.equal(*pair) for pair in zip(found[:2], expected[:2], strict=True))
+        assert all(torch.equal(*pair) for pair in zip(actual[:2], expected[:2], strict=True))
     assert isinstance(measured(return_dict=False)[2], tuple) and not isinstance(expected[2], tuple)
 
 
@@ -88,11 +88,11 @@ def test_the_trunk_gives_a_tuple_where_it_is_asked_for_one(make_model):
 @BLOCKS
 def test_embeddings_give_what_their_ids_give(make_model, block_size):
     model = make_model(block_size=block_size)
-    expected, found = (
+    expected, actual = (
         model(IDS, PADDING),
         model(inputs_embeds=model.model.embed_tokens(IDS), attention_mask=PADDING),
     )
-    assert torch.equal(found.logits, expected.logits) and torch.equal(found.rates, expected.rates)
+    assert torch.equal(actual.logits, expected.logits) and torch.equal(actual.rates, expected.rates)
 
 
 @BLOCKS
@@ -107,9 +107,9 @@ def test_labels_beside_embeddings_are_read_as_ids_and_given_positions_as_embeddi
     embeds = model.model.embed_tokens(CLEAN).detach()
     embeds[labels != -100] = torch.nan  # nobody reads these
     embeds.requires_grad_()
-    found = loss(model, inputs_embeds=embeds, attention_mask=PADDING, labels=labels)
-    assert torch.equal(found, expected)
-    found.backward()
+    actual = loss(model, inputs_embeds=embeds, attention_mask=PADDING, labels=labels)
+    assert torch.equal(actual, expected)
+    actual.backward()
     assert embeds.grad[:, :2].abs().sum() > 0
 
 
@@ -187,7 +187,7 @@ def test_masks_of_a_collator_are_refused_where_labels_are_read(make_model):
         make_model(vocab_size=64, mask_token_id=build_tokenizer().mask_token_id)(**batch)
 
 
-# ----------------------------------------------------------------------------------------------------------- peft
+# --------------------------------------------------------------------------------------------- peft
 
 
 @pytest.mark.parametrize("task_type", [None, "CAUSAL_LM", "FEATURE_EXTRACTION", "TOKEN_CLS"])
@@ -198,11 +198,11 @@ def test_low_rank_updates_of_every_task_type_that_fits_are_trained(make_model, t
     assert torch.equal(
         model(input_ids=IDS, attention_mask=PADDING).logits, make_model()(IDS, PADDING).logits
     )
-    found = loss(model.train(), input_ids=CLEAN, labels=CLEAN, attention_mask=PADDING)
+    actual = loss(model.train(), input_ids=CLEAN, labels=CLEAN, attention_mask=PADDING)
     assert torch.equal(
-        found, loss(make_model().train(), input_ids=CLEAN, labels=CLEAN, attention_mask=PADDING)
+        actual, loss(make_model().train(), input_ids=CLEAN, labels=CLEAN, attention_mask=PADDING)
     )
-    found.backward()
+    actual.backward()
     trained = [weight for name, weight in model.named_parameters() if "lora_B" in name]
     assert trained and all(weight.grad.abs().sum() > 0 for weight in trained)
     model.eval()
@@ -241,14 +241,14 @@ def test_tuned_prompts_are_given_positions_in_front(make_model, block_size, kind
     )
     assert torch.equal(out.logits, expected.logits) and out.logits.shape == (2, 8, 11)
     labels = CLEAN.masked_fill(PADDING == 0, -100)
-    found = loss(model.train(), input_ids=CLEAN, attention_mask=PADDING, labels=labels)
+    actual = loss(model.train(), input_ids=CLEAN, attention_mask=PADDING, labels=labels)
     batch = {
         "inputs_embeds": embeds,
         "attention_mask": mask,
         "labels": torch.cat((given, labels), dim=1),
     }
-    assert torch.equal(found, loss(base, **batch))
-    found.backward()
+    assert torch.equal(actual, loss(base, **batch))
+    actual.backward()
     trained = [weight for weight in model.parameters() if weight.requires_grad]
     assert trained and all(weight.grad.abs().sum() > 0 for weight in trained)
 

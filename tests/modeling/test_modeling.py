@@ -184,9 +184,9 @@ def test_rows_that_are_read_a_few_at_a_time_give_what_all_give_at_once(
         lambda module, inputs: calls.append(len(inputs[0]))
     )
     with torch.no_grad():
-        found = model.model(x, mask, **views).last_hidden_state
+        actual = model.model(x, mask, **views).last_hidden_state
     assert calls == [2, 2, 1]
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-12)
     model.model(x, mask, **views)
     assert calls[3:] == [5]  # with gradients the whole batch is one step of the graph
 
@@ -207,8 +207,8 @@ def loss_and_gradients(model) -> list[torch.Tensor]:
 def test_gradient_checkpointing_gives_the_same_gradients(make_model, reentrant, overrides):
     plain, saving = (make_model(dropout=0.3, **overrides).train() for _ in range(2))
     saving.gradient_checkpointing_enable({"use_reentrant": reentrant})
-    for expected, found in zip(loss_and_gradients(plain), loss_and_gradients(saving), strict=True):
-        torch.testing.assert_close(found, expected)
+    for expected, actual in zip(loss_and_gradients(plain), loss_and_gradients(saving), strict=True):
+        torch.testing.assert_close(actual, expected)
 
 
 def test_int32_ids_give_the_same_loss(make_model):
@@ -331,7 +331,10 @@ def test_attention_keeps_nothing_but_its_inputs_for_the_gradient(make_model):
         if values.dim() == 4 and values.shape[1] == model.config.num_attention_heads
     ]
     assert len(heads) >= 3 * model.config.num_hidden_layers
-    assert all(one.untyped_storage().nbytes() == one.numel() * one.element_size() for one in heads)
+    assert all(
+        tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
+        for tensor in heads
+    )
 
 
 @pytest.mark.parametrize("padding", [None, PADDING])
@@ -340,9 +343,9 @@ def test_the_network_compiles_without_graph_breaks(make_model, padding, override
     model = make_model(**overrides)
     compiled = torch.compile(model, fullgraph=True, backend="eager")
     with torch.no_grad():
-        found, expected = compiled(IDS, padding), model(IDS, padding)
-    torch.testing.assert_close(found.logits[..., :10], expected.logits[..., :10])
-    torch.testing.assert_close(found.rates, expected.rates)
+        actual, expected = compiled(IDS, padding), model(IDS, padding)
+    torch.testing.assert_close(actual.logits[..., :10], expected.logits[..., :10])
+    torch.testing.assert_close(actual.rates, expected.rates)
 
 
 SIZES = [(2, 6), (3, 6), (5, 6), (4, 7), (7, 9), (2, 12), (9, 8), (6, 5), (8, 10), (2, 20)]
@@ -351,11 +354,11 @@ FAMILY = pytest.mark.parametrize(
 )
 
 
-def same_outputs(found, expected) -> None:
+def same_outputs(actual, expected) -> None:
     torch.testing.assert_close(
-        found.logits[..., :10], expected.logits[..., :10], atol=1e-5, rtol=1e-4
+        actual.logits[..., :10], expected.logits[..., :10], atol=1e-5, rtol=1e-4
     )
-    torch.testing.assert_close(found.rates, expected.rates)
+    torch.testing.assert_close(actual.rates, expected.rates)
 
 
 @FAMILY
@@ -397,9 +400,9 @@ def test_an_exported_graph_serves_all_batch_sizes_and_lengths(make_model, overri
 def test_the_compiled_network_gives_the_same_numbers(make_model):
     model = make_model()
     with torch.no_grad():
-        found, expected = torch.compile(model, fullgraph=True)(IDS), model(IDS)
+        actual, expected = torch.compile(model, fullgraph=True)(IDS), model(IDS)
     torch.testing.assert_close(
-        found.logits[..., :10], expected.logits[..., :10], atol=1e-5, rtol=1e-4
+        actual.logits[..., :10], expected.logits[..., :10], atol=1e-5, rtol=1e-4
     )
 
 
@@ -415,7 +418,8 @@ def test_the_compiled_network_gives_the_same_numbers(make_model):
         ({"mask_token_id": None}, "mask_token_id must be an int in"),
         (
             {"num_views": 1},
-            "num_views must be None or at least 2, which RLOO compares, got 1 with rate_type='learned'",
+            "num_views must be None or at least 2, which RLOO compares, got 1 with "
+            "rate_type='learned'",
         ),
         ({"num_views": 0, "rate_type": "uniform"}, "num_views must be None or an int in .*got 0"),
         ({"block_size": 0}, "block_size must be None .* got 0"),

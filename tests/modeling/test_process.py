@@ -35,8 +35,8 @@ def table(n: int = 4, seed: int = 0) -> oracles.Tables:
 
 
 def view(masked: torch.Tensor, weight: float = 1.0) -> process.View:
-    one = torch.full((len(masked), 1), weight, dtype=torch.float64)
-    return process.View(masked, torch.zeros_like(one), one)
+    rates = torch.full((len(masked), 1), weight, dtype=torch.float64)
+    return process.View(masked, torch.zeros_like(rates), rates)
 
 
 # Time and rates
@@ -328,8 +328,7 @@ def test_rate_ratio_is_the_total_of_v_over_the_total_of_w_at_masked_positions():
 
 @pytest.mark.parametrize("epsilon", [None, 0.02])
 def test_weights_of_time_draws_integrate_the_enumerated_bound(epsilon):
-    # a midpoint rule over the quantile, exact expectation over the masks at each: no draw is
-    # involved
+    # a midpoint rule over the quantile, an exact expectation over the masks at each: no draws
     tables = oracles.keep_gradient(table())
     count = 20_000
     quantiles = ((torch.arange(count, dtype=torch.float64) + 0.5) / count)[:, None]
@@ -357,7 +356,7 @@ def test_weights_of_time_draws_integrate_the_enumerated_bound(epsilon):
     torch.testing.assert_close(actual, expected, rtol=2e-4, atol=0)
 
 
-def test_rloo_score_of_two_views_is_half_the_product_of_differences_and_has_no_gradient_through_the_bounds():
+def test_rloo_score_of_two_views_is_half_the_product_of_differences_without_gradient_of_bounds():
     bounds = torch.tensor([[[3.0]], [[1.0]]], requires_grad=True)
     log_q = torch.tensor([[[-2.0]], [[-0.5]]], requires_grad=True)
     score = process.rloo_score(bounds, log_q)

@@ -33,7 +33,7 @@ def test_sedd_score_entropy_is_the_time_bound_with_rates_from_scores():
     # s'_y = exp(logit_y) / (V - 1)
     logits = log_scores + torch.tensor(11.0, dtype=torch.float64).log()
     logits[..., 11] = -torch.inf
-    found = loss_per_position(
+    actual = loss_per_position(
         logits,
         clean,
         masked,
@@ -43,7 +43,7 @@ def test_sedd_score_entropy_is_the_time_bound_with_rates_from_scores():
     )
     assert masked.any() and not masked.all()
     # the original computed in float32
-    torch.testing.assert_close(found, golden["loss_per_position"], rtol=1e-6, atol=1e-12)
+    torch.testing.assert_close(actual, golden["loss_per_position"], rtol=1e-6, atol=1e-12)
 
 
 def test_genmd4_published_loss_is_the_time_bound_with_rates_of_tokens():
@@ -60,7 +60,7 @@ def test_genmd4_published_loss_is_the_time_bound_with_rates_of_tokens():
     log_mu = raw.log_softmax(-1).gather(-1, clean[..., None])
     published = -(omega * (true * (log_mu + 1) - mu)).sum(-1) / time
     logits = raw + omega.log()
-    found = loss_per_position(
+    actual = loss_per_position(
         logits,
         clean,
         masked,
@@ -68,4 +68,4 @@ def test_genmd4_published_loss_is_the_time_bound_with_rates_of_tokens():
         process.log_rate_of_token_rates(logits, omega.log()),
         time,
     )
-    torch.testing.assert_close(found, published * masked, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(actual, published * masked, rtol=1e-12, atol=1e-12)

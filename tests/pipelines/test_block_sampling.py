@@ -48,8 +48,8 @@ def of_the_window(index: int) -> torch.Generator:
     return torch.Generator().manual_seed(drawn + index)
 
 
-def same(one, other) -> bool:
-    return torch.equal(one.sequences, other.sequences) and torch.equal(one.order, other.order)
+def same(first, second) -> bool:
+    return torch.equal(first.sequences, second.sequences) and torch.equal(first.order, second.order)
 
 
 @pytest.mark.parametrize("sampler", ["sequential", "ancestral", "confidence"])
@@ -62,8 +62,8 @@ def test_cached_equals_uncached_token_for_token_in_a_batch_of_unequal_prompts(
     )
     pipe = make_pipe(model, sampler=sampler)
     cached, plain = (
-        pipe(PROMPTS, 2, max_length=23, generator=generators(8), use_cache=one)
-        for one in (True, False)
+        pipe(PROMPTS, 2, max_length=23, generator=generators(8), use_cache=use_cache)
+        for use_cache in (True, False)
     )
     assert same(cached, plain) and cached.num_forward_passes == plain.num_forward_passes
     assert not (cached.sequences == MASK).any()
@@ -97,13 +97,13 @@ def test_blocks_are_those_of_a_loop_written_by_hand(make_model, rate_type, block
         for timestep in pipe.scheduler.timesteps:
             if (text[:, block] == MASK).any():
                 with torch.no_grad():
-                    said = model(text)
+                    output = model(text)
                 passes += 1
                 arguments = (
-                    said.logits[:, block],
+                    output.logits[:, block],
                     timestep,
                     text[:, block],
-                    said.rates[:, block],
+                    output.rates[:, block],
                     generator,
                 )
                 text[:, block] = pipe.scheduler.step(*arguments).prev_sample
@@ -184,9 +184,9 @@ def test_a_model_without_blocks_continues_beyond_its_context_by_a_sliding_window
             if not (text[:, window] == MASK).any():
                 continue
             with torch.no_grad():
-                said = model(text[:, window])
+                output = model(text[:, window])
             result = pipe.scheduler.step(
-                said.logits, timestep, text[:, window], said.rates, generator
+                output.logits, timestep, text[:, window], output.rates, generator
             )
             text[:, window] = result.prev_sample
             order[:, window] = order[:, window].masked_fill(result.revealed, 4 * index + step)
@@ -213,14 +213,14 @@ def test_a_list_of_generators_moves_on_and_gives_every_row_draws_of_its_own(make
     pipe = make_pipe(
         make_model(max_position_embeddings=8, block_size=block_size, eos_token_id=None)
     )
-    one = torch.Generator().manual_seed(0)
+    source = torch.Generator().manual_seed(0)
     # the prompt fills the first window: what is drawn is drawn in later ones
     texts = [
-        pipe([list(range(3, 10)) + [3, 4]], 4, max_length=24, generator=[one]).sequences
+        pipe([list(range(3, 10)) + [3, 4]], 4, max_length=24, generator=[source]).sequences
         for _ in range(2)
     ]
     assert not torch.equal(*texts)
-    rows = pipe([[BOS]], 4, max_length=24, num_return_sequences=4, generator=[one] * 4).sequences
+    rows = pipe([[BOS]], 4, max_length=24, num_return_sequences=4, generator=[source] * 4).sequences
     assert len({tuple(row) for row in rows[:, 8:].tolist()}) == 4
 
 

@@ -145,9 +145,11 @@ trust = {"trust_remote_code": True}
 first = DiffusionPipeline.from_pretrained(folder, **trust)
 scheduler = type(first.scheduler).from_config(first.scheduler.config, temperature=0.5)
 found = []
-for given in ({"scheduler": scheduler}, {"model": first.model}, {"tokenizer": first.tokenizer}, {"tokenizer": None}):
+parts = {"scheduler": scheduler}, {"model": first.model}, {"tokenizer": first.tokenizer}
+for given in (*parts, {"tokenizer": None}):
     pipe = DiffusionPipeline.from_pretrained(folder, **trust, **given)
-    found.append(all(getattr(pipe, name) is value for name, value in given.items()) and len(pipe.components) == 3)
+    taken = all(getattr(pipe, name) is value for name, value in given.items())
+    found.append(taken and len(pipe.components) == 3)
 half = DiffusionPipeline.from_pretrained(folder, **trust, dtype={"model": torch.bfloat16})
 print("RESULT", json.dumps([found, str(half.model.dtype)]))
 """
@@ -155,8 +157,8 @@ print("RESULT", json.dumps([found, str(half.model.dtype)]))
 
 @pytest.mark.slow
 def test_components_that_are_passed_to_remote_code_are_taken(folder, tmp_path):
-    found, dtype = run_without_package(REMOTE, folder, folder=tmp_path)
-    assert found == [True] * 4 and dtype == "torch.bfloat16"
+    actual, dtype = run_without_package(REMOTE, folder, folder=tmp_path)
+    assert actual == [True] * 4 and dtype == "torch.bfloat16"
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,8 @@ pipe = DiffusionPipeline.from_pretrained(second, trust_remote_code=True)
 out = pipe("ab", 5, max_length=20, generator=torch.Generator().manual_seed(3))
 same = type(pipe).from_pretrained(first, trust_remote_code=True)
 sums = [model.lm_head.weight.sum().item() for model in (pipe.model, same.model)]
-print("RESULT", json.dumps([out.texts, out.sequences.tolist(), out.order.tolist(), sums, pipe.model.__module__]))
+written = [out.texts, out.sequences.tolist(), out.order.tolist()]
+print("RESULT", json.dumps([*written, sums, pipe.model.__module__]))
 """
 
 AUTO_CLASSES = """
@@ -33,10 +34,12 @@ first, second = sys.argv[1:]
 asked = []
 builtins.input = lambda text: asked.append(text) or "n"
 config = AutoConfig.from_pretrained(first, trust_remote_code=True)
-models = [auto.from_pretrained(first, trust_remote_code=True) for auto in (AutoModel, AutoModelForMaskedLM)]
+autos = (AutoModel, AutoModelForMaskedLM)
+models = [auto.from_pretrained(first, trust_remote_code=True) for auto in autos]
 models[0].save_pretrained(second)  # transformers carries the code along
 models.append(AutoModel.from_pretrained(second, trust_remote_code=True))
-ids = torch.tensor([AutoTokenizer.from_pretrained(first, trust_remote_code=False)("<bos>ab<mask><mask>")["input_ids"]])
+tokenizer = AutoTokenizer.from_pretrained(first, trust_remote_code=False)
+ids = torch.tensor([tokenizer("<bos>ab<mask><mask>")["input_ids"]])
 rates = [model(ids).rates.tolist() for model in models]
 print("RESULT", json.dumps([config.c1, rates, type(models[0]).__name__, asked]))
 """
@@ -78,8 +81,10 @@ def test_pipeline_loads_saves_and_loads_as_remote_code_and_writes_the_same(
         and order == expected.order.tolist()
     )
     assert sums == [pipe.model.lm_head.weight.sum().item()] * 2
-    again = LoMDMPipeline.from_pretrained(tmp_path / "second")
-    assert again("ab", 5, max_length=20, generator=torch.Generator().manual_seed(3)).texts == texts
+    reloaded = LoMDMPipeline.from_pretrained(tmp_path / "second")
+    assert (
+        reloaded("ab", 5, max_length=20, generator=torch.Generator().manual_seed(3)).texts == texts
+    )
 
 
 @pytest.mark.slow
@@ -105,25 +110,30 @@ from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, AutoTokeni
 first = sys.argv[1]
 trust = {"trust_remote_code": True}
 models = {}
+ways = {"plain": {}, "bf16": {"dtype": torch.bfloat16}, "auto": {"device_map": "auto"}}
 for auto in (AutoModel, AutoModelForMaskedLM):
-    for name, options in {"plain": {}, "bf16": {"dtype": torch.bfloat16}, "auto": {"device_map": "auto"}}.items():
+    for name, options in ways.items():
         models[auto.__name__ + name] = auto.from_pretrained(first, **trust, **options)
 half = DiffusionPipeline.from_pretrained(first, **trust, dtype=torch.bfloat16)
-dtypes = {name: str(model.dtype) for name, model in models.items()} | {"pipe": str(half.model.dtype)}
+dtypes = {name: str(model.dtype) for name, model in models.items()}
+dtypes["pipe"] = str(half.model.dtype)
 
 def hashes(folder):
     paths = [path for path in Path(folder).rglob("*") if path.suffix in (".safetensors", ".py")]
-    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+    digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths]
+    return dict(zip([path.relative_to(folder).as_posix() for path in paths], digests))
 
 folders = [first]
 for name in ("second", "third"):
     pipe = DiffusionPipeline.from_pretrained(folders[-1], **trust)
     pipe.save_pretrained(name)
     folders.append(name)
-out = DiffusionPipeline.from_pretrained(folders[-1], **trust)("ab", 5, generator=torch.Generator().manual_seed(3))
+pipe = DiffusionPipeline.from_pretrained(folders[-1], **trust)
+out = pipe("ab", 5, generator=torch.Generator().manual_seed(3))
 config = AutoConfig.from_pretrained(first, **trust)
 ids = AutoTokenizer.from_pretrained(first, trust_remote_code=False)("ab<mask>")["input_ids"]
-print("RESULT", json.dumps([dtypes, config.model_type, ids, [hashes(one) for one in folders], out.sequences.tolist()]))
+digests = [hashes(folder) for folder in folders]
+print("RESULT", json.dumps([dtypes, config.model_type, ids, digests, out.sequences.tolist()]))
 """
 
 

@@ -27,7 +27,7 @@ def generators(*seeds: int) -> list[torch.Generator]:
 
 def of_the_first_window(*seeds: int) -> list[torch.Generator]:
     """The generators that the pipeline derives from a list of them for its first window."""
-    drawn = [torch.randint(2**62, (), generator=one).item() for one in generators(*seeds)]
+    drawn = [torch.randint(2**62, (), generator=source).item() for source in generators(*seeds)]
     return [torch.Generator().manual_seed(seed) for seed in drawn]
 
 
@@ -98,14 +98,14 @@ def test_a_result_does_not_depend_on_its_batch_nor_on_padding(make_model, sample
 def test_one_generator_gives_each_row_what_the_row_alone_gets(make_model, block_size, max_length):
     pipe = make_pipe(make_model(block_size=block_size, eos_token_id=None).double())
     options = {"num_inference_steps": 3, "max_length": max_length}
-    (one,), two = generators(0), pipe([[3], [4, 5]], generator=generators(0)[0], **options)
-    listed = pipe([[3]], generator=[one], **options)
+    (alone,), both = generators(0), pipe([[3], [4, 5]], generator=generators(0)[0], **options)
+    listed = pipe([[3]], generator=[alone], **options)
     assert torch.equal(
         pipe([[3]], generator=generators(0)[0], **options).sequences, listed.sequences
     )
-    assert torch.equal(two.sequences[0], listed.sequences[0])
+    assert torch.equal(both.sequences[0], listed.sequences[0])
     # its next seed
-    assert torch.equal(two.sequences[1], pipe([[4, 5]], generator=one, **options).sequences[0])
+    assert torch.equal(both.sequences[1], pipe([[4, 5]], generator=alone, **options).sequences[0])
 
 
 @pytest.mark.rounding
@@ -302,12 +302,12 @@ def test_settings_of_a_call_hold_for_that_call_only(make_model):
     other = pipe(
         None, 31, sampler="sequential", temperature=2.0, top_p=0.9, top_k=5, generator=generators(0)
     )
-    again = pipe(None, 31, generator=generators(9))
+    repeated = pipe(None, 31, generator=generators(9))
     assert not torch.equal(other.order, greedy.order) and not torch.equal(
         other.sequences, greedy.sequences
     )
     # greedy and left to right: nothing is random
-    assert torch.equal(again.sequences, greedy.sequences)
+    assert torch.equal(repeated.sequences, greedy.sequences)
     with pytest.raises(ValueError, match="top_p"):
         pipe(None, 4, sampler="random", top_p=2.0)
     assert dict(pipe.scheduler.config) == before and pipe.scheduler.timesteps is None
@@ -330,8 +330,8 @@ def test_settings_hold_however_they_came_into_the_scheduler(make_model):
 def test_top_k_of_one_is_greedy(make_model):
     pipe = make_pipe(make_model())
     first, second = (
-        pipe(None, 8, max_length=8, generator=generators(0), **one).sequences
-        for one in ({"top_k": 1}, {"temperature": 0.0})
+        pipe(None, 8, max_length=8, generator=generators(0), **setting).sequences
+        for setting in ({"top_k": 1}, {"temperature": 0.0})
     )
     assert torch.equal(first, second)
 
@@ -390,7 +390,7 @@ def test_compiled_model_samples_the_same_without_graph_breaks(make_model):
     )
 
 
-# --------------------------------------------------------------------------------------------------------- callbacks
+# ---------------------------------------------------------------------------------------- callbacks
 
 
 @pytest.mark.parametrize("name", LoMDMPipeline._callback_tensor_inputs)
@@ -516,16 +516,16 @@ def test_progress_bar_counts_every_step(make_model, monkeypatch):
     bar = pipe.progress_bar
 
     def watched(total):
-        made = bar(total=total)
-        monkeypatch.setattr(made, "update", lambda n=1: updates.extend([total] * n))
-        return made
+        trained = bar(total=total)
+        monkeypatch.setattr(trained, "update", lambda n=1: updates.extend([total] * n))
+        return trained
 
     monkeypatch.setattr(pipe, "progress_bar", watched)
     pipe(None, 7, max_length=4)
     assert updates == [7] * 7
 
 
-# ------------------------------------------------------------------------------------------------------------ errors
+# ------------------------------------------------------------------------------------------- errors
 
 
 @pytest.mark.parametrize(

@@ -15,16 +15,17 @@ from hf_lomdm import LoMDMForMaskedDiffusion, LoMDMPipeline, LoMDMScheduler
 from hf_lomdm.pipelines import loading
 from tiny_tokenizer import build_tokenizer
 
-MODEL_FILES = (
-    "attention backbone batch checkpoint configuration context modeling process rates token_losses"
-)
-CODE = {f"{name}_lomdm.py" for name in MODEL_FILES.split()}
-SCHEDULER_FILES = "forward input_checks position_draw process scheduling settings token_draw"
-SCHEDULER_CODE = {f"{name}_lomdm.py" for name in SCHEDULER_FILES.split()}
-PIPELINE_CODE = {
-    f"{name}_lomdm.py"
-    for name in "canvas filling guidance hub_folder pipeline prompts streaming".split()
-}
+
+def named(*names: str) -> set[str]:
+    return {f"{name}_lomdm.py" for name in names}
+
+
+CODE = named("attention", "backbone", "backbone_hub", "batch", "checkpoint", "configuration")
+CODE |= named("context", "modeling", "pretrained", "process", "rates", "token_losses")
+SCHEDULER_CODE = named("forward", "input_checks", "position_draw", "process", "scheduling")
+SCHEDULER_CODE |= named("settings", "token_draw")
+PIPELINE_CODE = named("canvas", "filling", "guidance", "hub_folder", "pipeline", "prompts")
+PIPELINE_CODE |= named("streaming")
 LAYOUT = {
     *("README.md", "config.json", "model.safetensors", "model_index.json", *PIPELINE_CODE, *CODE),
     *("tokenizer.json", "tokenizer_config.json"),
@@ -110,13 +111,16 @@ def test_folder_loads_as_pipeline_and_as_model_without_remote_code(pipe, tmp_pat
     pipe.save_pretrained(folder, max_shard_size=max_shard_size)
     shards = list(folder.glob("model-*-of-*.safetensors"))
     assert len(shards) > 1 if max_shard_size else not shards
-    again = LoMDMPipeline.from_pretrained(folder)
-    assert type(again.model) is LoMDMForMaskedDiffusion and type(again.scheduler) is LoMDMScheduler
+    reloaded = LoMDMPipeline.from_pretrained(folder)
     assert (
-        dict(again.scheduler.config)["sampler"] == "ancestral"
-        and again.tokenizer.mask_token_id == 10
+        type(reloaded.model) is LoMDMForMaskedDiffusion
+        and type(reloaded.scheduler) is LoMDMScheduler
     )
-    assert torch.equal(write(again), write(pipe))
+    assert (
+        dict(reloaded.scheduler.config)["sampler"] == "ancestral"
+        and reloaded.tokenizer.mask_token_id == 10
+    )
+    assert torch.equal(write(reloaded), write(pipe))
     for source, auto in (
         (folder, AutoModel),
         (folder, AutoModelForMaskedLM),
@@ -291,9 +295,9 @@ def test_plain_checkpoint_loads_with_a_default_scheduler(make_model, tmp_path):
 def test_tied_weights_survive(make_model, tmp_path):
     model = make_model(tie_word_embeddings=True)
     LoMDMPipeline(model, LoMDMScheduler(mask_token_id=10)).save_pretrained(tmp_path)
-    again = LoMDMPipeline.from_pretrained(tmp_path).model
-    assert again.lm_head.weight is again.model.embed_tokens.weight
-    assert torch.equal(again.lm_head.weight, model.lm_head.weight)
+    reloaded = LoMDMPipeline.from_pretrained(tmp_path).model
+    assert reloaded.lm_head.weight is reloaded.model.embed_tokens.weight
+    assert torch.equal(reloaded.lm_head.weight, model.lm_head.weight)
 
 
 @pytest.mark.parametrize("kind", ["missing", "unexpected"])
@@ -312,13 +316,13 @@ def test_checkpoints_that_do_not_fit_their_configuration_are_refused(pipe, tmp_p
 def test_loading_takes_given_components_and_the_dtype(pipe, tmp_path):
     pipe.save_pretrained(tmp_path)
     scheduler = LoMDMScheduler(mask_token_id=10, sampler="random")
-    again = LoMDMPipeline.from_pretrained(
+    reloaded = LoMDMPipeline.from_pretrained(
         tmp_path, scheduler=scheduler, tokenizer=None, dtype=torch.bfloat16
     )
     assert (
-        again.scheduler is scheduler
-        and again.tokenizer is None
-        and again.model.dtype is torch.bfloat16
+        reloaded.scheduler is scheduler
+        and reloaded.tokenizer is None
+        and reloaded.model.dtype is torch.bfloat16
     )
     assert (
         LoMDMPipeline.from_pretrained(tmp_path, torch_dtype=torch.float64).model.dtype

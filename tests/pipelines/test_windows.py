@@ -54,7 +54,6 @@ def test_after_a_callback_has_written_the_model_reads_the_canvas_again(make_mode
     )
     masked = [sample for sample in written if (sample == MASK).any()]
     assert len(read) == 1 + len(masked) and all(map(torch.equal, read[1:], masked))
-    # the case in question: a step that reveals nothing, after which only the callback's token is
-    # new
+    # the case in question: a step reveals nothing, and only the callback's token is new
     counts = [int((sample == MASK).sum()) for sample in masked]
     assert (len(set(counts)) < len(counts)) == (sampler == "ancestral")

@@ -54,7 +54,7 @@ def distance(samples: torch.Tensor, law: dict) -> float:
     return oracles.chi_square_z(counts, exact)
 
 
-# ------------------------------------------------------------------------------------------------------- whole samples
+# ------------------------------------------------------------------------------------ whole samples
 
 
 def test_sequential_one_by_one_is_the_enumerated_process(toy):
@@ -144,7 +144,7 @@ def test_zero_temperature_takes_the_likeliest_token_and_top_k_one_the_same():
         ), config
 
 
-# ----------------------------------------------------------------------------------------------------------- positions
+# ---------------------------------------------------------------------------------------- positions
 
 
 def test_sequential_draws_sets_without_replacement_by_weight():
@@ -235,7 +235,7 @@ def test_adaptive_grid_reveals_the_expected_number():
     assert abs(oracles.z_score(revealed.sum(1).double(), 30 / 4)) < BOUND
 
 
-# ---------------------------------------------------------------------------------------------------------- randomness
+# --------------------------------------------------------------------------------------- randomness
 
 
 def uniformity(u: torch.Tensor) -> float:
@@ -249,7 +249,7 @@ def test_hash_is_uniform_in_all_its_bits_for_near_and_random_seeds():
     random = torch.randint(-(2**62), 2**62, (1000,), generator=torch.Generator().manual_seed(0))
     for seeds in (near, random, near * 2**40):
         u = process.position_uniforms(seeds[:, None], torch.arange(200)[None])
-        assert u.dtype == torch.float64 and 0 < u.min() and u.max() < 1
+        assert u.dtype == torch.float64 and u.min() > 0 and u.max() < 1
         for bits in (0, 12, 24, 40):  # float32 uniforms would be constant from bit 24 on
             assert uniformity((u * 2.0**bits) % 1) < BOUND, bits
 
@@ -343,7 +343,7 @@ def test_inverse_cdf_never_meets_a_weight_of_zero():
     weights = torch.tensor([0.0, 0.2, 0.0, 0.0, 0.8 - 2**-52, 0.0]).double()
     for total in (1e-300, 1.0, 1 + 2**-52, 3e8):
         for u, expected in [(2.0**-53, 1), (0.2 - 1e-12, 1), (0.2 + 1e-12, 4), (1 - 2.0**-53, 4)]:
-            found = token_draw.inverse_cdf(
+            actual = token_draw.inverse_cdf(
                 total * weights[None], torch.tensor([u], dtype=torch.float64)
             )
-            assert found.item() == expected
+            assert actual.item() == expected

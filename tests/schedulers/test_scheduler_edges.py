@@ -30,8 +30,7 @@ def test_margin_is_the_difference_of_the_two_best_not_their_ratio():
     "top_p, kept", [(0.25, 1), (0.26, 2), (0.5, 2), (0.51, 3), (0.75, 3), (0.76, 4), (1.0, 4)]
 )
 def test_top_p_keeps_the_token_that_reaches_it_and_none_behind(top_p, kept):
-    # four equal tokens: the sums of their shares are exact, and of equals the first ones are the
-    # likeliest
+    # four equal tokens: the sums of their shares are exact, and the first ones count as likeliest
     scheduler, places = make(top_p=top_p), torch.arange(200)
     tokens = scheduler.draw_tokens(torch.zeros(200, 4), torch.zeros_like(places), places, 1)
     assert tokens.unique().tolist() == list(range(kept))

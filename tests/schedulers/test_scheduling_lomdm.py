@@ -257,10 +257,10 @@ def test_tokens_that_rounding_swaps_in_likelihood_are_not_swapped_in_the_draw(ot
         torch.arange(500)[:, None],
         torch.zeros(500, 1).long(),
     )
-    one, two = (
+    first, second = (
         scheduler.draw_tokens(logits + part, rows, places, 500, generators(0)[0]) for part in noise
     )
-    assert torch.equal(one, two) and len(one.unique()) >= 4
+    assert torch.equal(first, second) and len(first.unique()) >= 4
 
 
 def test_keeping_every_token_draws_what_no_limit_draws():
@@ -285,9 +285,9 @@ def test_grid_is_uniform_and_one_generator_or_none_works():
     logits, rates = random_output(2, 6)
     start = torch.full((2, 6), MASK)
     first, _ = run(scheduler, start, logits, rates, torch.Generator().manual_seed(3))
-    again, _ = run(scheduler, start, logits, rates, torch.Generator().manual_seed(3))
+    repeated, _ = run(scheduler, start, logits, rates, torch.Generator().manual_seed(3))
     other, _ = run(scheduler, start, logits, rates, torch.Generator().manual_seed(4))
-    assert torch.equal(first, again) and not torch.equal(first, other)
+    assert torch.equal(first, repeated) and not torch.equal(first, other)
     torch.manual_seed(3)
     # no generator is the global one
     assert torch.equal(run(scheduler, start, logits, rates, None)[0], first)
@@ -396,7 +396,7 @@ def test_every_time_of_the_longest_grid_is_found():
         assert scheduler._steps_left(scheduler.timesteps[-left], torch.device("cpu")) == left
 
 
-# ----------------------------------------------------------------------------------------------------- forward process
+# ---------------------------------------------------------------------------------- forward process
 
 
 @pytest.mark.parametrize("block_size", [None, 1, 4, 5])
@@ -462,11 +462,11 @@ def test_add_noise_of_a_padded_text_equals_alone():
     _, rates = random_output(1, 6)
     text, padded = torch.arange(6)[None], torch.tensor([[0, 0, *range(6), 0]])
     mask = torch.tensor([[0] * 2 + [1] * 6 + [0]])
-    wide = torch.cat([torch.ones(1, 2), rates, torch.ones(1, 1)], 1)
+    padded_rates = torch.cat([torch.ones(1, 2), rates, torch.ones(1, 1)], 1)
     for seed in range(20):
         alone = LoMDMScheduler(MASK).add_noise(text, rates, 0.5, *generators(seed))
         noisy = LoMDMScheduler(MASK).add_noise(
-            padded, wide, 0.5, *generators(seed), attention_mask=mask
+            padded, padded_rates, 0.5, *generators(seed), attention_mask=mask
         )
         assert torch.equal(noisy[:, 2:8], alone)
 
@@ -487,7 +487,7 @@ def test_draws_equal_those_of_the_process_from_the_same_generator():
     assert torch.equal(revealed, rank < 4)
 
 
-# ------------------------------------------------------------------------------------------------------------ bad input
+# ---------------------------------------------------------------------------------------- bad input
 
 
 @pytest.mark.parametrize(

@@ -133,7 +133,8 @@ def expected(prompt: str, steps: int = 64) -> tuple[str, list[tuple[str, int]]]:
 WATCH = """() => {
   window.counts = [];
   new MutationObserver(() => counts.push(document.querySelectorAll("#live .text .t").length))
-    .observe(document.querySelector("#live"), {childList: true, subtree: true, characterData: true});
+    .observe(document.querySelector("#live"),
+             {childList: true, subtree: true, characterData: true});
 }"""
 
 
@@ -206,9 +207,13 @@ def test_stop_ends_a_text_in_the_middle_and_the_next_one_is_written(browser, add
     page.get_by_role("button", name="Stop").click()
     page.wait_for_timeout(1000)
     status = page.locator("#live [role=status]")
-    said = status.inner_text()
+    output = status.inner_text()
     page.wait_for_timeout(1000)
-    assert status.inner_text() == said and " of 1024: " in said and not said.startswith("step 1024")
+    assert (
+        status.inner_text() == output
+        and " of 1024: " in output
+        and not output.startswith("step 1024")
+    )
     assert page.locator("#order iframe").count() == 0
     page.get_by_label("number input for Steps").fill("8")
     page.get_by_label("number input for Steps").press("Enter")
@@ -311,7 +316,7 @@ def client(app, make_model, monkeypatch):
 def join(client, *data) -> dict:
     """The body of a request that presses the button."""
     functions = client.get("/config").json()["dependencies"]
-    number = next(one["id"] for one in functions if one["api_name"] == "write")
+    number = next(function["id"] for function in functions if function["api_name"] == "write")
     return {"data": data, "fn_index": number, "session_hash": "session"}
 
 

@@ -26,11 +26,38 @@ SPECIFICATION = importlib.util.spec_from_file_location(
 script = importlib.util.module_from_spec(SPECIFICATION)
 SPECIFICATION.loader.exec_module(script)
 
-SMALL = (
-    "--hidden_size 16 --num_hidden_layers 1 --num_attention_heads 2 --max_length 16 --max_train_rows 32 "
-    "--max_validation_rows 8 --per_device_train_batch_size 4 --per_device_eval_batch_size 4 --warmup_steps 1 "
-    "--save_steps 2 --logging_steps 1 --bf16 false --use_cpu true --report_to none --disable_tqdm true"
-).split()
+SMALL = [
+    "--hidden_size",
+    "16",
+    "--num_hidden_layers",
+    "1",
+    "--num_attention_heads",
+    "2",
+    "--max_length",
+    "16",
+    "--max_train_rows",
+    "32",
+    "--max_validation_rows",
+    "8",
+    "--per_device_train_batch_size",
+    "4",
+    "--per_device_eval_batch_size",
+    "4",
+    "--warmup_steps",
+    "1",
+    "--save_steps",
+    "2",
+    "--logging_steps",
+    "1",
+    "--bf16",
+    "false",
+    "--use_cpu",
+    "true",
+    "--report_to",
+    "none",
+    "--disable_tqdm",
+    "true",
+]
 
 
 def parse(folder: Path, *words: str) -> tuple[argparse.Namespace, list[str]]:
@@ -196,7 +223,7 @@ def test_two_systems_from_start_to_table_and_nothing_is_done_twice(tmp_path, cap
     mdlm, ar = (
         json.loads((tmp_path / "runs" / f"{name}.json").read_text()) for name in ("mdlm", "ar")
     )
-    found = json.loads((tmp_path / "compare.json").read_text())["systems"]
+    actual = json.loads((tmp_path / "compare.json").read_text())["systems"]
     assert mdlm["rows"] == ar["rows"] and mdlm["tokens"] == ar["tokens"] == 8 * 16
     assert mdlm["steps"] == ar["steps"] == 3  # 4 rows of 16 tokens each
     assert (
@@ -205,13 +232,13 @@ def test_two_systems_from_start_to_table_and_nothing_is_done_twice(tmp_path, cap
     )
     assert "finished before" not in printed and printed.count("(paired)") == 1
     # equal rows
-    assert found["ar"]["minus_first"]["value"] == pytest.approx(
+    assert actual["ar"]["minus_first"]["value"] == pytest.approx(
         ar["value"] - mdlm["value"], abs=1e-9
     )
-    assert found["mdlm"]["minus_first"]["value"] == 0 and "per_text" not in found["mdlm"]
+    assert actual["mdlm"]["minus_first"]["value"] == 0 and "per_text" not in actual["mdlm"]
     log = json.loads((tmp_path / "runs" / "ar" / "trainer_state.json").read_text())["log_history"]
     assert (
-        found["ar"]["curve"]
+        actual["ar"]["curve"]
         == [[line["step"], line["loss"]] for line in log if "loss" in line]
         != []
     )
@@ -224,8 +251,8 @@ def test_two_systems_from_start_to_table_and_nothing_is_done_twice(tmp_path, cap
     results = (tmp_path / "runs" / "ar" / "train_results.json").stat().st_mtime_ns
     script.main(words)
     assert capfd.readouterr().out.count("finished before") == 1
-    again = json.loads((tmp_path / "runs" / "ar.json").read_text())
-    assert again["value"] == ar["value"] and again["per_text"] == ar["per_text"]
+    reloaded = json.loads((tmp_path / "runs" / "ar.json").read_text())
+    assert reloaded["value"] == ar["value"] and reloaded["per_text"] == ar["per_text"]
     assert (tmp_path / "runs" / "mdlm" / "model.safetensors").stat().st_mtime_ns == weights["mdlm"]
     # no step was trained anew
     assert (tmp_path / "runs" / "ar" / "train_results.json").stat().st_mtime_ns == results

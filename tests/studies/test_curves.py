@@ -61,10 +61,10 @@ def test_the_script_draws_and_prints(tmp_path, capsys):
 
 def test_systems_of_several_records_come_together_and_the_first_of_a_name_counts(tmp_path):
     paths = [tmp_path / "one.json", tmp_path / "two.json"]
-    one, other = system(straight(0.01), 1.0), system(straight(0.02), 3.0)
-    paths[0].write_text(json.dumps({"systems": {"mdlm": one}}))
-    paths[1].write_text(json.dumps({"systems": {"lomdm": other, "mdlm": other}}))
-    assert script.read_systems(paths) == {"mdlm": one, "lomdm": other}
+    first, second = system(straight(0.01), 1.0), system(straight(0.02), 3.0)
+    paths[0].write_text(json.dumps({"systems": {"mdlm": first}}))
+    paths[1].write_text(json.dumps({"systems": {"lomdm": second, "mdlm": second}}))
+    assert script.read_systems(paths) == {"mdlm": first, "lomdm": second}
 
 
 @pytest.mark.parametrize(

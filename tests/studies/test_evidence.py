@@ -33,13 +33,13 @@ def write_text(path: Path, first: int) -> str:
 
 
 def test_without_its_words_it_says_what_they_are():
-    found = subprocess.run(
+    actual = subprocess.run(
         ["bash", ROOT / "studies" / "family" / "evidence.sh"],
         capture_output=True,
         text=True,
         check=False,
     )
-    assert found.returncode == 2 and "SYSTEMS" in found.stdout and "PYTHON" in found.stdout
+    assert actual.returncode == 2 and "SYSTEMS" in actual.stdout and "PYTHON" in actual.stdout
 
 
 @pytest.mark.slow

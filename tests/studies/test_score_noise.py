@@ -20,23 +20,23 @@ CHECKPOINT = str(ROOT / "checkpoints" / "lomdm-sudoku")
 def test_signal_and_noise_are_those_of_the_law_that_is_drawn_from():
     mean = torch.tensor([3.0, 4.0] + [0.0] * 98)
     gradients = mean + 2 * torch.randn(4000, 100, generator=torch.Generator().manual_seed(0))
-    found = signal_and_noise(gradients)
-    error = found["signal_squared_error"]
-    assert abs(found["signal_squared"] - 25) < 4 * error
+    actual = signal_and_noise(gradients)
+    error = actual["signal_squared_error"]
+    assert abs(actual["signal_squared"] - 25) < 4 * error
     # variance of the mean of products: 4 |mean|^2 sigma^2 / N + 2 P sigma^4 / N^2
     assert error == pytest.approx((4 * 25 * 4 / 4000 + 2 * 100 * 16 / 4000**2) ** 0.5, rel=0.1)
-    assert found["noise"] == pytest.approx(20, rel=0.01) and found["batches"] == pytest.approx(
+    assert actual["noise"] == pytest.approx(20, rel=0.01) and actual["batches"] == pytest.approx(
         16, rel=0.05
     )
 
 
 def test_a_mean_that_is_not_there_gives_no_signal():
     gradients = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
-    found = signal_and_noise(gradients)
+    actual = signal_and_noise(gradients)
     assert (
-        found["signal"] == 0
-        and found["signal_squared"] == pytest.approx(-1 / 3)
-        and found["batches"] is None
+        actual["signal"] == 0
+        and actual["signal_squared"] == pytest.approx(-1 / 3)
+        and actual["batches"] is None
     )
 
 

@@ -65,7 +65,7 @@ def test_the_script_measures_each_law(tmp_path, capsys):
         ]
     )
     laws = json.loads((tmp_path / "found.json").read_text())["laws"]
-    assert laws.keys() == {"uniform", "exp 30"} and all(one["n"] == 2 for one in laws.values())
+    assert laws.keys() == {"uniform", "exp 30"} and all(law["n"] == 2 for law in laws.values())
     even, sure = laws["uniform"], laws["exp 30"]
     # equal rates cost nothing
     assert even["bound"] == pytest.approx(even["main"]) and even["over_first"] == 0

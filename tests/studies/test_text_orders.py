@@ -105,10 +105,12 @@ def test_the_script_measures_each_order_on_whole_rows(text, tmp_path, capsys):
     words = ["--model", CHECKPOINT, "--file", text, "--output", str(output)]
     main([*words, "--max_rows", "3", "--orders", "left_to_right", "certain"])
     record = json.loads(output.read_text())
-    one, other = record["orders"]["left_to_right"], record["orders"]["certain"]
-    assert record["n"] == 3 and one["minus_first"] == {"value": 0.0, "standard_error": 0.0}
-    assert other["minus_first"]["value"] == pytest.approx(other["value"] - one["value"], abs=1e-6)
-    assert sum(one["by_quarter"]) / 4 == pytest.approx(one["value"], abs=1e-4)
+    first, second = record["orders"]["left_to_right"], record["orders"]["certain"]
+    assert record["n"] == 3 and first["minus_first"] == {"value": 0.0, "standard_error": 0.0}
+    assert second["minus_first"]["value"] == pytest.approx(
+        second["value"] - first["value"], abs=1e-6
+    )
+    assert sum(first["by_quarter"]) / 4 == pytest.approx(first["value"], abs=1e-4)
     assert "minus left_to_right" in capsys.readouterr().out
     with pytest.raises(
         SystemExit, match="is the record of something else: its max_rows is 3, not 2"

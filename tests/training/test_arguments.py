@@ -10,14 +10,13 @@ from tiny_training import make_trainer
 
 from hf_lomdm.training.arguments import (
     MODES,
-    PARTS,
     RANGES,
     REFUSED,
     LoMDMTrainingArguments,
     ModelArguments,
-    parse_arguments,
 )
 from hf_lomdm.training.models import causal_config, diffusion_config
+from hf_lomdm.training.parsing import PARTS, parse_arguments
 
 CONFIGS = Path(__file__).parents[2] / "training_scripts" / "configs"
 TEXT = ("--train_file", "a.txt", "--train_tokenizer", "char", "--use_cpu")
@@ -45,9 +44,9 @@ def test_no_number_is_without_a_range():
     free = {"head_learning_rate", "local_rank", "ddp_bucket_cap_mb", "eval_accumulation_steps"}
     kinds = ("int", "float", "int | None", "float | None")
     names = {
-        one.name
-        for one in fields(LoMDMTrainingArguments)
-        if getattr(one.type, "__name__", one.type) in kinds
+        argument.name
+        for argument in fields(LoMDMTrainingArguments)
+        if getattr(argument.type, "__name__", argument.type) in kinds
     }
     assert names - free <= RANGES.keys() | REFUSED.keys()
 
@@ -161,7 +160,7 @@ def test_a_schedule_that_does_not_take_its_arguments_is_an_error_that_names_them
 
 
 def test_modes_name_settings_that_there_are():
-    names = {one.name for part in PARTS for one in fields(part)}
+    names = {argument.name for part in PARTS for argument in fields(part)}
     assert all(names.issuperset(mode.idle) for mode in MODES)
 
 

@@ -47,7 +47,7 @@ def summed_by_hand(model: GPTNeoXForCausalLM, texts: list[torch.Tensor]) -> torc
     return total
 
 
-# -------------------------------------------------------------------------------------------------------- the loss
+# ----------------------------------------------------------------------------------------- the loss
 
 
 @pytest.mark.parametrize("unequal", [False, True])
@@ -56,7 +56,7 @@ def test_the_loss_is_minus_log_p_per_token_of_whole_texts_and_so_is_its_gradient
     texts = make_texts(count=3, length=6, unequal=unequal)
     outputs = trainer.objective(trainer.model, collate(texts))
     outputs.loss.backward()
-    found = {name: weight.grad.clone() for name, weight in trainer.model.named_parameters()}
+    actual = {name: weight.grad.clone() for name, weight in trainer.model.named_parameters()}
     trainer.model.zero_grad()
     rows = [text["input_ids"] for text in texts]
     expected = summed_by_hand(trainer.model, rows) / sum(map(len, rows))
@@ -65,8 +65,8 @@ def test_the_loss_is_minus_log_p_per_token_of_whole_texts_and_so_is_its_gradient
     assert outputs.loss.item() == pytest.approx(expected.item(), rel=1e-5)
     assert torch.equal(outputs.nelbo, outputs.main) and not outputs.velocity.any()
     for name, weight in trainer.model.named_parameters():
-        torch.testing.assert_close(found[name], weight.grad, rtol=1e-4, atol=1e-6)
-    assert found["gpt_neox.embed_in.weight"][START].abs().sum() > 0  # the start token is read
+        torch.testing.assert_close(actual[name], weight.grad, rtol=1e-4, atol=1e-6)
+    assert actual["gpt_neox.embed_in.weight"][START].abs().sum() > 0  # the start token is read
 
 
 def test_given_tokens_are_read_and_not_counted(tmp_path):
@@ -97,8 +97,7 @@ def test_four_accumulated_batches_of_two_equal_one_batch_of_eight(tmp_path, uneq
     assert not {"score", "rate_ratio", "phi_grad_norm"} & steps_of(runs[0])[0].keys()
 
 
-# --------------------------------------------------------------------------------------------------
-# exact resuming
+# ----------------------------------------------------------------------------------- exact resuming
 
 
 class StopAfter(TrainerCallback):
@@ -133,7 +132,7 @@ def test_interrupted_and_resumed_equals_uninterrupted_bit_by_bit(tmp_path):
     assert not [name for name in ours if not torch.equal(ours[name], theirs[name])]
 
 
-# ------------------------------------------------------------------------------------------------------ evaluation
+# --------------------------------------------------------------------------------------- evaluation
 
 
 def test_evaluation_is_exact_of_the_average_and_has_the_keys_of_the_diffusion_models(tmp_path):
@@ -145,7 +144,9 @@ def test_evaluation_is_exact_of_the_average_and_has_the_keys_of_the_diffusion_mo
     nll = torch.cat([causal_nll(model, text[None]).nelbo for text in texts])
     tokens = torch.tensor([len(text) for text in texts]).double()
     value = float(nll.sum() / tokens.sum())
-    variance = sum(float(one - value * n) ** 2 for one, n in zip(nll, tokens, strict=True)) * 6 / 5
+    variance = (
+        sum(float(nats - value * n) ** 2 for nats, n in zip(nll, tokens, strict=True)) * 6 / 5
+    )
     metrics = trainer.evaluate()
     expected = {
         "nelbo": value,
@@ -163,8 +164,7 @@ def test_evaluation_is_exact_of_the_average_and_has_the_keys_of_the_diffusion_mo
     assert metrics.keys() == diffusion.keys()
 
 
-# -------------------------------------------------------------------------------- the folder and
-# texts from its law
+# ---------------------------------------------------------------- the folder and texts from its law
 
 
 def test_the_final_folder_loads_as_a_causal_model_with_tokenizer_and_card(tmp_path):
@@ -271,7 +271,7 @@ def test_sampled_texts_have_at_most_the_length_of_the_rows(tmp_path):
     assert 0 < max(lengths) <= trainer.model.config.max_position_embeddings
 
 
-# ------------------------------------------------------------------------------------------------------- the trunk
+# ---------------------------------------------------------------------------------------- the trunk
 
 
 def test_the_baseline_has_the_trunk_of_the_diffusion_models(make_model):

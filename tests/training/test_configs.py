@@ -9,8 +9,8 @@ import yaml
 from transformers import GPTNeoXConfig
 
 from hf_lomdm import LoMDMConfig
-from hf_lomdm.training.arguments import parse_arguments, read_config
 from hf_lomdm.training.models import causal_config, diffusion_config
+from hf_lomdm.training.parsing import parse_arguments, read_config
 
 CONFIGS = Path(__file__).parents[2] / "training_scripts" / "configs"
 SUDOKU = CONFIGS / "sudoku.yaml"  # no text: it has no autoregressive baseline

@@ -41,9 +41,9 @@ RUN = {
 
 
 def free_port() -> str:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return str(one.getsockname()[1])
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
 
 
 def train_two(output_dir: Path, **settings) -> None:
@@ -70,12 +70,12 @@ FAMILY = [{"rate_type": "token"}, {"rate_type": "score", "block_size": 4}, {"blo
 
 
 @pytest.mark.parametrize(
-    "system", [None, *(pytest.param(one, marks=pytest.mark.slow) for one in FAMILY)]
+    "system", [None, *(pytest.param(name, marks=pytest.mark.slow) for name in FAMILY)]
 )
 def test_two_processes_equal_one_in_weights_logs_and_evaluation(tmp_path, system):
-    one = start(tmp_path / "one", per_device_train_batch_size=8, system=system, **RUN)
+    alone = start(tmp_path / "one", per_device_train_batch_size=8, system=system, **RUN)
     train_two(tmp_path / "two", system=system, **TWO)
-    one.join()
+    alone.join()
     ours, theirs = (load_file(tmp_path / name / SAFE_WEIGHTS_NAME) for name in ("one", "two"))
     for name, value in ours.items():  # the averages; float32 sums in another order
         torch.testing.assert_close(value, theirs[name], rtol=0, atol=1e-5)
@@ -137,10 +137,10 @@ def average_sharded(folder: Path, port: str) -> None:
     ema = average_twice(fully_shard(model))
     assert isinstance(ema.average["lm_head.weight"], DTensor)
     ema.save(folder / "sharded.safetensors")
-    again = EMA(model, 0.9)
-    again.load(folder / "sharded.safetensors")
+    reloaded = EMA(model, 0.9)
+    reloaded.load(folder / "sharded.safetensors")
     own = model.lm_head.weight.full_tensor().clone()
-    with again.weights_of(model):
+    with reloaded.weights_of(model):
         assert torch.equal(
             model.lm_head.weight.full_tensor(), ema.average["lm_head.weight"].full_tensor()
         )

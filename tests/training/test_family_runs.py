@@ -12,7 +12,7 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from hf_lomdm import LoMDMPipeline
 from hf_lomdm.data.splits import load_data
-from hf_lomdm.training.arguments import parse_arguments
+from hf_lomdm.training.parsing import parse_arguments
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "training_scripts" / "configs"

@@ -21,14 +21,26 @@ from hf_lomdm.training.finetuning import FinetuningArguments, add_lora, merge_ad
 from tiny_tokenizer import build_tokenizer, build_word_tokenizer
 
 ROOT = Path(__file__).parents[2]
-QUIET = "--disable_tqdm true --report_to none --use_cpu true --logging_strategy no --save_strategy no".split()
+QUIET = [
+    "--disable_tqdm",
+    "true",
+    "--report_to",
+    "none",
+    "--use_cpu",
+    "true",
+    "--logging_strategy",
+    "no",
+    "--save_strategy",
+    "no",
+]
 CHAT = "{% for m in messages %}{{ 'ab' if m.role == 'user' else 'cd' }}{{ m.content }}{% endfor %}"
 PROMPT_END = "{% if add_generation_prompt %}cd{% endif %}"
 
 
 def write(path: Path, records: list) -> Path:
     path.write_text(
-        "\n".join(one if isinstance(one, str) else json.dumps(one) for one in records) + "\n"
+        "\n".join(record if isinstance(record, str) else json.dumps(record) for record in records)
+        + "\n"
     )
     return path
 
@@ -75,7 +87,16 @@ def finetune(base: Path, tmp_path: Path, *words: str, records=None) -> Path:
 
 
 def test_a_run_goes_on_with_its_own_data_and_settings_alone(base, tmp_path):
-    settings = "--max_steps 1 --save_strategy steps --save_steps 1 --per_device_train_batch_size 16".split()
+    settings = [
+        "--max_steps",
+        "1",
+        "--save_strategy",
+        "steps",
+        "--save_steps",
+        "1",
+        "--per_device_train_batch_size",
+        "16",
+    ]
     out = finetune(base, tmp_path, *settings)
     settings[1] = "2"
     for words, records, named in (
@@ -92,11 +113,19 @@ def test_a_run_goes_on_with_its_own_data_and_settings_alone(base, tmp_path):
 def test_the_bound_of_answers_falls_and_the_merged_folder_is_the_adapter_on_its_base(
     base, tmp_path, capsys
 ):
-    settings = "--max_steps 120 --per_device_train_batch_size 16 --learning_rate 1e-2 --lora_rank 8".split()
+    settings = [
+        "--max_steps",
+        "120",
+        "--per_device_train_batch_size",
+        "16",
+        "--learning_rate",
+        "1e-2",
+        "--lora_rank",
+        "8",
+    ]
     out = finetune(base, tmp_path, *settings, "--head_learning_rate", "1e-2")
     metrics = json.loads((out / "eval_results.json").read_text())
-    # who knows where EOS stands and nothing of the prompt has 3/4 log 7 = 1.46 nats per token at
-    # best
+    # knowing where EOS stands and nothing of the prompt gives 3/4 log 7 = 1.46 nats per token
     assert metrics["before_nelbo"] > 2.0 and metrics["eval_nelbo"] < 1.3
     # three letters and EOS of six answers: no token of a prompt
     assert metrics["eval_tokens"] == 4 * 6
@@ -107,14 +136,14 @@ def test_the_bound_of_answers_falls_and_the_merged_folder_is_the_adapter_on_its_
     ).eval()
     ids = torch.tensor([[1, 3, 4, 5, 10, 10, 10, 10]])
     with torch.no_grad():
-        found, expected, before = merged(ids), adapted(ids), plain(ids)
+        actual, expected, before = merged(ids), adapted(ids), plain(ids)
     # one sum in another order
-    torch.testing.assert_close(found.logits, expected.logits, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(found.rates, expected.rates, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(actual.logits, expected.logits, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(actual.rates, expected.rates, rtol=1e-4, atol=1e-4)
     assert (
-        (found.rates - before.rates).abs().max()
+        (actual.rates - before.rates).abs().max()
         > 1e-3
-        < (found.logits[..., :10] - before.logits[..., :10]).abs().max()
+        < (actual.logits[..., :10] - before.logits[..., :10]).abs().max()
     )
     assert torch.equal(merged.model.embed_tokens.weight, plain.model.embed_tokens.weight)
     assert LoMDMPipeline.from_pretrained(out / "merged").tokenizer.chat_template == CHAT_TEMPLATE
@@ -126,21 +155,30 @@ def test_the_bound_of_answers_falls_and_the_merged_folder_is_the_adapter_on_its_
 
 
 def test_a_run_that_is_started_again_continues_from_its_checkpoint(base, tmp_path):
-    words = "--per_device_train_batch_size 16 --lr_scheduler_type constant --save_strategy steps --save_steps 2".split()
+    words = [
+        "--per_device_train_batch_size",
+        "16",
+        "--lr_scheduler_type",
+        "constant",
+        "--save_strategy",
+        "steps",
+        "--save_steps",
+        "2",
+    ]
     words.append("--max_steps")
     finetune(base, tmp_path, *words, "2")
     out = finetune(base, tmp_path, *words, "4")
     (tmp_path / "again").mkdir()
     whole = finetune(base, tmp_path / "again", *words, "4")
-    found, expected = (
-        AutoModel.from_pretrained(one / "merged").state_dict() for one in (out, whole)
+    actual, expected = (
+        AutoModel.from_pretrained(folder / "merged").state_dict() for folder in (out, whole)
     )
-    assert all(torch.equal(value, expected[name]) for name, value in found.items())
+    assert all(torch.equal(value, expected[name]) for name, value in actual.items())
     assert json.loads((out / "checkpoint-4" / "trainer_state.json").read_text())["global_step"] == 4
 
 
 def test_rank_alpha_and_dropout_of_the_command_are_those_of_the_adapter(base, tmp_path):
-    words = "--max_steps 1 --lora_rank 2 --lora_alpha 6 --lora_dropout 0.25".split()
+    words = ["--max_steps", "1", "--lora_rank", "2", "--lora_alpha", "6", "--lora_dropout", "0.25"]
     config = json.loads(
         (finetune(base, tmp_path, *words) / "adapter" / "adapter_config.json").read_text()
     )
@@ -168,7 +206,7 @@ def test_prompts_are_given_answers_end_with_eos_and_are_filled_up(tmp_path):
         [{"prompt": "ab", "completion": "c"}, "", {"prompt": "a", "completion": "cde"}],
     )
     examples = read_examples(path, build_tokenizer(), bos=1, eos=2)
-    assert [(one.prompt, one.answer) for one in examples] == [
+    assert [(example.prompt, example.answer) for example in examples] == [
         ([1, 3, 4], [5, 2]),
         ([1, 3], [5, 6, 7, 2]),
     ]
@@ -194,8 +232,8 @@ def test_messages_go_through_the_chat_template_and_everything_but_the_last_answe
     )
     tokenizer = build_tokenizer()
     tokenizer.chat_template = CHAT + PROMPT_END
-    (one,) = read_examples(path, tokenizer, bos=1, eos=2)
-    assert tokenizer.decode(one.prompt[1:]) == "abecdfabgcd" and one.answer == [7, 2]
+    (example,) = read_examples(path, tokenizer, bos=1, eos=2)
+    assert tokenizer.decode(example.prompt[1:]) == "abecdfabgcd" and example.answer == [7, 2]
     tokenizer.chat_template = CHAT_TEMPLATE
     assert (
         tokenizer.apply_chat_template([{"role": "user", "content": "e"}], tokenize=False)
@@ -271,7 +309,8 @@ def test_errors_of_a_template_and_bytes_that_are_no_text_are_named_with_their_li
     ):
         read_examples(path, tokenizer, bos=1, eos=2)
     path.write_bytes(
-        b'\xef\xbb\xbf{"prompt": "a", "completion": "b"}\n\n{"prompt": "caf\xe9", "completion": "b"}'
+        b'\xef\xbb\xbf{"prompt": "a", "completion": "b"}\n\n'
+        b'{"prompt": "caf\xe9", "completion": "b"}'
     )
     with pytest.raises(ValueError, match="x.jsonl, line 3 is not UTF-8"):
         read_examples(path, tokenizer, bos=1, eos=2)
@@ -280,8 +319,8 @@ def test_errors_of_a_template_and_bytes_that_are_no_text_are_named_with_their_li
 def test_a_byte_order_mark_and_lone_surrogates_are_read_as_in_all_text(tmp_path):
     path, tokenizer = tmp_path / "x.jsonl", train_tokenizer("byte", [])
     path.write_bytes(b'\xef\xbb\xbf{"prompt": "a \\ud83d", "completion": "\\ud83d\\ude00"}\n')
-    (one,) = read_examples(path, tokenizer, None, None)
-    assert (tokenizer.decode(one.prompt), tokenizer.decode(one.answer)) == (
+    (example,) = read_examples(path, tokenizer, None, None)
+    assert (tokenizer.decode(example.prompt), tokenizer.decode(example.answer)) == (
         "a \ufffd",
         "\U0001f600",
     )
@@ -292,12 +331,12 @@ def test_special_tokens_spelled_out_in_prompts_and_answers_are_text(tmp_path):
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
     texts = "[BOS] a [MASK]", "b [EOS] c [PAD][EOS]"
     path = write(tmp_path / "x.jsonl", [{"prompt": texts[0], "completion": texts[1]}])
-    (one,) = read_examples(path, tokenizer, bos, eos)
+    (example,) = read_examples(path, tokenizer, bos, eos)
     plain = [
         tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
         for text in texts
     ]
-    assert one.prompt == [bos, *plain[0]] and one.answer == [*plain[1], eos]
+    assert example.prompt == [bos, *plain[0]] and example.answer == [*plain[1], eos]
     # Of a conversation the template's own are special still, and nothing else is cut where a
     # content has one.
     tokenizer.chat_template = CHAT_TEMPLATE
@@ -306,11 +345,14 @@ def test_special_tokens_spelled_out_in_prompts_and_answers_are_text(tmp_path):
         {"role": role, "content": text}
         for role, text in zip(["user", "assistant"] * 2, turns, strict=True)
     ]
-    (one,) = read_examples(write(path, [{"messages": turns}]), tokenizer, bos, eos)
-    assert one.answer == [*plain[1], eos]
+    (example,) = read_examples(write(path, [{"messages": turns}]), tokenizer, bos, eos)
+    assert example.answer == [*plain[1], eos]
     written = tokenizer.apply_chat_template(turns[:-1], tokenize=False, add_generation_prompt=True)
-    assert tokenizer.decode(one.prompt[1:]) == written and one.prompt.count(eos) == 1
-    assert not {tokenizer.mask_token_id, tokenizer.pad_token_id} & {*one.prompt, *one.answer}
+    assert tokenizer.decode(example.prompt[1:]) == written and example.prompt.count(eos) == 1
+    assert not {tokenizer.mask_token_id, tokenizer.pad_token_id} & {
+        *example.prompt,
+        *example.answer,
+    }
 
 
 def test_parts_of_contents_and_conversations_in_two_columns_are_messages(tmp_path):
@@ -379,16 +421,16 @@ def test_examples_that_cannot_be_used_and_options_out_of_range_are_errors(
 def test_padding_changes_no_bound_of_an_adapted_model(make_model, tmp_path):
     model = add_lora(make_model(), 2, 4).eval()
     rows = [{"input_ids": [1, 3, 4, 5, 2], "labels": [-100, -100, 4, 5, 2]}]
-    found = []
+    actual = []
     for length in (5, 9):
         batch = TextCollator(0, length)(rows)
         with torch.no_grad():
             out = model(
                 **batch, quantiles=torch.tensor([0.4]), generator=[torch.Generator().manual_seed(3)]
             )
-        found.append(out.nelbo)
+        actual.append(out.nelbo)
     # one softmax over a longer row
-    torch.testing.assert_close(found[0], found[1], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(actual[0], actual[1], rtol=1e-5, atol=1e-5)
 
 
 def test_an_adapter_of_another_model_is_refused(make_model, tmp_path):

@@ -13,8 +13,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPTNeoXForCausalLM
 from hf_lomdm import LoMDMForMaskedDiffusion, LoMDMPipeline
 from hf_lomdm.evaluation import nelbo
 from hf_lomdm.hub import export_to_hub_folder
-from hf_lomdm.training.arguments import ModelArguments, parse_arguments
+from hf_lomdm.training.arguments import ModelArguments
 from hf_lomdm.training.models import causal_config, check_tokenizer, copy_trunk, diffusion_config
+from hf_lomdm.training.parsing import parse_arguments
 from tiny_tokenizer import build_tokenizer
 from training.tiny_training import build_causal, make_texts, make_trainer
 
@@ -56,11 +57,11 @@ def test_all_sizes_are_the_folders_and_the_process_is_the_runs(mdlm, capsys):
     assert (config.intermediate_size, config.layer_norm_eps, config.rope_theta) == (40, 1e-4, 500.0)
     assert (config.rate_type, config.dropout, config.c1, config.c2) == ("learned", 0.3, 0.8, 0.1)
     assert config.max_position_embeddings == 32
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     assert (
-        "hidden_size 16" in said
-        and "num_hidden_layers 2" in said
-        and "tie_word_embeddings" not in said
+        "hidden_size 16" in output
+        and "num_hidden_layers 2" in output
+        and "tie_word_embeddings" not in output
     )
 
 
@@ -110,9 +111,9 @@ def test_the_started_model_has_the_bound_of_the_mdlm(mdlm, rate_type, bound, c1)
     rows = as_rows()
     bounds = [
         nelbo(
-            one, rows, bound=bound, num_samples=8, generator=torch.Generator().manual_seed(0)
+            network, rows, bound=bound, num_samples=8, generator=torch.Generator().manual_seed(0)
         ).nelbo
-        for one in (source, model)
+        for network in (source, model)
     ]
     # 1e-5 of about 50 nats: rates are computed in float32; the draws are the same
     torch.testing.assert_close(bounds[0], bounds[1], rtol=1e-5, atol=0)
@@ -258,7 +259,7 @@ def test_the_script_starts_from_a_folder_and_a_second_start_resumes(
     save_file(moved, mdlm / "model.safetensors", metadata={"format": "pt"})
     assert "copied" not in train(2)
     assert (tmp_path / "run" / "checkpoint-2").is_dir()
-    again = load_file(tmp_path / "run" / "model.safetensors")
+    reloaded = load_file(tmp_path / "run" / "model.safetensors")
     assert all(
-        torch.allclose(again[name], value, rtol=0, atol=1e-9) for name, value in source.items()
+        torch.allclose(reloaded[name], value, rtol=0, atol=1e-9) for name, value in source.items()
     )

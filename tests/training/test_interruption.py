@@ -69,13 +69,13 @@ def test_a_signal_saves_a_checkpoint_says_so_and_the_same_command_goes_on_bit_by
     process.start()
     process.join()
     assert process.exitcode == 128 + number
-    said = (tmp_path / "run.log").read_text()
-    assert f"{number.name}: training stops after this step and saves a checkpoint." in said
+    output = (tmp_path / "run.log").read_text()
+    assert f"{number.name}: training stops after this step and saves a checkpoint." in output
     assert (
-        f"Stopped by {number.name} after step 2: {tmp_path}/run/checkpoint-2 is saved, the same command goes"
-        in said
+        f"Stopped by {number.name} after step 2: {tmp_path}/run/checkpoint-2 is saved, the same "
+        "command goes" in output
     )
-    assert "Traceback" not in said
+    assert "Traceback" not in output
     start(tmp_path / "run", **RUN).join()
     ours = checkpoint_tensors(tmp_path / "run" / "checkpoint-4")
     assert ours.keys() == whole.keys() and all(

@@ -67,10 +67,10 @@ def test_the_card_has_its_sections_its_picture_and_results_that_the_hub_reads(tr
         for kind in ("nelbo", "perplexity")
     ]
     # the trainer takes the exponential by itself; both are rounded to 4 digits
-    assert [one.metric_value for one in results] == [
+    assert [result.metric_value for result in results] == [
         pytest.approx(metrics[name], abs=1e-4) for name in names
     ]
-    assert [one.metric_type for one in results] == ["nelbo", "perplexity"] * 2
+    assert [result.metric_type for result in results] == ["nelbo", "perplexity"] * 2
     assert f"standard error {metrics['eval_nelbo_standard_error']:.4f}" in results[0].metric_name
     assert "the averaged weights on" in text and f"| {metrics['eval_perplexity']:.2f} +- " in text
 
@@ -79,7 +79,8 @@ def test_the_card_has_its_sections_its_picture_and_results_that_the_hub_reads(tr
 def test_the_code_of_the_card_runs_on_the_folder_that_it_sits_in(trained, monkeypatch):
     _, _, folder = trained
     first, second, third = snippets((folder / "README.md").read_text())
-    done = 'import json\nprint("RESULT", json.dumps([list(output.logits.shape), out.sequences.tolist()]))'
+    measured = "[list(output.logits.shape), out.sequences.tolist()]"
+    done = f'import json\nprint("RESULT", json.dumps({measured}))'
     shape, rows = run_without_package(first + second + done, folder=folder.parent)
     assert shape == [1, 8, 11] and len(rows[0]) == 24
     monkeypatch.chdir(folder.parent)

@@ -38,10 +38,10 @@ def test_each_weight_moves_as_under_its_own_optimizer_alone():
     for step in range(3):
         put_gradients(weights, step)
         put_gradients(expected, step)
-        for one in (optimizer, muon, alone):
-            one.step()
-        for found, own in zip(weights, expected, strict=True):
-            assert torch.equal(found, own)
+        for part in (optimizer, muon, alone):
+            part.step()
+        for actual, own in zip(weights, expected, strict=True):
+            assert torch.equal(actual, own)
     assert len(optimizer.param_groups) == 2  # the group that Muon emptied is gone
 
 
@@ -62,15 +62,15 @@ def test_training_goes_on_from_a_saved_state_bit_by_bit(steps_before):
     whole, parted = make_weights(), make_weights()
     optimizer, first = joined(whole), joined(parted)
     for step in range(steps_before):
-        for weights, one in ((whole, optimizer), (parted, first)):
+        for weights, part in ((whole, optimizer), (parted, first)):
             put_gradients(weights, step)
-            one.step()
+            part.step()
     second = joined(parted)
     second.load_state_dict(first.state_dict())
     for step in range(steps_before, 5):
-        for weights, one in ((whole, optimizer), (parted, second)):
+        for weights, part in ((whole, optimizer), (parted, second)):
             put_gradients(weights, step)
-            one.step()
+            part.step()
     assert all(torch.equal(*pair) for pair in zip(whole, parted, strict=True))
 
 

@@ -70,7 +70,9 @@ def test_interrupted_and_resumed_equals_uninterrupted_bit_by_bit(tmp_path, setti
         for run in ("whole", "parts")
     ]
     assert history[0]["global_step"] == history[1]["global_step"] == 8
-    losses = [[entry["loss"] for entry in one["log_history"] if "loss" in entry] for one in history]
+    losses = [
+        [entry["loss"] for entry in state["log_history"] if "loss" in entry] for state in history
+    ]
     assert losses[0] == losses[1]
 
 
@@ -255,8 +257,10 @@ def test_a_damaged_checkpoint_is_passed_over_and_named_in_one_line(
     damage(tmp_path / "checkpoint-4" / name)
     caplog.clear()
     make_trainer(tmp_path, **{**RUN, "max_steps": 5}).train("auto")
-    said = [record.getMessage() for record in caplog.records if record.name.startswith("hf_lomdm")]
-    assert said == [
+    output = [
+        record.getMessage() for record in caplog.records if record.name.startswith("hf_lomdm")
+    ]
+    assert output == [
         f"{tmp_path}/checkpoint-4 is passed over: {fault}.",
         f"Resuming from {tmp_path}/checkpoint-2.",
     ]
@@ -318,8 +322,10 @@ def test_other_data_are_refused_and_named_in_the_record_and_on_the_card(tmp_path
     run(2, "`old.txt`", "00aa")
     with pytest.raises(
         ValueError,
-        match="checkpoint-2 was trained with other data or another tokenizer .`old.txt`, fingerprint 00aa, not "
-        "`new.txt`, fingerprint 11bb., and cannot go on",
+        match=(
+            "checkpoint-2 was trained with other data or another tokenizer .`old.txt`, fingerprint "
+            "00aa, not `new.txt`, fingerprint 11bb., and cannot go on"
+        ),
     ):
         run(4, "`new.txt`", "11bb")
     run(4, "`moved.txt`", "00aa").save_model()  # another name of the same
@@ -332,7 +338,7 @@ def test_other_data_are_refused_and_named_in_the_record_and_on_the_card(tmp_path
 
 def test_every_training_argument_is_compared_refused_or_harmless_by_name():
     harmless = set(" ".join(resuming.HARMLESS_ARGUMENTS.values()).split())
-    names = {one.name for one in fields(LoMDMTrainingArguments)}
+    names = {argument.name for argument in fields(LoMDMTrainingArguments)}
     compared = {
         *(
             "learning_rate",
@@ -412,15 +418,15 @@ def test_resuming_from_an_earlier_folder_replaces_the_later_checkpoints_by_equal
 def test_a_finished_run_started_again_takes_no_step_and_keeps_its_weights(tmp_path):
     # 8 steps of 3 an epoch: ends in the middle of an epoch
     make_trainer(tmp_path, **RUN).train("auto")
-    again = make_trainer(tmp_path, **RUN)
-    assert again.train("auto").global_step == 8
+    repeated = make_trainer(tmp_path, **RUN)
+    assert repeated.train("auto").global_step == 8
     tensors = checkpoint_tensors(tmp_path / "checkpoint-8")
     assert all(
         torch.equal(value, tensors[f"weights.{name}"])
-        for name, value in again.model.state_dict().items()
+        for name, value in repeated.model.state_dict().items()
     )
     assert all(
-        torch.equal(value, tensors[f"ema.{name}"]) for name, value in again.ema.average.items()
+        torch.equal(value, tensors[f"ema.{name}"]) for name, value in repeated.ema.average.items()
     )
 
 

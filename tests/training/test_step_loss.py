@@ -27,12 +27,12 @@ def test_the_message_has_the_loss_of_that_step_alone(tmp_path, accumulation):
     losses = [entry["loss"] for entry in whole.state.log_history if "loss" in entry]
     with pytest.raises(FloatingPointError) as stopped:
         make_trainer(tmp_path, callbacks=[BreakGradient()], **settings).train()
-    said = float(
+    output = float(
         re.search(r"stopped at step 3: loss (\S+), gradient norm (?:inf|nan)", str(stopped.value))[
             1
         ]
     )
-    assert said == pytest.approx(losses[2], rel=1e-3)  # four digits
+    assert output == pytest.approx(losses[2], rel=1e-3)  # four digits
 
 
 def test_padding_counts_nowhere_whatever_its_labels(tmp_path):

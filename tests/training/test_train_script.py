@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from hf_lomdm import LoMDMPipeline
-from hf_lomdm.training.arguments import parse_arguments
+from hf_lomdm.training.parsing import parse_arguments
 from hub_server import HubServer
 from without_package import run_without_package
 
@@ -104,8 +104,8 @@ def test_the_same_command_again_continues_and_a_finished_run_is_left_as_it_is(tr
     folder, _ = train("tiny")
     first = load_file(folder / "model.safetensors")
     train("tiny")
-    again = load_file(folder / "model.safetensors")
-    assert all(torch.equal(value, again[name]) for name, value in first.items())
+    reloaded = load_file(folder / "model.safetensors")
+    assert all(torch.equal(value, reloaded[name]) for name, value in first.items())
     train("tiny", max_steps=3)
     assert (folder / "checkpoint-3").is_dir()
     assert not torch.equal(
@@ -184,7 +184,7 @@ def test_logs_go_to_tensorboard_when_it_is_installed(train):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     folder, _ = train("tiny", report_to="tensorboard")
-    events = [path for path in folder.rglob("events.out.tfevents.*")]
+    events = list(folder.rglob("events.out.tfevents.*"))
     tags = EventAccumulator(str(events[0].parent)).Reload().Tags()["scalars"]
     assert {
         "train/loss",
@@ -255,7 +255,8 @@ def test_a_tokenizer_that_a_failed_run_left_is_not_used_for_another_text(train, 
 def test_values_of_a_file_may_begin_with_a_dash(tmp_path):
     config = tmp_path / "config.yaml"
     config.write_text(
-        "train_file: -a.txt\nvalidation_file: --b=c.txt\ntokenizer: ''\nuse_cpu: true\noutput_dir: -out\n"
+        "train_file: -a.txt\nvalidation_file: --b=c.txt\ntokenizer: ''\nuse_cpu: true\noutput_dir: "
+        "-out\n"
     )
     data_args, _, args = parse_arguments(["--config", str(config)])
     assert (data_args.train_file, data_args.validation_file, data_args.tokenizer) == (
@@ -275,8 +276,9 @@ def test_epochs_of_the_command_line_win_over_the_steps_of_a_file():
 def test_lists_dictionaries_numbers_and_empty_values_of_a_file_arrive(tmp_path):
     config = tmp_path / "config.yaml"
     config.write_text(
-        f"output_dir: {tmp_path}\nuse_cpu: true\nlearning_rate: 3e-4\nreport_to: [none]\ntime_epsilon:\n"
-        "lr_scheduler_type: cosine_with_min_lr\nlr_scheduler_kwargs: {min_lr: 0.1}\npacking: false\n"
+        f"output_dir: {tmp_path}\nuse_cpu: true\nlearning_rate: 3e-4\nreport_to: "
+        "[none]\ntime_epsilon:\nlr_scheduler_type: cosine_with_min_lr\nlr_scheduler_kwargs: "
+        "{min_lr: 0.1}\npacking: false\n"
     )
     data_args, model_args, args = parse_arguments(["--config", str(config)])
     assert (
@@ -295,10 +297,10 @@ def test_the_log_and_the_training_metrics_lie_in_the_folder_and_a_finished_run_k
     assert len(losses) == 2 and metrics["train_loss"] == pytest.approx(sum(losses) / 2, rel=1e-4)
     assert any("eval_nelbo" in entry for entry in history)
     train("tiny")
-    again = json.loads((folder / "trainer_state.json").read_text())["log_history"]
+    reloaded = json.loads((folder / "trainer_state.json").read_text())["log_history"]
     assert json.loads((folder / "train_results.json").read_text()) == metrics
-    assert [entry["loss"] for entry in again if "loss" in entry] == losses
-    assert not any(entry.get("train_loss") == 0 for entry in again)
+    assert [entry["loss"] for entry in reloaded if "loss" in entry] == losses
+    assert not any(entry.get("train_loss") == 0 for entry in reloaded)
 
 
 @pytest.mark.parametrize(
@@ -336,10 +338,10 @@ print("RESULT", json.dumps([model.lm_head.weight.double().sum().item(), ids, voc
 """
 
 
-def assert_loads_as(folder: Path, found: list) -> None:
+def assert_loads_as(folder: Path, actual: list) -> None:
     """What `LOAD` gave elsewhere is what the package makes of `folder`."""
     pipe = LoMDMPipeline.from_pretrained(folder)
-    total, ids, vocabulary = found
+    total, ids, vocabulary = actual
     assert total == pipe.model.lm_head.weight.double().sum().item()
     assert (
         ids
@@ -357,7 +359,7 @@ def test_the_output_folder_loads_as_model_and_pipeline_without_the_package(train
 
 
 @pytest.mark.slow
-def test_a_push_that_breaks_off_is_completed_by_the_same_command_and_loads_over_http_without_the_package(
+def test_a_push_that_breaks_off_is_completed_by_the_same_command_and_loads_without_the_package(
     tmp_path,
 ):
     words = {
@@ -383,18 +385,18 @@ def test_a_push_that_breaks_off_is_completed_by_the_same_command_and_loads_over_
         }
         hub.drop("POST", "/commit/", times=99, after=1000)  # those in the background too
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-        said = (
+        output = (
             "ConnectionError: "
             + str(tmp_path / "out")
             + " is written, but was not uploaded to tester/tiny: "
         )
-        assert done.returncode == 1 and said in done.stderr and hub.files("tester/tiny") == []
+        assert done.returncode == 1 and output in done.stderr and hub.files("tester/tiny") == []
         hub.drops_left = 0
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr[-4000:]
         repo = hub.find("model", "tester/tiny")
         files = repo.commits[repo.refs["main"]]
-        found = run_without_package(LOAD, "tester/tiny", folder=tmp_path, **settings)
+        actual = run_without_package(LOAD, "tester/tiny", folder=tmp_path, **settings)
     assert {
         "modeling_lomdm.py",
         "model/config.json",
@@ -409,7 +411,7 @@ def test_a_push_that_breaks_off_is_completed_by_the_same_command_and_loads_over_
         and "trained for\n2 optimizer steps" in card
         and "| order bound |" in card
     )
-    assert_loads_as(tmp_path / "out", found)
+    assert_loads_as(tmp_path / "out", actual)
 
 
 def test_bf16_configs_need_no_word_about_the_cpu_where_there_is_nothing_else(tmp_path):

@@ -64,8 +64,7 @@ def first_batch(trainer) -> dict[str, torch.Tensor]:
     }
 
 
-# -------------------------------------------------------------------------------------------- the
-# loss and its split
+# --------------------------------------------------------------------------- the loss and its split
 
 
 @pytest.mark.parametrize("unequal", [False, True])
@@ -173,22 +172,22 @@ def test_what_a_model_does_not_have_is_not_logged(tmp_path, make_model, rate_typ
     assert RATE_TERMS & steps_of(trainer)[0].keys() == terms
 
 
-# ------------------------------------------------------------------------------------------------------- optimizer
+# ---------------------------------------------------------------------------------------- optimizer
 
 
 def test_order_heads_have_their_own_learning_rate_and_biases_and_norms_no_decay(tmp_path):
     trainer = make_trainer(tmp_path, weight_decay=0.1, learning_rate=1e-3, head_learning_rate=1e-5)
     groups = trainer.create_optimizer().param_groups
-    found = {}
+    actual = {}
     for group in groups:
         for weight in group["params"]:
-            assert id(weight) not in found
-            found[id(weight)] = (group["lr"], group["weight_decay"])
+            assert id(weight) not in actual
+            actual[id(weight)] = (group["lr"], group["weight_decay"])
     for name, weight in trainer.model.named_parameters():
         rate = 1e-5 if name.startswith(("phi.", "psi.")) else 1e-3
         decay = 0.0 if name.endswith("bias") or "norm" in name else 0.1
-        assert found.pop(id(weight)) == (rate, decay), name
-    assert not found
+        assert actual.pop(id(weight)) == (rate, decay), name
+    assert not actual
 
 
 def test_muon_takes_the_matrices_of_the_layers_of_the_backbone_and_nothing_else(tmp_path):
@@ -199,12 +198,12 @@ def test_muon_takes_the_matrices_of_the_layers_of_the_backbone_and_nothing_else(
         "muon_learning_rate": 0.02,
     }
     trainer = make_trainer(tmp_path, **settings)
-    found = {
+    actual = {
         id(w): group for group in trainer.create_optimizer().param_groups for w in group["params"]
     }
-    assert len(found) == len(list(trainer.model.parameters()))
+    assert len(actual) == len(list(trainer.model.parameters()))
     for name, weight in trainer.model.named_parameters():
-        group = found[id(weight)]
+        group = actual[id(weight)]
         assert ("ns_steps" in group) == (name.startswith("model.layers.") and weight.dim() == 2), (
             name
         )
@@ -280,7 +279,7 @@ def test_a_schedule_scales_both_learning_rates(tmp_path):
     assert all(rate < 1e-9 for rate in trainer.lr_scheduler.get_last_lr())
 
 
-# ------------------------------------------------------------------------------------------------------------- EMA
+# ---------------------------------------------------------------------------------------------- EMA
 
 
 class Watch(TrainerCallback):
@@ -319,10 +318,10 @@ def test_average_is_swapped_in_saved_and_loaded_exactly(tmp_path, make_model):
     assert all(torch.equal(value, own[name]) for name, value in model.state_dict().items())
     ema.update(model)
     ema.save(tmp_path / "ema.safetensors")
-    again = EMA(model, 0.5)
-    again.load(tmp_path / "ema.safetensors")
-    assert again.num_updates == 1 and all(
-        torch.equal(again.average[name], ema.average[name]) for name in ema.average
+    reloaded = EMA(model, 0.5)
+    reloaded.load(tmp_path / "ema.safetensors")
+    assert reloaded.num_updates == 1 and all(
+        torch.equal(reloaded.average[name], ema.average[name]) for name in ema.average
     )
     with pytest.raises(ValueError, match="Resume with the model that was saved"):
         EMA(make_model(hidden_size=20), 0.5).load(tmp_path / "ema.safetensors")
@@ -397,7 +396,7 @@ def test_the_best_model_comes_back_with_its_average(tmp_path):
     assert trainer.evaluate()["eval_nelbo"] == pytest.approx(max(values), abs=1e-6)
 
 
-# ------------------------------------------------------------------------------------------------------ evaluation
+# --------------------------------------------------------------------------------------- evaluation
 
 
 @pytest.mark.parametrize("unequal", [False, True])
@@ -494,7 +493,7 @@ def test_evaluation_without_order_has_equal_rates_and_restores_the_learned_ones(
     assert metrics["eval_without_order_nelbo"] == pytest.approx(equal["eval_nelbo"], rel=1e-6)
 
 
-# ------------------------------------------------------------------------------------------------------- what stops
+# --------------------------------------------------------------------------------------- what stops
 
 
 class Poison(TrainerCallback):
@@ -591,7 +590,10 @@ def test_a_collator_that_masks_is_refused_before_it_reaches_the_weights(tmp_path
     for call in (trainer.train, trainer.evaluate):
         with pytest.raises(
             ValueError,
-            match="(the collator masks, as|labels differ from input_ids.*) DataCollatorForLanguageModeling",
+            match=(
+                "(the collator masks, as|labels differ from input_ids.*) "
+                "DataCollatorForLanguageModeling"
+            ),
         ):
             call()
     assert all(torch.equal(value, start[name]) for name, value in model.state_dict().items())
@@ -693,7 +695,7 @@ def refusal(status: int) -> HfHubHTTPError:
     )
 
 
-def test_uploads_that_fail_say_what_holds_and_what_to_do_and_the_card_has_the_name_of_the_repository(
+def test_uploads_that_fail_say_what_holds_and_what_to_do_and_the_card_names_the_repository(
     tmp_path, monkeypatch
 ):
     failures = [refusal(401), httpx.ReadError("broken off"), refusal(500)]
@@ -722,8 +724,7 @@ def test_uploads_that_fail_say_what_holds_and_what_to_do_and_the_card_has_the_na
     assert LoMDMPipeline.from_pretrained(tmp_path).model.config.vocab_size == 11
 
 
-# ------------------------------------------------------------------------------------------- the
-# final folder, the card
+# ----------------------------------------------------------------------- the final folder, the card
 
 
 def test_the_final_folder_is_a_hub_folder_and_a_checkpoint_is_not(tmp_path):
@@ -803,10 +804,10 @@ def test_special_tokens_of_the_model_are_not_taken_over_from_the_tokenizer(tmp_p
 
 def test_a_finished_run_started_again_trains_and_logs_no_step(tmp_path):
     make_trainer(tmp_path, save_strategy="steps", save_steps=4).train()
-    again = make_trainer(tmp_path)
-    again.train("auto")
-    assert again.num_steps_trained == 0 and not any(
-        "train_loss" in entry for entry in again.state.log_history
+    repeated = make_trainer(tmp_path)
+    repeated.train("auto")
+    assert repeated.num_steps_trained == 0 and not any(
+        "train_loss" in entry for entry in repeated.state.log_history
     )
     longer = make_trainer(tmp_path, max_steps=6)
     longer.train("auto")

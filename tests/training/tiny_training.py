@@ -188,5 +188,7 @@ def _flatten(prefix: str, value) -> dict[str, torch.Tensor]:
             return {prefix: torch.as_tensor(value)}
         return {}
     return {
-        name: one for key, part in items for name, one in _flatten(f"{prefix}.{key}", part).items()
+        name: value
+        for key, part in items
+        for name, value in _flatten(f"{prefix}.{key}", part).items()
     }

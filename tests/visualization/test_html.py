@@ -173,9 +173,9 @@ def test_sample_script_writes_the_page_of_all_its_texts(tmp_path):
     sample.main([*arguments, "--num_return_sequences", "2", "--html", str(path)])
     texts = Page(path).texts
     assert len(texts) == 2 and all(
-        "".join(t for *_, t in one).startswith("[BOS]The city") for one in texts
+        "".join(t for *_, t in spans).startswith("[BOS]The city") for spans in texts
     )
-    assert {step for one in texts for _, step, _ in one} == {None, "0", "1", "2", "3"}
+    assert {step for spans in texts for _, step, _ in spans} == {None, "0", "1", "2", "3"}
 
 
 @pytest.fixture

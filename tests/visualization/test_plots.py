@@ -38,28 +38,28 @@ def test_records_without_classes_errors_or_ranks_are_drawn_too(make_model, tmp_p
 def test_lines_have_the_values_and_one_standard_error(record):
     line, _ = plots._position(record).axes[0].lines[:2]
     means = record["forward"]["rank_by_position"]
-    assert line.get_ydata().tolist() == [one["value"] for one in means]
+    assert line.get_ydata().tolist() == [mean["value"] for mean in means]
     band = plots._position(record).axes[0].collections[0].get_datalim(line.axes.transData)
     assert band.y1 == pytest.approx(
-        max(one["value"] + (one["standard_error"] or 0) for one in means)
+        max(mean["value"] + (mean["standard_error"] or 0) for mean in means)
     )
     bars = plots._classes(record).axes[0].containers[0]
     classes = record["forward"]["rank_by_class"]
     assert sorted(bars[0].get_xdata()) == pytest.approx(
-        sorted(one["value"] for one in classes.values())
+        sorted(mean["value"] for mean in classes.values())
     )
 
 
 def test_bands_are_one_error_wide_and_rates_are_densities(record):
     means = record["forward"]["rank_by_position"]
     corners = plots._position(record).axes[0].collections[0].get_paths()[0].vertices
-    for place, one in enumerate(means):
+    for place, mean in enumerate(means):
         heights = corners[corners[:, 0] == place, 1]
-        error = one["standard_error"] or 0.0
+        error = mean["standard_error"] or 0.0
         assert (heights.min(), heights.max()) == pytest.approx(
-            (one["value"] - error, one["value"] + error)
+            (mean["value"] - error, mean["value"] + error)
         )
-    assert any(one["standard_error"] for one in means)
+    assert any(mean["standard_error"] for mean in means)
     for patch in plots._rates(record).axes[0].patches:
         heights, edges, _ = patch.get_data()
         assert (heights * (edges[1:] - edges[:-1])).sum() == pytest.approx(1)

@@ -1,5 +1,4 @@
-"""A pytest plugin: counts what passed, failed and differs as expected in the suite of a peer, and
-says why it differs.
+"""A pytest plugin: counts what passed, failed and differs as expected, and says why.
 
 Environment: `PEER`, the name of the peer in expected.py; `PEER_REPORT`, the file to write.
 """
@@ -19,14 +18,13 @@ differ: dict[str, set[str]] = defaultdict(set)  # pattern -> tests
 
 
 def pytest_runtest_logreport(report) -> None:
-    """Sorts the outcome of a test; where a part of it, its set-up or its end fails, it has
-    failed."""
+    """Sorts the outcome of a test, which has failed if set-up or end failed."""
     name = report.nodeid.partition("::")[2]
     if report.skipped:
         skipped.add(name)
     elif not report.failed:
         passed.add(name)
-    elif pattern := next((one for one in reasons if fnmatch(name, one)), None):
+    elif pattern := next((pattern for pattern in reasons if fnmatch(name, pattern)), None):
         differ[pattern].add(name)
     else:
         crash = getattr(report.longrepr, "reprcrash", None)
@@ -34,10 +32,12 @@ def pytest_runtest_logreport(report) -> None:
 
 
 def pytest_sessionfinish(session) -> None:
-    """Writes the counts, the failures and the reasons; exit status 1 for a failure, and where
-    nothing passed."""
+    """Writes counts, failures and reasons; exit status 1 for a failure or no pass."""
     whole = passed - skipped - failed.keys() - set().union(*differ.values())
-    counts = f"{len(whole)} passed / {len(failed)} failed / {sum(map(len, differ.values()))} expected differences"
+    counts = (
+        f"{len(whole)} passed / {len(failed)} failed / {sum(map(len, differ.values()))} expected "
+        "differences"
+    )
     lines = [f"{PEER}: {counts} ({len(skipped)} do not apply)"]
     lines += [f"  FAILED {name}: {message}" for name, message in sorted(failed.items())]
     lines += [

@@ -17,8 +17,7 @@ MASK, VOCABULARY = 3, 9
 
 
 class Tokens(torch.Tensor):
-    """Token ids `[B, L]` that are logits `[B, L, V]` when the suite takes a tenth of them for a
-    model's output."""
+    """Token ids `[B, L]`, but a tenth of them (the suite's "output") is logits `[B, L, V]`."""
 
     def __rmul__(self, factor: float) -> torch.Tensor:
         shape = (*self.shape, VOCABULARY)
@@ -26,9 +25,9 @@ class Tokens(torch.Tensor):
 
     def __sub__(self, other) -> torch.Tensor:
         plain = self.as_subclass(torch.Tensor)
-        return (
-            (plain ^ other).long() if plain.dtype == torch.bool else plain - other
-        )  # the suite subtracts `revealed`, too
+        if plain.dtype == torch.bool:  # the suite subtracts `revealed`, too
+            return (plain ^ other).long()
+        return plain - other
 
 
 class Scheduler(schedulers.SchedulerCommonTest):

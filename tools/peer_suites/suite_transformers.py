@@ -13,8 +13,7 @@ from hf_lomdm import LoMDMConfig, LoMDMForMaskedDiffusion, LoMDMModel
 
 
 def stand_in(name: str, **members) -> None:
-    """Puts a module in the place of one that the source distribution leaves out; a checkout has the
-    real one."""
+    """Stands in for a module that the distribution leaves out; a checkout has it."""
     try:
         importlib.import_module(name)
     except ModuleNotFoundError:

@@ -4,8 +4,7 @@ from hf_lomdm import LoMDMConfig
 
 SIZES = {
     "vocab_size": 99,
-    # the first ones: transformers' suite leaves a vocabulary of 4 and makes the last of these
-    # padding
+    # the first ones: transformers' suite leaves 4 tokens and makes the last of these padding
     "pad_token_id": 0,
     "bos_token_id": 1,
     "eos_token_id": 1,

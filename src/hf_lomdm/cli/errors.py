@@ -86,8 +86,8 @@ def loading(option: str, name: str | os.PathLike) -> Iterator[None]:
 
 def one_line(error: Exception) -> str:
     """What a user needs of an error's text: its first lines in one, without control characters."""
-    for said, plain in TORCH_SAYS.items():
-        if said in str(error):
+    for phrase, plain in TORCH_SAYS.items():
+        if phrase in str(error):
             return plain
     if isinstance(error, MemoryError):
         return next(iter(TORCH_SAYS.values()))
@@ -104,14 +104,14 @@ def _is_bug(error: Exception, kinds: tuple[type[Exception], ...]) -> bool:
     """Whether the traceback is wanted: of no such kind, or an import within this package."""
     if isinstance(error, ImportError):
         return (error.name or "").startswith("hf_lomdm")
-    return not isinstance(error, kinds) and not any(said in str(error) for said in TORCH_SAYS)
+    return not isinstance(error, kinds) and not any(phrase in str(error) for phrase in TORCH_SAYS)
 
 
 def _prepare_output() -> None:
     """Output never stops a script: without a stream it goes nowhere, what has no code is `?`."""
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, "w"))
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  open until the end
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")
 

@@ -1,5 +1,4 @@
-"""Types of command line options for argparse: what is out of range is refused before anything is
-read.
+"""Option types for argparse: what is out of range is refused before anything is read.
 
 argparse names the option and ends with the message of the error.
 """

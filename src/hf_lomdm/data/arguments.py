@@ -10,21 +10,26 @@ TASKS = ("text", "sudoku")
 
 @dataclass
 class DataArguments:
-    """Which text is read, how it is cut into rows and by which tokenizer. Checked by
-    `splits.check_arguments`."""
+    """Which text is read, its tokenizer and its rows; checked by `splits.check_arguments`."""
 
     task: str = field(
         default="text",
         metadata={
-            "help": "text, or sudoku: csv files with the columns puzzle and solution, clues given; of the settings "
-            "of the text train_file, validation_file and the largest numbers of rows count.",
+            "help": (
+                "text, or sudoku: csv files with the columns puzzle and solution, clues given; of "
+                "the settings of the text train_file, validation_file and the largest numbers of "
+                "rows count."
+            ),
             "choices": list(TASKS),
         },
     )
     dataset_name: str | None = field(
         default=None,
         metadata={
-            "help": "Hub name or folder of a data set; `pydoc_topics` is the reference inside every CPython."
+            "help": (
+                "Hub name or folder of a data set; `pydoc_topics` is the reference inside every "
+                "CPython."
+            )
         },
     )
     dataset_config: str | None = field(
@@ -43,7 +48,10 @@ class DataArguments:
     train_file: str | None = field(
         default=None,
         metadata={
-            "help": "Text to train on: a .txt, .jsonl, .csv (.gz, .zst, .bz2 too) or .parquet file, or a folder."
+            "help": (
+                "Text to train on: a .txt, .jsonl, .csv (.gz, .zst, .bz2 too) or .parquet file, or "
+                "a folder."
+            )
         },
     )
     validation_file: str | None = field(

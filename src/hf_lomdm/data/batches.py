@@ -10,8 +10,7 @@ from torch import Tensor
 
 
 class Text(NamedTuple):
-    """One row: `ids` `[L]` int64, and `labels` `[L]`, the same with -100 where a position is
-    given."""
+    """One row: `ids` `[L]` int64, and `labels` `[L]`, the same with -100 at given positions."""
 
     ids: np.ndarray
     labels: np.ndarray
@@ -19,8 +18,7 @@ class Text(NamedTuple):
 
 @dataclass
 class TextCollator:
-    """Rows to a batch: pads on the right to `max_length`, the same for every batch, so that shapes
-    never change.
+    """Rows to a batch, padded on the right to `max_length`, so that shapes never change.
 
     Returns `input_ids` and `labels`, both `[B, max_length]` int64; labels are -100 at padding and
     where a row's own `labels` (optional, as long as its `input_ids`) say -100 = given.
@@ -31,11 +29,13 @@ class TextCollator:
     max_length: int
 
     def __call__(self, rows: list[dict]) -> dict[str, Tensor]:
+        """The batch of these rows, longest row at most `max_length`."""
         texts = [_as_text(row) for row in rows]
         longest = max(len(text.ids) for text in texts)
         if longest > self.max_length:
             raise ValueError(
-                f"a row of {longest} tokens is longer than max_length {self.max_length}. Raise it, or cut the rows."
+                f"a row of {longest} tokens is longer than max_length {self.max_length}. Raise it, "
+                "or cut the rows."
             )
         return _pad(texts, self.max_length, [self.pad_token_id] * len(texts))
 
@@ -81,12 +81,13 @@ def read_rows(rows: Iterable[dict], max_length: int) -> list[Text]:
         ids, labels = text
         if not 0 < len(ids) <= max_length:
             raise ValueError(
-                f"rows: row {index} has {len(ids)} tokens, the model takes 1 to {max_length}. Pack the text, or cut it "
-                "into windows by hf_lomdm.data.rows.roll."
+                f"rows: row {index} has {len(ids)} tokens, the model takes 1 to {max_length}. Pack "
+                "the text, or cut it into windows by hf_lomdm.data.rows.roll."
             )
         if labels.shape != ids.shape:
             raise ValueError(
-                f"rows: row {index} has {len(ids)} input_ids and {len(labels)} labels. Pass one each."
+                f"rows: row {index} has {len(ids)} input_ids and {len(labels)} labels. Pass one "
+                "each."
             )
         texts.append(text)
     if not any((text.labels != -100).any() for text in texts):
@@ -99,8 +100,10 @@ def read_rows(rows: Iterable[dict], max_length: int) -> list[Text]:
 def batches_by_length(
     texts: Sequence[Text], indices: Sequence[int], batch_tokens: int
 ) -> list[list[int]]:
-    """Indices in batches, the longest first, at most `batch_tokens` tokens with padding each (or a
-    single row)."""
+    """Indices in batches of at most `batch_tokens` tokens with padding, the longest first.
+
+    A longer row is a batch of its own.
+    """
     if batch_tokens < 1:
         raise ValueError(f"batch_tokens must be at least 1, got {batch_tokens}. For example: 8192.")
     batches: list[list[int]] = []

@@ -1,5 +1,4 @@
-"""Arrow files made once, in the cache of `datasets`: each in a folder of its own, whole or not
-there."""
+"""Arrow files in the cache of `datasets`, each in a folder of its own, whole or not there."""
 
 import contextlib
 import json
@@ -37,19 +36,19 @@ def cached(key: str, make: Callable[[Path], dict[str, Any]]) -> tuple[Dataset, d
         _make(folder, make)
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-        found = Dataset.from_file(str(folder / DATA))
+        dataset = Dataset.from_file(str(folder / DATA))
     except (OSError, ValueError) as error:
         raise ValueError(f"{folder} is damaged: {error}. Delete it; it is made again.") from error
-    if len(found) != record["rows"]:
+    if len(dataset) != record["rows"]:
         raise ValueError(
-            f"{folder} is damaged: it has {len(found):,} rows of {record['rows']:,}. Delete it; it is made again."
+            f"{folder} is damaged: it has {len(dataset):,} rows of {record['rows']:,}. Delete it; "
+            "it is made again."
         )
-    return found, record
+    return dataset, record
 
 
 def _make(folder: Path, make: Callable[[Path], dict[str, Any]]) -> None:
-    """`folder` appears with all its files in one move; where another process was faster, its folder
-    stays."""
+    """Makes `folder` appear with all its files in one move; one already there stays."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(folder.parent)
     unfinished = folder.with_name(f"{folder.name}.{uuid.uuid4().hex}.unfinished")
@@ -67,8 +66,7 @@ def _make(folder: Path, make: Callable[[Path], dict[str, Any]]) -> None:
 
 
 def _remove_abandoned(parent: Path) -> None:
-    """Removes what killed processes, of whatever machine, left half written: files that have not
-    grown for long."""
+    """Removes what killed processes left half written: files that have not grown for long."""
     for folder in parent.glob("*.unfinished"):
         with contextlib.suppress(OSError):  # another process was faster, or it is not ours
             newest = max(path.stat().st_mtime for path in (folder, *folder.iterdir()))

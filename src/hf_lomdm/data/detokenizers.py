@@ -1,5 +1,4 @@
-"""Undo the word splitting of evaluation corpora, so that perplexities compare with the published
-ones.
+"""Undo the word splitting of corpora, so that perplexities compare with published ones.
 
 The rules follow what the public evaluations of MDLM and its successors do, set by set: spaces
 before punctuation and inside brackets and quotes go, and the placeholders of a corpus become text.
@@ -28,7 +27,7 @@ def _tighten(text: str) -> str:
 
 
 def lm1b(text: str) -> str:
-    """One Billion Word: `they didn 't pay $ 1 ( or so ) .` -> `they didn't pay $1 (or so).`"""
+    """One Billion Word: `they didn 't pay $ 1 ( or so ) .` -> `they didn't pay $1 (or so).`."""
     text = re.sub(r"\b(https?) : / / ", r"\1://", text)
     text = re.sub(r" '(?=\w)", "'", text)
     text = _tighten(text)
@@ -37,8 +36,10 @@ def lm1b(text: str) -> str:
 
 
 def ptb(text: str) -> str:
-    """Penn Treebank: `it did n't say <unk> 's $ N` -> `it didn't say ?'s $1`; every number is 1, as
-    published."""
+    """Penn Treebank: `it did n't say <unk> 's $ N` -> `it didn't say ?'s $1`.
+
+    Every number is 1, as in the published protocol.
+    """
     text = text.replace(" 's", "'s").replace(" n't", "n't").replace("<unk>", "?")
     text = re.sub(r"(?<!\S)N(?!\S)", "1", text)
     return re.sub(r"([$#]) 1\b", r"\g<1>1", text)
@@ -55,8 +56,7 @@ def wikitext(text: str) -> str:
 
 
 def lambada(text: str) -> str:
-    """LAMBADA: curly double quotes become straight, and a line feed stands in front of the stripped
-    passage."""
+    """LAMBADA: curly double quotes become straight, a line feed stands before the text."""
     return "\n" + text.replace("“", '"').replace("”", '"').strip()
 
 
@@ -78,4 +78,4 @@ def get_detokenizer(name: str | None) -> Callable[[str], str] | None:
         raise ValueError(
             f"detokenizer must be one of {', '.join(DETOKENIZERS)} or left out, got {name!r}."
         )
-    return DETOKENIZERS.get(name)
+    return None if name is None else DETOKENIZERS[name]

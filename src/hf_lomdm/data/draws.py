@@ -1,5 +1,4 @@
-"""Draws of training and evaluation that depend on seed, step and text alone, never on batches or
-processes."""
+"""Draws that depend on seed, step and text alone, never on batches or processes."""
 
 import hashlib
 from collections.abc import Iterable
@@ -9,8 +8,7 @@ from torch import Tensor
 
 
 def step_quantiles(seed: int, step: int, texts: range, global_size: int) -> Tensor:
-    """Quantiles `frac(U + j / global_size)` of the texts `j` of step `step`, `U` hashed from seed
-    and step.
+    """Quantiles `frac(U + j / global_size)` of texts `j`, `U` hashed from seed and step.
 
     Stratified over the global batch without communication; the same whoever computes them.
     `[len(texts)]` float32, inside `(0, 1)`.

@@ -1,5 +1,4 @@
-"""Examples of prompts and answers, from jsonl files of texts or conversations, and rows whose
-prompt is given."""
+"""Prompts and answers from jsonl files of texts or conversations; the prompt is given."""
 
 import json
 import re
@@ -21,7 +20,10 @@ CHAT_TEMPLATE = (
     "{{ eos_token if message['role'] == 'assistant' else '\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}assistant: {% endif %}"
 )
-REMEDY = 'Write {"prompt": "...", "completion": "..."} or {"messages": [..., {"role": "assistant", ...}]} in each line.'
+REMEDY = (
+    'Write {"prompt": "...", "completion": "..."} or '
+    '{"messages": [..., {"role": "assistant", ...}]} in each line.'
+)
 # Around a special token that a content spells out while a template writes; Unicode keeps them free
 # for such uses.
 HIDDEN = "\ufdd0\ufdd1"
@@ -29,8 +31,7 @@ HIDDEN = "\ufdd0\ufdd1"
 
 @dataclass(frozen=True)
 class Example:
-    """Token ids of a prompt (BOS in front, if the model has one) and of its answer with EOS behind
-    it."""
+    """Ids of a prompt (BOS in front, if the model has one) and of its answer with EOS."""
 
     prompt: list[int]
     answer: list[int]
@@ -113,18 +114,19 @@ def _encode_messages(
     if plain[-1]["role"] != "assistant":
         raise _NoExample(": messages must be roles and contents, the last by the assistant.")
     try:
-        prompt = tokenizer.apply_chat_template(
-            plain[:-1], tokenize=False, add_generation_prompt=True
+        prompt = str(
+            tokenizer.apply_chat_template(plain[:-1], tokenize=False, add_generation_prompt=True)
         )
-        whole = tokenizer.apply_chat_template(plain, tokenize=False)
+        whole = str(tokenizer.apply_chat_template(plain, tokenize=False))
     except Exception as error:  # a template is a program of its author's
         raise ValueError(
             f"{place}: the tokenizer's chat template does not take the conversation: {error}"
         ) from error
     if not whole.startswith(prompt):
         raise ValueError(
-            f"{place}: by the tokenizer's chat template the conversation does not begin with its own prompt "
-            f"{prompt[-40:]!r}. Set tokenizer.chat_template to one that only adds text, or give prompt and completion."
+            f"{place}: by the tokenizer's chat template the conversation does not begin with its "
+            f"own prompt {prompt[-40:]!r}. Set tokenizer.chat_template to one that only adds text, "
+            "or give prompt and completion."
         )
     return [
         _encode_rendered(text, words, tokenizer, place) for text in (prompt, whole[len(prompt) :])
@@ -132,8 +134,10 @@ def _encode_messages(
 
 
 def _plain(message: Any, words: re.Pattern) -> dict[str, Any]:
-    """A message whose content is one string, its special tokens hidden from the tokenizer
-    (`_encode_rendered`)."""
+    """A message with its content as one string, special tokens hidden from the tokenizer.
+
+    `_encode_rendered` brings them back as text.
+    """
     if not isinstance(message, dict) or not isinstance(message.get("role"), str):
         raise _NoExample(f": messages must be roles and contents, got {json.dumps(message)[:80]}.")
     calls = sorted(name for name in ("tool_calls", "function_call") if message.get(name))
@@ -141,14 +145,13 @@ def _plain(message: Any, words: re.Pattern) -> dict[str, Any]:
         raise _NoExample(f" has {calls[0]} in a message: a model of this kind writes text alone.")
     parts = message.get("content")
     parts = [{"type": "text", "text": parts}] if isinstance(parts, str) else parts
-    texts = (
-        [one.get("text") for one in parts if isinstance(one, dict)]
-        if isinstance(parts, list)
-        else [None]
-    )
+    texts: list[Any] = [None]
+    if isinstance(parts, list):
+        texts = [part.get("text") for part in parts if isinstance(part, dict)]
     if len(texts) != len(parts or ()) or not all(isinstance(text, str) for text in texts):
         raise _NoExample(
-            f": a content must be a text, or a list of parts of type text, got {json.dumps(parts)[:80]}."
+            ": a content must be a text, or a list of parts of type text, got "
+            f"{json.dumps(parts)[:80]}."
         )
     content = words.sub(
         lambda word: f"{HIDDEN[0]}{word[0].encode().hex()}{HIDDEN[1]}", "".join(texts)
@@ -159,9 +162,7 @@ def _plain(message: Any, words: re.Pattern) -> dict[str, Any]:
 def _encode_rendered(
     text: str, words: re.Pattern, tokenizer: PreTrainedTokenizerBase, place: str
 ) -> list[int]:
-    """Ids of what a template wrote: its special tokens are special, those hidden in contents are
-    text."""
-
+    """Ids of what a template wrote: special tokens of its own, text where contents had them."""
     if HIDDEN[0] not in text:
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     else:
@@ -170,7 +171,7 @@ def _encode_rendered(
             hidden.sub(lambda word: bytes.fromhex(word[1]).decode(), part)
             for part in words.split(text)
         ]
-        specials = [*tokenizer.convert_tokens_to_ids(words.findall(text)), None]
+        specials = [*map(tokenizer.convert_tokens_to_ids, words.findall(text)), None]
         ids = []
         for part, special in zip(
             encode_texts(tokenizer, shown, lambda _: place), specials, strict=True
@@ -178,7 +179,8 @@ def _encode_rendered(
             ids += part if special is None else [*part, special]
     if tokenizer.mask_token_id in ids:
         raise ValueError(
-            f"{place} contains the mask token {tokenizer.mask_token!r}. Take it out of the template."
+            f"{place} contains the mask token {tokenizer.mask_token!r}. Take it out of the "
+            "template."
         )
     return ids
 
@@ -205,21 +207,21 @@ def make_rows(
 
     Returns:
         The rows, and the number of examples left out: their answer is longer than
-            `completion_length`, or prompt and
-        canvas are longer than `max_length`.
+        `completion_length`, or prompt and canvas are longer than `max_length`.
     Raises:
         ValueError: none fits.
     """
     rows = []
-    for one in examples:
-        filler = [] if eos is None else [eos] * (completion_length - len(one.answer))
-        ids, answer = one.prompt + one.answer + filler, one.answer + filler
-        if len(one.answer) <= completion_length and len(ids) <= max_length:
-            rows.append({"input_ids": ids, "labels": [-100] * len(one.prompt) + answer})
+    for example in examples:
+        filler = [] if eos is None else [eos] * (completion_length - len(example.answer))
+        ids, answer = example.prompt + example.answer + filler, example.answer + filler
+        if len(example.answer) <= completion_length and len(ids) <= max_length:
+            rows.append({"input_ids": ids, "labels": [-100] * len(example.prompt) + answer})
     if not rows:
         raise ValueError(
-            f"none of the {len(examples)} examples fits: completion_length is {completion_length}, the model reads "
-            f"{max_length} tokens. Change completion_length, or give shorter examples."
+            f"none of the {len(examples)} examples fits: completion_length is {completion_length}, "
+            f"the model reads {max_length} tokens. Change completion_length, or give shorter "
+            "examples."
         )
     return rows, len(examples) - len(rows)
 
@@ -232,7 +234,8 @@ def split_examples(examples: list[Example]) -> tuple[list[Example], list[Example
     """
     if len(examples) < 2:
         raise ValueError(
-            "train_file holds a single example, which leaves none to validate on. Pass validation_file."
+            "train_file holds a single example, which leaves none to validate on. Pass "
+            "validation_file."
         )
     cut = len(examples) - max(1, len(examples) // 10)
     return examples[:cut], examples[cut:]

@@ -1,5 +1,4 @@
-"""Files of text: the column that holds it, alone and as it is written, a bounded part of a file at
-a time.
+"""Files of text: the column that holds it, read in bounded parts, exactly as written.
 
 What other columns hold never decides whether text is read. A path is a name, never a pattern.
 """
@@ -27,22 +26,23 @@ BATCH_CHARACTERS, BATCH_DOCUMENTS = 1 << 20, 1000
 
 
 def list_files(path: Path) -> list[Path]:
-    """The files at `path`, all of one known format and not all empty; those of a folder in
-    alphabetical order.
+    """The files at `path`, all of one known format and not all empty, in alphabetical order.
 
     A file that a folder holds by several names (links) is listed once; hidden ones are left out.
     """
     files = list(_walk(path)) if path.is_dir() else [path]
-    known = ", ".join(FORMATS)
+    formats = ", ".join(FORMATS)
     if not files:
-        raise ValueError(f"{path} holds no file of a known kind. Put {known} files there.")
+        raise ValueError(f"{path} holds no file of a known kind. Put {formats} files there.")
     if not files[0].is_file():
         raise ValueError(
             f"{path} does not exist. Check train_file and validation_file, or pass dataset_name."
         )
     kinds = sorted({file_kind(file) or file.suffix.lower() for file in files})
     if len(kinds) > 1 or kinds[0] not in FORMATS:
-        raise ValueError(f"{path} must hold files of one kind of {known}, got {', '.join(kinds)}.")
+        raise ValueError(
+            f"{path} must hold files of one kind of {formats}, got {', '.join(kinds)}."
+        )
     if not any(file.stat().st_size for file in files):
         raise ValueError(f"{path} is empty. Check train_file and validation_file.")
     return files
@@ -58,18 +58,17 @@ def _walk(folder: Path) -> Iterator[Path]:
             continue
         folders.add(real)
         files += [Path(root, name) for name in names if not name.startswith(".")]
-    seen = set()
+    listed = set()
     for file in sorted(file for file in files if file.is_file() and file_kind(file)):
-        if (real := os.path.realpath(file)) not in seen:
-            seen.add(real)
+        if (real := os.path.realpath(file)) not in listed:
+            listed.add(real)
             yield file
 
 
 def file_kind(path: Path) -> str | None:
-    """The format by the name, such as `.jsonl` for `a.jsonl` and `a.jsonl.gz`; `None` for a name of
-    no known format."""
-    found = re.search(r"(\.txt|\.jsonl|\.csv)(\.gz|\.zst|\.bz2)?$|\.parquet$", path.name.lower())
-    return found and (found[1] or found[0])
+    """The format by the name: `.jsonl` for `a.jsonl` and `a.jsonl.gz`; `None` if unknown."""
+    match = re.search(r"(\.txt|\.jsonl|\.csv)(\.gz|\.zst|\.bz2)?$|\.parquet$", path.name.lower())
+    return match and (match[1] or match[0])
 
 
 def open_file(path: Path) -> BinaryIO:
@@ -84,14 +83,13 @@ def open_file(path: Path) -> BinaryIO:
 
 
 def read_texts(path: Path, columns: Sequence[str], sample_by: str) -> Iterator[pa.Array]:
-    """The texts of a file as arrays of `large_string`: of the first of `columns` that is there, in
-    each file or line.
+    """The texts of a file as arrays of `large_string`, from the first of `columns` it has.
 
     Raises:
         ValueError: no such column, a text that is none, or a file that is malformed; names file and
             place.
     """
-    kind = file_kind(path)
+    kind = file_kind(path) or ""
     try:
         yield from FORMATS[kind](path, columns, sample_by)
     except (csv.Error, pa.ArrowException, OSError) as error:
@@ -100,19 +98,20 @@ def read_texts(path: Path, columns: Sequence[str], sample_by: str) -> Iterator[p
         raise ValueError(f"{path} is not a well-formed {kind} file: {error}") from error
 
 
-# ------------------------------------------------------------------------------------------------------------- formats
+# ------------------------------------------------------------------------------------------ formats
 
 
 def _read_txt(path: Path, columns: Sequence[str], sample_by: str) -> Iterator[pa.Array]:
     if "text" not in columns:
         raise missing_column(path, columns, ["text"])
     check_utf8(path)
-    split: Callable[[io.TextIOWrapper], Iterable[str]]
-    split = {"line": _lines, "paragraph": _paragraphs, "document": lambda stream: [stream.read()]}[
-        sample_by
-    ]
+    splits: dict[str, Callable[[io.TextIOWrapper], Iterable[str]]] = {
+        "line": _lines,
+        "paragraph": _paragraphs,
+        "document": lambda stream: [stream.read()],
+    }
     with io.TextIOWrapper(open_file(path), encoding="utf-8-sig") as stream:
-        yield from _arrays(split(stream))
+        yield from _arrays(splits[sample_by](stream))
 
 
 def _lines(stream: Iterable[str]) -> Iterator[str]:
@@ -120,7 +119,7 @@ def _lines(stream: Iterable[str]) -> Iterator[str]:
 
 
 def _paragraphs(stream: Iterable[str]) -> Iterator[str]:
-    """What `split("\\n\\n")` gives, but for empty parts, a line at a time."""
+    r"""What `split("\n\n")` gives, but for empty parts, a line at a time."""
     lines: list[str] = []
     for line in stream:
         if line == "\n" and lines:
@@ -134,28 +133,27 @@ def _paragraphs(stream: Iterable[str]) -> Iterator[str]:
 
 
 def _read_jsonl(path: Path, columns: Sequence[str], sample_by: str) -> Iterator[pa.Array]:
-    seen: dict[str, None] = {}
+    names: dict[str, None] = {}
 
     def texts() -> Iterator[str | None]:
         for number, record in read_jsonl(path):
             column = next((name for name in columns if name in record), None)
-            text = record.get(column)
+            text = None if column is None else record[column]
             if not (text is None or isinstance(text, str)):
                 raise ValueError(
-                    f"column {column!r} of {path} must hold strings, line {number} holds {json.dumps(text)[:40]}. "
-                    "Choose another column, or put quotes around it."
+                    f"column {column!r} of {path} must hold strings, line {number} holds "
+                    f"{json.dumps(text)[:40]}. Choose another column, or put quotes around it."
                 )
-            seen.update(dict.fromkeys(record))
+            names.update(dict.fromkeys(record))
             yield text
 
     yield from _arrays(texts())
-    if seen and not seen.keys() & set(columns):
-        raise missing_column(path, columns, seen)
+    if names and not names.keys() & set(columns):
+        raise missing_column(path, columns, names)
 
 
 def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The objects of a jsonl file, each with the number of its line from 1 on; blank lines are
-    skipped.
+    """The objects of a jsonl file, each with its line number from 1; blank lines are skipped.
 
     Raises:
         ValueError: a line that is not UTF-8 or not a JSON object; names file and line.
@@ -187,9 +185,9 @@ def _well_formed(value: Any) -> Any:
     if isinstance(value, str):
         return well_formed(value)
     if isinstance(value, list):
-        return [_well_formed(one) for one in value]
+        return [_well_formed(item) for item in value]
     if isinstance(value, dict):
-        return {_well_formed(name): _well_formed(one) for name, one in value.items()}
+        return {_well_formed(name): _well_formed(item) for name, item in value.items()}
     return value
 
 
@@ -199,8 +197,7 @@ def _read_csv(path: Path, columns: Sequence[str], sample_by: str) -> Iterator[pa
 
 
 def read_csv(path: Path, *alternatives: Sequence[str]) -> Iterator[tuple[str | None, ...]]:
-    """The cells of some columns of a csv file, as they are written; `None` in a row that is too
-    short.
+    """The cells of some columns of a csv file as written; `None` where a row is too short.
 
     Args:
         alternatives: the names that each column may have; the first that the first line has.
@@ -257,7 +254,7 @@ def _arrays(texts: Iterable[str | None]) -> Iterator[pa.Array]:
     yield pa.array(batch, pa.large_string())
 
 
-# -------------------------------------------------------------------------------------------------------------- checks
+# ------------------------------------------------------------------------------------------- checks
 
 
 def missing_column(
@@ -266,14 +263,13 @@ def missing_column(
     """What to raise where none of `columns` is among those that are `present` in `source`."""
     names = " or ".join(map(repr, dict.fromkeys(columns)))
     return ValueError(
-        f"{source} has no column {names}, only {', '.join(list(present)[:20])}. Rename one, or name another "
-        "(text_column; evaluate.py: --column)."
+        f"{source} has no column {names}, only {', '.join(list(present)[:20])}. Rename one, or "
+        "name another (text_column; evaluate.py: --column)."
     )
 
 
 def check_strings(kind: pa.DataType, column: str, source: str | Path) -> None:
-    """Raise `ValueError` where a column of this type holds no strings; Arrow has several types of
-    them."""
+    """Raise `ValueError` unless the column holds strings; Arrow has several types of them."""
     types = pa.types
     values = kind.value_type if types.is_dictionary(kind) else kind
     tests = (types.is_string, types.is_large_string, types.is_string_view, types.is_null)
@@ -284,8 +280,7 @@ def check_strings(kind: pa.DataType, column: str, source: str | Path) -> None:
 
 
 def check_utf8(path: Path) -> None:
-    """Raise `ValueError` with the file and the byte offset where `path` is not UTF-8; reads it in
-    blocks of 1 MiB."""
+    """Raise `ValueError` with file and byte offset where `path` is not UTF-8; reads in blocks."""
     decoder = codecs.getincrementaldecoder("utf-8")()
     start = 0
     with open_file(path) as stream:

@@ -117,14 +117,14 @@ def pack_full_rows(
     """
     front, back = _as_lists(ends)
     width = max_length - len(front) - len(back)
-    rest = np.empty(0, dtype=np.int32)
+    leftover = np.empty(0, dtype=np.int32)
     for tokens in joined(batches, separator):
-        rest = np.concatenate([rest, tokens])
-        full = len(rest) // width * width
+        leftover = np.concatenate([leftover, tokens])
+        full = len(leftover) // width * width
         if full:
-            yield [_between(front, chunk, back) for chunk in rest[:full].reshape(-1, width)]
-        rest = rest[full:]
-    counts.dropped = len(rest)
+            yield [_between(front, chunk, back) for chunk in leftover[:full].reshape(-1, width)]
+        leftover = leftover[full:]
+    counts.dropped = len(leftover)
 
 
 def truncate_documents(
@@ -177,15 +177,15 @@ class _TextSize:
 
     characters: int = 0
     num_bytes: int = 0
-    seen: list[str] = field(default_factory=list)
+    kept: list[str] = field(default_factory=list)
 
     def measure(self, texts: Iterable[str], keep: bool = False) -> Iterator[str]:
-        """The same texts, well formed; `keep` remembers them in `seen`."""
+        """The same texts, well formed; `keep` remembers them in `kept`."""
         for text in map(well_formed, texts):
             self.characters += len(text)
             self.num_bytes += len(text.encode())
             if keep:
-                self.seen.append(text)
+                self.kept.append(text)
             yield text
 
 
@@ -197,8 +197,7 @@ def pack_documents(
     separator: int | None = None,
     max_rows: int | None = None,
 ) -> Rows:
-    """Rows of `max_length` tokens of the joined documents, the last one as short as it is: nothing
-    is dropped.
+    """Rows of `max_length` tokens of the joined documents, the last one shorter: all is kept.
 
     Args:
         ends: BOS and EOS around every row, or `None`. separator: a token behind each document, or
@@ -250,8 +249,7 @@ def cut_documents(
     stride: int = 1,
     max_documents: int | None = None,
 ) -> Rows:
-    """Each document on its own, between BOS and EOS; one longer than `max_length` in windows
-    (`roll`).
+    """Each document between BOS and EOS; one longer than `max_length` in windows (`roll`).
 
     Raises:
         ValueError: `max_documents` below 1, a stride out of range, or a text as in
@@ -259,7 +257,8 @@ def cut_documents(
     """
     if max_documents is not None and max_documents < 1:
         raise ValueError(
-            f"max_documents must be at least 1, got {max_documents}. Leave it out to use every document."
+            f"max_documents must be at least 1, got {max_documents}. Leave it out to use every "
+            "document."
         )
     front, back = _as_lists(ends)
     counts, size = RowCounts(), _TextSize()
@@ -272,10 +271,9 @@ def cut_documents(
 
 
 def roll(
-    texts: Iterable[Sequence[int]], max_length: int, stride: int
+    texts: Iterable[Sequence[int] | np.ndarray], max_length: int, stride: int
 ) -> tuple[list[dict], list[int]]:
-    """Rows, and the text that each belongs to, of texts of any length: windows that count each
-    token once.
+    """Windows of texts of any length that count each token once, and the text of each.
 
     The first window counts up to `max_length` tokens; each further one counts `stride` and reads
     the tokens before them, as many as fit, as given (labels -100). Nothing behind the counted
@@ -287,7 +285,8 @@ def roll(
     """
     if not 1 <= stride <= max_length:
         raise ValueError(
-            f"stride must be in 1 to {max_length}, got {stride}. For example: {max(1, max_length // 2)}."
+            f"stride must be in 1 to {max_length}, got {stride}. For example: "
+            f"{max(1, max_length // 2)}."
         )
     rows, groups = [], []
     for index, text in enumerate(texts):
@@ -305,12 +304,11 @@ def roll(
 
 
 def _decoded_size(stream: np.ndarray, size: _TextSize, tokenizer) -> tuple[int | None, int | None]:
-    """Characters and bytes of a stream that ends inside the text; `None` where decoding does not
-    give the text back."""
+    """Characters and bytes of a stream that ends in the text; `None` if decoding changes it."""
     decoded = tokenizer.decode(
         stream.tolist(), skip_special_tokens=True, clean_up_tokenization_spaces=False
     )
     decoded = decoded.rstrip("\N{REPLACEMENT CHARACTER}")  # the cut may lie inside a character
-    if not "".join(size.seen).startswith(decoded):
+    if not "".join(size.kept).startswith(decoded):
         return None, None
     return len(decoded), len(decoded.encode())

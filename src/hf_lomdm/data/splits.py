@@ -32,8 +32,7 @@ ROWS_VERSION = 2
 def load_data(
     arguments: DataArguments, output_dir: str | Path
 ) -> tuple[DatasetDict, PreTrainedTokenizerBase]:
-    """Everything a training run needs of its data: rows of tokens (`train`, `validation`) and the
-    tokenizer.
+    """The data of a training run: rows of tokens (`train`, `validation`) and the tokenizer.
 
     A tokenizer made from the text is kept in `output_dir/tokenizer` and reused from there. Rows are
     kept in the cache of `datasets` (`HF_DATASETS_CACHE`). Of several processes on a machine, let
@@ -51,7 +50,7 @@ def load_data(
             arguments.train_tokenizer, pieces, Path(output_dir) / "tokenizer"
         )
     else:
-        tokenizer = load_tokenizer(arguments.tokenizer)
+        tokenizer = load_tokenizer(arguments.tokenizer or "")
     limits = {"train": arguments.max_train_rows, "validation": arguments.max_validation_rows}
     rows = {
         split: tokenize(texts[split], tokenizer, arguments, limits[split], split)
@@ -61,8 +60,7 @@ def load_data(
 
 
 def check_arguments(arguments: DataArguments) -> None:
-    """Raise `ValueError` where the arguments contradict each other or are out of range; reads
-    nothing."""
+    """Raise `ValueError` for arguments out of range or in contradiction; reads nothing."""
     get_detokenizer(arguments.detokenizer)
     check_sample_by(arguments.sample_by)
     if bool(arguments.tokenizer) == bool(arguments.train_tokenizer):
@@ -72,8 +70,8 @@ def check_arguments(arguments: DataArguments) -> None:
         )
     if bool(arguments.dataset_name) == bool(arguments.train_file):
         raise ValueError(
-            f"give either dataset_name (got {arguments.dataset_name!r}) or train_file (got {arguments.train_file!r}); "
-            "an empty string switches one off."
+            f"give either dataset_name (got {arguments.dataset_name!r}) or train_file (got "
+            f"{arguments.train_file!r}); an empty string switches one off."
         )
     shortest = 3 if arguments.insert_special_tokens else 1
     if arguments.max_length < shortest:
@@ -86,13 +84,12 @@ def check_arguments(arguments: DataArguments) -> None:
 def model_token_ids(
     tokenizer: PreTrainedTokenizerBase, arguments: DataArguments
 ) -> dict[str, int | None]:
-    """`special_token_ids`, with `None` for a BOS or EOS that is in no row: the model knows nothing
-    about it.
+    """`special_token_ids`, but `None` for a BOS or EOS that no row has and no model learns.
 
     Without `insert_special_tokens` no row begins with BOS, and EOS stands behind documents only
     where they are packed.
     """
-    ids = special_token_ids(tokenizer)
+    ids: dict[str, int | None] = {**special_token_ids(tokenizer)}
     if not arguments.insert_special_tokens:
         ids["bos_token_id"] = None
         ids["eos_token_id"] = ids["eos_token_id"] if arguments.packing else None
@@ -130,8 +127,9 @@ def tokenize(
 def data_fingerprint(
     rows: Mapping[str, Dataset | Sequence[dict]], tokenizer: PreTrainedTokenizerBase
 ) -> str:
-    """Names the rows of a run and what their ids mean: equal wherever equal rows come from, 16
-    hexadecimal digits.
+    """Names the rows of a run and what their ids mean, in 16 hexadecimal digits.
+
+    Equal rows have equal names, wherever they come from.
 
     Args:
         rows: by split; of `load_data`, `load_sudoku`, or lists of dicts that JSON takes.
@@ -210,11 +208,13 @@ def _write_blocks(
 def _check_rows(counts: RowCounts, arguments: DataArguments, split: str) -> None:
     if counts.documents == 0:
         raise ValueError(
-            f"the {split} text holds no document that is not blank. Check the file, or the split and text_column."
+            f"the {split} text holds no document that is not blank. Check the file, or the split "
+            "and text_column."
         )
     check_known(counts.unknown, counts.encoded, f"the {split} text")
     if counts.rows == 0:
         raise ValueError(
-            f"the {split} text has {counts.dropped} tokens, too few for one row: max_length is {arguments.max_length}. "
-            "Lower max_length, give more text, or pass packing=False to pad."
+            f"the {split} text has {counts.dropped} tokens, too few for one row: max_length is "
+            f"{arguments.max_length}. Lower max_length, give more text, or pass packing=False to "
+            "pad."
         )

@@ -1,5 +1,4 @@
-"""Sudoku as infilling: puzzles from csv files, augmented, as rows whose clues are given, and a
-tokenizer for grids.
+"""Sudoku as infilling: puzzles from csv files as rows with given clues; a tokenizer.
 
 The id of a digit is the digit, 0 (an empty cell of a puzzle) is in no row, `MASK` is the mask
 token. A row holds the 81 cells, line by line.
@@ -40,8 +39,9 @@ class Puzzle(NamedTuple):
 
 
 def encode(grid: str) -> tuple[int, ...]:
-    """The 81 digits of a grid such as `"53..7...."`; `.` or `0` is an empty cell, white space is
-    left out.
+    """The 81 digits of a grid such as `"53..7...."`; `.` or `0` is an empty cell.
+
+    White space is left out.
 
     Raises:
         ValueError: another number of cells or another character.
@@ -70,8 +70,7 @@ def make_puzzle(clues: str, solution: str) -> Puzzle:
 
 
 def load_puzzles(path: str | Path, start: int = 0, count: int | None = None) -> list[Puzzle]:
-    """Puzzles of a csv file with the columns `puzzle` and `solution`, `count` of them from row
-    `start` on.
+    """`count` puzzles of a csv file with columns `puzzle` and `solution`, from row `start` on.
 
     Neighbours in a file are often variants of one puzzle: take training and test puzzles from
     blocks far apart.
@@ -100,13 +99,13 @@ def load_puzzles(path: str | Path, start: int = 0, count: int | None = None) -> 
 
 
 def add_clues(puzzle: Puzzle, total: int, generator: torch.Generator | None = None) -> Puzzle:
-    """An easier puzzle: clues from the solution at random cells, until there are `total` of
-    them."""
+    """An easier puzzle: clues from the solution at random cells until there are `total`."""
     empty = torch.tensor([i for i, digit in enumerate(puzzle.clues) if digit == EMPTY])
     extra = total - (CELLS - len(empty))
     if not 0 <= extra <= len(empty):
         raise ValueError(
-            f"total must be in {CELLS - len(empty)} to {CELLS}, the clues there are and all, got {total}."
+            f"total must be in {CELLS - len(empty)} to {CELLS}, the clues there are and all, got "
+            f"{total}."
         )
     chosen = set(empty[torch.randperm(len(empty), generator=generator)[:extra]].tolist())
     clues = (puzzle.solution[i] if i in chosen else digit for i, digit in enumerate(puzzle.clues))
@@ -130,16 +129,14 @@ def template(puzzle: Puzzle) -> list[int]:
 
 
 def solves(grids: Tensor, clues: Tensor) -> Tensor:
-    """Whether each unit of a grid holds every digit once and no clue was changed: `[B, 81]` twice
-    to `[B]` bool."""
+    """Whether grids `[B, 81]` are solved and no clue was changed: `[B]` bool."""
     digits = grids[..., None] == torch.arange(1, 10)  # [B, 81, 9]
     counts = torch.einsum("uc,bcd->bud", UNITS.float(), digits.float())
     return (counts == 1).all(-1).all(-1) & ((clues == EMPTY) | (grids == clues)).all(-1)
 
 
 def augment(puzzle: Puzzle, generator: torch.Generator) -> Puzzle:
-    """Another puzzle of the same kind: digits renamed, lines and columns permuted within and as
-    bands, transposed."""
+    """Another puzzle of the same kind: digits renamed, lines permuted in bands, transposed."""
 
     def lines() -> torch.Tensor:
         bands = torch.randperm(3, generator=generator)[:, None] * 3
@@ -160,8 +157,7 @@ def augment(puzzle: Puzzle, generator: torch.Generator) -> Puzzle:
 def load_sudoku(
     arguments: DataArguments,
 ) -> tuple[dict[str, "SudokuRows"], PreTrainedTokenizerFast]:
-    """Rows of puzzles (`train`, `validation`) and the tokenizer, from csv files with columns
-    `puzzle`, `solution`.
+    """Rows of puzzles (`train`, `validation`) from csv files, and the tokenizer.
 
     Without a `validation_file` the last tenth of `train_file` validates: neighbours in a file are
     often alike, so the two must be whole blocks.
@@ -172,11 +168,13 @@ def load_sudoku(
     """
     if not arguments.train_file:
         raise ValueError(
-            "task sudoku needs train_file, a csv file with the columns puzzle and solution. Pass one."
+            "task sudoku needs train_file, a csv file with the columns puzzle and solution. Pass "
+            "one."
         )
     if arguments.max_length != CELLS:
         raise ValueError(
-            f"task sudoku needs max_length {CELLS}, the cells of a grid, got {arguments.max_length}."
+            f"task sudoku needs max_length {CELLS}, the cells of a grid, got "
+            f"{arguments.max_length}."
         )
     check_limits(arguments)
     train = load_puzzles(arguments.train_file)
@@ -184,7 +182,8 @@ def load_sudoku(
         validation = load_puzzles(arguments.validation_file)
     elif len(train) < 10:
         raise ValueError(
-            f"{arguments.train_file} has {len(train)} puzzles; without a validation_file 10 are needed."
+            f"{arguments.train_file} has {len(train)} puzzles; without a validation_file 10 are "
+            "needed."
         )
     else:
         cut = len(train) - len(train) // 10
@@ -194,7 +193,8 @@ def load_sudoku(
         validation[: arguments.max_validation_rows],
     )
     print(
-        f"train: {len(train):,} puzzles, {VARIANTS} guises each; validation: {len(validation):,} puzzles",
+        f"train: {len(train):,} puzzles, {VARIANTS} guises each; validation: {len(validation):,} "
+        "puzzles",
         flush=True,
     )
     return {
@@ -204,8 +204,9 @@ def load_sudoku(
 
 
 class SudokuRows(Dataset):
-    """Rows `input_ids` (the solution) and `labels` (-100 at clues), 81 each; row `i` is the same
-    whenever it is read.
+    """Rows of 81 `input_ids` (the solution) and `labels` (-100 at clues).
+
+    Row `i` is the same whenever it is read.
 
     Row `i` is puzzle `i mod N`, augmented by the seed `i`, with clues added up to an even draw from
     as many as it has to `MOST_CLUES`: the model learns easy and hard grids.
@@ -229,9 +230,11 @@ class SudokuRows(Dataset):
 
 
 def sudoku_tokenizer() -> PreTrainedTokenizerFast:
-    """Grids as text: `"53..7...."` and so on; `.` or `0` is an empty cell, which is the mask token,
-    so that the text of a puzzle is a template for the pipeline. All other characters are left
-    out."""
+    """Grids as text, `"53..7...."` and so on.
+
+    `.` or `0` is an empty cell, which is the mask token, so that the text of a puzzle is a template
+    for the pipeline. All other characters are left out.
+    """
     vocabulary = {str(digit): digit for digit in range(10)} | {".": MASK, "[PAD]": PAD}
     model = Tokenizer(models.BPE(vocabulary, []))
     model.normalizer = normalizers.Replace("0", ".")

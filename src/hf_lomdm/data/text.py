@@ -1,5 +1,4 @@
-"""Text as documents: read it from the Hub, from files or from CPython, hold out validation text,
-detokenise."""
+"""Text as documents: from the Hub, files or CPython, with validation text held out."""
 
 import hashlib
 import json
@@ -40,8 +39,9 @@ def load_text(arguments: DataArguments) -> DatasetDict:
     elif arguments.validation_split:
         if arguments.train_file or arguments.dataset_name == PYDOC_TOPICS:
             raise ValueError(
-                f"validation_split {arguments.validation_split!r} needs a data set that has splits. "
-                "Pass validation_file, or leave both out to validate on the end of the train text."
+                f"validation_split {arguments.validation_split!r} needs a data set that has "
+                "splits. Pass validation_file, or leave both out to validate on the end of the "
+                "train text."
             )
         validation = _load_split(arguments, arguments.validation_split, None)
     else:
@@ -57,7 +57,7 @@ def _load_split(arguments: DataArguments, split: str, file: str | None) -> Datas
     if arguments.dataset_name == PYDOC_TOPICS:
         return pydoc_topics()
     name, config, revision = (
-        arguments.dataset_name,
+        arguments.dataset_name or "",
         arguments.dataset_config,
         arguments.dataset_revision,
     )
@@ -65,7 +65,8 @@ def _load_split(arguments: DataArguments, split: str, file: str | None) -> Datas
         return load_hub(name, config, revision, split, arguments.text_column)
     except (DatasetsError, ValueError, OSError) as error:
         raise ValueError(
-            f"split {split!r} of dataset_name {name!r} (dataset_config {config!r}) cannot be loaded. {error}"
+            f"split {split!r} of dataset_name {name!r} (dataset_config {config!r}) cannot be "
+            f"loaded. {error}"
         ) from error
 
 
@@ -78,21 +79,20 @@ def load_hub(
     # else `NA` is no text, and `007` a number
     if isinstance(load_dataset_builder(name, **source).config, CsvConfig):
         options = {"features": Features({column: Value("string")}), "keep_default_na": False}
-    found = load_dataset(name, **source, split=split, **options)
-    if column not in found.column_names:
-        raise missing_column(name, (column,), found.column_names)
-    check_strings(found.features.arrow_schema.field(column).type, column, name)
-    found = found.select_columns([column])
-    if getattr(found.features[column], "dtype", None) not in ("string", "large_string"):
-        found = found.cast_column(column, Value("large_string"))
-    return found if column == "text" else found.rename_column(column, "text")
+    dataset = load_dataset(name, **source, split=split, **options)
+    if column not in dataset.column_names:
+        raise missing_column(name, (column,), dataset.column_names)
+    check_strings(dataset.features.arrow_schema.field(column).type, column, name)
+    dataset = dataset.select_columns([column])
+    if getattr(dataset.features[column], "dtype", None) not in ("string", "large_string"):
+        dataset = dataset.cast_column(column, Value("large_string"))
+    return dataset if column == "text" else dataset.rename_column(column, "text")
 
 
 def load_files(
     path: str | Path, sample_by: str = "paragraph", columns: Sequence[str] = ("text",)
 ) -> Dataset:
-    """The documents of a file or of all files in a folder, in one column `text`, kept in the cache
-    of `datasets`.
+    """The documents of a file or of a folder in one column `text`, cached by `datasets`.
 
     Files are .txt, .jsonl, .csv (any of them compressed: .gz, .zst, .bz2) or .parquet, of one kind
     in a folder. Texts are read as they are written, without a byte order mark; U+FFFD stands for
@@ -109,15 +109,15 @@ def load_files(
     """
     check_sample_by(sample_by)
     files = list_files(Path(path))
-    states = [(str(file.absolute()), file.stat()) for file in files]
-    states = [(name, state.st_size, state.st_mtime_ns, state.st_ino) for name, state in states]
+    stats = [(str(file.absolute()), file.stat()) for file in files]
+    states = [(name, state.st_size, state.st_mtime_ns, state.st_ino) for name, state in stats]
     parts = (TEXTS_VERSION, states, list(columns), sample_by)
     key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
-    found, _ = cached(
+    dataset, _ = cached(
         f"text-{key}", lambda target: _write_texts(target, Path(path), files, columns, sample_by)
     )
-    found._fingerprint = key
-    return found
+    dataset._fingerprint = key
+    return dataset
 
 
 def _write_texts(
@@ -139,21 +139,20 @@ def check_sample_by(sample_by: str) -> None:
     """Raise `ValueError` where `sample_by` is not one of the choices."""
     if sample_by not in SAMPLE_BY:
         raise ValueError(
-            f"sample_by must be one of {', '.join(SAMPLE_BY)}, got {sample_by!r}. The default: paragraph."
+            f"sample_by must be one of {', '.join(SAMPLE_BY)}, got {sample_by!r}. The default: "
+            "paragraph."
         )
 
 
 def pydoc_topics() -> Dataset:
-    """The language reference inside every CPython (465 kB in 3.11), one document per topic, by
-    name."""
+    """The language reference inside every CPython, one document per topic, by name."""
     from pydoc_data.topics import topics  # half a megabyte of text that only this function wants
 
     return Dataset.from_dict({"text": [topics[name] for name in sorted(topics)]})
 
 
 def hold_out_end(texts: Dataset) -> tuple[Dataset, Dataset]:
-    """Cut `texts` into train and validation: about the last tenth of the characters is validation
-    text."""
+    """Cut `texts` into train and validation, which gets about the last tenth of the characters."""
     if len(texts) == 0:
         raise ValueError(
             "the train text holds no document. Check train_file, or train_split and text_column."
@@ -170,21 +169,20 @@ def hold_out_end(texts: Dataset) -> tuple[Dataset, Dataset]:
 
 
 def without_known(texts: Dataset, known: Dataset) -> Dataset:
-    """Drop the documents more than half of whose paragraphs also stand in `known`: they would
-    measure memory.
+    """Drop documents with more than half of their paragraphs in `known`: they measure memory.
 
     The topics of CPython overlap: all of `with` and `while` is in `compound`, too.
     """
-    seen = {paragraph for text in known["text"] for paragraph in text.split("\n\n")}
+    paragraphs = {paragraph for text in known["text"] for paragraph in text.split("\n\n")}
     shares = [
-        np.mean([paragraph in seen for paragraph in text.split("\n\n")]) for text in texts["text"]
+        np.mean([paragraph in paragraphs for paragraph in text.split("\n\n")])
+        for text in texts["text"]
     ]
     return texts.select([index for index, share in enumerate(shares) if share <= 0.5])
 
 
 def documents(texts: Dataset, detokenizer: str | None = None) -> Iterator[str]:
-    """The documents of column `text`, detokenised, in order; without those that are empty or
-    blank."""
+    """The documents of column `text`, detokenised, in order, without blank ones."""
     undo = get_detokenizer(detokenizer)
     for batch in texts.select_columns(["text"]).with_format("arrow").iter(batch_size=256):
         for text in batch["text"].to_pylist():
@@ -195,8 +193,7 @@ def documents(texts: Dataset, detokenizer: str | None = None) -> Iterator[str]:
 def read_documents(
     path: str | Path, column: str, sample_by: str, detokenizer: str | None = None
 ) -> list[str]:
-    """The documents of a file or folder (see `load_files`), detokenised, without those that are
-    blank."""
+    """The documents of a file or folder (`load_files`), detokenised, without blank ones."""
     texts = list(documents(load_files(path, sample_by, (column,)), detokenizer))
     if not texts:
         raise ValueError(

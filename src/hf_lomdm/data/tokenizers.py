@@ -38,7 +38,8 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"tokenizer {name!r} could not be loaded. Give a Hub name or a folder with tokenizer.json. {error}"
+            f"tokenizer {name!r} could not be loaded. Give a Hub name or a folder with "
+            f"tokenizer.json. {error}"
         ) from error
     added = complete_special_tokens(tokenizer)
     if added and os.environ.get("RANK", "0") == "0":
@@ -48,8 +49,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
 
 
 def complete_special_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Give `tokenizer`, in place, what it lacks of mask, padding, BOS and EOS; returns the tokens
-    that are new.
+    """Add to `tokenizer` what it lacks of mask, padding, BOS and EOS; returns what is new.
 
     Its `model_input_names` become those of our models, which have no `token_type_ids`.
 
@@ -79,8 +79,7 @@ def complete_special_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
 
 
 def special_token_ids(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
-    """What LoMDMConfig must know of a tokenizer: `vocab_size` and the ids of mask, padding, BOS and
-    EOS.
+    """What LoMDMConfig must know: `vocab_size` and the ids of mask, padding, BOS and EOS.
 
     Raises:
         ValueError: one of them is missing, or two of mask, padding and unknown share an id.
@@ -93,8 +92,8 @@ def special_token_ids(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
     distinct = {ids["mask_token_id"], ids["pad_token_id"], tokenizer.unk_token_id}
     if missing or len(distinct) < 3:
         raise ValueError(
-            "tokenizer must have mask, padding, BOS and EOS tokens, and mask, padding and unknown must differ, "
-            f"got {ids} and unk_token_id {tokenizer.unk_token_id}. Load it by "
+            "tokenizer must have mask, padding, BOS and EOS tokens, and mask, padding and unknown "
+            f"must differ, got {ids} and unk_token_id {tokenizer.unk_token_id}. Load it by "
             "hf_lomdm.data.tokenizers.load_tokenizer, which adds what is missing."
         )
     # Not len(tokenizer): a vocabulary may have gaps, and the embedding must reach its last id.
@@ -125,27 +124,26 @@ def encode_texts(
             start = max(texts[index].find(tokenizer.mask_token), 0)
             excerpt = texts[index][max(start - 30, 0) : start + 50]
             raise ValueError(
-                f"{name(index)} contains the mask token {tokenizer.mask_token!r}, in {excerpt!r}. Take it out of the "
-                "text, or give the tokenizer a mask_token that is no word."
+                f"{name(index)} contains the mask token {tokenizer.mask_token!r}, in {excerpt!r}. "
+                "Take it out of the text, or give the tokenizer a mask_token that is no word."
             )
     return rows
 
 
 def check_known(unknown: int, tokens: int, source: str) -> None:
-    """Raise `ValueError` where more than `MOST_UNKNOWN` of the tokens of a text are unknown to the
-    tokenizer."""
+    """Raise `ValueError` where the tokenizer does not know more than `MOST_UNKNOWN` of a text."""
     if unknown > MOST_UNKNOWN * tokens:
         raise ValueError(
-            f"the tokenizer does not know {unknown:,} of the {tokens:,} tokens of {source}: more than "
-            f"{MOST_UNKNOWN:.0%}. Pass the tokenizer of such text (tokenizer), or make one of it (train_tokenizer)."
+            f"the tokenizer does not know {unknown:,} of the {tokens:,} tokens of {source}: more "
+            f"than {MOST_UNKNOWN:.0%}. Pass the tokenizer of such text (tokenizer), or make one of "
+            "it (train_tokenizer)."
         )
 
 
 def train_tokenizer(
     kind: str, texts: Iterable[str], folder: str | Path | None = None
-) -> PreTrainedTokenizerFast:
-    """Make a tokenizer of `kind` from `texts`; saved to `folder` where one is given, or read from
-    it if already there.
+) -> PreTrainedTokenizerBase:
+    """A tokenizer of `kind`, made from `texts` and saved to `folder`, or read from there.
 
     Args:
         kind: `bpe:4096` (byte-level BPE with that many tokens in all), `byte` (256 bytes) or `char`
@@ -162,15 +160,12 @@ def train_tokenizer(
     texts = _digested(texts, digest)
     if folder is not None and (Path(folder) / "tokenizer.json").is_file():
         return _reuse(kind, texts, digest, Path(folder))
-    if kind == "char":
-        model = _character_model(texts)
-    else:
-        model = _byte_model(texts, size)
+    model = _character_model(texts) if kind == "char" else _byte_model(texts, size)
     # `trained_as` and `trained_on` are kept in tokenizer_config.json; nothing is cleaned up, so
     # that decoding gives the text back.
-    made = {"trained_as": kind, "trained_on": digest.hexdigest()}
+    origin = {"trained_as": kind, "trained_on": digest.hexdigest()}
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=model, clean_up_tokenization_spaces=False, **made, **SPECIAL_TOKENS
+        tokenizer_object=model, clean_up_tokenization_spaces=False, **origin, **SPECIAL_TOKENS
     )
     if folder is not None:
         _save_whole(tokenizer, Path(folder))
@@ -198,15 +193,14 @@ def _vocabulary_size(kind: str) -> int:
     smallest = 256 + len(SPECIAL_TOKENS)
     if int(match[1]) < smallest:
         raise ValueError(
-            f"train_tokenizer {kind!r} is too small: {smallest} tokens are the bytes and the special tokens. "
-            f"Pass bpe:{smallest} or more, or byte."
+            f"train_tokenizer {kind!r} is too small: {smallest} tokens are the bytes and the "
+            f"special tokens. Pass bpe:{smallest} or more, or byte."
         )
     return int(match[1])
 
 
 def _character_model(texts: Iterable[str]) -> Tokenizer:
-    """One token per character that occurs: a BPE without merges, several times as fast as a
-    word-level model."""
+    """One token per character that occurs: a BPE without merges, faster than a word level."""
     characters: set[str] = set()
     for text in texts:
         characters.update(text)
@@ -248,17 +242,18 @@ def _add_special_tokens(model: Tokenizer) -> None:
 
 def _reuse(
     kind: str, texts: Iterable[str], digest: "hashlib._Hash", folder: Path
-) -> PreTrainedTokenizerFast:
-    """The tokenizer that an earlier run left in `folder`; it must be of the same kind, and made
-    from the same text."""
+) -> PreTrainedTokenizerBase:
+    """The tokenizer of an earlier run in `folder`, of the same kind and the same text."""
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    found, text = (tokenizer.init_kwargs.get(name) for name in ("trained_as", "trained_on"))
+    trained_as, trained_on = (
+        tokenizer.init_kwargs.get(name) for name in ("trained_as", "trained_on")
+    )
     if kind != "byte":  # which no text decides
         collections.deque(texts, maxlen=0)
     problem = None
-    if found != kind:
-        problem = f"of kind {found!r}"
-    elif text not in (None, digest.hexdigest()):  # none: by a version that did not keep it
+    if trained_as != kind:
+        problem = f"of kind {trained_as!r}"
+    elif trained_on not in (None, digest.hexdigest()):  # none: by a version that did not keep it
         problem = "made from another train text, or by another detokenizer"
     if problem:
         raise ValueError(
@@ -270,8 +265,7 @@ def _reuse(
 
 
 def _save_whole(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """Write `folder` in one move, so that a run killed here leaves no half tokenizer to be
-    reused."""
+    """Write `folder` in one move, so that a killed run leaves no half tokenizer behind."""
     unfinished = folder.with_name(folder.name + ".unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     tokenizer.save_pretrained(unfinished)

@@ -1,5 +1,4 @@
-"""How good a model is: likelihood bounds with standard errors, and exact likelihood of short
-texts."""
+"""How good a model is: bounds with standard errors, exact likelihood of short texts."""
 
 from .likelihood import NelboEstimate, exact_log_likelihood, nelbo
 

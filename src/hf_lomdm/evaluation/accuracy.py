@@ -1,5 +1,4 @@
-"""How good the estimates themselves are: samples needed, order against time, and the true gap of
-the bounds."""
+"""How good the estimates are: samples needed, order against time, the gap of the bounds."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -32,8 +31,7 @@ def pilot(
     parts_file: str | Path | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """From a few texts: how many samples per text bring the Monte-Carlo error of all `rows` down to
-    `target`.
+    """How many samples per text bring the Monte-Carlo error of all `rows` down to `target`.
 
     Args:
         num_texts: how many texts to measure, drawn by `seed`. num_samples: of the bound, per text;
@@ -89,8 +87,7 @@ def compare_bounds(
     parts_file: str | Path | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Samples needed for equal Monte-Carlo error, the time bound against the order bound, on the
-    same texts.
+    """Samples that the time bound and the order bound need for equal error on the same texts.
 
     Args:
         parts_file: `name.jsonl` becomes `name-order.jsonl` and `name-time.jsonl`, as in
@@ -107,7 +104,8 @@ def compare_bounds(
     texts = _diffusion_rows(model, rows)
     if min(num_texts, len(texts)) < 2:
         raise ValueError(
-            f"compare_bounds needs 2 or more texts, got {min(num_texts, len(texts))}. Pass more rows."
+            f"compare_bounds needs 2 or more texts, got {min(num_texts, len(texts))}. Pass more "
+            "rows."
         )
     chosen = _choose_rows(texts, num_texts, seed)
     options = {"num_samples": num_samples, "seed": seed, "progress": progress}
@@ -120,7 +118,8 @@ def compare_bounds(
     order, time = (sample_variances(record) for record in records.values())
     if not order.any():
         raise ValueError(
-            "the order bound of these rows has no Monte-Carlo error to compare with. Pass longer rows."
+            "the order bound of these rows has no Monte-Carlo error to compare with. Pass longer "
+            "rows."
         )
     draws = torch.randint(
         len(chosen), (BOOTSTRAPS, len(chosen)), generator=torch.Generator().manual_seed(seed)
@@ -160,8 +159,7 @@ def exact_gap(
     parts_file: str | Path | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """The true gap of the bounds in real text: bound minus exact `-log P` of some positions, given
-    all others.
+    """Bound minus exact `-log P` of some positions of real texts, given all others.
 
     Args:
         positions: how many positions of each text are not given, 1 to 14: the exact value costs
@@ -174,10 +172,9 @@ def exact_gap(
         parts_file: finished texts are appended here and not measured again.
     Returns:
         `exact`, and for each bound `value` and `gap`: means over texts in nats per position, each
-            with its
-        `standard_error`; the gaps are paired text by text. `per_text` holds the values of each, in
-        nats per position: systems asked for the same positions of the same rows compare text by
-            text.
+        with its `standard_error`; the gaps are paired text by text. `per_text` holds the values of
+        each, in nats per position: systems asked for the same positions of the same rows compare
+        text by text.
     Raises:
         ValueError: `positions` out of range, fewer than two texts that have so many, or a model
             whose value is exact.
@@ -193,18 +190,18 @@ def exact_gap(
     ]
     if min(len(texts), num_texts) < 2:
         raise ValueError(
-            f"exact_gap needs 2 or more texts with {positions} tokens to count, got {min(len(texts), num_texts)}. "
-            "Lower positions, or pass more rows."
+            f"exact_gap needs 2 or more texts with {positions} tokens to count, got "
+            f"{min(len(texts), num_texts)}. Lower positions, or pass more rows."
         )
     chosen = _choose(len(texts), num_texts, seed)
     bounds = {bound: {"bound": bound, "num_samples": num_samples} for bound in ("order", "time")}
     if num_orders is not None:
         groups = {"num_orders": num_orders, "num_samples": max(1, num_samples // num_orders)}
         bounds[f"order, {num_orders} orders"] = groups
-    asked = [
+    chosen = [
         _ask(texts[index], positions, span, seed + number) for number, index in enumerate(chosen)
     ]
-    exact, *estimates = _exact_and_bounds(model, asked, bounds, seed, parts_file, progress).unbind(
+    exact, *estimates = _exact_and_bounds(model, chosen, bounds, seed, parts_file, progress).unbind(
         -1
     )
     result: dict[str, Any] = {
@@ -228,8 +225,7 @@ def _exact_and_bounds(
     parts_file: str | Path | None,
     show: bool,
 ) -> Tensor:
-    """Exact `-log P` and the bounds of each text in nats per position asked for, `[N, 1 + bounds]`
-    float64."""
+    """Exact `-log P` and bounds of each text in nats per position, `[N, 1 + bounds]` float64."""
     device = next(model.parameters()).device
     rows = [[text.ids.tolist(), text.labels.tolist()] for text in texts]
     parts = PartsFile(
@@ -251,8 +247,7 @@ def _exact_and_bounds(
 
 
 def sample_variances(record: dict[str, Any]) -> Tensor:
-    """The Monte-Carlo variance of one sample of each text, nats squared `[N]`, from a record of
-    `evaluate_corpus`."""
+    """The Monte-Carlo variance `[N]` of one sample of each text, nats squared, by its record."""
     return (
         torch.tensor(record["per_text"]["error"], dtype=torch.float64).square()
         * record["num_samples"]
@@ -260,8 +255,7 @@ def sample_variances(record: dict[str, Any]) -> Tensor:
 
 
 def _text_variance(record: dict[str, Any]) -> float:
-    """How much texts differ from the mean, in nats squared per text, the Monte-Carlo variance taken
-    out."""
+    """The variance between texts, in nats squared, the Monte-Carlo variance taken out."""
     tokens, main, velocity, error = (
         torch.tensor(record["per_text"][name], dtype=torch.float64)
         for name in ("tokens", "main", "velocity", "error")
@@ -293,11 +287,11 @@ def _ask(text: Text, positions: int, span: bool, seed: int) -> Text:
     random = np.random.default_rng(seed)
     if span:
         start = random.integers(len(maskable) - positions + 1)
-        asked = maskable[start : start + positions]
+        chosen = maskable[start : start + positions]
     else:
-        asked = random.choice(maskable, positions, replace=False)
+        chosen = random.choice(maskable, positions, replace=False)
     labels = np.full_like(text.labels, -100)
-    labels[asked] = text.labels[asked]
+    labels[chosen] = text.labels[chosen]
     return Text(text.ids, labels)
 
 

@@ -1,5 +1,4 @@
-"""Exact `-log P(x)` of autoregressive models of `transformers`, in the form that the bounds of the
-others have.
+"""Exact `-log P(x)` of autoregressive models of `transformers`, in the form of the bounds.
 
 The model is a law of the whole text: it reads the text shifted by one behind a start token and
 predicts every token, the first one too. The start token is in no text, so it has probability zero,
@@ -48,7 +47,8 @@ def causal_nll(
     main = losses.cpu().double().sum(-1)
     if not main.isfinite().all():
         raise ValueError(
-            f"-log P of texts is not finite: {main.tolist()[:8]}. Check the weights for NaN and inf."
+            f"-log P of texts is not finite: {main.tolist()[:8]}. Check the weights for NaN and "
+            "inf."
         )
     return NelboEstimate(main, torch.zeros_like(main), main, torch.zeros_like(main))
 
@@ -61,8 +61,7 @@ def causal_token_losses(
     start_token_id: int,
     start_in_text: bool = False,
 ) -> Tensor:
-    """`-log p(x_i | x_<i)` `[B, L]` in float32 or wider; 0 where `targets` `[B, L]` (clean ids) are
-    -100.
+    """`-log p(x_i | x_<i)` `[B, L]`, float32 or wider; 0 where `targets` `[B, L]` are -100.
 
     `start_in_text`: the start token may be in texts too; else its probability is zero.
     """
@@ -85,8 +84,7 @@ def causal_token_losses(
 
 
 def shift_right(clean: Tensor, attention_mask: Tensor | None, start_token_id: int) -> Tensor:
-    """What the model reads `[B, L]`: at the first real position the start token, then each time the
-    token before."""
+    """What the model reads `[B, L]`: the start token, then at each position the one before."""
     shifted = clean.roll(1, dims=-1)
     if attention_mask is None:
         shifted[:, 0] = start_token_id
@@ -98,17 +96,17 @@ def shift_right(clean: Tensor, attention_mask: Tensor | None, start_token_id: in
 def _clean_texts(
     input_ids: Tensor, attention_mask: Tensor | None, labels: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """The clean texts, and the same with -100 where nothing is counted; checks that shapes
-    agree."""
+    """The clean texts, and the same with -100 where nothing is counted; checks shapes."""
     if input_ids.dim() != 2 or 0 in input_ids.shape:
         raise ValueError(
-            f"input_ids must have the shape [batch, length], not empty, got {list(input_ids.shape)}."
+            "input_ids must have the shape [batch, length], not empty, got "
+            f"{list(input_ids.shape)}."
         )
     for name, values in {"attention_mask": attention_mask, "labels": labels}.items():
         if values is not None and values.shape != input_ids.shape:
             raise ValueError(
-                f"{name} must have the shape of input_ids, {list(input_ids.shape)}, got {list(values.shape)}. "
-                "Pass one value per token."
+                f"{name} must have the shape of input_ids, {list(input_ids.shape)}, got "
+                f"{list(values.shape)}. Pass one value per token."
             )
     targets = input_ids if labels is None else labels
     if attention_mask is not None:
@@ -121,13 +119,14 @@ def _check_start(
 ) -> None:
     if start is None:
         raise ValueError(
-            "start_token_id is None and the model's bos_token_id too. Pass the token that texts begin with."
+            "start_token_id is None and the model's bos_token_id too. Pass the token that texts "
+            "begin with."
         )
     contains = (
         clean == start if attention_mask is None else (clean == start) & (attention_mask != 0)
     )
     if contains.any() and not in_text:
         raise ValueError(
-            f"input_ids contain the start token ({start}), whose probability is zero. Pass clean texts, and the "
-            "start_token_id that the model was trained with."
+            f"input_ids contain the start token ({start}), whose probability is zero. Pass clean "
+            "texts, and the start_token_id that the model was trained with."
         )

@@ -42,8 +42,7 @@ _COSTS += ("solved", "cells_right", "forced_at_random")
 
 
 class Difference(NamedTuple):
-    """`value` (this record minus the first), its `standard_error` (`None`: unknown), and whether
-    texts were paired."""
+    """`value` (this record minus the first), its `standard_error`, and whether texts are paired."""
 
     value: float
     standard_error: float | None
@@ -51,8 +50,7 @@ class Difference(NamedTuple):
 
 
 def read_records(paths: Sequence[str | Path]) -> dict[str, dict[str, Any]]:
-    """The records of JSON files by name: that of the file, with as many folders before it as tell
-    them apart.
+    """The records of JSON files by file name, with as many folders as tell them apart.
 
     Raises:
         ValueError: a file that is missing or no record, the same file twice, or records of
@@ -69,7 +67,8 @@ def read_records(paths: Sequence[str | Path]) -> dict[str, dict[str, Any]]:
     }
     if len(tasks) > 1 or None in tasks:
         raise ValueError(
-            f"the records must be of one task, got {', '.join(map(str, tasks))}. Compare like with like."
+            f"the records must be of one task, got {', '.join(map(str, tasks))}. Compare like with "
+            "like."
         )
     return records
 
@@ -85,25 +84,24 @@ def measures(record: dict[str, Any]) -> dict[str, tuple[float, float | None]]:
         return _likelihood_measures(record)
     if record["task"] == "zero-shot":
         return {
-            f"{name}: perplexity": _likelihood_measures(one)["perplexity"]
-            for name, one in record["sets"].items()
+            f"{name}: perplexity": _likelihood_measures(likelihood)["perplexity"]
+            for name, likelihood in record["sets"].items()
         }
-    found = {record.get("unit", "value"): (record["value"], record["standard_error"])}
+    value = {record.get("unit", "value"): (record["value"], record["standard_error"])}
     costs = {name: (record[name], None) for name in _COSTS if name in record}
-    return found | dict(_find_measures(record, "")) | costs
+    return value | dict(_find_measures(record, "")) | costs
 
 
 def difference(record: dict[str, Any], first: dict[str, Any]) -> Difference:
-    """Nats per token of a likelihood record minus those of `first`, paired over texts where both
-    have the same rows."""
+    """Nats per token of a record minus those of `first`, paired over texts with equal rows."""
     if (record["rows"], record["groups"]) == (first["rows"], first["groups"]):
-        ours, theirs = (_nelbo(one) for one in (record, first))
+        ours, theirs = (_nelbo(likelihood) for likelihood in (record, first))
         tokens = torch.tensor(record["per_text"]["tokens"], dtype=torch.float64)
         value, counted = (ours - theirs).sum() / tokens.sum(), int((tokens > 0).sum())
         spread = (ours - theirs - value * tokens).square().sum() * counted / max(counted - 1, 1)
         error = float(spread.sqrt() / tokens.sum()) if counted > 1 else None
         return Difference(float(value), error, True)
-    errors = [one["standard_error"] for one in (record, first)]
+    errors = [likelihood["standard_error"] for likelihood in (record, first)]
     return Difference(
         record["value"] - first["value"], None if None in errors else math.hypot(*errors), False
     )
@@ -122,24 +120,23 @@ def comparison_table(records: dict[str, dict[str, Any]]) -> str:
         parts = {"": [first, *others]}
     elif first["task"] == "zero-shot":
         parts = {
-            f"{name}: ": [one["sets"].get(name) for one in records.values()]
+            f"{name}: ": [record["sets"].get(name) for record in records.values()]
             for name in first["sets"]
         }
     lines = _measure_lines(records)
-    for label, (one, *rest) in parts.items():
+    for label, (reference, *compared) in parts.items():
         lines.append(
             [
                 f"{label}nats per token, minus the first",
                 "",
-                *(_format_difference(two, one) for two in rest),
+                *(_format_difference(other, reference) for other in compared),
             ]
         )
     return _align(lines)
 
 
 def plot_comparison(records: dict[str, dict[str, Any]], path: str | Path) -> None:
-    """Draws every measure of the records in a panel of its own, with 95 % intervals, to a picture
-    file.
+    """Draws each measure of the records in its own panel, with 95 % intervals, to a file.
 
     Raises:
         ValueError: matplotlib is not installed, the format of the file is unknown, or there is
@@ -194,8 +191,7 @@ def plot_comparison(records: dict[str, dict[str, Any]], path: str | Path) -> Non
 def _find_measures(
     record: dict[str, Any], prefix: str
 ) -> Iterator[tuple[str, tuple[float, float | None]]]:
-    """Numbers with a `..._standard_error` beside them, and dicts of `value` and `standard_error`,
-    at any depth."""
+    """Numbers with a `..._standard_error` beside them, and dicts of both, at any depth."""
     for name, value in record.items():
         if isinstance(value, dict):
             if value.get("value") is not None and "standard_error" in value:
@@ -209,10 +205,10 @@ def _find_measures(
 def _measure_lines(records: dict[str, dict[str, Any]]) -> list[list[str]]:
     columns = [measures(record) for record in records.values()]
     lines = [["", *records]]
-    for measure in dict.fromkeys(measure for column in columns for measure in column):
-        lines.append(
-            [measure, *(_format(*column.get(measure, (None, None))) for column in columns)]
-        )
+    lines += [
+        [measure, *(_format(*column.get(measure, (None, None))) for column in columns)]
+        for measure in dict.fromkeys(measure for column in columns for measure in column)
+    ]
     if all(record["task"] == "likelihood" for record in records.values()):
         for label, describe in _DETAILS.items():
             lines.append([label, *(describe(record) for record in records.values())])
@@ -266,8 +262,9 @@ def _format_error(error: float | None) -> str:
 def _format_difference(record: dict[str, Any] | None, first: dict[str, Any]) -> str:
     if record is None:
         return "-"
-    found = difference(record, first)
-    return f"{_format(found.value, found.standard_error)} ({'paired' if found.paired else 'other rows'})"
+    change = difference(record, first)
+    rows = "paired" if change.paired else "other rows"
+    return f"{_format(change.value, change.standard_error)} ({rows})"
 
 
 def _short_names(paths: Sequence[Path]) -> list[str]:

@@ -1,5 +1,4 @@
-"""The likelihood of a corpus: nats per token with standard errors, resumable, the same on any
-number of processes.
+"""The likelihood of a corpus: resumable, the same on any number of processes.
 
 Every text has its own generator, seeded by a hash of seed and index, so that neither batches nor
 processes nor interruptions move a number by more than the rounding of its sums.
@@ -50,8 +49,7 @@ def evaluate_corpus(
     progress: bool = True,
     density: Sequence[float] | None = None,
 ) -> dict[str, Any]:
-    """Nats per token of a corpus, with standard errors: a bound, or the exact value of an
-    autoregressive model.
+    """Nats per token of a corpus with standard errors: a bound, or an exact value.
 
     With several processes (`accelerate launch`) each evaluates its share and all return the same
     record.
@@ -74,10 +72,9 @@ def evaluate_corpus(
             causal model.
     Returns:
         A record that JSON takes: `value` in nats per token, `standard_error` (over texts as a
-            sample, Monte-Carlo error
-        included; `None` for a single text), `monte_carlo_error` (for the given texts; `None` from
-        one sample), `perplexity` with its 95 % interval, `tokens` counted, `n` texts, `per_text`
-        values, and the environment.
+        sample, Monte-Carlo error included; `None` for a single text), `monte_carlo_error` (for the
+        given texts; `None` from one sample), `perplexity` with its 95 % interval, `tokens` counted,
+        `n` texts, `per_text` values, and the environment.
     Raises:
         ValueError: rows that are empty, too long or without anything to count, options that do not
             fit, or a parts file of another model or setting.
@@ -131,14 +128,12 @@ def process_state() -> PartialState:
 
 
 def is_diffusion(model: nn.Module) -> bool:
-    """Whether `model` is of the family of masked diffusion models; else it is taken for an
-    autoregressive one."""
+    """Whether `model` is of the masked diffusion family; else it counts as autoregressive."""
     return getattr(getattr(model, "config", None), "rate_type", None) is not None
 
 
 class SpecialTokens(NamedTuple):
-    """Token ids, `None` = none: `front` and `back` of every row, `separator` behind every document
-    of packed ones."""
+    """Token ids, `None` = none: `front`, `back` of rows, `separator` behind packed documents."""
 
     front: int | None
     back: int | None
@@ -146,8 +141,9 @@ class SpecialTokens(NamedTuple):
 
 
 def special_tokens(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> SpecialTokens:
-    """BOS and EOS as in the rows that the model was trained on, which its configuration says:
-    without a BOS, nothing is put around rows.
+    """BOS and EOS as in the rows that the model was trained on, by its configuration.
+
+    Without a BOS nothing is put around rows.
 
     The BOS of an autoregressive one is the start token, which `causal_nll` puts in front by itself;
     ours say what their rows have beside it (`causal_config`), others have nothing.
@@ -221,8 +217,7 @@ def _evaluate_rows(
     parts: PartsFile,
     title: str | None,
 ) -> dict[int, dict]:
-    """The values of every row: those in `parts`, and the others, of which each process takes its
-    share."""
+    """The values of every row: those in `parts`, and this process's share of the others."""
     state = process_state()
     done = parts.read()
     state.wait_for_everyone()  # else one process would read what another has just added
@@ -230,14 +225,14 @@ def _evaluate_rows(
         texts, [i for i in range(len(texts)) if i not in done], batch_tokens
     )
     own = batches[state.process_index :: state.num_processes]
-    found: dict[int, dict] = {}
+    computed: dict[int, dict] = {}
     with tqdm(total=sum(map(len, own)), disable=title is None, unit="row", desc=title) as bar:
         for batch in own:
             values = _evaluate_batch(model, texts, batch, *draws)
             parts.append(values, state.process_index)
-            found |= values
+            computed |= values
             bar.update(len(batch))
-    return done | dict(gather_object(list(found.items())))
+    return done | dict(gather_object(list(computed.items())))
 
 
 def _evaluate_batch(
@@ -262,8 +257,7 @@ def _evaluate_batch(
 
 
 def _per_text(rows: list[dict], groups: Sequence[int] | None) -> dict[str, list]:
-    """The values of the texts, those of their rows added up (errors of independent draws: their
-    squares)."""
+    """The values of the texts, summed over their rows (errors: squares, draws independent)."""
     if groups is None:
         return {name: [row[name] for row in rows] for name in VALUES}
     texts: dict[int, list[dict]] = {}
@@ -290,6 +284,6 @@ def _cost(model: nn.Module, texts: list[Text], num_samples: int, num_orders: int
     ]
     passes = num_samples * num_orders * sum(longest)
     return line + (
-        f"num_samples x num_orders x reveals = {num_samples} x {num_orders} x up to {max(longest)} passes per row, "
-        f"{passes:,} in all"
+        f"num_samples x num_orders x reveals = {num_samples} x {num_orders} x up to {max(longest)} "
+        f"passes per row, {passes:,} in all"
     )

@@ -1,5 +1,4 @@
-"""How densely the order bound should draw the share revealed, from the loss that a pilot
-measures."""
+"""How densely the order bound should draw the share revealed, by a pilot's loss."""
 
 from collections.abc import Iterable
 
@@ -24,8 +23,7 @@ def measured_density(
     batch_tokens: int = 8192,
     seed: int = 0,
 ) -> list[float]:
-    """The density of shares revealed for which a pilot predicts the least Monte-Carlo error of
-    `num_samples` draws.
+    """The density of shares with the least predicted Monte-Carlo error of `num_samples`.
 
     The candidates are the even one and `sqrt(mean^2 / m^2 + spread^2)`, of the loss in each of
     `bins` equal parts of `[0, 1]`, for `m = 1` (the root mean square) and for the number `m` of
@@ -66,13 +64,12 @@ def measured_density(
     for slope in (1.0, 1.0 / strata):
         shape = (mean.square() * slope**2 + spread.square()).sqrt()
         candidates.append((1 - UNIFORM_PART) * shape / shape.mean() + UNIFORM_PART)
-    best = min(candidates, key=lambda one: _predicted_variance(one, mean, spread, strata))
+    best = min(candidates, key=lambda density: _predicted_variance(density, mean, spread, strata))
     return [round(value, 4) for value in best.tolist()]
 
 
 def _predicted_variance(density: Tensor, mean: Tensor, spread: Tensor, strata: int) -> float:
-    """Of one stratum of the weighted loss: the noise at a share, and the slope of the mean within
-    the stratum."""
+    """The variance of one stratum: noise at a share, and slope of the mean within it."""
     points, bins = 256, len(mean)
     quantiles = (torch.arange(strata * points, dtype=torch.float64) + 0.5) / (strata * points)
     shares, weights = weighted_shares(quantiles, density)

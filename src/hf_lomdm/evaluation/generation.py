@@ -61,8 +61,7 @@ class Written:
 
 @dataclass(frozen=True)
 class WrittenTexts:
-    """The texts of one system with the `setting` that they were written with, a dict that JSON
-    takes."""
+    """The texts of one system with the `setting` of their writing, a dict that JSON takes."""
 
     items: list[Written]
     setting: dict[str, Any]
@@ -78,8 +77,7 @@ def evaluate_generation(
     progress: bool = True,
     **options,
 ) -> dict[str, Any]:
-    """A record of `judge_texts` on the texts of `write_texts`, whose `options` these are, and of
-    what writing cost.
+    """A record of `judge_texts` on texts of `write_texts`, and of what writing them cost.
 
     `parts_file` keeps finished texts, and the file `name-judge.jsonl` beside it what the judge has
     read.
@@ -98,8 +96,7 @@ def sweep(
     parts_file: str | Path | None = None,
     **options,
 ) -> Iterator[dict[str, Any]]:
-    """A record of `evaluate_generation` for each number of steps, each given out as soon as it is
-    there.
+    """A record of `evaluate_generation` for each number of steps, each as soon as it is there.
 
     Args:
         steps: default `pass_counts(max_length)`: 8, 16, ... and the length. options: of
@@ -187,8 +184,7 @@ def count_setting(scheduler: Any) -> dict[str, Any]:
 def changed_pipeline(
     pipe: Any, sampler: str | None, grid: str | None, learned_order: bool
 ) -> Iterator[None]:
-    """Within this context the pipeline has this sampler and grid, no bar and, if asked for, no
-    learned order."""
+    """Within this context the pipeline has this sampler and grid, or no learned order."""
     model, scheduler, bar = pipe.model, pipe.scheduler, getattr(pipe, "_progress_bar_config", {})
     changes = {
         name: value for name, value in (("sampler", sampler), ("grid", grid)) if value is not None
@@ -196,12 +192,13 @@ def changed_pipeline(
     changed = type(scheduler).from_config(scheduler.config, **changes)
     if grid is not None and changed.config.sampler != "ancestral":
         raise ValueError(
-            f"grid={grid!r} is for sampler='ancestral', got {changed.config.sampler!r}. Leave it out."
+            f"grid={grid!r} is for sampler='ancestral', got {changed.config.sampler!r}. Leave it "
+            "out."
         )
     if not learned_order and model.config.rate_type != "learned":
         raise ValueError(
-            f"learned_order=False needs a model with rate_type='learned', got {model.config.rate_type!r}. "
-            "Pass sampler='random' to write in a random order."
+            "learned_order=False needs a model with rate_type='learned', got "
+            f"{model.config.rate_type!r}. Pass sampler='random' to write in a random order."
         )
     try:
         pipe.scheduler = changed
@@ -224,8 +221,7 @@ def write_causal_texts(
     parts_file: str | Path | None = None,
     progress: bool = True,
 ) -> WrittenTexts:
-    """Texts of an autoregressive baseline (docs/method.md), drawn from its law as `causal_nll`
-    reads it.
+    """Texts of an autoregressive baseline, drawn from its law as `causal_nll` reads it.
 
     The first token is drawn behind `config.bos_token_id`, which is drawn nowhere. Draws are in
     float64, by inverse distribution function, one generator for each text.
@@ -248,7 +244,8 @@ def write_causal_texts(
     length = max_length or model.config.max_position_embeddings
     if min(batch_size, num_samples) * length > MAX_POSITIONS:
         raise ValueError(
-            f"max_length={length} and batch_size={batch_size} make more than {MAX_POSITIONS} tokens. Lower one of them."
+            f"max_length={length} and batch_size={batch_size} make more than {MAX_POSITIONS} "
+            "tokens. Lower one of them."
         )
     special, end = set(tokenizer.all_special_ids), model.config.eos_token_id
 
@@ -261,7 +258,7 @@ def write_causal_texts(
             for row, stop in zip(rows, ends, strict=True)
         ]
         texts = [tokenizer.decode(row) for row in ids]
-        return [Written(*one, passes, 0.0) for one in zip(texts, ids, ends, strict=True)]
+        return [Written(*written, passes, 0.0) for written in zip(texts, ids, ends, strict=True)]
 
     setting = {"sampler": "autoregressive", "max_length": max_length, "draw_precision": "float64"}
     return _write(write, model, setting, num_samples, batch_size, seed, parts_file, progress)
@@ -272,7 +269,7 @@ def _draw_causal(model, length: int, generators: Sequence[torch.Generator]) -> T
     """`[B, length]` token ids; ends early where every row has its EOS."""
     config, device = model.config, next(model.parameters()).device
     uniform = torch.stack(
-        [torch.rand(length, generator=one, dtype=torch.float64) for one in generators]
+        [torch.rand(length, generator=generator, dtype=torch.float64) for generator in generators]
     )
     rows, cache = (
         torch.full((len(generators), 1), config.bos_token_id, device=device),
@@ -345,8 +342,7 @@ def _write(
     parts_file: str | Path | None,
     progress: bool,
 ) -> WrittenTexts:
-    """Calls `write` for the indices of one batch after another, those that the parts file does not
-    have."""
+    """Calls `write` for batches of the indices that the parts file does not have."""
     weights = next(model.parameters())
     identity = {**setting, "seed": seed}
     parts = PartsFile(parts_file, identity, model)
@@ -372,8 +368,7 @@ def _write(
 
 
 def _content(row: list[int], pipe: Any) -> list[int]:
-    """The token ids of a text as the pipeline decodes it: up to the first EOS, without special
-    tokens."""
+    """The ids of a text as the pipeline decodes it: up to the first EOS, nothing special."""
     config, special = pipe.model.config, set(pipe.tokenizer.all_special_ids)
     first = int(row[0] == config.bos_token_id)  # a BOS may be the EOS too: GPT-2's is
     end = end_of_text(row, config.eos_token_id, first)

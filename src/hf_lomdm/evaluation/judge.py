@@ -1,5 +1,4 @@
-"""What a causal language model thinks of texts, and how varied they are: two sides of one
-measurement.
+"""What a causal language model thinks of texts, and how varied they are.
 
 Dull and repetitive text has a low perplexity under any judge, so `judge_texts` never gives the one
 without the other.
@@ -80,8 +79,7 @@ def judge_texts(
     parts_file: str | Path | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Generative perplexity of texts, `exp(sum of -log p / sum of tokens)`, always with measures of
-    their variety.
+    """Generative perplexity of texts, always with measures of their variety.
 
     Texts are cut into tokens by the judge's own tokenizer, whoever wrote them; special tokens and
     the end of a text are not counted. Longer texts are read in windows that overlap by half, each
@@ -95,12 +93,12 @@ def judge_texts(
         parts_file: windows that were read are appended here and not read again.
     Returns:
         A dict that JSON takes: `value` (the perplexity), `standard_error` (over texts, delta
-            method), the same as
-        `nats_per_token`, `n` texts, of which `empty_texts` (in no measure but this), `tokens`
-        counted; in tokens of the judge `judge_entropy` (unigram, nats, mean over texts),
-        `repetition` (share of phrases of four tokens that their text has had before), `distinct_1`,
-        `_2`, `_3` (distinct n-grams of all texts / all their n-grams: compare it at equal `n` and
-        length only) and `judge_tokens_per_text`; `characters_per_text`; `per_text` values.
+        method), the same as `nats_per_token`, `n` texts, of which `empty_texts` (in no measure but
+        this), `tokens` counted; in tokens of the judge `judge_entropy` (unigram, nats, mean over
+        texts), `repetition` (share of phrases of four tokens that their text has had before),
+        `distinct_1`, `_2`, `_3` (distinct n-grams of all texts / all their n-grams: compare it at
+        equal `n` and length only) and `judge_tokens_per_text`; `characters_per_text`; `per_text`
+        values.
     Raises:
         ValueError: no texts, or none with a token to count; a context too short; a judge whose
             values are not finite; a parts file of other texts or another judge.
@@ -143,8 +141,7 @@ def judge_texts(
 
 
 def _perplexity(counted: list[int], nats: list[float]) -> dict[str, float | None]:
-    """The corpus value and its error over texts, from the counted tokens and the nats of each
-    text."""
+    """The corpus value and its error over texts, from counted tokens and nats of each text."""
     table = [[tokens, nll, 0.0, 0.0] for tokens, nll in zip(counted, nats, strict=True)]
     means = summarise_texts(torch.tensor(table, dtype=torch.float64))
     error = means.get("nelbo_standard_error")
@@ -157,24 +154,22 @@ def _perplexity(counted: list[int], nats: list[float]) -> dict[str, float | None
 
 
 def entropy(rows: Sequence[Sequence[int]], name: str) -> dict[str, float | None]:
-    """Unigram entropy in nats of each row of ids, the mean over rows that are not empty with its
-    standard error."""
+    """Mean unigram entropy in nats of the rows of ids that are not empty, and its error."""
     counts = [
         torch.tensor(list(Counter(row).values()), dtype=torch.float64) for row in rows if len(row)
     ]
     if not counts:
         return {name: None, f"{name}_standard_error": None}
-    each = torch.stack([torch.special.entr(count / count.sum()).sum() for count in counts])
-    error = float(each.std() / math.sqrt(len(each))) if len(each) > 1 else None
-    return {name: float(each.mean()), f"{name}_standard_error": error}
+    entropies = torch.stack([torch.special.entr(count / count.sum()).sum() for count in counts])
+    error = float(entropies.std() / math.sqrt(len(entropies))) if len(entropies) > 1 else None
+    return {name: float(entropies.mean()), f"{name}_standard_error": error}
 
 
 def variety(rows: Sequence[Sequence[int]]) -> dict[str, float | None]:
-    """`repetition` and `distinct_n` of rows of ids, as in `judge_texts`; `None` where no row is
-    long enough."""
+    """`repetition` and `distinct_n` of rows, as in `judge_texts`; `None` if all are too short."""
     phrases = [_ngrams(row, REPEATED) for row in rows]
-    total = sum(map(len, phrases))
-    result = {"repetition": 1 - sum(len(set(one)) for one in phrases) / total if total else None}
+    total, different = sum(map(len, phrases)), sum(len(set(row)) for row in phrases)
+    result = {"repetition": 1 - different / total if total else None}
     for n in (1, 2, 3):
         grams = [gram for row in rows for gram in _ngrams(row, n)]
         result[f"distinct_{n}"] = len(set(grams)) / len(grams) if grams else None
@@ -186,8 +181,7 @@ def _ngrams(row: Sequence[int], n: int) -> list[tuple[int, ...]]:
 
 
 def windows(length: int, window: int) -> Iterator[tuple[int, int, int]]:
-    """`(start, stop, first counted)` of the windows of a row of `length` tokens, whose first token
-    is never counted."""
+    """`(start, stop, first counted)` of the windows of a row; its first token never counts."""
     stop, start = 1, 0
     while stop < length:
         counted, stop = stop, min(length, start + window)
@@ -201,8 +195,8 @@ def _nats(
     """`-log` of the probability of each row behind its first token, in nats."""
     cuts = [(index, *cut) for index, row in enumerate(rows) for cut in windows(len(row), window)]
     cuts.sort(key=lambda cut: cut[1] - cut[2])  # the longest first: what does not fit fails at once
-    found = {number: part["nats"] for number, part in parts.read().items()}
-    todo = [number for number in range(len(cuts)) if number not in found]
+    window_nats = {number: part["nats"] for number, part in parts.read().items()}
+    todo = [number for number in range(len(cuts)) if number not in window_nats]
     vocabulary = judge.config.get_text_config().vocab_size
     with tqdm(total=len(todo), disable=not progress, unit="window", desc="judge") as bar:
         while todo:
@@ -221,11 +215,11 @@ def _nats(
                     "the judge's log-probabilities are not finite. Check its weights and its dtype."
                 )
             parts.append({number: {"nats": value} for number, value in values.items()})
-            found |= values
+            window_nats |= values
             bar.update(len(batch))
     nats = [0.0] * len(rows)
     for number in range(len(cuts)):  # in this order, whatever was read first
-        nats[cuts[number][0]] += found[number]
+        nats[cuts[number][0]] += window_nats[number]
     return nats
 
 
@@ -233,8 +227,7 @@ def _nats(
 def _window_nats(
     judge, rows: list[list[int]], batch: list[tuple[int, int, int, int]]
 ) -> list[float]:
-    """The counted part of each window; padding is on the right, where a causal model cannot see
-    it."""
+    """The counted part of each window; right padding is invisible to a causal model."""
     longest = max(stop - start for _, start, stop, _ in batch)
     ids = torch.zeros(len(batch), longest, dtype=torch.int64)
     targets = torch.full((len(batch), longest - 1), -100)

@@ -1,5 +1,4 @@
-"""Bounds on `-log P(x)` with their Monte-Carlo error, and `log P(x)` itself where it can be
-enumerated."""
+"""Bounds on `-log P(x)` with their Monte-Carlo error, and exact values of short texts."""
 
 import contextlib
 import math
@@ -60,8 +59,7 @@ def nelbo(
     generator: torch.Generator | list[torch.Generator] | None = None,
     density: Tensor | None = None,
 ) -> NelboEstimate:
-    """Estimates an upper bound on `-log P(x)` of each text (docs/method.md, "time bound" and "order
-    bound").
+    """Estimates an upper bound on `-log P(x)` of each text (docs/method.md, the two bounds).
 
     The draws of the number of reveals (order bound) or of the local time (time bound) are
     stratified within each text, so every row is unbiased on its own. The time bound is the uncut
@@ -112,7 +110,8 @@ def check_options(bound: str, num_samples: int, num_orders: int | None) -> None:
         raise ValueError(f"bound must be one of {BOUNDS}, got {bound!r}.")
     if num_samples < 1:
         raise ValueError(
-            f"num_samples must be at least 1, got {num_samples}. Pass 2 or more for a standard error."
+            f"num_samples must be at least 1, got {num_samples}. Pass 2 or more for a standard "
+            "error."
         )
     if num_orders is not None and num_orders < 1:
         raise ValueError(f"num_orders must be None or at least 1, got {num_orders}.")
@@ -123,8 +122,7 @@ def check_options(bound: str, num_samples: int, num_orders: int | None) -> None:
 
 
 def weighted_shares(quantiles: Tensor, density: Tensor) -> tuple[Tensor, Tensor]:
-    """Shares distributed by a piecewise constant density, from uniform quantiles, and the weights
-    that make up for it.
+    """Shares by a piecewise constant density, from uniform quantiles, and their weights.
 
     For every `f`, the mean of `weight * f(share)` over uniform quantiles is the mean of `f` over
     uniform shares.
@@ -165,8 +163,7 @@ def loss_by_share(
         input_ids, attention_mask, labels: as in `nelbo`. generators: one per text.
     Returns:
         `[3, bins]` float64 on the CPU: number of blocks with something to count, sums of their loss
-            (nats) and of the
-        variance of a draw at a given share (nats squared).
+        (nats) and of the variance of a draw at a given share (nats squared).
     Raises:
         ValueError: shapes or ids that do not fit, or a model whose bound is not finite.
     """
@@ -178,7 +175,7 @@ def loss_by_share(
         for number in range(bins):
             seeds = torch.cat([row_seeds(generators, num_texts, device) for _ in range(2)])
             offset = torch.stack(
-                [torch.rand((), generator=one, dtype=torch.float64) for one in generators]
+                [torch.rand((), generator=source, dtype=torch.float64) for source in generators]
             )
             quantiles = ((number + offset) / bins).to(device)[:, None].expand(has_maskable.shape)
             terms, *_ = model.estimate_bound(batch, rates, quantiles, seeds, "order")
@@ -198,8 +195,7 @@ def exact_log_likelihood(
     labels: Tensor | None = None,
     attention_mask: Tensor | None = None,
 ) -> Tensor:
-    """`log P(x)` of each text, the sum over all `n!` orders, by dynamic programming over its `2^n`
-    masked subsets.
+    """`log P(x)` of each text, summed over all `n!` orders by way of `2^n` masked subsets.
 
     With blocks, the sum over the blocks of `log P(block | blocks before it)`.
 
@@ -219,8 +215,9 @@ def exact_log_likelihood(
     longest = int(block_sum(batch.maskable.long(), batch.blocks).max()) if len(batch.ids) else 0
     if longest > MAX_EXACT_POSITIONS:
         raise ValueError(
-            f"input_ids has a text (or block) with {longest} maskable positions; exact_log_likelihood takes at most "
-            f"{MAX_EXACT_POSITIONS} (2^n passes). Give more positions by labels of -100, or use nelbo(num_orders=...)."
+            f"input_ids has a text (or block) with {longest} maskable positions; "
+            f"exact_log_likelihood takes at most {MAX_EXACT_POSITIONS} (2^n passes). Give more "
+            "positions by labels of -100, or use nelbo(num_orders=...)."
         )
     with evaluating(model):
         values = [
@@ -234,7 +231,8 @@ def _check_density(density: Tensor | None, bound: str, num_orders: int | None) -
         return
     if bound != "order" or num_orders is not None:
         raise ValueError(
-            f"density is for bound='order' without num_orders, got {bound!r} and {num_orders}. Leave density out."
+            f"density is for bound='order' without num_orders, got {bound!r} and {num_orders}. "
+            "Leave density out."
         )
     if density.dim() != 1 or not len(density) or not (density.isfinite() & (density > 0)).all():
         raise ValueError(
@@ -254,7 +252,8 @@ def clean_texts(model, input_ids, attention_mask, labels) -> Batch:
         labels = input_ids.masked_fill(~real, -100)
         if (labels == model.config.mask_token_id).any():
             raise ValueError(
-                f"input_ids contain the mask token ({model.config.mask_token_id}). Pass clean texts."
+                f"input_ids contain the mask token ({model.config.mask_token_id}). Pass clean "
+                "texts."
             )
     check_labels(input_ids, labels, None, model.config)
     maskable = real & (labels != -100)
@@ -264,9 +263,11 @@ def clean_texts(model, input_ids, attention_mask, labels) -> Batch:
 
 @contextlib.contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
+    """Within this context `model` is in eval mode, and nothing is recorded for gradients."""
     if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
         raise ValueError(
-            "model has virtual tokens of peft, which forward alone sees. Evaluate the loss of forward."
+            "model has virtual tokens of peft, which forward alone sees. Evaluate the loss of "
+            "forward."
         )
     with eval_mode(model), torch.no_grad():
         yield
@@ -300,15 +301,16 @@ def _one_view_replicates(
 
 
 def replicate_sizes(num_samples: int) -> list[int]:
-    """Strata of each replicate. About `sqrt(S)` replicates: few strata stratify badly, few
-    replicates measure badly."""
+    """Strata of each of about `sqrt(S)` replicates.
+
+    Few strata stratify badly, few replicates measure badly.
+    """
     count = min(num_samples, max(2, math.isqrt(num_samples)))
     return [num_samples // count + (r < num_samples % count) for r in range(count)]
 
 
 def _summarise(replicates: Tensor) -> NelboEstimate:
-    """The mean over replicates `[R, 2, B]`, independent and each unbiased, and the standard error
-    of that mean."""
+    """The mean over independent unbiased replicates `[R, 2, B]`, and its standard error."""
     main, velocity = replicates.mean(0)
     error = replicates.sum(1).std(0) / len(replicates) ** 0.5 if len(replicates) > 1 else None
     return NelboEstimate(_require_finite(main + velocity, "nelbo"), error, main, velocity)
@@ -318,14 +320,17 @@ def _require_finite(values: Tensor, name: str) -> Tensor:
     if not values.isfinite().all():
         rows = (~values.isfinite()).nonzero().flatten().tolist()
         raise ValueError(
-            f"The {name} of texts {rows[:8]} is not finite. Check the model's weights for NaN and inf."
+            f"The {name} of texts {rows[:8]} is not finite. Check the model's weights for NaN and "
+            "inf."
         )
     return values
 
 
 def _order_group(model, batch: Batch, rates: Tensor, num_orders: int, generator) -> Tensor:
-    """`[2, B]` float64, main and velocity part of `-log mean_k P(x, order_k) / q(order_k|x)` for
-    `K` drawn orders."""
+    """Main and velocity part `[2, B]` float64 of the bound of `K` drawn orders.
+
+    The bound is `-log mean_k P(x, order_k) / q(order_k|x)`.
+    """
     num_texts, device = len(batch.ids), batch.ids.device
     seeds = torch.cat([row_seeds(generator, num_texts, device) for _ in range(num_orders)])
     batch, rates = batch.stack(num_orders), stack_views(rates, num_orders)  # [K * B, L]
@@ -342,8 +347,7 @@ def _order_group(model, batch: Batch, rates: Tensor, num_orders: int, generator)
 
 
 def _log_prob_of_order(model, batch: Batch, rank: Tensor) -> tuple[Tensor, Tensor]:
-    """Log-probabilities `[B, N]` that the model reveals the positions by `rank`, and these tokens
-    along the way.
+    """Log-probabilities `[B, N]` that the model reveals these tokens in order of `rank`.
 
     All blocks of a text move on at once: each sees the others as they are in the clean text.
     """
@@ -377,8 +381,10 @@ def _subset_sum(model, batch: Batch) -> float:
 
 
 def _subset_sum_of_block(model, batch: Batch, maskable: Tensor) -> float:
-    """`P(S) = sum_{i in S} (v_i / V) p_i(x_i) P(S without i)`, `P({}) = 1`, over subsets `S` of the
-    maskable ones."""
+    """`P(S) = sum_{i in S} (v_i / V) p_i(x_i) P(S without i)` over the maskable subsets `S`.
+
+    `P({}) = 1`.
+    """
     length = batch.ids.shape[1]
     places = maskable[0].nonzero().flatten()  # [n]
     bit = torch.arange(len(places))
@@ -401,8 +407,7 @@ def _subset_sum_of_block(model, batch: Batch, maskable: Tensor) -> float:
 
 
 def _log_reveals(model, batch: Batch, masked: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
-    """Log-probabilities that position `i` is its block's next reveal, and that it gets its token
-    `x_i`: `[M]` float64.
+    """Log-probabilities `[M]` that `i` is its block's next reveal, and that it gets `x_i`.
 
     Args:
         batch: `R` clean texts. masked: `[R, L]` bool, the state. at: `[R, L]` bool, the `M` masked
@@ -422,8 +427,7 @@ def _log_reveals(model, batch: Batch, masked: Tensor, at: Tensor) -> tuple[Tenso
 
 
 def _chunk_rows(model, length: int, projected: int) -> int:
-    """Rows per pass that keep memory bounded, `projected` positions of each going through the LM
-    head."""
+    """Rows per pass that bound memory; `projected` positions of each get logits."""
     projected = length if model.rates_need_logits else projected
     largest = max(projected * model.config.vocab_size, length * model.config.intermediate_size)
     return max(1, CHUNK_ELEMENTS // largest)

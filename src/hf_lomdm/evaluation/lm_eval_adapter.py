@@ -1,6 +1,7 @@
 """The model type `hf_lomdm` of lm-eval (EleutherAI's lm-evaluation-harness).
 
-    python -m hf_lomdm.evaluation.lm_eval_adapter --model hf_lomdm --model_args pretrained=FOLDER --tasks lambada_openai
+    python -m hf_lomdm.evaluation.lm_eval_adapter --model hf_lomdm --model_args pretrained=FOLDER
+    --tasks lambada_openai
 
 What lm-eval calls a log-likelihood is here minus an upper bound on `-log P`: a lower bound,
 estimated with a standard error that shrinks with `num_samples`. Between the choices of one question
@@ -97,11 +98,12 @@ class LoMDMLM(TemplateLM):
         )
         if unknown:
             raise ValueError(
-                f"model_args has {unknown}, which the model type hf_lomdm does not take. Leave them out."
+                f"model_args has {unknown}, which the model type hf_lomdm does not take. Leave "
+                "them out."
             )
         how = {"dtype": dtype, "revision": revision, "tokenizer": tokenizer, "peft": peft}
         self.pipe = pipe = _load(
-            pretrained, device, {name: one for name, one in how.items() if one is not None}
+            pretrained, device, {name: value for name, value in how.items() if value is not None}
         )
         pipe.set_progress_bar_config(disable=True)
         self.model, self.tokenizer, self._device = (
@@ -134,8 +136,7 @@ class LoMDMLM(TemplateLM):
 
     @property
     def prefix_token_id(self) -> int | None:
-        """What stands in front of every text, given and not counted: the model's BOS; `None`
-        without one."""
+        """What stands before every text, given and not counted: the model's BOS or `None`."""
         return self.model.config.bos_token_id
 
     @property
@@ -153,7 +154,8 @@ class LoMDMLM(TemplateLM):
         """
         if self.tokenizer.chat_template is None:
             raise ValueError(
-                "the tokenizer has no chat template. Leave --apply_chat_template out, or pass tokenizer=."
+                "the tokenizer has no chat template. Leave --apply_chat_template out, or pass "
+                "tokenizer=."
             )
         self._chat = True
         how = {
@@ -199,8 +201,7 @@ class LoMDMLM(TemplateLM):
     def _loglikelihood_tokens(
         self, requests, disable_tqdm: bool = False, **kwargs
     ) -> list[tuple[float, bool]]:
-        """Lower bounds on `log P(continuation | context)` in nats, and whether greedy decoding
-        would write it.
+        """Lower bounds on `log P(continuation | context)`, and whether it is the greedy one.
 
         Greedy decoding is that from left to right: the likeliest token of the first masked
         position, again and again, the continuation's length given. (The model's own order is
@@ -217,8 +218,7 @@ class LoMDMLM(TemplateLM):
     def _bounds(
         self, parts: Sequence[tuple[str, list, list]], disable_tqdm: bool
     ) -> Iterator[tuple]:
-        """Batch by batch the indices, the bounds on `log P` and the inputs of `parts`: key,
-        context, continuation."""
+        """Per batch: indices, bounds on `log P`, and keys of `parts` (context, continuation)."""
         texts = [self._text(context, continuation) for _, context, continuation in parts]
 
         def measure(batch: list[int]) -> tuple[list[float], dict]:
@@ -256,14 +256,15 @@ class LoMDMLM(TemplateLM):
         """One row: as much of the end of the context as fits, given, and the continuation."""
         if len(continuation) > self.max_length:
             raise ValueError(
-                f"a continuation has {len(continuation)} tokens, the model takes {self.max_length} (max_length)."
+                f"a continuation has {len(continuation)} tokens, the model takes {self.max_length} "
+                "(max_length)."
             )
         # the prefix of a model without BOS
-        known = [token for token in context if token is not None]
-        known = known[max(0, len(known) + len(continuation) - self.max_length) :]
-        ids = torch.tensor([*known, *continuation]).numpy()
+        given = [token for token in context if token is not None]
+        given = given[max(0, len(given) + len(continuation) - self.max_length) :]
+        ids = torch.tensor([*given, *continuation]).numpy()
         labels = ids.copy()
-        labels[: len(known)] = -100
+        labels[: len(given)] = -100
         return Text(ids, labels)
 
     @torch.no_grad()
@@ -320,8 +321,8 @@ class LoMDMLM(TemplateLM):
         texts = [""] * len(requests)
         options = [_writing_options(request.args[1]) for request in requests]
         prompts = [
-            self._prompt(request.args[0], one["max_gen_toks"])
-            for request, one in zip(requests, options, strict=True)
+            self._prompt(request.args[0], option["max_gen_toks"])
+            for request, option in zip(requests, options, strict=True)
         ]
         keys = _keys(requests, options)
         with tqdm(total=len(requests), disable=disable_tqdm, desc="generate_until") as bar:
@@ -374,13 +375,13 @@ class LoMDMLM(TemplateLM):
 def _load(
     pretrained: str | Path | LoMDMPipeline, device: Any, how: dict[str, Any]
 ) -> LoMDMPipeline:
-    """The pipeline on its device; `how`: what was said of `dtype`, `revision`, `tokenizer` and
-    `peft`."""
+    """The pipeline on its device; `how` has `dtype`, `revision`, `tokenizer` and `peft`."""
     if not isinstance(pretrained, (str, Path)):
         pipe = pretrained
         if how:
             raise ValueError(
-                f"model_args has {sorted(how)}, but pretrained is a pipeline. Build it as it shall be."
+                f"model_args has {sorted(how)}, but pretrained is a pipeline. Build it as it shall "
+                "be."
             )
     else:
         if Path(pretrained).is_dir() and how.get("revision", "main") != "main":
@@ -410,12 +411,12 @@ def _load(
 def _dtype(value: str | torch.dtype) -> str | torch.dtype:
     if value == "auto":
         return value
-    found = getattr(torch, value.removeprefix("torch."), None) if isinstance(value, str) else value
-    if not (isinstance(found, torch.dtype) and found.is_floating_point):
+    dtype = getattr(torch, value.removeprefix("torch."), None) if isinstance(value, str) else value
+    if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise ValueError(
             f"dtype must be 'auto' or a floating point type such as 'bfloat16', got {value!r}."
         )
-    return found
+    return dtype
 
 
 def _device(value: str | int | torch.device) -> torch.device:
@@ -426,14 +427,16 @@ def _device(value: str | int | torch.device) -> torch.device:
         raise ValueError(
             f"device must be the name of one, such as 'cpu' or 'cuda:0', got {value!r}."
         ) from error
-    there = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    available = (
+        torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    )
     if device.type == "cpu" or (
-        there is not None
-        and there.type == device.type
+        available is not None
+        and available.type == device.type
         and (device.index or 0) < torch.accelerator.device_count()
     ):
         return device
-    default = torch.device("cpu") if there is None else there
+    default = torch.device("cpu") if available is None else available
     logging.getLogger(__name__).warning(
         "device %s is not there: the model runs on %s", device, default
     )
@@ -466,24 +469,27 @@ def _writing_options(arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def _keys(requests: Sequence[Any], options: Sequence[dict[str, Any]]) -> list[str]:
-    """What the draws of each request depend on: its context, and which repetition it is where
-    tokens are drawn."""
-    seen: Counter[str] = Counter()
+    """What the draws of a request depend on: its context, and which repetition it is."""
+    repetitions: Counter[str] = Counter()
     keys = []
-    for request, one in zip(requests, options, strict=True):
+    for request, option in zip(requests, options, strict=True):
         context = request.args[0]
-        name = json.dumps([context, one], sort_keys=True, default=str)
-        keys.append(f"{context}\0{seen[name]}" if seen[name] and one["do_sample"] else context)
-        seen[name] += 1
+        name = json.dumps([context, option], sort_keys=True, default=str)
+        keys.append(
+            f"{context}\0{repetitions[name]}"
+            if repetitions[name] and option["do_sample"]
+            else context
+        )
+        repetitions[name] += 1
     return keys
 
 
 def _groups(options: Sequence[dict[str, Any]]) -> list[list[int]]:
     """Indices of requests that can be written together."""
     groups: dict[str, list[int]] = {}
-    for index, one in enumerate(options):
+    for index, option in enumerate(options):
         settings = {
-            name: one.get(name) for name in ("max_gen_toks", "temperature", "top_p", "top_k")
+            name: option.get(name) for name in ("max_gen_toks", "temperature", "top_p", "top_k")
         }
         groups.setdefault(repr(settings), []).append(index)
     return list(groups.values())

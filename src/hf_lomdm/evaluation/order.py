@@ -1,5 +1,4 @@
-"""Which order a model has learned: Kendall tau, mean ranks, spread of the rates, loss along the
-reveals.
+"""Which order a model has learned: Kendall tau, ranks, spread of rates, loss by reveal.
 
 An order is compared with left-to-right within each block (the text, in a model without blocks):
 between blocks it is left to right by construction. Ranks are relative: 0 = revealed first in its
@@ -71,8 +70,7 @@ class TextMeans:
         self._texts = torch.zeros(groups, dtype=torch.float64)
 
     def add(self, values: Tensor, groups: Tensor, counted: Tensor) -> None:
-        """Adds texts: `values` `[B, P]`, the group of each `[B, P]` int64, and which of them count
-        `[B, P]` bool."""
+        """Adds texts: `values`, the group of each (int64) and which count (bool), all `[B, P]`."""
         values, groups, counted = values.cpu().double(), groups.cpu(), counted.cpu()
         empty = torch.zeros(len(values), self._texts.numel(), dtype=torch.float64)
         total = empty.scatter_add(1, groups, values.masked_fill(~counted, 0.0))
@@ -86,8 +84,7 @@ class TextMeans:
         self.add(values[:, None], torch.zeros(len(values), 1, dtype=torch.int64), counted[:, None])
 
     def estimates(self) -> list[dict]:
-        """For each group `value`, `standard_error` (`None` from a single text) and `n`, the number
-        of texts."""
+        """For each group `value`, `standard_error` (`None` from one text) and `n` texts."""
         total, count, squares, products, counts = self._sums
         mean = total / count
         variance = (squares - 2 * mean * products + mean.square() * counts).clamp(min=0)
@@ -109,8 +106,7 @@ def evaluate_order(
     seed: int = 0,
     progress: bool = True,
 ) -> dict:
-    """What order a model has learned, on given texts and in texts of its own (docs/evaluation.md,
-    "order").
+    """What order a model has learned, on given texts and in texts of its own.
 
     Forward orders are averaged exactly: under Plackett-Luce, position `i` comes before `j` with
     probability `w_i / (w_i + w_j)`, which gives the expected Kendall tau and the expected ranks.
@@ -128,16 +124,13 @@ def evaluate_order(
         progress: show a progress bar.
     Returns:
         Plain data for JSON. `value`, `standard_error`, `n`: Kendall tau of the forward order to
-            left-to-right (1 = left
-        to right, -1 = right to left, 0 for a random order) and its texts. `forward` and
-        `generated`: `kendall_tau`, `rank_by_position` (in the block), `rank_by_class`,
-            `rank_by_frequency` (tenths of the positions, the rarest
-        tokens first). `rates`: `w` and `v` (at masked positions) with `mean`, `spread` (standard
-            deviation within a
-        text), `minimum`, `maximum`, `histogram`. `by_reveals`: `main` and `velocity` (the KL) in
-            nats per reveal, by
-        the `share` of the block revealed so far. `rate_confidence_correlation`: of `v` with `max p`
-        at masked positions, within each state.
+        left-to-right (1 = left to right, -1 = right to left, 0 for a random order) and its texts.
+        `forward` and `generated`: `kendall_tau`, `rank_by_position` (in the block),
+        `rank_by_class`, `rank_by_frequency` (tenths of the positions, the rarest tokens first).
+        `rates`: `w` and `v` (at masked positions) with `mean`, `spread` (standard deviation within
+        a text), `minimum`, `maximum`, `histogram`. `by_reveals`: `main` and `velocity` (the KL) in
+        nats per reveal, by the `share` of the block revealed so far. `rate_confidence_correlation`:
+        of `v` with `max p` at masked positions, within each state.
     Raises:
         ValueError: a model without rates, no rows, or options out of range.
     """
@@ -158,8 +151,7 @@ def evaluate_order(
 
 
 def expected_order(rates: Tensor, maskable: Tensor, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Expected Kendall tau to left-to-right and expected relative ranks of the Plackett-Luce order
-    with weights `w`.
+    """Expected tau to left-to-right and relative ranks of the Plackett-Luce order of `w`.
 
     Args:
         rates: `[B, L]`, `w`. maskable: `[B, L]` bool. index: `[B, L]`, the block of each position.
@@ -174,8 +166,7 @@ def expected_order(rates: Tensor, maskable: Tensor, index: Tensor) -> tuple[Tens
 
 
 def generated_order(order: Tensor, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Kendall tau to left-to-right and relative ranks of orders in which texts were written, as
-    `expected_order`.
+    """Tau to left-to-right and relative ranks of the orders in which texts were written.
 
     Two positions revealed in the same step are in no order: they share their rank, and tau leaves
     the pair out.
@@ -196,9 +187,9 @@ def _pair_statistics(
     pair = pair & ~torch.eye(pair.shape[1], dtype=torch.bool, device=pair.device)
     forward = (pair & ordered).triu(1)
     tau = ((2 * first - 1) * forward).sum((1, 2)) / forward.sum((1, 2))
-    others = pair.sum(-1)
-    ranks = (first.transpose(1, 2) * pair).sum(-1) / others.clamp(min=1)
-    return tau, ranks, maskable & (others > 0)
+    num_others = pair.sum(-1)
+    ranks = (first.transpose(1, 2) * pair).sum(-1) / num_others.clamp(min=1)
+    return tau, ranks, maskable & (num_others > 0)
 
 
 class _RankTables:
@@ -210,8 +201,7 @@ class _RankTables:
         self._class, self._frequency = TextMeans(len(CLASSES)), TextMeans(NUM_DECILES)
 
     def add(self, ids: Tensor, place: Tensor, tau: Tensor, ranks: Tensor, counted: Tensor) -> None:
-        """Adds texts: ids, position in the block, ranks and which of these exist `[B, L]`; tau
-        `[B]`."""
+        """Adds texts: ids, position in block, ranks, which exist (`[B, L]` each); tau `[B]`."""
         ids = ids.cpu()
         self._tau.add_texts(tau, tau.isfinite())
         self._position.add(ranks, place, counted)
@@ -245,8 +235,7 @@ class _RateTable:
         self._values.append(rates[counted].float().cpu())
 
     def add_spread(self, spread: Tensor, counted: Tensor) -> None:
-        """Adds standard deviations of the rates in states of the same texts `[B, S]`, and which of
-        them count."""
+        """Adds deviations of the rates in states of the same texts `[B, S]`, and which count."""
         self._spread.add(spread, torch.zeros_like(spread, dtype=torch.int64), counted)
 
     def record(self) -> dict:
@@ -295,7 +284,7 @@ class _OrderReport:
             masked_std(w, batch.maskable)[:, None], batch.maskable.sum(-1, keepdim=True) > 1
         )
         offsets = torch.cat(
-            [torch.rand(1, generator=one, dtype=torch.float64) for one in generators]
+            [torch.rand(1, generator=generator, dtype=torch.float64) for generator in generators]
         )
         seeds = row_seeds(generators, len(batch.ids), w.device)
         states = []
@@ -322,8 +311,7 @@ class _OrderReport:
         )
 
     def _add_states(self, states: list[State]) -> None:
-        """Adds all states of the texts of a batch at once, so that a text counts as one independent
-        unit."""
+        """Adds all states of a batch of texts at once: a text counts as one independent unit."""
         bins, has_maskable = (
             torch.cat([getattr(state, name) for state in states], -1)
             for name in ("bins", "has_maskable")
@@ -331,7 +319,7 @@ class _OrderReport:
         self.main.add(torch.cat([state.main for state in states], -1), bins, has_maskable)
         self.velocity.add(torch.cat([state.velocity for state in states], -1), bins, has_maskable)
         spread, several = (
-            torch.stack([getattr(one, name) for one in states], -1)
+            torch.stack([getattr(state, name) for state in states], -1)
             for name in ("spread", "several")
         )
         self.v.add_spread(spread, several)
@@ -340,8 +328,7 @@ class _OrderReport:
         self.correlation.add_texts(product / scale, scale > 0)
 
     def _read(self, batch: Batch, masked: Tensor, w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """`-log p_i(x_i)` and `max p_i` at masked positions (else 0), and the reverse rates: `[B,
-        L]` each."""
+        """`-log p_i(x_i)`, `max p_i` at masked positions (else 0), reverse rates: `[B, L]` each."""
         noisy = batch._replace(ids=batch.ids.masked_fill(masked, self.model.config.mask_token_id))
         hidden, v = self.model.encode_views(noisy, batch)
         logits = at_least_float32(self.model.token_logits(hidden[masked]))  # [M, V]
@@ -376,8 +363,7 @@ class _OrderReport:
 
 
 def _moments(v: Tensor, confidence: Tensor, masked: Tensor, blocks: Blocks | None) -> Tensor:
-    """Sums of products and squares of two values, each less its mean over the masked positions of
-    its block."""
+    """Sums of products and squares of two values, centred over the masked ones of a block."""
     count = block_sum(masked.to(v.dtype), blocks).clamp(min=1)
     a, b = (
         (values - broadcast_to_positions(block_sum(values * masked, blocks) / count, blocks))
@@ -444,11 +430,13 @@ def _check(model: nn.Module, rows: list[dict], num_samples: int, num_generated: 
     if not is_diffusion(model):
         kind = type(model).__name__
         raise ValueError(
-            f"model is a {kind}, which has no rates: its order is fixed. Pass a LoMDMForMaskedDiffusion."
+            f"model is a {kind}, which has no rates: its order is fixed. Pass a "
+            "LoMDMForMaskedDiffusion."
         )
     if not rows or any(len(row["input_ids"]) == 0 for row in rows):
         raise ValueError(
-            f"rows must be texts with at least one token each, got {len(rows)} rows. Check the file."
+            f"rows must be texts with at least one token each, got {len(rows)} rows. Check the "
+            "file."
         )
     if all("labels" in row and (np.asarray(row["labels"]) == -100).all() for row in rows):
         raise ValueError(f"rows: {len(rows)} rows hold no token to count. Check the labels.")

@@ -82,12 +82,13 @@ class PartsFile:
         return sorted(path for path in self.path.parent.iterdir() if name.fullmatch(path.name))
 
     def _check(self, path: Path, line: str) -> None:
-        found = _setting(line)
-        if found is None:
+        setting = _setting(line)
+        if setting is None:
             raise ValueError(
-                f"parts_file {path} holds no parts of an evaluation. Choose another name, or delete it."
+                f"parts_file {path} holds no parts of an evaluation. Choose another name, or "
+                "delete it."
             )
-        differ = [name for name in self.setting if found.get(name) != self.setting[name]]
+        differ = [name for name in self.setting if setting.get(name) != self.setting[name]]
         if differ:
             raise ValueError(
                 f"parts_file {path} belongs to another evaluation: {', '.join(differ)} differ. "
@@ -105,8 +106,7 @@ def beside(path: str | Path | None, name: Any) -> Path | None:
 
 
 def delete_parts(folder: str | Path) -> None:
-    """Removes the parts files of all processes in `folder`, and the folder if nothing else is in
-    it."""
+    """Removes the parts files of all processes in `folder`, and the folder if it is empty."""
     for path in Path(folder).glob("*.jsonl*"):
         # else it is somebody else's
         if path.is_file() and _setting(next(iter(_whole_lines(path)), "")) is not None:
@@ -141,10 +141,10 @@ def model_digest(model: nn.Module) -> str:
 def _setting(line: str) -> dict | None:
     """What the parts behind a first line belong to; `None`: it is not the first line of parts."""
     try:
-        found = json.loads(line)
+        record = json.loads(line)
     except json.JSONDecodeError:
         return None
-    return found.get(_HEAD) if isinstance(found, dict) else None
+    return record.get(_HEAD) if isinstance(record, dict) else None
 
 
 def _whole_lines(path: Path) -> list[str]:

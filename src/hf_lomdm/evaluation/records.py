@@ -33,8 +33,7 @@ def environment(device: str | torch.device, dtype: torch.dtype, seed: int) -> di
 
 
 def record_name(*words: str) -> str:
-    """The name of a record that says what was measured on what; of each word, a path, the last two
-    parts."""
+    """The name of a record: what was measured on what; of a path, the last two parts."""
     parts = ("-".join(Path(word).parts[-2:]) for word in words)
     return (
         "-".join(re.sub(r"[^.=+_0-9A-Za-z]+", "-", part)[-60:].strip("-") for part in parts)
@@ -43,8 +42,7 @@ def record_name(*words: str) -> str:
 
 
 def check_output(path: str | Path, measured: dict[str, Any]) -> None:
-    """Refuses to replace anything but a record of the same measurement; to be called before time is
-    spent on it.
+    """Refuses to replace anything but a record of the same measurement; called at the start.
 
     Args:
         path: where the record is to be. measured: what tells measurements apart, as it will be in
@@ -62,29 +60,28 @@ def check_output(path: str | Path, measured: dict[str, Any]) -> None:
     if not path.exists():
         return
     try:
-        there = json.loads(path.read_text(encoding="utf-8"))
+        present = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
-        there = None
-    if not isinstance(there, dict):
+        present = None
+    if not isinstance(present, dict):
         raise ValueError(
             f"--output {path} is there and no record. Pass another --output, or delete it."
         )
     for name, ours in json.loads(json.dumps(measured)).items():
-        if (theirs := there.get(name)) != ours:
+        if (theirs := present.get(name)) != ours:
             if isinstance(ours, dict) and isinstance(theirs, dict):  # only what differs
                 keys = [key for key in {**theirs, **ours} if theirs.get(key) != ours.get(key)]
                 theirs, ours = (
-                    {key: one[key] for key in keys if key in one} for one in (theirs, ours)
+                    {key: record[key] for key in keys if key in record} for record in (theirs, ours)
                 )
             raise ValueError(
-                f"--output {path} is the record of something else: its {name} is {theirs!r}, not {ours!r}. "
-                "Pass another --output, or delete it."
+                f"--output {path} is the record of something else: its {name} is {theirs!r}, not "
+                f"{ours!r}. Pass another --output, or delete it."
             )
 
 
 def holds_file(path: str | Path) -> bool:
-    """Whether a file is at `path` or may be made there; else there is a device, a pipe, or this
-    process's output."""
+    """Whether `path` is or can be a file: not a device, a pipe, or this process's output."""
     path = Path(path)
     return not path.exists() or (path.is_file() and _own_output(path) is None)
 
@@ -116,8 +113,7 @@ def write_file(path: str | Path, content: bytes) -> None:
 
 
 def _own_output(path: Path) -> int | None:
-    """The number of this process's standard output or error if `path` is it (`/dev/stdout`),
-    whatever is behind it."""
+    """The number of this process's output or error if `path` is it (`/dev/stdout`)."""
     for number in (1, 2):
         try:
             if os.path.samestat(path.stat(), os.fstat(number)):

@@ -1,5 +1,4 @@
-"""Sudoku: the share of puzzles solved, and whether the order of reveals follows what the clues
-force.
+"""Sudoku: the share solved, and whether the order of reveals follows what clues force.
 
 Some orders are better than others, so orders can be judged.
 """
@@ -21,8 +20,7 @@ from .records import environment
 
 
 def forced_cells(grids: Tensor) -> Tensor:
-    """Which empty cells (0) have one possible digit only, `[B, 81]` bool, by the filled cells of
-    `grids` `[B, 81]`.
+    """Which empty cells (0) of `grids` `[B, 81]` have one possible digit only: bool.
 
     Possible is a digit that no line, column or box of the cell holds; a cell is forced if it is the
     only possible digit of the cell, or the cell the only possible place of the digit in one of its
@@ -30,16 +28,15 @@ def forced_cells(grids: Tensor) -> Tensor:
     """
     units, empty = UNITS.float(), grids == EMPTY
     digits = (grids[..., None] == torch.arange(1, 10)).float()  # [B, 81, 9]
-    seen = torch.einsum("uc,bud->bcd", units, torch.einsum("uc,bcd->bud", units, digits)) > 0
-    possible = ~seen & empty[..., None]
+    excluded = torch.einsum("uc,bud->bcd", units, torch.einsum("uc,bcd->bud", units, digits)) > 0
+    possible = ~excluded & empty[..., None]
     places = torch.einsum("uc,bcd->bud", units, possible.float())  # [B, 27, 9]
     last_place = torch.einsum("uc,bud->bcd", units, (places == 1).float()) > 0
     return (possible.sum(-1) == 1) | (possible & last_place).any(-1)
 
 
 def order_statistics(grids: Tensor, clues: Tensor, order: Tensor) -> Tensor:
-    """Whether forced cells are revealed first: `[B, 2]` float64, shares of reveals, each in its own
-    state.
+    """Whether forced cells are revealed first: shares of reveals `[B, 2]` float64.
 
     The first is the share of reveals that were forced when they were made (`forced_cells`), the
     second what it would be had each been drawn evenly from the masked cells of the same states.
@@ -49,14 +46,14 @@ def order_statistics(grids: Tensor, clues: Tensor, order: Tensor) -> Tensor:
         grids: `[B, 81]`, as they were written, right or wrong. clues: `[B, 81]`. order: `[B, 81]`,
             of the pipeline.
     """
-    found = torch.zeros(len(grids), 2, dtype=torch.float64)
+    counts = torch.zeros(len(grids), 2, dtype=torch.float64)
     for step in range(int(order.max()) + 1):
         masked, now = order >= step, order == step
         state = torch.where(order < 0, clues, grids).masked_fill(masked, EMPTY)
         forced = forced_cells(state)
         even = (forced.sum(-1) / masked.sum(-1).clamp(min=1)) * now.sum(-1)
-        found += torch.stack([(forced & now).sum(-1), even], dim=-1)
-    return found / (order >= 0).sum(-1, keepdim=True).clamp(min=1)
+        counts += torch.stack([(forced & now).sum(-1), even], dim=-1)
+    return counts / (order >= 0).sum(-1, keepdim=True).clamp(min=1)
 
 
 def evaluate_sudoku(
@@ -71,8 +68,7 @@ def evaluate_sudoku(
     parts_file: str | Path | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Solves puzzles and looks at the order in which it did; every puzzle has a generator of its
-    own.
+    """Solves puzzles, each with its own generator, and looks at the order of the reveals.
 
     Args:
         pipe: a `LoMDMPipeline` of a model with the vocabulary `TOKEN_IDS` and room for 81
@@ -81,12 +77,12 @@ def evaluate_sudoku(
         parts_file: filled grids are appended here and not filled again.
     Returns:
         A dict that JSON takes: `value`, the share of grids that are the solution, with its
-            `standard_error`; `solved`,
-        the share that solve their puzzle (more only where a puzzle has several solutions);
-        `cells_right`, of the revealed ones; `forced_first` and `forced_at_random`, the means of
-        `order_statistics`, and `forced_first_difference`, paired by puzzle with its standard error;
-        `n`, `tokens` revealed, `forward_passes` per puzzle (those with something to reveal in it),
-        `tokens_per_forward`, `seconds` of filling in, the setting.
+        `standard_error`; `solved`, the share that solve their puzzle (more only where a puzzle has
+        several solutions); `cells_right`, of the revealed ones; `forced_first` and
+        `forced_at_random`, the means of `order_statistics`, and `forced_first_difference`, paired
+        by puzzle with its standard error; `n`, `tokens` revealed, `forward_passes` per puzzle
+        (those with something to reveal in it), `tokens_per_forward`, `seconds` of filling in, the
+        setting.
     Raises:
         ValueError: no puzzles, a model that does not fit, or a parts file of another model or
             setting.
@@ -192,8 +188,8 @@ def _check(config: Any, puzzles: Sequence[Puzzle], batch_size: int) -> None:
             )
     if config.max_position_embeddings < CELLS and config.block_size is None:
         raise ValueError(
-            f"the model's max_position_embeddings is {config.max_position_embeddings}, a grid has {CELLS} cells. "
-            "Train a model with at least as many."
+            f"the model's max_position_embeddings is {config.max_position_embeddings}, a grid has "
+            f"{CELLS} cells. Train a model with at least as many."
         )
     if all(all(puzzle.clues) for puzzle in puzzles):
         raise ValueError("puzzles have no empty cell. Pass puzzles that are not solved yet.")

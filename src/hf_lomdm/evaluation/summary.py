@@ -4,8 +4,7 @@ from torch import Tensor
 
 
 def summarise_texts(texts: Tensor) -> dict[str, float]:
-    """Corpus metrics from rows `[N, 4]` of maskable tokens, main, velocity and Monte-Carlo error of
-    each text.
+    """Corpus metrics of texts `[N, 4]`: maskable tokens, main, velocity, Monte-Carlo error.
 
     The standard error is that of the ratio estimator `sum nelbo / sum tokens` over texts as a
     sample; as each text's nelbo carries its Monte-Carlo error, both errors are in it. A single text
@@ -16,7 +15,8 @@ def summarise_texts(texts: Tensor) -> dict[str, float]:
     """
     if not (texts[:, 0] > 0).any():
         raise ValueError(
-            f"{len(texts)} texts hold no token to count: all are given or padding. Pass other texts."
+            f"{len(texts)} texts hold no token to count: all are given or padding. Pass other "
+            "texts."
         )
     texts = texts[texts[:, 0] > 0]
     tokens, main, velocity, error = texts.double().unbind(-1)
@@ -39,8 +39,7 @@ def summarise_texts(texts: Tensor) -> dict[str, float]:
 
 
 def masked_std(values: Tensor, mask: Tensor) -> Tensor:
-    """Standard deviation `[B]` of `values` `[B, L]` over the positions where `mask` `[B, L]` is
-    true."""
+    """Standard deviation `[B]` of `values` `[B, L]` where `mask` `[B, L]` is true."""
     mask = mask.to(values.dtype)
     count = mask.sum(-1, keepdim=True).clamp(min=1)
     centred = (values - (values * mask).sum(-1, keepdim=True) / count) * mask

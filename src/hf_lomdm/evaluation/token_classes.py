@@ -1,5 +1,4 @@
-"""Token classes for statistics of orders: special, word start, continuation, digit, punctuation,
-space, other."""
+"""Token classes: special, word start, continuation, digit, punctuation, space, other."""
 
 import unicodedata
 from typing import Any
@@ -13,8 +12,7 @@ NUM_DECILES = 10
 
 
 class TokenClasses:
-    """The class of each token of a text, an index into `CLASSES`, from its own characters and the
-    token before it.
+    """The class of each token, an index into `CLASSES`, by it and the token before it.
 
     Special tokens of the tokenizer are `special`. Others are judged by what they add to a text that
     ends in a letter: a token with a letter is a `word start` if it brings a space along or if the
@@ -29,12 +27,12 @@ class TokenClasses:
 
     def __init__(self, tokenizer: Any, vocab_size: int):
         special = set(tokenizer.all_special_ids)
-        known = sorted(index for index in tokenizer.get_vocab().values() if index < vocab_size)
-        texts = _texts_behind_letter(tokenizer, [index for index in known if index not in special])
+        ids = sorted(index for index in tokenizer.get_vocab().values() if index < vocab_size)
+        texts = _texts_behind_letter(tokenizer, [index for index in ids if index not in special])
         self._kind = torch.full((vocab_size,), OTHER)
         self._opens = torch.zeros(vocab_size, dtype=torch.bool)
         self._ends_in_word = torch.zeros(vocab_size, dtype=torch.bool)
-        for index in known:
+        for index in ids:
             text = texts.get(index, "")
             self._kind[index] = SPECIAL if index in special else _kind(text)
             self._opens[index] = text[:1].isspace()
@@ -50,8 +48,7 @@ class TokenClasses:
 
 
 def frequency_deciles(ids: Tensor, vocab_size: int) -> Tensor:
-    """Decile `[V]` int64 of each id by its frequency among `ids` `[n]`: 0 = the rarest tenth of the
-    positions.
+    """Decile `[V]` int64 of each id by frequency among `ids` `[n]`: 0 = the rarest tenth.
 
     All occurrences of a token are in one decile, that of their middle, so a token that fills more
     than a tenth leaves deciles empty. Ids that do not occur are in the first.
@@ -67,8 +64,7 @@ def frequency_deciles(ids: Tensor, vocab_size: int) -> Tensor:
 
 
 def _texts_behind_letter(tokenizer: Any, ids: list[int]) -> dict[int, str]:
-    """What each token adds to a text that ends in a letter: the same question to every kind of
-    tokenizer."""
+    """What each token adds to a text that ends in a letter, whatever the tokenizer."""
     letter = next((index for index in ids if _decode(tokenizer, [index])[-1:].isalpha()), None)
     front = [] if letter is None else [letter]
     start = len(_decode(tokenizer, front)) if front else 0

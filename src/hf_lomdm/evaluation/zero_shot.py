@@ -1,5 +1,4 @@
-"""Zero-shot likelihood on the seven sets of the paper, with one protocol for every system
-(docs/evaluation.md).
+"""Zero-shot likelihood on the paper's seven sets, one protocol for every system.
 
 The documents of a set are joined in their order, with nothing between them, and cut into chunks of
 the model's context, each between BOS and EOS where the model has them. One process does it
@@ -91,17 +90,17 @@ def load_documents(name: str, file: str | Path | None = None) -> list[str]:
     """
     if name not in SETS:
         raise ValueError(f"zero-shot set must be one of {', '.join(SETS)}, got {name!r}.")
-    one = SETS[name]
-    texts = _from_hub(name, one) if file is None else _from_file(Path(file), one)
-    found = documents(texts)
-    for detokenizer in one.detokenizers:
-        found = map(get_detokenizer(detokenizer), found)
-    found = list(found)
-    if not found:
+    source = SETS[name]
+    texts = _from_hub(name, source) if file is None else _from_file(Path(file), source)
+    texts = documents(texts)
+    for detokenizer in source.detokenizers:
+        texts = map(get_detokenizer(detokenizer), texts)
+    texts = list(texts)
+    if not texts:
         raise ValueError(
             f"zero-shot set {name!r} holds no text. Check the file, or the split on the Hub."
         )
-    return found
+    return texts
 
 
 def evaluate_zero_shot(
@@ -156,18 +155,19 @@ def evaluate_zero_shot(
     }
 
 
-def _from_hub(name: str, one: ZeroShotSet) -> Dataset:
+def _from_hub(name: str, source: ZeroShotSet) -> Dataset:
     try:
-        return load_hub(one.dataset, one.config, one.revision, one.split, one.column)
+        return load_hub(source.dataset, source.config, source.revision, source.split, source.column)
     except (ValueError, OSError) as error:
         raise ValueError(
-            f"zero-shot set {name!r} cannot be read from {one.dataset} (config {one.config}, split {one.split}): "
-            f"{error} Check the connection, or pass a local file: --file {name}=PATH."
+            f"zero-shot set {name!r} cannot be read from {source.dataset} (config {source.config}, "
+            f"split {source.split}): {error} Check the connection, or pass a local file: --file "
+            f"{name}=PATH."
         ) from error
 
 
-def _from_file(path: Path, one: ZeroShotSet) -> Dataset:
-    found = load_files(path, "line", (one.column, "text"))
-    if one.line_ends and file_kind(list_files(path)[0]) == ".txt":
-        return found.map(lambda row: {"text": row["text"] + "\n"}, desc=None)
-    return found
+def _from_file(path: Path, source: ZeroShotSet) -> Dataset:
+    texts = load_files(path, "line", (source.column, "text"))
+    if source.line_ends and file_kind(list_files(path)[0]) == ".txt":
+        return texts.map(lambda row: {"text": row["text"] + "\n"}, desc=None)
+    return texts

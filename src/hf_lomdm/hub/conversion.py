@@ -1,22 +1,15 @@
-"""Public MDLM and BD3-LM checkpoints as Hub folders: read without running their code, checked,
-folded, completed.
+"""Public MDLM and BD3-LM checkpoints as Hub folders: no code of theirs runs.
 
 Both condition every layer on a constant (their time conditioning is off), so that the modulation of
 its LayerNorms and residual branches can be multiplied into the neighbouring weights exactly.
 """
 
-import json
 import os
-import pickle
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
@@ -24,270 +17,29 @@ from ..data.tokenizers import complete_special_tokens, special_token_ids
 from ..modeling.configuration_lomdm import LoMDMConfig
 from ..modeling.modeling_lomdm import LoMDMForMaskedDiffusion
 from .export import export_to_hub_folder
+from .public_checkpoint import (
+    PublicCheckpoint,
+    check_layout,
+    num_blocks,
+    public_layout,
+    read_public_checkpoint,
+    strip_prefixes,
+)
 
-WEIGHTS = ("model.safetensors", "pytorch_model.bin")
-# No weights of the network, or computed on the fly here
-_IGNORED = re.compile(r"(rotary_emb\.inv_freq$|noise\.|sampling_eps_(min|max)$)")
 ROPE_THETA = 10000.0
 # Logit bias of an entry that the checkpoint does not have: its probability is exactly zero, in
 # float16 too
 NEVER = -1e4
 CARD = """# {name}
 
-Converted by hf-lomdm from the {system} checkpoint `{source}` ({weights}). The conditioning on a constant time is folded
-into the weights: the token laws are those of the original, up to rounding. The text it was trained on, its quality, its
-limits and its licence are those of the original, none of which was checked here.
+Converted by hf-lomdm from the {system} checkpoint `{source}` ({weights}). The conditioning on a
+constant time is folded into the weights: the token laws are those of the original, up to rounding.
+The text it was trained on, its quality, its limits and its licence are those of the original, none
+of which was checked here.
 """
 
 
-# ------------------------------------------------------------------------------------------------------- reading
-
-
-@dataclass
-class PublicCheckpoint:
-    """What a checkpoint of the public code holds.
-
-    state: its weights, keys without prefixes, in the order of the file.
-    settings: the content of its `config.json`, empty for a Lightning file.
-    averaged: whether the weights are a moving average; `None` if the file does not say (a Hub
-    folder).
-    """
-
-    state: dict[str, Tensor]
-    settings: dict[str, Any] = field(default_factory=dict)
-    averaged: bool | None = None
-
-
-def read_public_checkpoint(path: str | os.PathLike, ema: bool | None = None) -> PublicCheckpoint:
-    """Reads the folder of a Hub repository, or a Lightning file with the moving average of the
-    weights beside them.
-
-    Only tensors and plain containers are made from what is read. Objects of other classes, which a
-    Lightning file has among its hyperparameters, become empty: nothing of theirs is imported or
-    called.
-
-    Args:
-        path: a folder with `config.json` and `model.safetensors` or `pytorch_model.bin`, or a file
-            of Lightning.
-        ema: `True`, the moving average; `False`, the weights themselves; `None`, the average where
-            there is one: it is what the public code evaluates and samples with.
-    Raises:
-        ValueError: a path without a checkpoint, a file that is truncated or holds anything but
-            weights, or `ema` that the checkpoint cannot satisfy.
-    """
-    path = Path(path)
-    if path.is_dir():
-        return _read_folder(path, ema)
-    if not path.is_file():
-        raise ValueError(
-            f"checkpoint {path} does not exist. Pass a Lightning file or a folder with config.json."
-        )
-    content = _read_pickle(path, inert=True)
-    if not isinstance(content, Mapping) or "state_dict" not in content:
-        raise ValueError(
-            f"checkpoint {path} is no Lightning file: it has no state_dict. Pass the folder of a Hub one."
-        )
-    state = _clean(content["state_dict"], path)
-    average = content.get("ema")
-    if ema and average is None:
-        raise ValueError(
-            f"ema=True, but {path} has no moving average. Leave it out to convert the weights themselves."
-        )
-    if average is None or ema is False:
-        return PublicCheckpoint(state, averaged=False)
-    return PublicCheckpoint(_averaged_state(state, average, path), averaged=True)
-
-
-def _read_folder(folder: Path, ema: bool | None) -> PublicCheckpoint:
-    if ema is not None:
-        raise ValueError(
-            f"ema={ema} is for Lightning files: the folder {folder} has one set of weights. Leave it out."
-        )
-    found = [folder / name for name in WEIGHTS if (folder / name).is_file()]
-    if not found or not (folder / "config.json").is_file():
-        raise ValueError(
-            f"checkpoint {folder} must hold config.json and one of {WEIGHTS}. Download it again."
-        )
-    try:
-        settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(
-            f"{folder / 'config.json'} is no JSON: {error}. Download it again."
-        ) from error
-    if not isinstance(settings, dict):
-        raise ValueError(
-            f"{folder / 'config.json'} must hold a mapping, got {type(settings).__name__}."
-        )
-    content = (
-        _read_safetensors(found[0]) if found[0].suffix == ".safetensors" else _read_pickle(found[0])
-    )
-    return PublicCheckpoint(_clean(content, found[0]), settings)
-
-
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise ValueError(
-            f"{path} is truncated or no safetensors file: {error}. Download it again."
-        ) from error
-
-
-def _read_pickle(path: Path, inert: bool = False) -> Any:
-    """What `torch.save` wrote; with `inert`, objects that are neither tensors nor plain become
-    empty."""
-    try:
-        foreign = torch.serialization.get_unsafe_globals_in_checkpoint(path) if inert else []
-        with torch.serialization.safe_globals([_inert_class(name) for name in foreign]):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (
-        pickle.UnpicklingError,
-        RuntimeError,
-        ValueError,
-        EOFError,
-        KeyError,
-        TypeError,
-        AttributeError,
-    ) as error:
-        # torch's own text first advises to load the file without protection
-        reason = (
-            re.split(r"trusted source\.|WeightsUnpickler error:", str(error))[-1]
-            .strip()
-            .split("\n")[0][:200]
-        )
-        raise ValueError(
-            f"{path} is truncated, or holds more than weights, and was not read further: {reason}. Download it again "
-            "from a place that you trust; nothing of it was run."
-        ) from error
-
-
-class _Inert:
-    """In place of any object of a foreign class: takes whatever it is built from, and keeps
-    nothing."""
-
-    def __new__(cls, *_, **__):
-        return super().__new__(cls)
-
-    def __init__(self, *_, **__):
-        pass
-
-    def __setstate__(self, state):
-        pass
-
-
-def _inert_class(name: str) -> type:
-    """An `_Inert` that torch's restricted unpickler takes for the class or function `name`."""
-    module, _, qualname = name.rpartition(".")
-    return type(qualname, (_Inert,), {"__module__": module, "__qualname__": qualname})
-
-
-def _clean(content: Any, path: Path) -> dict[str, Tensor]:
-    """Keys without the prefixes of Lightning, of the Hub class and of `torch.compile`; all values
-    are tensors."""
-    if not isinstance(content, Mapping):
-        raise ValueError(
-            f"{path} must hold a mapping of names to weights, got {type(content).__name__}."
-        )
-    wrong = [
-        key
-        for key, value in content.items()
-        if not (isinstance(key, str) and isinstance(value, Tensor))
-    ]
-    if wrong:
-        raise ValueError(
-            f"{path} has entries that are no weights: {wrong[:5]}. It is no MDLM or BD3-LM."
-        )
-    return _strip(content)
-
-
-def _strip(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {
-        key.replace("_orig_mod.", "").removeprefix("backbone."): value
-        for key, value in state.items()
-    }
-
-
-def _averaged_state(state: dict[str, Tensor], average: Any, path: Path) -> dict[str, Tensor]:
-    """`state` with the moving average of its parameters, which are listed without names, in the
-    order of the module."""
-    shadow = average.get("shadow_params") if isinstance(average, Mapping) else None
-    layout = public_layout(state)
-    names = list(layout) + [key for key in state if key.startswith("noise.")]
-    expected = [tuple(state[name].shape) if name in state else None for name in names]
-    if (
-        not isinstance(shadow, list)
-        or [tuple(getattr(one, "shape", ())) for one in shadow] != expected
-    ):
-        raise ValueError(
-            f"ema of {path} does not belong to its weights: their numbers, order or shapes differ. Pass ema=False "
-            "(--no_ema) to convert the weights themselves."
-        )
-    return {**state, **dict(zip(names, shadow, strict=True))}
-
-
-# ----------------------------------------------------------------------------------------------
-# sizes and layout
-
-
-def public_layout(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every parameter of the public network, in the order of its module.
-
-    The sizes are those of `state` (keys without prefixes): vocabulary and width of the embedding,
-    width of the MLP and of the conditioning, number of blocks.
-
-    Raises:
-        ValueError: if `state` lacks the weights that tell the sizes.
-    """
-    tell = {}
-    for key in ("vocab_embed.embedding", "blocks.0.mlp.0.weight", "sigma_map.mlp.0.weight"):
-        if key not in state or state[key].ndim != 2:
-            raise ValueError(f"state lacks the key {key!r}: it is no complete MDLM or BD3-LM.")
-        tell[key] = tuple(state[key].shape)
-    (vocabulary, width), (inner, _), (condition, sinusoid) = tell.values()
-    layout = {"vocab_embed.embedding": (vocabulary, width)}
-    layout |= _linear("sigma_map.mlp.0", condition, sinusoid) | _linear(
-        "sigma_map.mlp.2", condition, condition
-    )
-    for index in range(_num_blocks(state)):
-        block = f"blocks.{index}"
-        layout[f"{block}.norm1.weight"] = (width,)
-        layout[f"{block}.attn_qkv.weight"] = (3 * width, width)
-        layout[f"{block}.attn_out.weight"] = (width, width)
-        layout[f"{block}.norm2.weight"] = (width,)
-        layout |= _linear(f"{block}.mlp.0", inner, width) | _linear(f"{block}.mlp.2", width, inner)
-        layout |= _linear(f"{block}.adaLN_modulation", 6 * width, condition)
-    layout["output_layer.norm_final.weight"] = (width,)
-    layout |= _linear("output_layer.linear", vocabulary, width)
-    return layout | _linear("output_layer.adaLN_modulation", 2 * width, condition)
-
-
-def _linear(name: str, outputs: int, inputs: int) -> dict[str, tuple[int, ...]]:
-    return {f"{name}.weight": (outputs, inputs), f"{name}.bias": (outputs,)}
-
-
-def _num_blocks(state: Mapping[str, Tensor]) -> int:
-    return 1 + max(
-        (int(key.split(".")[1]) for key in state if re.match(r"blocks\.\d+\.", key)), default=-1
-    )
-
-
-def _check_layout(state: Mapping[str, Tensor]) -> None:
-    layout = public_layout(state)
-    for key, shape in layout.items():
-        if key not in state:
-            raise ValueError(f"state lacks the key {key!r}: it is no complete MDLM or BD3-LM.")
-        if tuple(state[key].shape) != shape:
-            raise ValueError(
-                f"state has {key!r} of shape {tuple(state[key].shape)}, its other weights need {shape}."
-            )
-    unknown = sorted(key for key in state if key not in layout and not _IGNORED.match(key))
-    if unknown:
-        raise ValueError(
-            f"state has unknown keys {unknown}: convert only checkpoints of MDLM and BD3-LM."
-        )
-
-
-# -------------------------------------------------------------------------------------------------------- folding
+# ------------------------------------------------------------------------------------------ folding
 
 
 def fold_mdlm_state_dict(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -302,20 +54,19 @@ def fold_mdlm_state_dict(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Raises:
         ValueError: if keys are missing or unknown or shapes wrong, with their names.
     """
-    state = _strip(state)
-    _check_layout(state)
+    state = strip_prefixes(state)
+    check_layout(state)
     state = {key: value.to(torch.float64) for key, value in state.items()}
     condition = _condition(state)
     folded = {"model.embed_tokens.weight": state["vocab_embed.embedding"]}
-    for index in range(_num_blocks(state)):
+    for index in range(num_blocks(state)):
         folded |= _fold_block(state, f"blocks.{index}.", f"model.layers.{index}.", condition)
     folded |= _fold_output(state, condition)
     return {key: value.to(torch.float32).contiguous() for key, value in folded.items()}
 
 
 def _condition(state: dict[str, Tensor]) -> Tensor:
-    """The constant conditioning vector: the embedding of sigma = 0, whose cosines are ones and
-    sines zeros."""
+    """The constant conditioning vector, the embedding of sigma = 0: cosines 1, sines 0."""
     weight = state["sigma_map.mlp.0.weight"]
     half = weight.shape[1] // 2
     sinusoid = torch.cat((weight.new_ones(half), weight.new_zeros(weight.shape[1] - half)))
@@ -363,8 +114,7 @@ def _fold_output(state: dict[str, Tensor], condition: Tensor) -> dict[str, Tenso
     }
 
 
-# --------------------------------------------------------------------------------------------- the
-# configuration
+# -------------------------------------------------------------------------------- the configuration
 
 
 def public_config(
@@ -373,8 +123,7 @@ def public_config(
     max_length: int | None = None,
     mask_token_id: int | None = None,
 ) -> LoMDMConfig:
-    """The configuration of a checkpoint: from its `config.json`, from its shapes, and from what the
-    caller adds.
+    """The configuration: from `config.json`, from shapes, and from what the caller adds.
 
     Args:
         checkpoint: as `read_public_checkpoint` gives it.
@@ -394,30 +143,34 @@ def public_config(
     ):
         if settings.get(name):
             raise ValueError(
-                f"the config has {name}={settings[name]!r}: a model that is {wrong} cannot be converted."
+                f"the config has {name}={settings[name]!r}: a model that is {wrong} cannot be "
+                "converted."
             )
     vocabulary, width = public_layout(state)["vocab_embed.embedding"]
-    sizes = {"vocab_size": vocabulary, "hidden_dim": width, "n_blocks": _num_blocks(state)}
-    for name, found in sizes.items():
-        if settings.get(name, found) != found:
+    sizes = {"vocab_size": vocabulary, "hidden_dim": width, "n_blocks": num_blocks(state)}
+    for name, size in sizes.items():
+        if settings.get(name, size) != size:
             raise ValueError(
-                f"the config has {name}={settings[name]!r}, the weights {found}. They do not belong together."
+                f"the config has {name}={settings[name]!r}, the weights {size}. They do not "
+                "belong together."
             )
     length = _one_of("max_length", settings.get("model_length"), max_length)
     if length is None:
         raise ValueError(
-            "max_length is not in the file. Pass --max_length, the tokens per text it was trained on."
+            "max_length is not in the file. Pass --max_length, the tokens per text it was trained "
+            "on."
         )
     mask = _one_of("mask_token_id", settings.get("mask_token_id"), mask_token_id)
     block_size = _one_of("block_size", settings.get("block_size"), block_size)
     if block_size is None and "sampling_eps_min" in state:
         raise ValueError(
-            "the weights are those of a BD3-LM, whose block_size is not in the file. Pass --block_size."
+            "the weights are those of a BD3-LM, whose block_size is not in the file. Pass "
+            "--block_size."
         )
     config = LoMDMConfig(
         vocab_size=vocabulary,
         hidden_size=width,
-        num_hidden_layers=_num_blocks(state),
+        num_hidden_layers=num_blocks(state),
         num_attention_heads=_num_heads(state, settings.get("n_heads"), width),
         intermediate_size=len(state["blocks.0.mlp.0.bias"]),
         max_position_embeddings=length,
@@ -464,24 +217,22 @@ def _num_heads(state: dict[str, Tensor], stored: int | None, width: int) -> int:
 
 
 def _check_mask(state: dict[str, Tensor], mask_token_id: int) -> None:
-    """The mask's row of the output starts at zero and never learns: one dead row alone tells which
-    it is."""
+    """Checks the mask's row of the output, the only one that starts at zero and never learns."""
     rows, bias = state["output_layer.linear.weight"], state["output_layer.linear.bias"]
     dead = ((rows == 0).all(dim=1) & (bias == 0)).nonzero().flatten().tolist()
     if len(dead) == 1 and dead[0] != mask_token_id:
         raise ValueError(
-            f"mask_token_id is {mask_token_id}, but the one row of the output that never learned is {dead[0]}. Pass "
-            f"--mask_token_id {dead[0]}, or the tokenizer that the checkpoint was trained with."
+            f"mask_token_id is {mask_token_id}, but the one row of the output that never learned "
+            f"is {dead[0]}. Pass --mask_token_id {dead[0]}, or the tokenizer that the checkpoint "
+            "was trained with."
         )
 
 
-# -----------------------------------------------------------------------------------------------
-# tokenizer and all
+# -------------------------------------------------------------------------------- tokenizer and all
 
 
 def fit_tokenizer(tokenizer: PreTrainedTokenizerBase, config: LoMDMConfig) -> None:
-    """Completes `tokenizer` as the checkpoint has it, and `config` by what the tokenizer knows,
-    both in place.
+    """Completes `tokenizer` and `config` by each other and by the checkpoint, both in place.
 
     The mask gets the checkpoint's id for it. A padding token that the checkpoint does not have gets
     an id of its own behind the vocabulary, never the mask's, and `config.vocab_size` grows by it.
@@ -496,14 +247,16 @@ def fit_tokenizer(tokenizer: PreTrainedTokenizerBase, config: LoMDMConfig) -> No
     if ids["mask_token_id"] != mask:
         taken = tokenizer.convert_ids_to_tokens(mask) if mask < ids["vocab_size"] else None
         raise ValueError(
-            f"tokenizer has the mask token {tokenizer.mask_token!r} at id {ids['mask_token_id']}, the checkpoint at "
-            f"{mask} (there {taken!r} in the tokenizer). Pass the plain tokenizer it was trained with."
+            f"tokenizer has the mask token {tokenizer.mask_token!r} at id {ids['mask_token_id']}, "
+            f"the checkpoint at {mask} (there {taken!r} in the tokenizer). Pass the plain "
+            "tokenizer it was trained with."
         )
     behind = sorted(token for token, index in tokenizer.get_vocab().items() if index >= size)
     if ids["vocab_size"] < size or behind not in ([], [tokenizer.pad_token]):
         raise ValueError(
             f"tokenizer has {ids['vocab_size']} ids, the checkpoint {size}"
-            f"{f', which leaves out {behind[:5]}' if behind else ''}. Pass the tokenizer it was trained with."
+            f"{f', which leaves out {behind[:5]}' if behind else ''}. Pass the tokenizer it was "
+            "trained with."
         )
     for name, value in ids.items():
         setattr(config, name, value)
@@ -564,8 +317,7 @@ def convert_checkpoint(
 
 
 def _grow(weights: dict[str, Tensor], vocab_size: int) -> dict[str, Tensor]:
-    """Rows for ids that the checkpoint does not have: they are never predicted and embedded as
-    zero."""
+    """Rows for ids that the checkpoint lacks: never predicted, and embedded as zero."""
     grown = dict(weights)
     for name, fill in (
         ("model.embed_tokens.weight", 0.0),

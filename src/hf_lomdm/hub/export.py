@@ -1,5 +1,4 @@
-"""One folder for the Hub from a trained model: weights once, tokenizer, scheduler, code and
-card."""
+"""One folder for the Hub: weights once, tokenizer, scheduler, code and card."""
 
 import copy
 import os
@@ -27,8 +26,7 @@ def export_to_hub_folder(
     model_card: str | None = None,
     **save_options,
 ) -> Path:
-    """Writes the Hub folder of a model, as `LoMDMPipeline.save_pretrained` lays it out, and uploads
-    it if asked to.
+    """Writes the Hub folder of a model (`LoMDMPipeline.save_pretrained`) and may upload it.
 
     Args:
         model: a model, which is left as it is, or the folder of a checkpoint. In a trainer's
@@ -104,8 +102,7 @@ def _add_record(
 
 
 def _upload_record(output: Path, options: dict[str, Any]) -> None:
-    """The record and the picture: they belong to the card, not to the pipeline, which has uploaded
-    the rest."""
+    """Uploads record and picture, which belong to the card and not to the pipeline."""
     api, names = HfApi(token=options.get("token")), [cards.RECORD_FILE, cards.PICTURE_FILE]
     api.upload_folder(
         repo_id=options.get("repo_id") or output.name, folder_path=output, allow_patterns=names
@@ -119,12 +116,12 @@ def _hand_written(source: Path, output: Path) -> str | None:
 
 
 def _load(folder: Path, output: Path, dtype: torch.dtype | None) -> LoMDMPipeline:
-    """The pipeline of a checkpoint, with the moving average of its weights if there is one, in
-    `dtype`."""
+    """The pipeline of a checkpoint in `dtype`, with averaged weights if there are any."""
     if (folder / AVERAGE).is_file() and output.resolve() == folder.resolve():
         raise ValueError(
-            f"output {output} is the checkpoint itself: its training weights would be replaced by their average "
-            f"({AVERAGE}), and training could not resume from it. Pass another folder."
+            f"output {output} is the checkpoint itself: its training weights would be replaced by "
+            f"their average ({AVERAGE}), and training could not resume from it. Pass another "
+            "folder."
         )
     kind = LoMDMConfig.get_config_dict(folder)[0].get("model_type") or "lomdm"
     if not kind.startswith("lomdm"):

@@ -1,5 +1,4 @@
-"""Configuration, process and model. These files also travel to the Hub, where they load without the
-package.
+"""Configuration, process, model and scheduler; these files also travel to the Hub.
 
 Importing them makes the Auto classes of transformers know the model, so that no remote code runs.
 """

@@ -3,7 +3,7 @@
 This file travels to the Hub.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -23,8 +23,7 @@ QUERY_CHUNK = 256
 
 
 class QueryChunk(NamedTuple):
-    """Neighbouring positions of a row, where the keys lie that any of them may see, and the mask of
-    these.
+    """Neighbouring queries of a row, the range of keys that they may see, and its mask.
 
     With blocks most pairs of positions do not see each other; a mask over all of them would cost as
     if they did.
@@ -36,8 +35,7 @@ class QueryChunk(NamedTuple):
 
 
 def query_dtype(hidden: Tensor) -> torch.dtype:
-    """The precision of queries and keys that are made of hidden states: that of autocast where it
-    is on."""
+    """The precision of queries and keys of these hidden states: autocast's where it is on."""
     kind = hidden.device.type
     autocast = torch.is_autocast_enabled(kind) and hidden.dtype != torch.float64
     return torch.get_autocast_dtype(kind) if autocast else hidden.dtype
@@ -57,8 +55,7 @@ def rotary_tables(position: Tensor, head_size: int, theta: float) -> tuple[Tenso
 
 
 def rotate(states: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
-    """Turns each pair `(j, j + head_size / 2)` of `states` `[B, H, L, head_size]` by the angle of
-    its position."""
+    """Turns each pair `(j, j + head_size / 2)` of `[B, H, L, head_size]` by its angle."""
     cos, sin = rotary
     first, second = states.chunk(2, dim=-1)
     return (states * cos + torch.cat((-second, first), dim=-1) * sin).to(states.dtype)
@@ -71,8 +68,10 @@ def attention_inputs(
     num_copies: int = 1,
     past_length: int = 0,
 ) -> tuple:
-    """The attention mask in the form of the attention implementation (`None` = no mask; with blocks
-    a list of `QueryChunk`, or one mask for FlexAttention and the compiler), and the rotary tables.
+    """The mask in the form that the attention implementation takes, and the rotary tables.
+
+    `None` means no mask. With blocks the mask is a list of `QueryChunk`, or one mask for
+    FlexAttention and the compiler.
 
     Args:
         hidden: `[B, C * L, D]`, one copy of each text after the other (`LoMDMModel.forward`).
@@ -94,14 +93,13 @@ def attention_inputs(
         return None, rotary
     real, eager = attention_mask.to(torch.bool), config._attn_implementation == "eager"
     if hidden.device.type == "cpu" or not (eager or config._attn_implementation == "sdpa"):
-        return create_bidirectional_mask(
-            config=config, inputs_embeds=hidden, attention_mask=real
-        ), rotary
+        mask = create_bidirectional_mask(config=config, inputs_embeds=hidden, attention_mask=real)
+        return mask, rotary
     # the same, but transformers looks whether the mask is all ones, for which the host would wait
     mask = real[:, None, None].expand(-1, 1, hidden.shape[1], -1)  # [B, 1, L, L]
-    return hidden.new_zeros(()).where(
-        mask, torch.finfo(hidden.dtype).min
-    ) if eager else mask, rotary
+    if eager:
+        mask = hidden.new_zeros(()).where(mask, torch.finfo(hidden.dtype).min)
+    return mask, rotary
 
 
 def chunk_positions(
@@ -137,21 +135,76 @@ def chunk_positions(
 def take_slices(values: Tensor, wanted: Sequence[tuple[slice, ...]], dim: int) -> list[Tensor]:
     """For each of `wanted` its parts of `values` along a dimension, one behind the other.
 
-    For gradients `values` is cut once for all, so that they are summed piece by piece: that of a
-    view would each be as long as `values`. The price is a copy of each of `wanted` that is not one
-    piece.
+    Where gradients are needed, `values` is split once: the gradient of each slice view would be as
+    large as `values`. The price is a copy for each of `wanted` that has several parts.
     """
     if not values.requires_grad and len(wanted) > 1:
-        return [one for parts in wanted for one in take_slices(values, [parts], dim)]
-    edges = {edge for parts in wanted for part in parts for edge in (part.start, part.stop)}
-    edges = sorted(edges | {0, values.shape[dim]})
-    pieces = values.split([end - start for start, end in pairwise(edges)], dim)
-    pieces = dict(zip(edges[:-1], pieces, strict=True))
-    of_each = (
+        return [values_of for parts in wanted for values_of in take_slices(values, [parts], dim)]
+    cuts = {edge for parts in wanted for part in parts for edge in (part.start, part.stop)}
+    edges = sorted(cuts | {0, values.shape[dim]})
+    split = values.split([end - start for start, end in pairwise(edges)], dim)
+    pieces = dict(zip(edges[:-1], split, strict=True))
+    pieces_of_each = (
         [pieces[at] for part in parts for at in pieces if part.start <= at < part.stop]
         for parts in wanted
     )
-    return [one[0] if len(one) == 1 else torch.cat(one, dim) for one in of_each]
+    return [held[0] if len(held) == 1 else torch.cat(held, dim) for held in pieces_of_each]
+
+
+def block_rule(
+    config: LoMDMConfig, position: Tensor, num_copies: int, past: int, batch: int = -1
+) -> Callable[..., Tensor]:
+    """The rule of blocks as a function of indices, as transformers' mask functions take it.
+
+    Its arguments are `(row, head, query, key)`.
+
+    Args:
+        position: `[B or 1, P + L]`. num_copies, past: as in `attention_inputs`. batch: rows of the
+            rule; -1 = those of `position`.
+    """
+    size, total = config.block_size, position.shape[1]
+    reach = -(-config.max_position_embeddings // size)
+    block = (position // size).to(torch.int32).expand(batch, -1)
+    key_block, query_block = block.repeat(1, num_copies), block[:, past:].repeat(1, num_copies)
+    copy = torch.arange(num_copies, dtype=torch.int32, device=position.device)
+    copy = copy.repeat_interleave(total)  # with a cache there is one copy
+
+    def allowed(row, head, query, key):
+        distance = query_block[row, query] - key_block[row, key]
+        own = (distance == 0) & (copy[query] == copy[key])
+        return own | ((distance > 0) & (distance < reach) & (copy[key] == 0))
+
+    return allowed
+
+
+def added_mask(
+    allowed: Callable[..., Tensor],
+    real: Tensor | None,
+    query: Tensor,
+    key: Tensor,
+    past: int,
+    dtype: torch.dtype,
+    rows: int,
+) -> Tensor:
+    """What is added to the products of queries and keys, `[B or 1, 1, Q, K]`.
+
+    It is 0 where a rule of blocks allows them, and else the least number of `dtype`.
+
+    Made by broadcasting: for a function of ours transformers would use vmap, which costs
+    milliseconds per mask. It has the precision of the queries: SDPA would else convert it in each
+    layer.
+
+    Args:
+        real: `[B, K]` bool, keys that are not padding; `None` = all. query, key: indices of new
+            positions `[Q, 1]` and of all positions `[K]`. past: `P`. rows: of the rule.
+    """
+    row = torch.arange(rows, device=key.device)[:, None, None, None]
+    mask = allowed(row, 0, query, key)
+    # a padded position sees itself, for a softmax over nothing is NaN
+    if real is not None:
+        mask = (mask & real[:, None, None, key]) | (key == query + past)
+    zero = torch.zeros((), dtype=dtype, device=key.device)
+    return zero.where(mask, torch.finfo(dtype).min)
 
 
 def block_mask(
@@ -161,8 +214,7 @@ def block_mask(
     position: Tensor,
     num_copies: int,
 ):
-    """Who attends to whom with blocks: its own block in its own copy, and the blocks before in the
-    clean copy.
+    """Who attends to whom with blocks: its block in its own copy, earlier ones in the clean copy.
 
     Copy 0 is clean. Blocks further back than `max_position_embeddings` are out of reach, so that
     long texts see what the model was trained on. Arguments as in `attention_inputs`; `position` is
@@ -175,50 +227,32 @@ def block_mask(
         return None
     if config._attn_implementation not in BLOCK_ATTENTION:
         raise ValueError(
-            f"attn_implementation={config._attn_implementation!r} cannot mask blocks (block_size={size}). "
-            f"Load the model with one of {BLOCK_ATTENTION}."
+            f"attn_implementation={config._attn_implementation!r} cannot mask blocks "
+            f"(block_size={size}). Load the model with one of {BLOCK_ATTENTION}."
         )
     flex = config._attn_implementation == "flex_attention"
-    block = (position // size).to(torch.int32).expand(batch if flex else -1, -1)
-    key_block, query_block = block.repeat(1, num_copies), block[:, past:].repeat(1, num_copies)
-    copy = torch.arange(num_copies, dtype=torch.int32, device=hidden.device)
-    copy = copy.repeat_interleave(total)  # with a cache there is one copy
-
-    def allowed(row, head, query, key):
-        distance = query_block[row, query] - key_block[row, key]
-        own = (distance == 0) & (copy[query] == copy[key])
-        return own | ((distance > 0) & (distance < reach) & (copy[key] == 0))
-
-    padded = attention_mask is not None
-    real = attention_mask.repeat(1, num_copies).to(torch.bool) if padded else None
+    allowed = block_rule(config, position, num_copies, past, batch if flex else -1)
+    real = None if attention_mask is None else attention_mask.repeat(1, num_copies).to(torch.bool)
     if flex:
-        real = torch.ones_like(key_block, dtype=torch.bool) if real is None else real
+        every = torch.ones((batch, num_copies * total), dtype=torch.bool, device=hidden.device)
         return create_bidirectional_mask(
-            config=config, inputs_embeds=hidden, attention_mask=real, and_mask_function=allowed
+            config=config,
+            inputs_embeds=hidden,
+            attention_mask=every if real is None else real,
+            and_mask_function=allowed,
         )
-    # broadcast by hand: for a function of ours transformers would use vmap, which costs
-    # milliseconds per mask
-    row, every = (
-        torch.arange(block.shape[0], device=hidden.device),
-        torch.arange(copy.shape[0], device=hidden.device),
-    )
-    row, zero = row[:, None, None, None], hidden.new_zeros((), dtype=query_dtype(hidden))
+    every = torch.arange(num_copies * total, device=hidden.device)
 
-    def added(query, key):  # [B or 1, 1, Q, K]
-        mask = allowed(row, 0, query, key)
-        # it sees itself, for its block may lie elsewhere and a softmax over nothing is NaN
-        if padded:
-            mask = (mask & real[:, None, None, key]) | (key == query + past)
-        # to be added, as wide as queries are: else SDPA would make it anew in each layer
-        return zero.where(mask, torch.finfo(zero.dtype).min)
+    def added(query: Tensor, key: Tensor) -> Tensor:  # [B or 1, 1, Q, K]
+        return added_mask(allowed, real, query, key, past, query_dtype(hidden), len(position))
 
     # chunks would need a graph for each length
     if torch.compiler.is_compiling() and num_copies == 1:
         return added(every[: total - past, None], every)
-    parts = chunk_positions(config, width // num_copies, num_copies, past, padded)
+    parts = chunk_positions(config, width // num_copies, num_copies, past, real is not None)
     return [
-        QueryChunk(at, keys, added(every[at, None], take_slices(every, [keys], 0)[0]))
-        for at, keys in parts
+        QueryChunk(at, seen, added(every[at, None], take_slices(every, [seen], 0)[0]))
+        for at, seen in parts
     ]
 
 
@@ -231,8 +265,7 @@ def eager_attention(
     scaling: float,
     **kwargs,
 ) -> tuple[Tensor, Tensor]:
-    """Plain attention with transformers' signature: `[B, H, L, head_size]` in, `[B, L, H,
-    head_size]` out."""
+    """Plain attention, transformers' signature: `[B, H, L, head_size] -> [B, L, H, head_size]`."""
     weights = query @ key.transpose(2, 3) * scaling  # [B, H, L, L]
     if attention_mask is not None:
         weights = weights + attention_mask
@@ -241,8 +274,7 @@ def eager_attention(
 
 
 class LoMDMAttention(nn.Module):
-    """Self-attention with rotary positions, without biases; bidirectional where no mask of blocks
-    says otherwise."""
+    """Self-attention with rotary positions and no biases; bidirectional but for masks of blocks."""
 
     is_causal = False
 
@@ -262,8 +294,7 @@ class LoMDMAttention(nn.Module):
         past_key_values: Cache | None = None,
         first_output: int = 0,
     ) -> Tensor:
-        """`[B, L, D]` to `[B, L - first_output, D]`: what comes before is attended to and attends
-        no more."""
+        """`[B, L, D] -> [B, L - first_output, D]`: earlier positions are attended to only."""
         batch, length, _ = hidden.shape
         qkv = self.qkv_proj(hidden).view(batch, length, 3, -1, self.head_size)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each [B, H, L, head_size]
@@ -274,10 +305,10 @@ class LoMDMAttention(nn.Module):
             key, value = past_key_values.update(key, value, self.layer_index)
         if isinstance(attention_mask, list):
             chunks = [chunk for chunk in attention_mask if chunk.queries.start >= first_output]
-            seen = [chunk.keys for chunk in chunks]
+            keys = [chunk.keys for chunk in chunks]
             parts = zip(
                 take_slices(query, [(chunk.queries,) for chunk in chunks], 2),
-                *(take_slices(states, seen, 2) for states in (key, value)),
+                *(take_slices(states, keys, 2) for states in (key, value)),
                 (chunk.mask for chunk in chunks),
                 strict=True,
             )

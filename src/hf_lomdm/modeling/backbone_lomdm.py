@@ -3,6 +3,7 @@
 import os
 from copy import deepcopy
 from itertools import repeat
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,8 +24,12 @@ CPU_POSITIONS = 2048
 # Standard arguments of transformers that these models do not read, and what to do instead.
 UNREAD = {
     "position_ids": "Positions are counted from the first 1 of attention_mask.",
-    "token_type_ids": "There are no token types: call the tokenizer with return_token_type_ids=False.",
-    "output_attentions": "Attention weights are not kept: leave it and config.output_attentions at False.",
+    "token_type_ids": (
+        "There are no token types: call the tokenizer with return_token_type_ids=False."
+    ),
+    "output_attentions": (
+        "Attention weights are not kept: leave it and config.output_attentions at False."
+    ),
     "use_cache": "With blocks, pass past_key_values=DynamicCache().",
 }
 UNKNOWN = "Leave it out. Of the task types of peft None, CAUSAL_LM and FEATURE_EXTRACTION fit."
@@ -40,6 +45,7 @@ class LoMDMMLP(nn.Module):
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size)
 
     def forward(self, hidden: Tensor) -> Tensor:
+        """`[B, L, D] -> [B, L, D]`."""
         return self.down_proj(self.act(self.up_proj(hidden)))
 
 
@@ -65,6 +71,7 @@ class LoMDMLayer(GradientCheckpointingLayer):
         past_key_values: Cache | None = None,
         first_output: int = 0,
     ) -> Tensor:
+        """Attention and MLP, each with its residual; arguments as in `LoMDMAttention.forward`."""
         branch = self.attention(
             self.attention_norm(hidden), attention_mask, rotary, past_key_values, first_output
         )
@@ -78,6 +85,7 @@ class LoMDMLayer(GradientCheckpointingLayer):
 class LoMDMPreTrainedModel(PreTrainedModel):
     """What transformers needs to know of these models."""
 
+    config: LoMDMConfig
     config_class = LoMDMConfig
     base_model_prefix = "model"
     main_input_name = "input_ids"
@@ -102,8 +110,7 @@ class LoMDMPreTrainedModel(PreTrainedModel):
             cls._auto_class = None
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs) -> None:
-        """As in transformers; `config.json` names the code that goes along, and none where none
-        does."""
+        """As in transformers; `config.json` names the code that goes along, if any does."""
         self.config.auto_map = code_map(self)
         super().save_pretrained(save_directory, *args, **kwargs)
 
@@ -115,8 +122,7 @@ class LoMDMPreTrainedModel(PreTrainedModel):
         output_loading_info: bool = False,
         **kwargs,
     ):
-        """`PreTrainedModel.from_pretrained` behind a gate: `check_checkpoint` sees the files before
-        a model is built.
+        """As in transformers, but `check_checkpoint` sees the files before a model is built.
 
         With `output_loading_info=True` it returns `(model, info)` as in transformers and leaves the
         judgement of `info["missing_keys"]`, which got random values, to the caller.
@@ -133,14 +139,16 @@ class LoMDMPreTrainedModel(PreTrainedModel):
             check_checkpoint(cls, name, *args, complete=not output_loading_info, **kwargs)
         if kwargs.get("quantization_config") is not None:
             kwargs["quantization_config"] = leave_heads(kwargs["quantization_config"])
-        model, info = super().from_pretrained(name, *args, output_loading_info=True, **kwargs)
+        loaded: Any = super().from_pretrained(name, *args, output_loading_info=True, **kwargs)
+        model, info = loaded
         if output_loading_info:
             return model, info
         missing, unexpected = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
         if missing or unexpected:
             raise ValueError(
-                f"{name} does not fit {cls.__name__}: missing {missing[:5]}, unexpected {unexpected[:5]}. "
-                "Check config.json, or pass output_loading_info=True to accept random values for missing weights."
+                f"{name} does not fit {cls.__name__}: missing {missing[:5]}, unexpected "
+                f"{unexpected[:5]}. Check config.json, or pass output_loading_info=True to accept "
+                "random values for missing weights."
             )
         return model
 
@@ -152,8 +160,8 @@ class LoMDMPreTrainedModel(PreTrainedModel):
             token = getattr(self.config, name)
             if new_num_tokens is not None and token is not None and new_num_tokens <= token:
                 raise ValueError(
-                    f"new_num_tokens must be above {name}={token}, got {new_num_tokens}. To make the vocabulary "
-                    "smaller, train a tokenizer and a model anew."
+                    f"new_num_tokens must be above {name}={token}, got {new_num_tokens}. To make "
+                    "the vocabulary smaller, train a tokenizer and a model anew."
                 )
         return super().resize_token_embeddings(new_num_tokens, *args, **kwargs)
 
@@ -165,16 +173,16 @@ class LoMDMPreTrainedModel(PreTrainedModel):
             nn.init.normal_(
                 module.weight, std=getattr(module, "init_std", self.config.initializer_range)
             )
-            if getattr(module, "bias", None) is not None:
-                nn.init.zeros_(module.bias)
+            bias = getattr(module, "bias", None)
+            if bias is not None:
+                nn.init.zeros_(bias)
         elif isinstance(module, nn.LayerNorm):
             nn.init.ones_(module.weight)
             nn.init.zeros_(module.bias)
 
 
 def leave_heads(quantization_config):
-    """The configuration of a quantizer that leaves out, unless it says what, LM head, order heads
-    and token rates.
+    """The configuration of a quantizer that by default leaves out LM head and rates.
 
     These are small, and trained in full beside adapters. It is saved with the model, which so is
     loaded as it was made.
@@ -206,9 +214,11 @@ class LoMDMModel(LoMDMPreTrainedModel):
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Embedding:
+        """The token embeddings."""
         return self.embed_tokens
 
-    def set_input_embeddings(self, value: nn.Embedding) -> None:
+    def set_input_embeddings(self, value: Any) -> None:
+        """Replaces the token embeddings."""
         self.embed_tokens = value
 
     @can_return_tuple
@@ -247,25 +257,14 @@ class LoMDMModel(LoMDMPreTrainedModel):
             unread: the other standard arguments of transformers, all `None` or `False`.
         Returns:
             `last_hidden_state` `[B, L, D]`; with views `[B, (1 + K) L, D]`, the clean text and then
-            its views, or
-            `[B, K L, D]`, the views alone. `hidden_states`: `num_hidden_layers + 1` of `[B, L, D]`,
-                or `None`.
+            its views, or `[B, K L, D]`, the views alone. `hidden_states`: `num_hidden_layers + 1`
+            of `[B, L, D]`, or `None`.
         """
         check_unread(self.config, unread)
-        if self.config.block_size is None and (views is not None or past_key_values is not None):
-            raise ValueError(
-                "views and past_key_values need blocks: with block_size=None every reveal changes all. Leave them out "
-                "(by peft, tune prompts instead of prefixes)."
-            )
-        name, text = one_text(input_ids, inputs_embeds)
-        past_length = 0 if past_key_values is None else past_key_values.get_seq_length()
-        check_inputs(
-            text,
-            attention_mask,
-            self.config,
-            None if past_key_values is None else past_length,
-            name,
+        _, text = check_text(
+            self.config, input_ids, attention_mask, views, past_key_values, inputs_embeds
         )
+        past_length = 0 if past_key_values is None else past_key_values.get_seq_length()
         num_copies, first_output = 1, text.shape[1] if views_only else 0
         if views is not None:
             num_copies += len(views) // len(text)
@@ -309,16 +308,14 @@ class LoMDMModel(LoMDMPreTrainedModel):
 
 
 def reads_few_rows(text: Tensor) -> bool:
-    """Whether a few rows at a time go through the layers: on a CPU without gradients, where it is
-    not compiled."""
+    """Whether few rows at a time go through the layers: on a CPU, no gradients, not compiled."""
     return text.device.type == "cpu" and not (
         torch.is_grad_enabled() or torch.compiler.is_compiling()
     )
 
 
 def check_unread(config: LoMDMConfig, arguments: dict) -> None:
-    """Raises `ValueError` for standard arguments of transformers that are not read, and for unknown
-    ones."""
+    """Raises `ValueError` for standard arguments of transformers that are not read."""
     if config.output_attentions:
         arguments = {**arguments, "output_attentions": True}
     for name, value in arguments.items():
@@ -326,12 +323,36 @@ def check_unread(config: LoMDMConfig, arguments: dict) -> None:
             raise ValueError(f"{name} is not read by these models. {UNREAD.get(name, UNKNOWN)}")
 
 
+def check_text(
+    config: LoMDMConfig,
+    input_ids: Tensor | None = None,
+    attention_mask: Tensor | None = None,
+    views: Tensor | None = None,
+    past_key_values: Cache | None = None,
+    inputs_embeds: Tensor | None = None,
+    **_,
+) -> tuple[str, Tensor]:
+    """The text `[B, L]` or `[B, L, D]` that a trunk is to read, and its name.
+
+    Raises:
+        ValueError: arguments of `LoMDMModel.forward` that do not fit each other or `config`.
+    """
+    if config.block_size is None and (views is not None or past_key_values is not None):
+        raise ValueError(
+            "views and past_key_values need blocks: with block_size=None every reveal changes all. "
+            "Leave them out (by peft, tune prompts instead of prefixes)."
+        )
+    name, text = one_text(input_ids, inputs_embeds)
+    past_length = None if past_key_values is None else past_key_values.get_seq_length()
+    check_inputs(text, attention_mask, config, past_length, name)
+    return name, text
+
+
 def one_text(input_ids: Tensor | None, inputs_embeds: Tensor | None) -> tuple[str, Tensor]:
-    """Token ids `[B, L]` or embeddings `[B, L, D]`, whichever is given, and its name; else
-    `ValueError`."""
+    """Token ids `[B, L]` or embeddings `[B, L, D]`, the one that is given, and its name."""
     if (input_ids is None) == (inputs_embeds is None):
-        both = "neither" if input_ids is None else "both"
-        raise ValueError(f"exactly one of input_ids and inputs_embeds must be given, got {both}.")
+        given = "neither" if input_ids is None else "both"
+        raise ValueError(f"exactly one of input_ids and inputs_embeds must be given, got {given}.")
     return ("input_ids", input_ids) if inputs_embeds is None else ("inputs_embeds", inputs_embeds)
 
 
@@ -342,8 +363,7 @@ def check_inputs(
     past_length: int | None = None,
     name: str = "input_ids",
 ) -> None:
-    """Raises `ValueError` for shapes that do not agree and, where it costs no synchronisation, for
-    unknown ids.
+    """Raises `ValueError` for shapes that do not agree and, on the CPU, for unknown ids.
 
     Args:
         text: `[B, L]`, token ids, or `[B, L, D]`, their embeddings, for `name="inputs_embeds"`.
@@ -370,8 +390,9 @@ def check_inputs(
         given[1] = expected[1]
     if given != expected:
         raise ValueError(
-            f"attention_mask must have the shape of {name} (with a cache: of all positions), {expected}, got "
-            f"{list(attention_mask.shape)}. Pass 1 for real tokens and 0 for padding."
+            f"attention_mask must have the shape of {name} (with a cache: of all positions), "
+            f"{expected}, got {list(attention_mask.shape)}. Pass 1 for real tokens and 0 for "
+            "padding."
         )
     if past_length:
         check_cache(attention_mask, config.block_size, past_length, text.shape[1])
@@ -393,8 +414,8 @@ def check_cache(
         lengths = attention_mask[goes_on, :-new_length].long().sum(-1).tolist()
     if any(length % block_size for length in lengths):
         raise ValueError(
-            f"past_key_values must hold whole blocks of block_size={block_size}, got texts of {lengths} positions. "
-            "Add whole blocks, or crop it to the last whole one."
+            f"past_key_values must hold whole blocks of block_size={block_size}, got texts of "
+            f"{lengths} positions. Add whole blocks, or crop it to the last whole one."
         )
 
 
@@ -405,12 +426,12 @@ def check_labels(
     config: LoMDMConfig,
     name: str = "input_ids",
 ) -> None:
-    """Raises `ValueError` for labels or quantiles that do not fit the text; values are read on the
-    CPU only."""
+    """Raises `ValueError` for labels or quantiles that do not fit; reads values on the CPU only."""
     if labels.shape != text.shape[:2]:
         raise ValueError(
-            f"labels must have the shape of {name}, {list(text.shape[:2])}, got {list(labels.shape)}. "
-            "Pass the clean token ids, -100 at given positions (prompt tuning by peft does so with CAUSAL_LM)."
+            f"labels must have the shape of {name}, {list(text.shape[:2])}, got "
+            f"{list(labels.shape)}. Pass the clean token ids, -100 at given positions (prompt "
+            "tuning by peft does so with CAUSAL_LM)."
         )
     if quantiles is not None and quantiles.shape != text.shape[:1]:
         raise ValueError(
@@ -425,8 +446,9 @@ def check_labels(
         clean = labels[~given]
     elif (wrong := ~given & (labels != text)).any():
         raise ValueError(
-            f"labels differ from input_ids at {int(wrong.sum())} positions. With labels, input_ids are clean texts, "
-            "which the model masks by itself: no DataCollatorForLanguageModeling(mlm=True) and the like."
+            f"labels differ from input_ids at {int(wrong.sum())} positions. With labels, input_ids "
+            "are clean texts, which the model masks by itself: no "
+            "DataCollatorForLanguageModeling(mlm=True) and the like."
         )
     else:
         clean = torch.where(given, text, labels)
@@ -439,8 +461,7 @@ def check_labels(
 
 
 def check_ids(name: str, ids: Tensor, vocab_size: int) -> None:
-    """Raises `ValueError` for ids outside the vocabulary; on the CPU only (elsewhere it would
-    synchronise)."""
+    """Raises `ValueError` for ids outside the vocabulary, on the CPU only: a GPU would wait."""
     if torch.compiler.is_compiling() or ids.device.type != "cpu" or ids.numel() == 0:
         return
     low, high = int(ids.min()), int(ids.max())

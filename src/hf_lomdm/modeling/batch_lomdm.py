@@ -1,5 +1,4 @@
-"""A batch of texts as the loss, the rates and the evaluations see it. This file travels to the
-Hub."""
+"""A batch of texts as loss, rates and evaluations see it. This file travels to the Hub."""
 
 from collections.abc import Callable
 from typing import NamedTuple

@@ -8,6 +8,7 @@ import inspect
 import json
 import os
 import re
+from collections.abc import Set
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -49,8 +50,7 @@ class Checkpoint:
             self.folder = Path(self.name)
 
     def find(self, name: str) -> str | None:
-        """The path of one of its files, downloaded if need be; `None` if it has none of that
-        name."""
+        """The path of one of its files, downloaded if need be; `None` if it has none."""
         return cached_file(
             self.name, name, _raise_exceptions_for_missing_entries=False, **self.download
         )
@@ -74,12 +74,14 @@ class Checkpoint:
         pickles = [name for name in pickles if name != "training_args.bin"]
         if pickles:
             raise ValueError(
-                f"{self.name} offers its weights as pickles ({', '.join(pickles)}), which can run code when they are "
-                f"read. Ask for {WEIGHTS}, or convert files that you trust with safetensors.torch.save_file."
+                f"{self.name} offers its weights as pickles ({', '.join(pickles)}), which can run "
+                f"code when they are read. Ask for {WEIGHTS}, or convert files that you trust with "
+                "safetensors.torch.save_file."
             )
         wanted = self._of_variant(WEIGHTS)
         raise OSError(
-            f"no file named {wanted} in {self.name}. Pass a folder that save_pretrained has written."
+            f"no file named {wanted} in {self.name}. Pass a folder that save_pretrained has "
+            "written."
         )
 
     def _of_variant(self, name: str) -> str:
@@ -87,10 +89,9 @@ class Checkpoint:
         return name if self.variant is None else f"{stem}.{self.variant}.{suffix}"
 
     def _indexed(self, index: str, name: Any) -> str:
-        """The path of a file that the index names; for `model/` of a Hub folder it lies above, in
-        that folder."""
-        here = Path(index).parent
-        in_hub_folder = here.name == "model" and (here.parent / "model_index.json").is_file()
+        """The path of a file that the index names; for `model/` of a Hub folder, one level up."""
+        folder = Path(index).parent
+        in_hub_folder = folder.name == "model" and (folder.parent / "model_index.json").is_file()
         inside = name.removeprefix("../") if isinstance(name, str) and in_hub_folder else name
         plain = (
             isinstance(inside, str)
@@ -133,15 +134,16 @@ def check_checkpoint(
     name, author = model_class.__name__, (config.architectures or [None])[0]
     if not chosen and author not in (None, name):
         raise ValueError(
-            f"{checkpoint.name} was saved by {author}, not {name}. Load it by {author}.from_pretrained."
+            f"{checkpoint.name} was saved by {author}, not {name}. Load it by "
+            f"{author}.from_pretrained."
         )
     files = checkpoint.weight_files()
     shapes = weight_shapes(files)
-    layers = {found[1] for found in map(LAYER.match, shapes) if found}
+    layers = {match[1] for match in map(LAYER.match, shapes) if match}
     if len(layers) != config.num_hidden_layers:  # before as many are built
         raise ValueError(
-            f"the weights of {checkpoint.name} have {len(layers)} layers, its configuration says num_hidden_layers="
-            f"{config.num_hidden_layers}. {SAME_EXPORT}"
+            f"the weights of {checkpoint.name} have {len(layers)} layers, its configuration says "
+            f"num_hidden_layers={config.num_hidden_layers}. {SAME_EXPORT}"
         )
     # quantized weights and parts of weights have shapes of their own
     quantized = getattr(config, "quantization_config", None) is not None
@@ -165,8 +167,7 @@ def check_checkpoint(
 
 
 def code_map(model: PreTrainedModel) -> dict[str, str]:
-    """What `config.json` says of the code that `model.save_pretrained` takes along; nothing if it
-    takes none.
+    """What `config.json` says of the code that `model.save_pretrained` takes along, if any.
 
     Raises:
         ValueError: a class whose code is to travel imports files that cannot: transformers copies
@@ -184,8 +185,9 @@ def code_map(model: PreTrainedModel) -> dict[str, str]:
         map(os.path.isfile, files)
     ):
         raise ValueError(
-            f"{cls.__name__} cannot take its code along: {source} imports relatively what is no file beside it, as in "
-            "`from .sibling import X`. Import it by its full name, or do not register the class."
+            f"{cls.__name__} cannot take its code along: {source} imports relatively what is no "
+            "file beside it, as in `from .sibling import X`. Import it by its full name, or do not "
+            "register the class."
         )
     names = {
         "AutoConfig": type(model.config),
@@ -194,9 +196,9 @@ def code_map(model: PreTrainedModel) -> dict[str, str]:
         cls._auto_class: cls,
     }
     return {
-        auto: f"{one.__module__.split('.')[-1]}.{one.__name__}"
-        for auto, one in names.items()
-        if inspect.getfile(one) in files
+        auto: f"{named.__module__.split('.')[-1]}.{named.__name__}"
+        for auto, named in names.items()
+        if inspect.getfile(named) in files
     }
 
 
@@ -204,11 +206,10 @@ def check_shapes(
     name: str,
     found: dict[str, Any],
     expected: dict[str, Any],
-    optional: set[str] = frozenset(),
+    optional: Set[str] = frozenset(),
     complete: bool = True,
 ) -> None:
-    """Raises `ValueError` if the weights `found` in the checkpoint `name` have other shapes than
-    `expected`.
+    """Raises `ValueError` if the weights `found` in `name` have other shapes than `expected`.
 
     If it must be `complete`, none but `optional` ones may be missing. Unexpected ones are judged
     when it is read.
@@ -217,7 +218,8 @@ def check_shapes(
     if wrong:
         pairs = ", ".join(f"{key} {found[key]} instead of {expected[key]}" for key in wrong[:3])
         raise ValueError(
-            f"{len(wrong)} weights of {name} have other shapes than its configuration says: {pairs}. {SAME_EXPORT}"
+            f"{len(wrong)} weights of {name} have other shapes than its configuration says: "
+            f"{pairs}. {SAME_EXPORT}"
         )
     missing = sorted(expected.keys() - found.keys() - optional)
     if missing and complete:
@@ -236,7 +238,8 @@ def weight_shapes(paths: list[str]) -> dict[str, list[int]]:
     for path in paths:
         try:
             with safe_open(path, "pt") as weights:
-                shapes |= {name: weights.get_slice(name).get_shape() for name in weights.keys()}
+                names = weights.keys()  # the file itself is not iterable
+                shapes |= {name: weights.get_slice(name).get_shape() for name in names}
         except SafetensorError as error:
             raise ValueError(
                 f"{error}: {path} is cut off, or no safetensors file. {REMEDY}"

@@ -1,18 +1,19 @@
-"""Configuration of LoMDM models. This file travels to the Hub: it imports torch and the libraries
-alone."""
+"""Configuration of LoMDM models. This file travels to the Hub."""
 
+import copy
 import inspect
+import math
 import os
 import reprlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FunctionType
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from transformers import PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig
 
 RATE_TYPES = ("learned", "uniform", "token", "score")
 BOUNDS = ("order", "time")
@@ -38,7 +39,7 @@ class Number:
     low, high, ends: the range; a square bracket includes its end, a round one does not.
     """
 
-    kind: type
+    kind: type[int] | type[float]
     low: float
     high: float = MOST
     ends: str = "[]"
@@ -62,8 +63,7 @@ FLAG, NAME = (False, True), str | None
 
 
 class LoMDMConfig(PreTrainedConfig):
-    """Sizes, special tokens and the process: `rate_type` and `block_size` span the family
-    (docs/method.md, "family").
+    """Sizes, special tokens and the process; `rate_type` and `block_size` span the family.
 
     The defaults are MDLM small with the GPT-2 vocabulary and one extra entry for the mask token.
 
@@ -74,6 +74,7 @@ class LoMDMConfig(PreTrainedConfig):
         intermediate_size: width of the MLP; `None` is `4 * hidden_size`.
         max_position_embeddings: longest text that the model takes, in tokens; with blocks, the
             context of a block (itself included, rounded up to whole blocks): texts may be longer.
+            `None` is 1024, or what `backbone_config` says.
         mask_token_id: id of the mask token, below `vocab_size`; its probability under the model is
             exactly zero.
         pad_token_id, bos_token_id, eos_token_id: ids or `None`; none of them may be the mask token.
@@ -106,6 +107,13 @@ class LoMDMConfig(PreTrainedConfig):
             ** -0.5`, that of `torch.nn.Linear` (0.021 at 768): a fixed 0.02 leaves narrow models
             with almost uniform attention.
         tie_word_embeddings: whether the LM head uses the embedding matrix.
+        backbone_config: configuration of a model of transformers (or its dict), whose layers,
+            embeddings and prediction head then take the place of the ones here; `None` = our own.
+            `vocab_size`, `hidden_size`, `num_hidden_layers` and `tie_word_embeddings` are then
+            taken from it, `num_attention_heads` and `intermediate_size` are those of the order
+            heads, and `dropout` and `rope_theta` are not used by the backbone.
+        logit_shift: the token law of a position is read at the position before it, where a causal
+            model keeps it; only with `backbone_config` (docs/backbones.md).
 
     Raises:
         ValueError: a value of another type or out of range (`allowed`), with the name, the value
@@ -113,6 +121,7 @@ class LoMDMConfig(PreTrainedConfig):
     """
 
     model_type = "lomdm"
+    sub_configs: ClassVar[dict] = {"backbone_config": AutoConfig}
     # What a field may hold, whatever the others do; what fields say of each other is in
     # `validate_fields`.
     allowed = {
@@ -138,6 +147,8 @@ class LoMDMConfig(PreTrainedConfig):
         "layer_norm_eps": Number(float, 0, 1),
         "initializer_range": Number(float, 0, 1e6),
         "tie_word_embeddings": FLAG,
+        "backbone_config": PreTrainedConfig | None,
+        "logit_shift": FLAG,
         # of transformers, which declares some of these types and checks none
         "architectures": list | None,
         "auto_map": dict,
@@ -167,7 +178,7 @@ class LoMDMConfig(PreTrainedConfig):
         num_hidden_layers: int = 12,
         num_attention_heads: int = 12,
         intermediate_size: int | None = None,
-        max_position_embeddings: int = 1024,
+        max_position_embeddings: int | None = None,
         mask_token_id: int = 50257,
         pad_token_id: int | None = None,
         bos_token_id: int | None = None,
@@ -185,13 +196,25 @@ class LoMDMConfig(PreTrainedConfig):
         layer_norm_eps: float = 1e-5,
         initializer_range: float | None = None,
         tie_word_embeddings: bool = False,
+        backbone_config: PreTrainedConfig | dict | None = None,
+        logit_shift: bool = False,
         **kwargs,
     ):
+        self.backbone_config = backbone = _read_backbone(backbone_config)
+        self.logit_shift = logit_shift
+        if backbone is not None:
+            vocab_size, hidden_size = backbone.vocab_size, backbone.hidden_size
+            num_hidden_layers = backbone.num_hidden_layers
+            num_attention_heads = math.gcd(hidden_size // 2, num_attention_heads)
+            tie_word_embeddings = backbone.tie_word_embeddings
+            kwargs.setdefault("attn_implementation", backbone._attn_implementation)
         self.vocab_size = vocab_size
         self.hidden_size = hidden_size
         self.num_hidden_layers = num_hidden_layers
         self.num_attention_heads = num_attention_heads
         self.intermediate_size = 4 * hidden_size if intermediate_size is None else intermediate_size
+        if max_position_embeddings is None:
+            max_position_embeddings = getattr(backbone, "max_position_embeddings", 1024)
         self.max_position_embeddings = max_position_embeddings
         self.mask_token_id = mask_token_id
         self.rate_type = rate_type
@@ -208,13 +231,14 @@ class LoMDMConfig(PreTrainedConfig):
         self.initializer_range = (
             (3 * hidden_size) ** -0.5 if initializer_range is None else initializer_range
         )
-        special = {
+        inherited: dict[str, Any] = {
             "pad_token_id": pad_token_id,
             "bos_token_id": bos_token_id,
             "eos_token_id": eos_token_id,
+            "tie_word_embeddings": tie_word_embeddings,
         }
         with _plain_errors("the configuration"):
-            super().__init__(**special, tie_word_embeddings=tie_word_embeddings, **kwargs)
+            super().__init__(**inherited, **kwargs)
         self.validate_fields()
 
     def __init_subclass__(cls, **kwargs):
@@ -226,8 +250,7 @@ class LoMDMConfig(PreTrainedConfig):
             del cls.__init__
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Refuses what the field may not hold, also after `__init__`: `from_pretrained(...,
-        c1=0.5)` sets it then."""
+        """Refuses what the field may not hold: `from_pretrained(..., c1=0.5)` sets it late."""
         _check_field(type(self), name, value)
         with _plain_errors(name):
             super().__setattr__(name, value)
@@ -254,7 +277,8 @@ class LoMDMConfig(PreTrainedConfig):
         chosen = [name for name in CHOSEN_BY_THE_CALLER if config_dict.get(name) is not None]
         if chosen:
             raise ValueError(
-                f"config.json has {chosen}, which the caller of from_pretrained chooses. Remove it there."
+                f"config.json has {chosen}, which the caller of from_pretrained chooses. Remove it "
+                "there."
             )
         return super().from_dict(config_dict, **kwargs)
 
@@ -266,17 +290,63 @@ class LoMDMConfig(PreTrainedConfig):
         """
         if self.hidden_size % (2 * self.num_attention_heads):
             raise ValueError(
-                f"hidden_size must be a multiple of 2 * num_attention_heads (rotary positions turn pairs), got "
-                f"hidden_size={self.hidden_size} and num_attention_heads={self.num_attention_heads}."
+                "hidden_size must be a multiple of 2 * num_attention_heads (rotary positions turn "
+                f"pairs), got hidden_size={self.hidden_size} and "
+                f"num_attention_heads={self.num_attention_heads}."
             )
+        _check_backbone(self)
         _check_process(self)
         _check_special_tokens(self)
+
+
+def _read_backbone(backbone: Any) -> PreTrainedConfig | None:
+    """The configuration of a foreign backbone: a copy, for the model changes it."""
+    if backbone is None or isinstance(backbone, PreTrainedConfig):
+        return copy.deepcopy(backbone)
+    fields = dict(backbone) if isinstance(backbone, Mapping) else {}
+    try:
+        with _plain_errors("backbone_config"):
+            return AutoConfig.for_model(fields.pop("model_type", None), **fields)
+    except ValueError as error:
+        raise ValueError(
+            f"backbone_config must be the configuration of a model of transformers with its "
+            f"model_type, got {_shown(backbone)}: {str(error).splitlines()[0]}"
+        ) from error
+
+
+def _check_backbone(config: LoMDMConfig) -> None:
+    backbone = config.backbone_config
+    if backbone is None:
+        if config.logit_shift:
+            raise ValueError(
+                "logit_shift=True needs backbone_config: our own backbone is no causal model. "
+                "Leave it out."
+            )
+        return
+    if backbone.is_encoder_decoder:
+        raise ValueError(
+            f"backbone_config is of {backbone.model_type}, an encoder with a decoder. Give a "
+            "causal or a masked language model."
+        )
+    for name in ("vocab_size", "hidden_size", "num_hidden_layers"):
+        if getattr(backbone, name, None) != getattr(config, name):
+            raise ValueError(
+                f"{name}={getattr(config, name)} differs from that of backbone_config, "
+                f"{getattr(backbone, name, None)}. Change both, or make the model anew."
+            )
+    longest = getattr(backbone, "max_position_embeddings", None)
+    if longest is not None and config.max_position_embeddings > longest:
+        raise ValueError(
+            f"max_position_embeddings={config.max_position_embeddings} is more than the "
+            f"{longest} of backbone_config. Pass at most that."
+        )
 
 
 def _check_field(config_class: type[LoMDMConfig], name: str, value: Any) -> None:
     allowed = config_class.allowed.get(name, object)
     if isinstance(allowed, tuple):
-        fits = any(type(value) is type(one) and value == one for one in allowed)  # 1 is not True
+        # 1 is not True
+        fits = any(type(value) is type(entry) and value == entry for entry in allowed)
     else:
         fits = value in allowed if isinstance(allowed, Number) else isinstance(value, allowed)
     if not fits:
@@ -308,7 +378,7 @@ def _check_dtype(name: str) -> None:
 
 
 def _check_labels(labels: Any) -> None:
-    """transformers makes whole numbers of the keys: each must be one, and no two the same."""
+    """Raises unless the keys are different whole numbers, which transformers makes of them."""
     whole = (
         isinstance(labels, Mapping)
         and len(labels) <= MOST_LABELS
@@ -316,8 +386,8 @@ def _check_labels(labels: Any) -> None:
     )
     if not whole or len({int(key) for key in labels}) < len(labels):
         raise ValueError(
-            f"id2label must map at most {MOST_LABELS} different whole numbers to labels, got {_shown(labels)}. "
-            "Leave it out: these models have no use for labels."
+            f"id2label must map at most {MOST_LABELS} different whole numbers to labels, got "
+            f"{_shown(labels)}. Leave it out: these models have no use for labels."
         )
 
 
@@ -330,23 +400,22 @@ def _shown(value: Any) -> str:
 
 
 @contextmanager
-def _plain_errors(what: str) -> Iterator[None]:
-    """Turns what transformers raises about values, strict dataclasses among it, into a `ValueError`
-    of one line."""
+def _plain_errors(source: str) -> Iterator[None]:
+    """Turns what transformers raises about values into a `ValueError` of one line."""
     try:
         yield
     except (StrictDataclassError, TypeError, AttributeError) as error:
         reason = error.__cause__ or error
         raise ValueError(
-            f"{what} has a value that transformers refuses: {reason}. Leave it out."
+            f"{source} has a value that transformers refuses: {reason}. Leave it out."
         ) from error
 
 
 def _check_process(config: LoMDMConfig) -> None:
     if config.block_size == 1 and config.rate_type == "learned":
         raise ValueError(
-            "block_size=1 leaves nothing to order: NormSig vanishes. Pass rate_type='uniform' (an AR model) or larger "
-            "blocks."
+            "block_size=1 leaves nothing to order: NormSig vanishes. Pass rate_type='uniform' (an "
+            "AR model) or larger blocks."
         )
     if not config.c1 > config.c2:
         raise ValueError(
@@ -355,7 +424,8 @@ def _check_process(config: LoMDMConfig) -> None:
         )
     if config.num_views == 1 and config.rate_type in ("learned", "token"):
         raise ValueError(
-            f"num_views must be None or at least 2, which RLOO compares, got 1 with rate_type={config.rate_type!r}."
+            "num_views must be None or at least 2, which RLOO compares, got 1 with "
+            f"rate_type={config.rate_type!r}."
         )
     if config.time_range is not None:
         _check_time_range(config)
@@ -369,12 +439,13 @@ def _check_time_range(config: LoMDMConfig) -> None:
         or config.time_range[0] >= config.time_range[1]
     ):
         raise ValueError(
-            f"time_range must be [low, high] with 0 < low < high <= 1, got {_shown(config.time_range)}."
+            "time_range must be [low, high] with 0 < low < high <= 1, got "
+            f"{_shown(config.time_range)}."
         )
     if config.bound != "time" or config.time_epsilon is not None:
         raise ValueError(
-            f"time_range={config.time_range} needs bound='time' and time_epsilon=None, got bound={config.bound!r} and "
-            f"time_epsilon={config.time_epsilon}."
+            f"time_range={config.time_range} needs bound='time' and time_epsilon=None, got "
+            f"bound={config.bound!r} and time_epsilon={config.time_epsilon}."
         )
 
 

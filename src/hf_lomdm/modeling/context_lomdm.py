@@ -1,7 +1,7 @@
-"""The context of a block that is being written: the blocks before it. This file travels to the
-Hub."""
+"""The blocks before the one that is being written. This file travels to the Hub."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,8 +35,7 @@ class BlockContext:
     def read(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, output_logits: bool = True
     ) -> ModelOutput:
-        """The model's output for the next block of each text `[B, S]`, which may be partly
-        masked."""
+        """The model's output for the next, partly masked block of each text `[B, S]`."""
         width = input_ids.shape[1]
         if self.cache is None:
             tokens, mask = (
@@ -63,8 +62,7 @@ class BlockContext:
             )
             self.tokens = self.tokens[:, size:]
             self._drop(size - self.model.config.block_size)
-        # join only now: once positions have left the cache, only the mask says where the text goes
-        # on
+        # join only now: once positions have left the cache, only the mask says where the text is
         tokens, mask = (
             torch.cat((self.tokens, input_ids), dim=1),
             self._join(input_ids, attention_mask),
@@ -91,9 +89,9 @@ class BlockContext:
         self._cut(slice(surplus, None))
 
     def _cut(self, kept: slice) -> None:
-        """Keeps these positions of the cache. `DynamicCache.crop` differs between versions of
-        transformers 5."""
-        for layer in self.cache.layers:
+        """Keeps these positions of the cache; `DynamicCache.crop` differs between versions."""
+        layers: list[Any] = self.cache.layers
+        for layer in layers:
             layer.keys, layer.values = layer.keys[:, :, kept], layer.values[:, :, kept]
 
     def _join(self, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor | None:

@@ -85,7 +85,8 @@ class ForwardProcess:
     @staticmethod
     def positions(sample: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Index of each position counted from the first real token: `[B, L]` int64 (clamped at 0 on
-        left padding)."""
+        left padding).
+        """
         real = None if attention_mask is None else attention_mask.bool()
         return position_ids(real, sample.shape[1], sample.device).expand(sample.shape)
 
@@ -93,7 +94,8 @@ class ForwardProcess:
         self, positions: Tensor, attention_mask: Tensor | None
     ) -> tuple[Tensor, int | Tensor]:
         """Block of each position `[B, L]` and number of blocks of each row (`[B, 1]`, or a number
-        for all)."""
+        for all).
+        """
         size = self.config.block_size
         if size is None:
             return torch.zeros(positions.shape, dtype=torch.int64, device=positions.device), 1

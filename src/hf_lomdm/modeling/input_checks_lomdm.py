@@ -1,5 +1,6 @@
 """What the scheduler may be given: each error one line that names the argument, the value and the
-remedy. This file travels to the Hub."""
+remedy. This file travels to the Hub.
+"""
 
 from numbers import Real
 
@@ -64,7 +65,8 @@ def require(condition: bool, message: str) -> None:
 
 def float64_rates(rates: Tensor, where: Tensor | None) -> Tensor:
     """Rates `[B, L]` in float64, 1 outside of `where` `[B, L]` (`None` = everywhere), checked on
-    the CPU."""
+    the CPU.
+    """
     floating = isinstance(rates, Tensor) and rates.ndim == 2 and rates.is_floating_point()
     require(
         floating,

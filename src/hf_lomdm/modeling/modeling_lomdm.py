@@ -1,22 +1,28 @@
-"""LoMDM models: backbone, LM head, rates, and the loss, for the whole family. This file travels to
-the Hub."""
+"""LoMDM models: backbone, LM head, rates and loss. This file travels to the Hub."""
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedTokenizerBase
 from transformers.cache_utils import Cache, DynamicCache
+from transformers.modeling_outputs import BaseModelOutput
+from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import ModelOutput, can_return_tuple
 
 from .attention_lomdm import attention_inputs  # noqa: F401  diffusers copies what this file imports, no deeper
+from .backbone_hub_lomdm import HubHead, new_model, read_backbone, shifted_states, takes_cache
 from .backbone_lomdm import (
     GIVEN,
     LoMDMModel,
     LoMDMPreTrainedModel,
     check_labels,
+    check_text,
     check_unread,
     one_text,
 )
@@ -24,6 +30,14 @@ from .batch_lomdm import Batch, make_batch
 from .checkpoint_lomdm import check_checkpoint  # noqa: F401  diffusers copies what this file imports, no deeper
 from .configuration_lomdm import BOUNDS, LoMDMConfig
 from .context_lomdm import BlockContext
+from .pretrained_lomdm import (
+    add_row,
+    check_backbone,
+    choose_mask_token,
+    converted_config,
+    load_pretrained,
+    load_tokenizer,
+)
 from .process_lomdm import (
     BoundTerms,
     View,
@@ -56,21 +70,25 @@ CHUNK_LOGITS = 2**24
 
 @dataclass
 class LoMDMOutput(ModelOutput):
-    """Output of `LoMDMForMaskedDiffusion`; `B` texts of `L` positions, `V` token ids, `D` hidden
-    units.
+    """Output of `LoMDMForMaskedDiffusion`: `B` texts, `L` positions, `V` ids, `D` hidden units.
 
     Without labels:
         logits: `[B, L, V]`, unnormalised token law in the model's dtype, the mask token at `-inf`;
-        or `None`. rates: `[B, L]` float32, reverse rates `v_i(z) > 0`.
-        last_hidden_state: `[B, L, D]`. hidden_states: as in `LoMDMModel`.
+            or `None`.
+        rates: `[B, L]` float32, reverse rates `v_i(z) > 0`.
+        last_hidden_state: `[B, L, D]`, what `token_logits` projects (with `logit_shift` the states
+            of the positions before).
+        hidden_states: as in `LoMDMModel`.
     With labels (everything but the loss is detached, and summed over the blocks of a text):
         loss: scalar, nats per maskable token; its value is the bound, its gradient that of section
-        2 (RLOO). rates: `[B, L]`, the reverse rates of the first view, with an order head; else
-        `None`. nelbo, main, velocity: `[B]`, nats per text; `nelbo = main + velocity`.
+            2 (RLOO).
+        rates: `[B, L]`, the reverse rates of the first view, with an order head; else `None`.
+        nelbo, main, velocity: `[B]`, nats per text; `nelbo = main + velocity`.
         score: `[B]`, the RLOO term whose gradient is in the loss (its value is not); `None` where
-        it has none. forward_rates: `[B, L]` float32, `w_i(x) > 0`.
+            it has none.
+        forward_rates: `[B, L]` float32, `w_i(x) > 0`.
         rate_ratio: `[B]`, `V / W` over the masked positions, 1 when the reverse rates fit the
-        forward ones.
+            forward ones.
     """
 
     loss: Tensor | None = None
@@ -87,26 +105,42 @@ class LoMDMOutput(ModelOutput):
 
 
 class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
-    """A masked diffusion language model: backbone, LM head, and what its `rate_type` needs for the
-    order of reveal.
+    """A masked diffusion language model: backbone, LM head, and the rates of its `rate_type`.
 
     Without labels it gives the token law `p_i(z)` and the reverse rates `v_i(z)` of a partly masked
     text; with labels the loss, a bound on `-log P(x)` in nats per token (docs/method.md).
     """
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
-    _auto_class = "AutoModel"  # `save_pretrained` and `push_to_hub` then copy the code
+    # `save_pretrained` and `push_to_hub` then copy the code
+    _auto_class = "AutoModel"  # type: ignore[assignment]
 
-    def __init__(self, config: LoMDMConfig):
+    def __init__(self, config: LoMDMConfig, backbone: PreTrainedModel | None = None):
         super().__init__(config)
-        self.model = LoMDMModel(config)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size)
+        self.hub_head: HubHead | None = None
+        if config.backbone_config is None:
+            self.model = LoMDMModel(config)
+            self.lm_head = nn.Linear(config.hidden_size, config.vocab_size)
+        else:
+            self._take_over(new_model(config.backbone_config) if backbone is None else backbone)
         self.rate_law = RATE_LAWS[config.rate_type]
         modules = self.rate_law.modules(config)
         self.phi, self.psi, self.omega = (modules.get(name) for name in ("phi", "psi", "omega"))
         self.post_init()
         # post_init takes over what the backbone alone may ignore
         self._keys_to_ignore_on_load_unexpected = None
+
+    def _take_over(self, whole: PreTrainedModel) -> None:
+        """Makes the backbone of a model of transformers `model`, and its head's parts ours."""
+        self.hub_head = HubHead(whole)
+        self.model = whole.base_model
+        for name in self.hub_head.children:
+            setattr(self, name, getattr(whole, name))
+        self.model.config.is_causal = False  # else attention without a mask would be causal
+        self.config.backbone_config = self.model.config
+        self._tied_weights_keys = self.hub_head.tied
+        layers = getattr(self.model, "_no_split_modules", None) or ()  # for FSDP and device_map
+        self._no_split_modules = [*layers, *self._no_split_modules]
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -116,25 +150,105 @@ class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
         elif isinstance(module, LoMDMOrderHead) and module.given is not None:
             nn.init.zeros_(module.given)
 
-    def get_output_embeddings(self) -> nn.Linear:
-        return self.lm_head
+    def get_input_embeddings(self) -> nn.Module:
+        """The embedding of token ids."""
+        return self.model.get_input_embeddings()
 
-    def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
-        self.lm_head = new_embeddings
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replaces the embedding of token ids."""
+        self.model.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        """The last layer of the LM head."""
+        return self.lm_head if self.hub_head is None else self.get_submodule(self.hub_head.output)
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        """Replaces the last layer of the LM head."""
+        name = "lm_head" if self.hub_head is None else self.hub_head.output
+        self.set_submodule(name, new_embeddings)
 
     def resize_token_embeddings(
         self, new_num_tokens: int | None = None, *args, **kwargs
     ) -> nn.Embedding:
-        """As in transformers; token rates follow the vocabulary. A special token that would go is a
-        `ValueError`."""
+        """As in transformers; token rates follow. Losing a special token is a `ValueError`."""
         embeddings = super().resize_token_embeddings(new_num_tokens, *args, **kwargs)
+        if self.hub_head is not None:
+            self.model.config.vocab_size = self.config.vocab_size
         self._own_law.resize(self)
         return embeddings
 
+    @classmethod
+    def from_causal_lm(
+        cls,
+        source: str | os.PathLike | PreTrainedModel,
+        *,
+        block_size: int | None = None,
+        rate_type: str = "learned",
+        logit_shift: bool = True,
+        mask_token: int | str | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        settings: dict[str, Any] | None = None,
+        **options,
+    ) -> "LoMDMForMaskedDiffusion":
+        """A causal language model as a masked diffusion model, in eval mode (docs/backbones.md).
+
+        With `block_size=1`, `rate_type="uniform"` and `logit_shift=True` it is the causal model.
+        `with_mask_token(tokenizer, model.config)` gives its tokenizer the mask token.
+
+        Args:
+            source: Hub name or folder, or a model, which is then used up.
+            block_size, rate_type, logit_shift: of `LoMDMConfig`.
+            mask_token: an id or a token; default the tokenizer's, else a row of the embedding that
+                no text uses, else a new row.
+            tokenizer: default the one beside the model.
+            settings: further fields of `LoMDMConfig`.
+            options: of `AutoModelForCausalLM.from_pretrained` (`dtype`, `device_map`, `revision`,
+                `attn_implementation`, `quantization_config`, ...).
+        Raises:
+            ValueError: a model, tokenizer or mask token that does not fit, with the reason.
+        """
+        given = {"block_size": block_size, "rate_type": rate_type, "logit_shift": logit_shift}
+        settings = {**given, **(settings or {})}
+        return cls._convert(AutoModelForCausalLM, source, mask_token, tokenizer, settings, options)
+
+    @classmethod
+    def from_masked_lm(
+        cls,
+        source: str | os.PathLike | PreTrainedModel,
+        *,
+        block_size: int | None = None,
+        rate_type: str = "learned",
+        mask_token: int | str | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        settings: dict[str, Any] | None = None,
+        **options,
+    ) -> "LoMDMForMaskedDiffusion":
+        """A masked language model (BERT, ModernBERT) as a masked diffusion model, in eval mode.
+
+        Arguments and errors are those of `from_causal_lm`; the token law is at its position.
+        """
+        settings = {"block_size": block_size, "rate_type": rate_type, **(settings or {})}
+        return cls._convert(AutoModelForMaskedLM, source, mask_token, tokenizer, settings, options)
+
+    @classmethod
+    def _convert(cls, auto_class, source, mask_token, tokenizer, settings, options):
+        whole = load_pretrained(auto_class, source, options)
+        tokenizer = load_tokenizer(source, options) if tokenizer is None else tokenizer
+        rows = whole.get_input_embeddings().weight.shape[0]
+        mask_token_id = choose_mask_token(tokenizer, rows, mask_token)
+        if mask_token_id == rows:
+            add_row(whole)
+        config = converted_config(cls.config_class, whole, tokenizer, mask_token_id, settings)
+        for module in whole.modules():
+            # else post_init would draw its weights anew
+            setattr(module, "_is_hf_initialized", True)  # noqa: B010
+        model = cls(config, whole).eval()
+        check_backbone(model.model, config)
+        return model
+
     @property
     def _own_law(self) -> RateLaw:
-        """The law that the model was trained with: its token law stays, whatever law orders the
-        reveals."""
+        """The law of the training: its token law stays, whatever law orders the reveals."""
         return RATE_LAWS[self.config.rate_type]
 
     @property
@@ -152,8 +266,7 @@ class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
             self.rate_law = own
 
     def without_order(self) -> AbstractContextManager[None]:
-        """Within this context all rates equal `c1`, as with `c2 = 0`: what is measured has no
-        learned order."""
+        """Within this context all rates equal `c1`, as with `c2 = 0`: no learned order."""
         return self.with_rates(EqualRates(self.config.c1))
 
     @property
@@ -168,8 +281,7 @@ class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
 
     @property
     def rates_need_logits(self) -> bool:
-        """Whether reverse rates come from the logits of all positions. If not, positions can be
-        chosen before those."""
+        """Whether reverse rates need the logits, so that positions cannot be chosen before."""
         return self.rate_law.needs_logits
 
     generation_config = None  # peft asks for it too
@@ -204,7 +316,7 @@ class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
         """
         prompt, make = None, type(self).make_pipeline or _pipeline_of_folder
         if input_ids is not None:
-            check_text(input_ids, attention_mask)
+            _check_prompts(input_ids, attention_mask)
             real = input_ids.new_ones(input_ids.shape) if attention_mask is None else attention_mask
             rows = zip(input_ids, real.bool(), strict=True)
             prompt = [row[kept].tolist() for row, kept in rows]
@@ -214,7 +326,8 @@ class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
 
     def prepare_inputs_for_generation(self, *args, **kwargs):
         """Raises `ValueError`: there is no next token. peft asks for it where
-        task_type="CAUSAL_LM"."""
+        task_type="CAUSAL_LM".
+        """
         raise ValueError("there is no next token to prepare for. Call generate() or LoMDMPipeline.")
 
     @can_return_tuple
@@ -267,13 +380,13 @@ class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
         check_unread(self.config, unread)
         check_forward_arguments(self, labels, past_key_values, logits_to_keep, output_hidden_states)
         if labels is None:
-            text = {
+            inputs = {
                 "input_ids": input_ids,
                 "inputs_embeds": inputs_embeds,
                 "past_key_values": past_key_values,
             }
             return self._denoise(
-                text, attention_mask, output_logits, logits_to_keep, output_hidden_states
+                inputs, attention_mask, output_logits, logits_to_keep, output_hidden_states
             )
         name, text = one_text(input_ids, inputs_embeds)
         check_labels(text, labels, quantiles, self.config, name)
@@ -293,8 +406,7 @@ class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
         maskable: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
     ) -> Batch:
-        """The texts `[B, L]` with their positions and blocks, for the methods that take a
-        `Batch`."""
+        """The texts `[B, L]` with positions and blocks, for the methods that take a `Batch`."""
         return make_batch(ids, attention_mask, self.config.block_size, maskable, inputs_embeds)
 
     def forward_rates(
@@ -304,8 +416,9 @@ class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
         given: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
     ) -> Tensor:
-        """Forward rates `w_i(x)` `[B, L]`, float32 or wider, of clean texts; differentiable in
-        `phi` or `omega`.
+        """Forward rates `w_i(x)` `[B, L]` of clean texts; differentiable in `phi` or `omega`.
+
+        They are float32 or wider.
 
         `given`: `[B, L]` bool, the positions that are never masked (`phi` may put what follows from
         them first); `None` = none. `inputs_embeds`: `[B, L, D]`, what positions of the id -100 are
@@ -317,9 +430,10 @@ class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
         )
 
     def token_logits(self, hidden: Tensor) -> Tensor:
-        """The token law of hidden states, `[..., D] -> [..., V]` unnormalised, the mask token at
-        `-inf`."""
-        logits = self._own_law.weigh_tokens(self, self.lm_head(hidden))
+        """The token law, `[..., D] -> [..., V]` unnormalised, the mask token at `-inf`."""
+        head = self.hub_head
+        logits = self.lm_head(hidden) if head is None else head.project(self, hidden)
+        logits = self._own_law.weigh_tokens(self, logits)
         # in place: a copy of [..., V] would be the largest tensor
         logits[..., self.config.mask_token_id] = -torch.inf
         return logits
@@ -327,27 +441,26 @@ class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
     def open_context(
         self, tokens: Tensor, attention_mask: Tensor | None = None, use_cache: bool = True
     ) -> BlockContext:
-        """With blocks: whole blocks `[B, P]`, padded on the left, that stand before the ones to be
-        written."""
+        """With blocks: the whole blocks `[B, P]`, padded on the left, before the next one."""
+        use_cache = use_cache and (self.hub_head is None or takes_cache(self.model))
         return BlockContext(self, tokens, attention_mask, DynamicCache() if use_cache else None)
 
     def _denoise(
         self, text, attention_mask, output_logits, logits_to_keep, output_hidden_states
     ) -> LoMDMOutput:
-        out = self.model(
-            **text,
-            attention_mask=attention_mask,
-            output_hidden_states=output_hidden_states,
-            return_dict=True,
+        cache = text["past_key_values"]
+        out = self._read(
+            **text, attention_mask=attention_mask, output_hidden_states=output_hidden_states
         )
         batch = self.make_batch(
             text["input_ids"], attention_mask, inputs_embeds=text["inputs_embeds"]
         )
         rates = self.rate_law.reverse_rates(
-            self, out.last_hidden_state, batch, past_key_values=text["past_key_values"]
+            self, out.last_hidden_state, batch, past_key_values=cache
         )
         kept = slice(None if logits_to_keep is None else -logits_to_keep, None)
-        hidden, rates = out.last_hidden_state[:, kept], rates[:, kept]
+        hidden = self._token_states(out.last_hidden_state, batch, cache)[:, kept]
+        rates = rates[:, kept]
         logits = self.token_logits(hidden) if output_logits or self.rates_need_logits else None
         if self.rates_need_logits:
             rates = self.rates_of_logits(logits)
@@ -355,8 +468,7 @@ class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
         return LoMDMOutput(rates=rates, last_hidden_state=hidden, **given)
 
     def encode(self, batch: Batch, views: Tensor | None = None, **options) -> Tensor:
-        """Hidden states of the trunk for a batch, or for it and its views `[K * B, L]`
-        (`LoMDMModel.forward`)."""
+        """Hidden states of the trunk for a batch, or for it and its views `[K * B, L]`."""
         ids, embeds = batch.ids, batch.inputs_embeds
         if embeds is not None:
             views = (
@@ -367,8 +479,34 @@ class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
             ids, embeds = None, self._embed(ids, embeds)
         options |= {} if views is None else {"views": views}
         options |= {} if embeds is None else {"inputs_embeds": embeds}
-        options |= {"output_hidden_states": False, "return_dict": True}
-        return self.model(ids, batch.attention_mask, **options).last_hidden_state
+        return self._read(
+            input_ids=ids,
+            attention_mask=batch.attention_mask,
+            output_hidden_states=False,
+            **options,
+        ).last_hidden_state
+
+    def _read(self, **inputs) -> BaseModelOutput:
+        """The trunk's output, for the arguments of `LoMDMModel.forward`."""
+        if self.hub_head is None:
+            return self.model(**inputs, return_dict=True)
+        inputs.pop("views_only", None)
+        keep = inputs.pop("output_hidden_states")
+        keep = self.config.output_hidden_states if keep is None else keep
+        check_text(self.config, **inputs)
+        return read_backbone(self.model, self.config, output_hidden_states=bool(keep), **inputs)
+
+    def _token_states(self, hidden: Tensor, batch: Batch, cache: Cache | None = None) -> Tensor:
+        """The states `[B, L, D]` that `token_logits` projects, of hidden states `[B, L, D]`."""
+        if not self.config.logit_shift:
+            return hidden
+        previous = None
+        if cache is not None:  # its last layer keeps the states, without values
+            layer = self.config.num_hidden_layers + self.rate_law.uses_psi
+            held = len(cache.layers) > layer and cache.get_seq_length(layer)
+            previous = cache.layers[layer].keys[:, 0, -1:] if held else None
+            cache.update(hidden[:, None], hidden[:, None, :, :0], layer)
+        return shifted_states(hidden, batch.position, self.config.block_size, 1, previous)
 
     def _embed(self, ids: Tensor, inputs_embeds: Tensor) -> Tensor:
         """Embeddings `[B, L, D]` of `ids`, but `inputs_embeds` at positions of the id -100."""
@@ -376,41 +514,34 @@ class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
         return torch.where((ids == GIVEN)[..., None], inputs_embeds.to(embeds.dtype), embeds)
 
     def rates_of_logits(self, logits: Tensor) -> Tensor:
-        """Reverse rates `[...]`, float32 or wider, of the token law `[..., V]` of
-        `token_logits`."""
+        """Reverse rates `[...]`, float32 or wider, of the token law `[..., V]`."""
         return self.rate_law.rates_of_logits(self, logits)
 
     def _loss(
         self, batch: Batch, quantiles: Tensor | None, generator, bound: str | None
     ) -> LoMDMOutput:
         num_texts, device = len(batch.ids), batch.ids.device
-        # 1. The same quantile but independent draws for each view                seeds
-        #   [views * B]
+        # 1. The same quantile but independent draws for each view    seeds           [views * B]
         if quantiles is None:
             quantiles = stratified_quantiles(num_texts, generator, device)
         seeds = torch.cat([row_seeds(generator, num_texts, device) for _ in range(self.num_views)])
         quantiles = block_quantiles(quantiles, seeds[:num_texts], batch.blocks)
-        # 2. Rates of the forward process, from clean text                        w
-        #   [B, L]
+        # 2. Rates of the forward process, from clean text            w               [B, L]
         rates = self.rate_law.forward_rates(self, batch)
-        # 3. One pass over all views, the bound term by term                      terms, log_q
-        #   [views * B, N]
+        # 3. One pass over all views, the bound term by term          terms, log_q    [views * B, N]
         terms, log_q, reverse = self.estimate_bound(batch, rates, quantiles, seeds, bound)
-        # 4. The bound, the mean over views                                       nelbo
-        #   [B]
+        # 4. The bound, the mean over views                           nelbo           [B]
         by_view = (self.num_views, num_texts, -1)
         main, velocity, ratio = (values.view(by_view).mean(0) for values in terms)
         nelbo = (main + velocity).sum(-1)
-        # 5. RLOO: value zero, gradient of the score                              score
-        #   [B]
+        # 5. RLOO: value zero, gradient of the score                  score           [B]
         objective, score = nelbo, None
         if self.training and self.learns_forward_rates:
             score = rloo_score(
                 (terms.main + terms.velocity).view(by_view), log_q.view(by_view)
             ).sum(-1)
             objective = nelbo + score - score.detach()
-        # 6. The rate ratio, the mean over blocks with something to reveal        ratio
-        #   [B]
+        # 6. The rate ratio, the mean over blocks that are not given  ratio           [B]
         has_maskable = block_sum(batch.maskable.to(ratio.dtype), batch.blocks) > 0
         ratio = 1 + (ratio - 1).sum(-1) / has_maskable.sum(-1).clamp(min=1)  # other blocks have 1
         # 7. Nats per maskable token
@@ -433,8 +564,7 @@ class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
         seeds: Tensor,
         bound: str | None = None,
     ) -> tuple[BoundTerms, Tensor, Tensor]:
-        """One-draw estimates of a bound for given forward rates; the building block of the loss and
-        of evaluation.
+        """One-draw estimates of a bound for given forward rates; used by loss and evaluation.
 
         Args:
             batch: clean texts with their `maskable` positions. rates: `[B, L]`, `w` from
@@ -446,8 +576,7 @@ class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
             drawn views, and the reverse rates `[K * B, L]` (of masked positions alone if they need
             logits, else 1).
         """
-        # 1. Partly masked views of each text                                     z
-        #   [K * B, L]
+        # 1. Partly masked views of each text                         z               [K * B, L]
         num_views, bound = len(seeds) // len(batch.ids), bound or self.config.bound
         views, w = batch.stack(num_views), stack_views(rates, num_views)
         drawn = self._draw_view(views, w, stack_views(quantiles, num_views), seeds, bound)
@@ -455,8 +584,7 @@ class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
         at = drawn.masked.nonzero(as_tuple=True)
         noisy = views._replace(ids=views.ids.masked_fill(drawn.masked, self.config.mask_token_id))
         hidden, v = self.encode_views(noisy, batch)
-        # 2. The projection and the loss at masked positions only                 nll
-        #   [K * B, L]
+        # 2. The projection and the loss at masked positions only     nll             [K * B, L]
         losses, token_rates = self._token_losses(hidden[at], views.ids[at])
         nll = torch.zeros_like(w).index_put(at, losses.to(w.dtype))
         if self.rates_need_logits:
@@ -466,8 +594,9 @@ class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
         return evaluate(nll, w, v, drawn, views.blocks), drawn.log_q, v
 
     def _token_losses(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """`-log p` of `targets` `[M]` at hidden states `[M, D]`, and reverse rates `[M]` (1 if they
-        need no logits).
+        """`-log p` of `targets` `[M]` at hidden states `[M, D]`, and reverse rates `[M]`.
+
+        Rates are 1 if they need no logits.
 
         Intermediate values are several times as large as the logits. So they are computed for a
         chunk of rows at a time, and again for the gradient. The projection is computed once.
@@ -485,7 +614,7 @@ class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
         if not self.rates_need_logits:
             return losses, torch.ones_like(losses)
         # nothing random in it
-        checkpoint_options = {"use_reentrant": False, "preserve_rng_state": False}
+        checkpoint_options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
         row_chunks = logits.split(rows_at_a_time(logits, logits.shape[-1], CACHE_LOGITS))
         rates = [
             checkpoint(self.rates_of_logits, rows, **checkpoint_options) for rows in row_chunks
@@ -493,23 +622,26 @@ class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
         return losses, torch.cat(rates)
 
     def encode_views(self, views: Batch, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Hidden states `[K * B, L, D]` and reverse rates `[K * B, L]` of partly masked views `[K *
-        B, L]` of texts.
+        """Hidden states `[K * B, L, D]` and reverse rates `[K * B, L]` of partly masked views.
 
         With blocks, each block of a view sees the blocks before it as they are in the clean `batch`
         `[B, L]`, which all views of a text share. Rates that need logits are left at 1.
         """
         if self.config.block_size is None:
             hidden = self.encode(views)
-            return hidden, self.rate_law.reverse_rates(self, hidden, views)
-        # psi attends to the clean copy; without psi its outputs are unused
-        uses_psi = self.rate_law.uses_psi
-        num_copies = len(views.ids) // len(batch.ids) + uses_psi
-        packed = self.encode(batch, views.ids, views_only=not uses_psi)
+            rates = self.rate_law.reverse_rates(self, hidden, views)
+            return self._token_states(hidden, views), rates
+        # psi and the shift read the clean copy; without both its outputs are unused
+        shift = self.config.logit_shift
+        keep_clean = self.rate_law.uses_psi or shift or self.hub_head is not None
+        num_copies = len(views.ids) // len(batch.ids) + keep_clean
+        packed = self.encode(batch, views.ids, views_only=not keep_clean)
         rates = self.rate_law.reverse_rates(self, packed, batch, num_copies)
         # [C * B, L, D], the clean copy first if it is there
-        hidden = stack_copies(packed, num_copies)
-        return hidden[-len(views.ids) :], rates[-len(views.ids) :]
+        hidden = stack_copies(packed, num_copies)[-len(views.ids) :]
+        if shift:
+            hidden = shifted_states(packed, batch.position, self.config.block_size, num_copies)
+        return hidden, rates[-len(views.ids) :]
 
     def _draw_view(
         self, views: Batch, rates: Tensor, quantiles: Tensor, seeds: Tensor, bound: str
@@ -528,7 +660,7 @@ class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
         return draw_time_view(*draws, epsilon, time_range)
 
 
-def check_text(input_ids: Tensor, attention_mask: Tensor | None) -> None:
+def _check_prompts(input_ids: Tensor, attention_mask: Tensor | None) -> None:
     """Raises `ValueError` for what `generate` cannot take for prompts."""
     wrong = f"input_ids must be token ids [B, L], got {getattr(input_ids, 'shape', input_ids)}. "
     if not isinstance(input_ids, Tensor) or input_ids.dim() != 2 or input_ids.is_floating_point():
@@ -559,34 +691,39 @@ def _pipeline_of_folder(model: nn.Module):
 
 
 def check_forward_arguments(
-    model: nn.Module, labels, past_key_values, logits_to_keep: int | None, hidden_states
+    model: LoMDMForMaskedDiffusion,
+    labels,
+    past_key_values,
+    logits_to_keep: int | None,
+    hidden_states,
 ) -> None:
-    """Raises `ValueError` for arguments that exclude labels, and for a cache that does not fit the
-    model."""
+    """Raises `ValueError` for arguments that labels exclude and for caches that do not fit."""
     if labels is not None and (past_key_values is not None or logits_to_keep is not None):
         raise ValueError(
-            "labels exclude past_key_values and logits_to_keep: a loss reads whole texts. Leave them out (by peft, "
-            "tune prompts instead of prefixes)."
+            "labels exclude past_key_values and logits_to_keep: a loss reads whole texts. Leave "
+            "them out (by peft, tune prompts instead of prefixes)."
         )
     if labels is not None and (
         model.config.output_hidden_states if hidden_states is None else hidden_states
     ):
         raise ValueError(
-            "labels exclude output_hidden_states, for a loss reads views that it draws. Leave it (in the configuration "
-            "too) at False."
+            "labels exclude output_hidden_states, for a loss reads views that it draws. Leave it "
+            "(in the configuration too) at False."
         )
     if logits_to_keep is not None and logits_to_keep < 1:
         raise ValueError(f"logits_to_keep must be None (all) or at least 1, got {logits_to_keep}.")
     if past_key_values is None or model.config.block_size is None:  # the trunk refuses it then
         return
-    layers = model.config.num_hidden_layers + model.rate_law.uses_psi
+    layers = model.config.num_hidden_layers + model.rate_law.uses_psi + model.config.logit_shift
     grows = isinstance(past_key_values, DynamicCache) and len(past_key_values.layers) in (0, layers)
     if not grows:
         raise ValueError(
-            f"past_key_values must be a DynamicCache() made without a configuration ({layers} layers take part), got "
-            f"{type(past_key_values).__name__} of {len(past_key_values.layers)} layers."
+            f"past_key_values must be a DynamicCache() made without a configuration ({layers} "
+            f"layers take part), got {type(past_key_values).__name__} of "
+            f"{len(past_key_values.layers)} layers."
         )
-    if model.training and model.model.layers[0].gradient_checkpointing:
+    if model.training and model.is_gradient_checkpointing:
         raise ValueError(
-            "past_key_values is dropped by gradient checkpointing in training. Call model.eval() first."
+            "past_key_values is dropped by gradient checkpointing in training. Call model.eval() "
+            "first."
         )

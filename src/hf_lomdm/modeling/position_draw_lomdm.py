@@ -28,7 +28,8 @@ def share(count: int | Tensor, steps_left: int | Tensor) -> int | Tensor:
 
 def order_of_reveal(priority: Tensor, masked: Tensor, block: Tensor) -> Tensor:
     """Columns `[B, L]` in order of reveal: masked first, then by block, descending priority,
-    column."""
+    column.
+    """
     order = priority.argsort(dim=1, descending=True, stable=True)
     group = torch.where(masked, block, masked.shape[1])
     return order.gather(1, group.gather(1, order).argsort(dim=1, stable=True))
@@ -36,7 +37,8 @@ def order_of_reveal(priority: Tensor, masked: Tensor, block: Tensor) -> Tensor:
 
 def level(priority: Tensor, masked: Tensor, block: Tensor, count: Tensor) -> Tensor:
     """`priority` `[B, L]`, but equal where it is within `TIE` of the last of `count` `[B, 1]`
-    reveals."""
+    reveals.
+    """
     last = priority.gather(
         1, order_of_reveal(priority, masked, block).gather(1, (count - 1).clamp(min=0))
     )
@@ -82,7 +84,8 @@ def steps_beside_loop(
     steps_left: int | Tensor, total: int, start: float, stop: float
 ) -> int | Tensor:
     """Steps left of a grid whose steps at the times `stop < t <= start` are cut out: they stand
-    still."""
+    still.
+    """
     last = max(1, round(stop * total))
     length = max(0, round(start * total) - last)
     behind = steps_left - last

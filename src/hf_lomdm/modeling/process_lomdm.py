@@ -1,5 +1,4 @@
-"""The process of docs/method.md as pure tensor functions: local time, rates, draws, both bounds and
-the RLOO score.
+"""The process of docs/method.md as pure functions: time, rates, draws, bounds, RLOO score.
 
 Everything is per text and, within a text, per block: `[B, L]` are values per position, `[B, N]` per
 block. Without `blocks` there is one window (`N = 1`). Floating values are float32 or wider; nothing
@@ -8,7 +7,7 @@ here knows of a network.
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -47,8 +46,7 @@ class View(NamedTuple):
 
 
 class BoundTerms(NamedTuple):
-    """One-draw estimates `[B, N]` in nats: `main`, `velocity` (their sum is the bound) and the rate
-    ratio `V / W`."""
+    """One-draw estimates `[B, N]` in nats: `main + velocity` is the bound, `ratio` is `V / W`."""
 
     main: Tensor
     velocity: Tensor
@@ -60,7 +58,7 @@ def at_least_float32(values: Tensor) -> Tensor:
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
-# --------------------------------------------------------------------------------------------------------- blocks
+# ------------------------------------------------------------------------------------------- blocks
 
 
 def position_ids(attention_mask: Tensor | None, length: int, device) -> Tensor:
@@ -71,8 +69,7 @@ def position_ids(attention_mask: Tensor | None, length: int, device) -> Tensor:
 
 
 def make_blocks(position: Tensor, size: int | None) -> Blocks | None:
-    """The blocks of `size` positions of texts whose positions `[B, L]` count from the first real
-    token.
+    """The blocks of `size` positions; `position` `[B, L]` counts from the first real token.
 
     They are numbered from the block of the first column on. `None` with one window (`size=None`).
     """
@@ -119,13 +116,11 @@ def block_sum(values: Tensor, blocks: Blocks | None = None) -> Tensor:
 
 
 def broadcast_to_positions(values: Tensor, blocks: Blocks | None = None) -> Tensor:
-    """The value of its block at each position: `[B, N]` -> `[B, L]` (`[B, 1]` with one window: it
-    broadcasts)."""
+    """The value of its block at each position: `[B, N] -> [B, L]` (`[B, 1]` with one window)."""
     return values if blocks is None else values.gather(1, blocks.of_position)
 
 
-# ------------------------------------------------------------------------------------------- time
-# and the schedule
+# ---------------------------------------------------------------------------- time and the schedule
 
 
 def local_time(
@@ -145,37 +140,34 @@ def local_time(
         `[B, L]` in `[0, 1]`.
     """
     start = (num_blocks - 1 - block) * unit
-    return ((num_blocks * time - start).to(torch.float64) / unit).clamp(0, 1)
+    since_start: Any = num_blocks * time - start  # one of them is a tensor
+    return (since_start.to(torch.float64) / unit).clamp(0, 1)
 
 
 def log_mask_probability(log_u: Tensor, rates: Tensor) -> Tensor:
-    """`log(1 - alpha) = w log u`, log-probability that a position is masked at local time `u`: `[B,
-    L]`."""
+    """`log(1 - alpha) = w log u`, log-probability of a mask at local time `u`: `[B, L]`."""
     return rates * log_u
 
 
 def alpha(log_u: Tensor, rates: Tensor) -> Tensor:
-    """`alpha = 1 - u^w`, the probability that a position is not masked at local time `u`: `[B,
-    L]`."""
+    """`alpha = 1 - u^w`, the probability of no mask at local time `u`: `[B, L]`."""
     return -torch.expm1(rates * log_u)
 
 
 def velocity(
     time: float | Tensor, rates: Tensor, block: int | Tensor = 0, num_blocks: int | Tensor = 1
 ) -> Tensor:
-    """The paper's velocity `A = -alpha' / (1 - alpha) = w / (t - a)` in the window `[a, b]`, else
-    0: `[B, L]`.
+    """The paper's velocity `A = -alpha' / (1 - alpha) = w / (t - a)` in `[a, b]`, else 0: `[B, L]`.
 
     Per unit of global time; infinite at `t = a`. Arguments as in `local_time`.
     """
-    since_start = time - (num_blocks - 1 - block) / num_blocks
+    since_start: Any = time - (num_blocks - 1 - block) / num_blocks  # one of them is a tensor
     inside = (since_start >= 0) & (since_start * num_blocks <= 1)
     return torch.where(inside, rates / since_start, 0.0)
 
 
 def reveal_probability(log_u_from: Tensor, log_u_to: Tensor, rates: Tensor) -> Tensor:
-    """Probability that a masked position is revealed while local time falls from `u_from` to
-    `u_to`.
+    """Probability that a mask is revealed while local time falls from `u_from` to `u_to`.
 
     Exact for rates that stay frozen over the step: `1 - (u_to / u_from) ** v` (docs/method.md,
     "ancestral step").
@@ -248,7 +240,8 @@ def least_certain_weights(certainties: Tensor, among: Tensor) -> Tensor:
 
 def threshold_prefix(certainties: Tensor, threshold: float) -> Tensor:
     """Length `[B, 1]` of the longest prefix of `certainties` `[B, L]` that all exceed the
-    threshold."""
+    threshold.
+    """
     return (certainties > threshold).cumprod(1).sum(1, keepdim=True)
 
 
@@ -266,8 +259,7 @@ def entropy_bound_prefix(entropies: Tensor, bound: float) -> Tensor:
 
 
 def adaptive_log_ratio(rates: Tensor, among: Tensor, fraction: Tensor) -> Tensor:
-    """`log rho` `[B, 1]` with `sum_i (1 - rho^{v_i}) = fraction * n` over the `n` positions `among`
-    `[B, L]`.
+    """`log rho` `[B, 1]` with `sum_i (1 - rho^{v_i}) = fraction * n` over `n` positions `among`.
 
     Newton from the `rho` that would do if all rates were the largest one. The sum is concave in
     `-log rho`, so every step stays on that side of the root (docs/method.md, "sampler").
@@ -286,12 +278,14 @@ def adaptive_log_ratio(rates: Tensor, among: Tensor, fraction: Tensor) -> Tensor
     return -x
 
 
-# ---------------------------------------------------------------------------------------------------------- rates
+# -------------------------------------------------------------------------------------------- rates
 
 
 def centre(scores: Tensor, real: Tensor | None = None, blocks: Blocks | None = None) -> Tensor:
-    """`scores` `[B, L]` minus their mean over the real positions of the block (`real` `[B, L]`
-    bool, `None` = all)."""
+    """`scores` `[B, L]` minus their mean over the `real` positions of the block.
+
+    `real` is `[B, L]` bool; `None` means all.
+    """
     weight = torch.ones_like(scores) if real is None else real.to(scores.dtype)
     mean = block_sum(scores * weight, blocks) / block_sum(weight, blocks).clamp(min=1)
     return scores - broadcast_to_positions(mean, blocks)
@@ -300,8 +294,7 @@ def centre(scores: Tensor, real: Tensor | None = None, blocks: Blocks | None = N
 def learned_rates(
     scores: Tensor, c1: float, c2: float, real: Tensor | None = None, blocks: Blocks | None = None
 ) -> Tensor:
-    """`c1 + c2 NormSig(g)`, `NormSig(g)_i = sigmoid(g_i) - mean_j sigmoid(g_j)` (section 4 of the
-    paper).
+    """`c1 + c2 NormSig(g)`, `NormSig(g)_i = sigmoid(g_i) - mean_j sigmoid(g_j)` (paper, section 4).
 
     Args:
         scores: `[B, L]`, `g` of an order head.
@@ -314,8 +307,7 @@ def learned_rates(
 
 
 def log_rate_of_token_rates(logits: Tensor, log_omega: Tensor) -> Tensor:
-    """Log reverse rate `[...]` of GenMD4, `v = sum_y omega_y mu_y`, from its token law
-    (docs/method.md, "GenMD4").
+    """Log reverse rate `[...]` of GenMD4, `v = sum_y omega_y mu_y`, from its token law.
 
     The law is `p_y = omega_y mu_y / v`, so that `sum_y mu_y = 1` is `1 / v = sum_y p_y / omega_y`.
 
@@ -327,12 +319,11 @@ def log_rate_of_token_rates(logits: Tensor, log_omega: Tensor) -> Tensor:
 
 
 def log_rate_of_scores(logits: Tensor) -> Tensor:
-    """Log reverse rate `[...]` of SEDD, `v = sum_y s_y`, `s_y = exp(logits_y) / (V - 1)`; `logits`
-    `[..., V]`."""
+    """Log reverse rate `[...]` of SEDD, `v = sum_y s_y`, `s_y = exp(logits_y) / (V - 1)`."""
     return logits.logsumexp(-1) - math.log(logits.shape[-1] - 1)
 
 
-# ---------------------------------------------------------------------------------------------------------- draws
+# -------------------------------------------------------------------------------------------- draws
 
 
 def stack_views(values: Tensor | None, num_views: int) -> Tensor | None:
@@ -347,8 +338,7 @@ def stack_copies(values: Tensor, num_copies: int) -> Tensor:
 
 
 def stratified_quantiles(batch: int, generator, device) -> Tensor:
-    """Default quantiles `[B]`: one shared offset, evenly spread; independent ones with a generator
-    per text."""
+    """Default quantiles `[B]`: evenly spread; independent with a generator per text."""
     check_generator(generator)
     if isinstance(generator, (list, tuple)):
         quantiles = torch.cat(
@@ -362,13 +352,13 @@ def stratified_quantiles(batch: int, generator, device) -> Tensor:
 
 
 def row_seeds(generator, batch_size: int, device) -> Tensor:
-    """One 64-bit seed per text `[B]`, from no generator (the global one), one, or a list with one
-    per text."""
+    """One 64-bit seed per text `[B]`, from the global generator, a given one, or one per text."""
     check_generator(generator)
     if isinstance(generator, (list, tuple)):
         if len(generator) != batch_size:
             raise ValueError(
-                f"generator has {len(generator)} entries for a batch of {batch_size}. Pass one, or one per text."
+                f"generator has {len(generator)} entries for a batch of {batch_size}. Pass one, or "
+                "one per text."
             )
         seeds = torch.cat([row_seeds(source, 1, source.device) for source in generator])
     else:
@@ -395,8 +385,8 @@ def check_generator(generator) -> None:
     )
     if not all(isinstance(source, torch.Generator) for source in sources):
         raise ValueError(
-            f"generator must be a torch.Generator, a list with one per text, or None, got {type(generator).__name__}. "
-            "Pass torch.Generator().manual_seed(0)."
+            "generator must be a torch.Generator, a list with one per text, or None, got "
+            f"{type(generator).__name__}. Pass torch.Generator().manual_seed(0)."
         )
 
 
@@ -405,11 +395,12 @@ def check_rates(rates: Tensor) -> None:
 
     Elsewhere the host would wait for them. NaN passes: it shows in the loss.
     """
-    seen = rates.device.type == "cpu" and not torch.compiler.is_compiling()
-    if not rates.is_floating_point() or (seen and bool((rates <= 0).any())):
-        least = rates.min().item() if seen and rates.numel() else "no floating numbers"
+    readable = rates.device.type == "cpu" and not torch.compiler.is_compiling()
+    if not rates.is_floating_point() or (readable and bool((rates <= 0).any())):
+        least = rates.min().item() if readable and rates.numel() else "no floating numbers"
         raise ValueError(
-            f"rates must be positive floating numbers, got {least} of {rates.dtype}. Check the weights."
+            f"rates must be positive floating numbers, got {least} of {rates.dtype}. Check the "
+            "weights."
         )
 
 
@@ -436,8 +427,7 @@ def _mix(values: Tensor) -> Tensor:
 
 
 def position_uniforms(seeds: Tensor, position: Tensor) -> Tensor:
-    """float64 uniforms in the open interval (0, 1), one for each pair of a seed and a position
-    (they broadcast).
+    """float64 uniforms in `(0, 1)`, one for each pair of a seed and a position (they broadcast).
 
     They depend on the seed of the text and the position counted from its first real token alone: a
     text alone, padded or in a larger batch sees the same draws. They have 52 bits: float32 noise
@@ -466,8 +456,7 @@ def float64_device(device: torch.device) -> torch.device:
 
 
 def draw_masks(exponentials: Tensor, log_u: Tensor, rates: Tensor, maskable: Tensor) -> Tensor:
-    """Which positions are masked at local time `u`: each independently with probability `u^w`. `[B,
-    L]` bool."""
+    """Which positions are masked at local time `u`, each with probability `u^w`: `[B, L]` bool."""
     check_rates(rates)
     return maskable & (exponentials.to(rates) > -log_mask_probability(log_u, rates))
 
@@ -475,12 +464,10 @@ def draw_masks(exponentials: Tensor, log_u: Tensor, rates: Tensor, maskable: Ten
 def log_prob_masks(
     masked: Tensor, log_u: Tensor, rates: Tensor, maskable: Tensor, blocks: Blocks | None = None
 ) -> Tensor:
-    """Log-probability `[B, N]` of the Bernoulli draw `masked` of `draw_masks`; `log_u` is `[B, L]`
-    or `[B, 1]`."""
+    """Log-probability `[B, N]` of `masked` of `draw_masks`; `log_u` `[B, L]` or `[B, 1]`."""
     revealed = maskable & ~masked
     log_masked = log_mask_probability(log_u, rates)
-    # the exponent is replaced before the logarithm: where() alone would let its NaN gradient
-    # through
+    # the exponent is replaced before the logarithm: where() alone lets its NaN gradient through
     log_revealed = torch.log(
         -torch.expm1(torch.where(revealed, log_masked, -torch.ones_like(log_masked)))
     )
@@ -548,8 +535,7 @@ def draw_order_view(
     exponentials: Tensor,
     blocks: Blocks | None = None,
 ) -> View:
-    """One state of the reveal chain: `k = floor(quantile * n)` positions revealed in a
-    Plackett-Luce order.
+    """One state of the reveal chain: `k = floor(quantile * n)` Plackett-Luce reveals are done.
 
     Args:
         rates: `[B, L]`, `w`. maskable: `[B, L]` bool. quantiles: `[B, N]` in `(0, 1)`.
@@ -578,11 +564,11 @@ def draw_time_view(
 
     Uncut (`epsilon=None`): `u = r^(1/kappa)` with `kappa` half the smallest rate of the block,
     weight `1 / (kappa r)` instead of `1/u`. The second moment of a position's term is `int kappa^-1
-    u^(w-kappa-1) du`: finite for `kappa < w`, smallest at `kappa = w / 2`.
-    Cut (the paper's way): `u` uniform on `[epsilon, 1]`, weight `(1 - epsilon) / u`; a fixed share
-    of the draws is taken at `u = epsilon` and stands for the reconstruction term, all reweighted to
-    stay unbiased. Clipped (`time_range`, BD3-LM's training): `u` uniform on `[low, high]`, weight
-    `1/u`: no bound any more.
+    u^(w-kappa-1) du`: finite for `kappa < w`, smallest at `kappa = w / 2`. Cut (the paper's way):
+    `u` uniform on `[epsilon, 1]`, weight `(1 - epsilon) / u`; a fixed share of the draws is taken
+    at `u = epsilon` and stands for the reconstruction term, all reweighted to stay unbiased.
+    Clipped (`time_range`, BD3-LM's training): `u` uniform on `[low, high]`, weight `1/u`: no bound
+    any more.
 
     Args:
         rates: `[B, L]`, `w`. maskable: `[B, L]` bool. quantiles: `[B, N]` in `(0, 1)`.
@@ -620,14 +606,13 @@ def _block_min(values: Tensor, blocks: Blocks | None) -> Tensor:
     return start.scatter_reduce(1, blocks.of_position, values, "amin")
 
 
-# --------------------------------------------------------------------------------------------------------- bounds
+# ------------------------------------------------------------------------------------------- bounds
 
 
 def order_bound(
     nll: Tensor, w: Tensor, v: Tensor, view: View, blocks: Blocks | None = None
 ) -> BoundTerms:
-    """`n sum_{masked} (w_i/W) [nll_i + log(w_i/W) - log(v_i/V)]`, the order bound at one state of
-    the reveal chain.
+    """The order bound at one state: `n sum_{masked} (w/W) [nll + log(w/W) - log(v/V)]`.
 
     Args:
         nll: `[B, L]`, `-log p_i(x_i)` in nats, finite everywhere. w, v: `[B, L]`, forward and
@@ -647,8 +632,7 @@ def order_bound(
 def time_bound(
     nll: Tensor, w: Tensor, v: Tensor, view: View, blocks: Blocks | None = None
 ) -> BoundTerms:
-    """`weight sum_{masked} [w_i nll_i + w_i log(w_i/v_i) - (w_i - v_i)]`, the paper's NELBO at one
-    time.
+    """The paper's NELBO at one time: `weight sum_{masked} [w nll + w log(w/v) - (w - v)]`.
 
     Where the draw stands for the reconstruction term it is `weight sum_{masked} nll_i`, without
     velocity.
@@ -680,8 +664,7 @@ def _masked_rates(
 
 
 def rloo_score(bounds: Tensor, log_q: Tensor) -> Tensor:
-    """The RLOO term of `K` independent views: `[B, N]`; each view's baseline is the mean bound of
-    the others.
+    """The RLOO term `[B, N]` of `K` independent views; the baseline is the others' mean bound.
 
     `mean_k sg(L_k - mean_{j != k} L_j) log q(z_k|x)`; of two views `sg(L1 - L2) (log q(z1|x) - log
     q(z2|x)) / 2`. Its gradient is the score part of the gradient of the mean bound (Eq. 8 and

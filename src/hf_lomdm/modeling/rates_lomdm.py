@@ -1,13 +1,11 @@
-"""The rates of the process as objects, and the modules that some of them learn. This file travels
-to the Hub."""
+"""The rates of the process as objects, with what they learn. This file travels to the Hub."""
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
 from .attention_lomdm import attention_inputs
@@ -46,7 +44,7 @@ class LoMDMOrderHead(nn.Module):
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
         self.act = nn.GELU(approximate="tanh")
         self.out = nn.Linear(config.hidden_size, 1, bias=False)
-        self.out.init_std = 0.0
+        self.out.init_std = 0.0  # type: ignore[assignment]
 
     def forward(
         self,
@@ -75,8 +73,7 @@ class LoMDMOrderHead(nn.Module):
 
 
 class LoMDMTokenRates(nn.Module):
-    """A rate `omega = softplus(rho)` for each entry of the vocabulary, 1 at the start (the mask's
-    is not used)."""
+    """A rate `omega = softplus(rho)` for each token, 1 at the start (the mask's is not used)."""
 
     def __init__(self, config: LoMDMConfig):
         super().__init__()
@@ -126,15 +123,14 @@ class RateLaw:
         """New modules for the model, of the names `phi`, `psi` and `omega`."""
         return {}
 
-    def forward_rates(self, model: PreTrainedModel, batch: Batch) -> Tensor:
-        """`w_i(x)` `[B, L]`, float32 or wider, of clean texts. Positions that are not `maskable`
-        are given."""
+    def forward_rates(self, model: Any, batch: Batch) -> Tensor:
+        """`w_i(x)` `[B, L]`, float32 or wider, of clean texts; what is not maskable is given."""
         dtype = torch.promote_types(model.get_input_embeddings().weight.dtype, torch.float32)
         return torch.full(batch.ids.shape, self.level, device=batch.ids.device, dtype=dtype)
 
     def reverse_rates(
         self,
-        model: PreTrainedModel,
+        model: Any,
         hidden: Tensor,
         batch: Batch,
         num_copies: int = 1,
@@ -151,15 +147,15 @@ class RateLaw:
             torch.full_like(at_least_float32(hidden[..., 0]), self.level), num_copies
         )
 
-    def rates_of_logits(self, model: PreTrainedModel, logits: Tensor) -> Tensor:
+    def rates_of_logits(self, model: Any, logits: Tensor) -> Tensor:
         """`v` `[...]`, float32 or wider, of the token law `[..., V]`, for laws that need logits."""
         raise NotImplementedError(f"{type(self).__name__} has no rates of logits.")
 
-    def weigh_tokens(self, model: PreTrainedModel, logits: Tensor) -> Tensor:
+    def weigh_tokens(self, model: Any, logits: Tensor) -> Tensor:
         """The logits of the token law `[..., V]`, from those of the LM head."""
         return logits
 
-    def resize(self, model: PreTrainedModel) -> None:
+    def resize(self, model: Any) -> None:
         """Follows a vocabulary of another size."""
 
 
@@ -172,16 +168,17 @@ class EqualRates(RateLaw):
 
 @dataclass(frozen=True)
 class LearnedRates(RateLaw):
-    """LoMDM: `c1 + c2 NormSig(g)` of the order heads, `phi` on clean and `psi` on partly masked
-    text."""
+    """LoMDM: `c1 + c2 NormSig(g)`, from `phi` on clean and `psi` on partly masked text."""
 
     learns_forward = True
     uses_psi = True
 
     def modules(self, config: LoMDMConfig) -> dict[str, nn.Module]:
+        """`phi` for clean text, `psi` for partly masked text."""
         return {"phi": LoMDMOrderHead(config, reads_given=True), "psi": LoMDMOrderHead(config)}
 
-    def forward_rates(self, model: PreTrainedModel, batch: Batch) -> Tensor:
+    def forward_rates(self, model: Any, batch: Batch) -> Tensor:
+        """`w` of the head `phi`, from hidden states of the clean texts without gradients."""
         with torch.no_grad():
             features = model.encode(batch, deterministic=True)
         # torch 2.9 and 2.10 would lend the views its weights, cast without gradients
@@ -191,12 +188,13 @@ class LearnedRates(RateLaw):
 
     def reverse_rates(
         self,
-        model: PreTrainedModel,
+        model: Any,
         hidden: Tensor,
         batch: Batch,
         num_copies: int = 1,
         past_key_values: Cache | None = None,
     ) -> Tensor:
+        """`v` of the head `psi`, which does not reach the backbone."""
         return self._head_rates(model, model.psi, hidden, batch, num_copies, past_key_values)
 
     def _head_rates(
@@ -231,18 +229,23 @@ class TokenRates(RateLaw):
     needs_logits = True
 
     def modules(self, config: LoMDMConfig) -> dict[str, nn.Module]:
+        """`omega`, a rate for each token."""
         return {"omega": LoMDMTokenRates(config)}
 
-    def forward_rates(self, model: PreTrainedModel, batch: Batch) -> Tensor:
+    def forward_rates(self, model: Any, batch: Batch) -> Tensor:
+        """`w = omega[x]`."""
         return model.omega().exp()[batch.ids.clamp(min=0)]
 
-    def rates_of_logits(self, model: PreTrainedModel, logits: Tensor) -> Tensor:
+    def rates_of_logits(self, model: Any, logits: Tensor) -> Tensor:
+        """`v`, the mean of `omega` under the token law without it."""
         return log_rate_of_token_rates(at_least_float32(logits), model.omega()).exp()
 
-    def weigh_tokens(self, model: PreTrainedModel, logits: Tensor) -> Tensor:
+    def weigh_tokens(self, model: Any, logits: Tensor) -> Tensor:
+        """The law proportional to `omega_y mu_y`."""
         return logits + model.omega().to(logits.dtype)
 
-    def resize(self, model: PreTrainedModel) -> None:
+    def resize(self, model: Any) -> None:
+        """One rate for each entry of the vocabulary; new ones are 1."""
         model.omega.resize(model.config.vocab_size)
 
 
@@ -252,7 +255,8 @@ class ScoreRates(RateLaw):
 
     needs_logits = True
 
-    def rates_of_logits(self, model: PreTrainedModel, logits: Tensor) -> Tensor:
+    def rates_of_logits(self, model: Any, logits: Tensor) -> Tensor:
+        """`v`, the sum of the scores."""
         return log_rate_of_scores(at_least_float32(logits)).exp()
 
 

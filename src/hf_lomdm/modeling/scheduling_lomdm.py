@@ -170,7 +170,8 @@ class LoMDMScheduler(ForwardProcess, SchedulerMixin, ConfigMixin):
     @property
     def position_draw_needs_logits(self) -> bool:
         """Whether `select` needs logits. If not, positions can be chosen before the vocabulary
-        projection."""
+        projection.
+        """
         return self.order_of_reveals in LOGIT_SAMPLERS or self.count_of_reveals != "steps"
 
     @property
@@ -181,13 +182,15 @@ class LoMDMScheduler(ForwardProcess, SchedulerMixin, ConfigMixin):
     @property
     def num_reveals_is_random(self) -> bool:
         """Whether the number of positions that a step reveals is drawn or follows from the token
-        laws. If not, it is `num_reveals`."""
+        laws. If not, it is `num_reveals`.
+        """
         return self.config.sampler == "ancestral" or self.count_of_reveals != "steps"
 
     @property
     def needs_certainties(self) -> bool:
         """Whether `select` or `correct` needs the probabilities of tokens when they were
-        revealed."""
+        revealed.
+        """
         corrects = self.config.corrector_steps and self.config.corrector_selection == "confidence"
         return self.config.remasking == "confidence" or bool(corrects)
 
@@ -209,7 +212,8 @@ class LoMDMScheduler(ForwardProcess, SchedulerMixin, ConfigMixin):
 
     def num_useful_steps(self, num_inference_steps: int, num_masked: int) -> int:
         """How many of `num_inference_steps` steps can change a text of `num_masked` masked
-        positions."""
+        positions.
+        """
         return (
             num_inference_steps
             if self.config.sampler == "ancestral"
@@ -422,7 +426,8 @@ class LoMDMScheduler(ForwardProcess, SchedulerMixin, ConfigMixin):
 
     def probability(self, logits: Tensor, tokens: Tensor) -> Tensor:
         """Probability `[...]` of `tokens` `[...]` in the law of `[..., V]` logits as it is,
-        float64."""
+        float64.
+        """
         pieces = zip(slices(logits), tokens.reshape(-1).split(slice_rows(logits)), strict=True)
         found = [token_probability(*piece, self.config.mask_token_id) for piece in pieces]
         return torch.cat(found).reshape(tokens.shape)
@@ -476,7 +481,8 @@ class LoMDMScheduler(ForwardProcess, SchedulerMixin, ConfigMixin):
         self, block: Tensor, num_blocks: int | Tensor, steps_left: int | Tensor
     ) -> tuple[Tensor, Tensor]:
         """Log local times `[B, L]` before and after a step of the uniform grid, its loop cut
-        out."""
+        out.
+        """
         total = self.num_inference_steps
         before, after = self._beside_loop(steps_left), self._beside_loop(steps_left - 1)
         whole = self._beside_loop(total)
@@ -507,7 +513,8 @@ class LoMDMScheduler(ForwardProcess, SchedulerMixin, ConfigMixin):
 
     def _steps_left(self, timestep: float | Tensor, device: torch.device) -> int | Tensor:
         """`K` minus the index of `timestep`: an integer, or a 0-dim tensor if reading it would
-        synchronise."""
+        synchronise.
+        """
         total = self.num_inference_steps
         require(
             total is not None, "timesteps is None. Call set_timesteps(num_inference_steps) first."

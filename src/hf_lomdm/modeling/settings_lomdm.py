@@ -42,7 +42,8 @@ OPTIONAL = ("block_size", "top_p", "top_k", "count", "remasking", "loop_start", 
 
 def check_setting(name: str, value: object) -> str | int | float | None:
     """`value` of the setting `name` as a plain string, number or `None`; `ValueError` if it cannot
-    be one."""
+    be one.
+    """
     kind, allowed, remedy = SETTINGS[name]
     if value is None and name in OPTIONAL:
         return None

@@ -1,5 +1,4 @@
-"""The cross entropy of tokens in chunks of rows, with a gradient that keeps no float32 copy of the
-logits.
+"""The cross entropy of tokens in chunks of rows, without a float32 copy of the logits.
 
 This file travels to the Hub.
 """
@@ -16,8 +15,7 @@ DEVICE_LOGITS = 2**27  # in a chunk on other devices: 512 MB in float32; fewer w
 
 
 class TokenLosses(torch.autograd.Function):
-    """`-log p` `[M]` of `targets` `[M]` under logits `[M, V]`, float32 or wider: torch's cross
-    entropy.
+    """torch's cross entropy `[M]` of `targets` `[M]` under logits `[M, V]`, float32 or wider.
 
     Differentiable once. Only the logits and the losses are kept for the gradient, which is
     `exp(logits - log Z) - onehot(target)`, `log Z` being the loss plus the logit of the target.
@@ -62,6 +60,5 @@ class TokenLosses(torch.autograd.Function):
 
 
 def rows_at_a_time(values: Tensor, vocab_size: int, cpu_logits: int) -> int:
-    """Rows of `vocab_size` logits in one chunk: of `cpu_logits` on a CPU, of `DEVICE_LOGITS`
-    elsewhere."""
+    """Rows of logits in one chunk: of `cpu_logits` on a CPU, `DEVICE_LOGITS` elsewhere."""
     return max(1, (cpu_logits if values.device.type == "cpu" else DEVICE_LOGITS) // vocab_size)

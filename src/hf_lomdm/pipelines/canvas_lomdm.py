@@ -1,5 +1,6 @@
 """The canvas of a call: rows of token ids, filled in a window at a time. This file travels to the
-Hub."""
+Hub.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,8 @@ GIVEN, PADDING = -1, -2
 @dataclass
 class Canvas:
     """Texts on the host: `rows`, `order` and `reveals` as in the output, unpadded; `starts`, first
-    positions behind all given."""
+    positions behind all given.
+    """
 
     rows: list[list[int]]
     order: list[list[int]]
@@ -55,7 +57,8 @@ def new_canvas(rows: list[list[int]], mask_token_id: int) -> Canvas:
 
 def windows(rows: list[list[int]], config) -> list[tuple[list[int], int]]:
     """First position in each row, and width, of every window. Windows of a row ignore the other
-    rows."""
+    rows.
+    """
     firsts, size, limit = [0] * len(rows), config.block_size, config.max_position_embeddings
     stride = max(1, limit // 2)  # half of a window is the context of the next
     if size is not None:
@@ -82,7 +85,8 @@ def close_window(
     canvas: Canvas, window: Window, config, stopped: Callable[[list[int], int], bool]
 ) -> None:
     """Copies a finished window into the canvas. A row ends with its first EOS behind all given
-    positions, or where `stopped(row, start)` says so."""
+    positions, or where `stopped(row, start)` says so.
+    """
     write(canvas, window)
     rows = zip(canvas.rows, canvas.order, canvas.reveals, canvas.starts, strict=True)
     for (row, order, reveals, start), first in zip(rows, window.firsts, strict=True):

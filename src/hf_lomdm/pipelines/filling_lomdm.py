@@ -1,5 +1,6 @@
 """The loop of a call: fills in a canvas, window after window, step by step. This file travels to
-the Hub."""
+the Hub.
+"""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -25,7 +26,8 @@ from .guidance_lomdm import Guidance, prompt_of
 @dataclass
 class Step:
     """One step, before the next: `number` and `timestep`, the `window` that it was made in,
-    `revealed` `[B, S]` bool and `rates` `[B, S]` of the latest forward pass."""
+    `revealed` `[B, S]` bool and `rates` `[B, S]` of the latest forward pass.
+    """
 
     number: int
     timestep: Tensor
@@ -248,7 +250,8 @@ class Filling:
 
 def row_seeds(generator, num_rows: int) -> list[int]:
     """A seed for each row: the next one of its own generator, or of one for all (`None` = the
-    global one)."""
+    global one).
+    """
     each = generator if isinstance(generator, (list, tuple)) else [generator] * num_rows
     require(
         len(each) == num_rows,

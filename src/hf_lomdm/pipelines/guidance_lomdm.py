@@ -1,5 +1,6 @@
 """What shapes the token law of a call, and never the position draw: guidance by the prompt,
-processors of transformers, allowed tokens. This file travels to the Hub."""
+processors of transformers, allowed tokens. This file travels to the Hub.
+"""
 
 import math
 from collections.abc import Mapping
@@ -58,7 +59,8 @@ class Guidance:
 
     def without_prompt(self, sample: Tensor, prompt: Tensor) -> Tensor:
         """`sample` `[B, S]`, and with guidance behind it `[2B, S]` the same with the prompt
-        masked."""
+        masked.
+        """
         if not self.doubled:
             return sample
         return torch.cat((sample, sample.masked_fill(prompt, self.config.mask_token_id)))

@@ -1,5 +1,4 @@
-"""The layout of a Hub folder: written aside, checked, moved into place, uploaded. This file travels
-to the Hub."""
+"""A Hub folder: written aside, checked, moved, uploaded. This file travels to the Hub."""
 
 import glob
 import inspect
@@ -34,8 +33,9 @@ tags: [lomdm, masked-diffusion, diffusers, custom_code]
 """
 DEFAULT_CARD = """# {name}
 
-A masked diffusion language model. This folder loads by `AutoModel.from_pretrained` and as a pipeline by
-`DiffusionPipeline.from_pretrained`, both with `trust_remote_code=True`. Nothing is recorded here about its quality.
+A masked diffusion language model. This folder loads by `AutoModel.from_pretrained` and as a
+pipeline by `DiffusionPipeline.from_pretrained`, both with `trust_remote_code=True`. Nothing is
+recorded here about its quality.
 """
 
 
@@ -63,8 +63,8 @@ def check_target(target: str | os.PathLike, model_type: str) -> None:
         )
     if kind != model_type and (_weights(target) or (target / "config.json").exists()):
         raise ValueError(
-            f"save_directory {target} holds a model of the kind {kind!r}, not {model_type!r}, whose weights would be "
-            "replaced. Pass another folder."
+            f"save_directory {target} holds a model of the kind {kind!r}, not {model_type!r}, "
+            "whose weights would be replaced. Pass another folder."
         )
 
 
@@ -82,16 +82,20 @@ def _weights(folder: Path) -> list[Path]:
 
 
 def file_and_name(cls: type) -> list[str]:
+    """How an index of diffusers names a class: its file and its name."""
     return [cls.__module__.split(".")[-1], cls.__name__]
 
 
 def write_json(path: Path, content: dict) -> None:
+    """Writes `content` with sorted keys, so that equal folders have equal files."""
     path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def copy_code(part: Any, folder: Path) -> None:
-    """Copies the file of one of our classes and the siblings that it imports; for remote code, from
-    its cache."""
+    """Copies the file of one of our classes and the siblings that it imports.
+
+    For remote code they come from transformers' cache.
+    """
     if file_and_name(type(part)) in OUR_CODE:
         source = inspect.getfile(type(part))
         for path in (source, *get_relative_import_files(source)):
@@ -148,8 +152,10 @@ def _write_model_index(pipe: Any, folder: Path, model_class: type) -> None:
 
 
 def write_index(folder: Path) -> None:
-    """`model/` holds no weights, else clients fetch nothing but weights: its index points to those
-    of the root."""
+    """Writes the index of `model/`, which points to the weights at the root.
+
+    `model/` holds no weights itself, else clients fetch nothing but weights.
+    """
     if (folder / INDEX).exists():
         index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
     else:
@@ -169,8 +175,9 @@ def card(text: str | None, name: str) -> str:
 
 @contextmanager
 def staging_folder(target: Path) -> Iterator[Path]:
-    """A new folder in the target, or beside one that is not there yet, so that a rename is a move;
-    gone afterwards.
+    """A new folder in the target, or beside a missing one, so that a rename is a move.
+
+    It is gone afterwards.
 
     Those that a killed save has left behind go first.
     """
@@ -188,8 +195,7 @@ def staging_folder(target: Path) -> Iterator[Path]:
 
 
 def move(staging: Path, target: Path, written: list[str]) -> None:
-    """Moves the files into the target, a new folder as a whole, and removes weights of an earlier
-    save."""
+    """Moves the files, or a new folder as a whole, and removes weights of an earlier save."""
     if not target.exists():
         staging.rename(target)
         return
@@ -209,12 +215,11 @@ def push(
     token=None,
     **commit,
 ) -> Any:
-    """Uploads the written files, and removes weights of an earlier upload; a card on the Hub is
-    kept."""
+    """Uploads the files and removes weights of an earlier upload; a card on the Hub stays."""
     api = HfApi(token=token)
     repo_id = api.create_repo(repo_id or folder.name, private=private, exist_ok=True).repo_id
     if keep_card and api.file_exists(repo_id, "README.md"):
         written = [name for name in written if name != "README.md"]
     commit = {"commit_message": "Upload LoMDMPipeline", **commit}
-    patterns = {"allow_patterns": written, "delete_patterns": list(WEIGHT_FILES)}
+    patterns: dict[str, Any] = {"allow_patterns": written, "delete_patterns": list(WEIGHT_FILES)}
     return api.upload_folder(repo_id=repo_id, folder_path=folder, **patterns, **commit)

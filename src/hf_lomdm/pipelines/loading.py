@@ -1,5 +1,4 @@
-"""`LoMDMPipeline.from_pretrained` where the package is installed: no remote code runs, nothing is
-unpickled."""
+"""`LoMDMPipeline.from_pretrained` with the package: no remote code, nothing is unpickled."""
 
 import json
 import os
@@ -48,8 +47,7 @@ CLASSES = {
 
 
 def load_pipeline(pipeline_class: type, name_or_path: str | os.PathLike, **kwargs) -> Any:
-    """A pipeline from a folder or a Hub repository, as described at
-    `LoMDMPipeline.from_pretrained`.
+    """A pipeline from a folder or a Hub repository, as `LoMDMPipeline.from_pretrained` says.
 
     Raises:
         ValueError: weights or a configuration that `check_checkpoint` refuses, a `model_index.json`
@@ -75,8 +73,7 @@ def load_pipeline(pipeline_class: type, name_or_path: str | os.PathLike, **kwarg
 
 
 def _model_options(given: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
-    """What goes to the model's `from_pretrained` of the options of diffusers' loader and of that
-    one itself."""
+    """The options of the model's `from_pretrained` among those of diffusers' loader."""
     for name, values in WITHOUT_EFFECT.items():
         if options.get(name) not in values:
             raise ValueError(
@@ -99,7 +96,8 @@ def _model_options(given: dict[str, Any], options: dict[str, Any]) -> dict[str, 
         )
     if "model" in given and options:
         raise ValueError(
-            f"{sorted(options)} are of the stored model, but model= is given. Apply them to that one."
+            f"{sorted(options)} are of the stored model, but model= is given. Apply them to that "
+            "one."
         )
     if "dtype" in options:
         options["dtype"] = _dtype(options["dtype"])
@@ -109,21 +107,20 @@ def _model_options(given: dict[str, Any], options: dict[str, Any]) -> dict[str, 
 
 
 def _dtype(dtype: Any) -> torch.dtype | str:
-    """The model's of a dtype per component, as in diffusers: `default` stands for all that are not
-    named."""
+    """The model's dtype of a dtype per component; `default` stands for all not named."""
     per_component = dtype if isinstance(dtype, dict) else {"model": dtype}
     unknown = sorted(map(str, per_component.keys() - {*COMPONENTS, "default"}))
     if unknown:
         raise ValueError(
             f"dtype names {unknown}, a LoMDMPipeline has {list(COMPONENTS)}. Name model or default."
         )
-    found = per_component.get("model", per_component.get("default", torch.float32))
-    known = found == "auto" or isinstance(
-        getattr(torch, found, None) if isinstance(found, str) else found, torch.dtype
+    chosen = per_component.get("model", per_component.get("default", torch.float32))
+    is_dtype = chosen == "auto" or isinstance(
+        getattr(torch, chosen, None) if isinstance(chosen, str) else chosen, torch.dtype
     )
-    if not known:
-        raise ValueError(f"dtype must be a dtype of torch, its name or 'auto', got {found!r}.")
-    return found
+    if not is_dtype:
+        raise ValueError(f"dtype must be a dtype of torch, its name or 'auto', got {chosen!r}.")
+    return chosen
 
 
 def _quantization(config: PipelineQuantizationConfig) -> Any:
@@ -131,24 +128,29 @@ def _quantization(config: PipelineQuantizationConfig) -> Any:
     named = set(config.quant_mapping or config.components_to_quantize or ["model"])
     if named != {"model"}:
         raise ValueError(
-            f"quantization_config names {sorted(named)}, a LoMDMPipeline can quantise ['model'] alone."
+            f"quantization_config names {sorted(named)}, a LoMDMPipeline can quantise ['model'] "
+            "alone."
         )
     return config._resolve_quant_config(is_diffusers=False, module_name="model")
 
 
 def _check_classes(path: Path, pipeline_class: type, given: dict[str, Any]) -> None:
-    """Refuses the folder of another pipeline, whose code would not run here but whose author
-    expects it to."""
+    """Refuses the folder of another pipeline, whose own code would not run here."""
     if not path.is_file():
         return
     with _readable(path):
         index = json.loads(path.read_text(encoding="utf-8"))
-    for name, known in CLASSES.items():
-        found = index.get(name) if isinstance(index, dict) else index
-        if found not in known and name not in given and found != file_and_name(pipeline_class):
+    for name, classes in CLASSES.items():
+        written = index.get(name) if isinstance(index, dict) else index
+        if (
+            written not in classes
+            and name not in given
+            and written != file_and_name(pipeline_class)
+        ):
             raise ValueError(
-                f"{path} names {found} as {name}, not {known[0]}: this is not a folder of LoMDMPipeline. Load it by "
-                f"the class that wrote it, pass its component ({name}=), or trust its author's DiffusionPipeline."
+                f"{path} names {written} as {name}, not {classes[0]}: this is not a folder of "
+                f"LoMDMPipeline. Load it by the class that wrote it, pass its component ({name}=), "
+                "or trust its author's DiffusionPipeline."
             )
 
 
@@ -156,7 +158,8 @@ def _load_model(folder: Path, options: dict[str, Any]) -> LoMDMForMaskedDiffusio
     if LoMDMConfig.get_config_dict(folder)[0].get("model_type") == "lomdm_order_adapter":
         from ..adapters import OrderAdapter  # which few need, and which needs the evaluation
 
-        return OrderAdapter.from_pretrained(folder, **options)
+        adapter: Any = OrderAdapter.from_pretrained(folder, **options)
+        return adapter
     try:
         return LoMDMForMaskedDiffusion.from_pretrained(folder, _from_auto=True, **options)
     except TypeError as error:  # an option that neither the pipeline nor the model knows
@@ -171,15 +174,14 @@ def _load_scheduler(folder: Path, config: LoMDMConfig) -> LoMDMScheduler:
 
 
 @contextmanager
-def _readable(what: str | Path) -> Iterator[None]:
-    """Turns whatever a broken file raises into a `ValueError` of one line: tokenizers raises bare
-    `Exception`."""
+def _readable(source: str | Path) -> Iterator[None]:
+    """Turns what a broken file raises into a `ValueError`; tokenizers raises bare `Exception`."""
     try:
         yield
     except Exception as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise ValueError(
-            f"{what} cannot be read: {reason}. Export or download it again."
+            f"{source} cannot be read: {reason}. Export or download it again."
         ) from error
 
 

@@ -425,7 +425,8 @@ class LoMDMPipeline(DiffusionPipeline):
 
     def push_to_hub(self, repo_id: str, **kwargs) -> Any:
         """Uploads the folder of `save_pretrained` without keeping it; `kwargs` as there. Returns
-        the `CommitInfo`."""
+        the `CommitInfo`.
+        """
         with tempfile.TemporaryDirectory() as folder:
             return self.save_pretrained(
                 Path(folder, Path(repo_id).name), push_to_hub=True, repo_id=repo_id, **kwargs
@@ -435,7 +436,8 @@ class LoMDMPipeline(DiffusionPipeline):
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
     """Within this context `model` is in eval mode; behind it every module has its own mode
-    again."""
+    again.
+    """
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:

@@ -42,7 +42,8 @@ def make_canvas(
 
 def encode(config, tokenizer, prompt) -> list[list[int]]:
     """Token ids of prompts; BOS stands in front of texts that are prefixes, if the model has
-    one."""
+    one.
+    """
     prompt = [prompt] if isinstance(prompt, str) else prompt
     listed = isinstance(prompt, (list, tuple)) and len(prompt) > 0
     require(
@@ -74,7 +75,8 @@ def _length(
     config, index: int, ids: list[int], max_length: int | None, max_new_tokens: int | None
 ) -> int:
     """Tokens of the row of a prompt, of which there are masks behind a prefix; a template stays as
-    it is."""
+    it is.
+    """
     mask, limit = config.mask_token_id, max_length or config.max_position_embeddings
     outside = next((i for i in ids if not 0 <= i < config.vocab_size), None)
     problem = f"prompt {index} has the token id {outside}, outside the vocabulary of {config.vocab_size}. "
@@ -166,5 +168,6 @@ def decode(canvas: Canvas, config, stop: StopStrings) -> list[str]:
 
 def well_formed(text: str) -> str:
     """`text` with U+FFFD for each lone surrogate, which no tokenizer takes; a pair becomes its
-    character."""
+    character.
+    """
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

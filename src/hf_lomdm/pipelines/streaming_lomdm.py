@@ -1,5 +1,6 @@
 """A call step by step: what `LoMDMPipeline.stream` gives out, and what a streamer of transformers is
-told. This file travels to the Hub."""
+told. This file travels to the Hub.
+"""
 
 from dataclasses import dataclass
 from typing import Any
@@ -66,7 +67,7 @@ class Feed:
     def draft(self, step: Step) -> None:
         """After a step: the window before it is finished if this is another."""
         if self.window is not None and step.window is not self.window:
-            self._put()
+            self._put(self.window.firsts[0] + self.window.sample.shape[1])
         self.window = step.window
         if hasattr(self.streamer, "put_draft"):
             skipped = max(0, self.shown - step.window.firsts[0])
@@ -74,14 +75,12 @@ class Feed:
 
     def end(self) -> None:
         """All windows are finished."""
-        if self.window is not None:
-            self._put()
+        self._put(len(self.filling.canvas.rows[0]))
         self.streamer.end()
 
-    def _put(self) -> None:
+    def _put(self, last: int) -> None:
         canvas, config = self.filling.canvas, self.filling.model.config
         row = canvas.rows[0]
-        last = min(len(row), self.window.firsts[0] + self.window.sample.shape[1])
         end = min(last, end_of_row(row, canvas.starts[0], config))
         if end > self.shown:
             self.streamer.put(torch.tensor([row[self.shown : end]], dtype=torch.int64))

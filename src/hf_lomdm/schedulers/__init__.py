@@ -1,5 +1,4 @@
-"""`LoMDMScheduler` by its former place, for one release; it is in
-`hf_lomdm.modeling.scheduling_lomdm`."""
+"""`LoMDMScheduler` by its former place, for one release; it is now in `hf_lomdm.modeling`."""
 
 from ..modeling.scheduling_lomdm import LoMDMScheduler, LoMDMSchedulerOutput
 

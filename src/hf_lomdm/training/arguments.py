@@ -1,5 +1,4 @@
-"""What a training run can be told, as plain data: one dataclass per part, parsed by
-`transformers.HfArgumentParser`.
+"""What a training run can be told: one dataclass per part, for `HfArgumentParser`.
 
 The transformers settings (learning rate, steps, output folder, ...) are the third part, in the same
 namespace: no name here may be one of `transformers.TrainingArguments`.
@@ -8,17 +7,14 @@ namespace: no name here may be one of `transformers.TrainingArguments`.
 import argparse
 import json
 import math
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any
 
 import torch
-from transformers import HfArgumentParser, TrainingArguments
+from transformers import TrainingArguments
 from transformers.integrations import is_tensorboard_available
-
-from ..data.arguments import DataArguments
 
 # What is trained: a masked diffusion model of the family, or the autoregressive baseline.
 OBJECTIVES = ("diffusion", "ar")
@@ -51,8 +47,12 @@ REFUSED = {
     "bf16_full_eval": "evaluation has the precision of training; pass bf16",
     "label_smoothing_factor": "the loss is the bound on -log P, which a smoothed one is not",
     "neftune_noise_alpha": "the loss is the bound on -log P of the texts, not of noisy embeddings",
-    "auto_find_batch_size": "the draws of a step belong to its batch; set per_device_train_batch_size",
-    "average_tokens_across_devices": "the loss is that of the global batch on any number of devices",
+    "auto_find_batch_size": (
+        "the draws of a step belong to its batch; set per_device_train_batch_size"
+    ),
+    "average_tokens_across_devices": (
+        "the loss is that of the global batch on any number of devices"
+    ),
     "ignore_data_skip": "a resumed run goes on with the texts that it has not seen",
     "enable_jit_checkpoint": "SIGTERM saves a checkpoint without it",
     "use_liger_kernel": "it has no kernels for these models",
@@ -151,18 +151,24 @@ class ModelArguments:
     objective: str = field(
         default="diffusion",
         metadata={
-            "help": "diffusion, or ar: an autoregressive GPT-NeoX of the same sizes, to which rate_type, block_size, "
-            "c1, c2, bound, num_views, time_epsilon and time_range mean nothing.",
+            "help": (
+                "diffusion, or ar: an autoregressive GPT-NeoX of the same sizes, to which "
+                "rate_type, block_size, c1, c2, bound, num_views, time_epsilon and time_range mean "
+                "nothing."
+            ),
             "choices": list(OBJECTIVES),
         },
     )
     init_from: str | None = field(
         default=None,
         metadata={
-            "help": "Start from this trained model of the same objective, a folder or Hub name: its trunk and LM head "
-            "are copied, what its rate_type adds (order heads, token rates) starts afresh. All sizes are the folder's, "
-            "whatever is said here, but for max_position_embeddings if given; the tokenizer must be the folder's, and "
-            "is so by default. Without effect where training resumes from a checkpoint."
+            "help": (
+                "Start from this trained model of the same objective, a folder or Hub name: its "
+                "trunk and LM head are copied, what its rate_type adds (order heads, token rates) "
+                "starts afresh. All sizes are the folder's, whatever is said here, but for "
+                "max_position_embeddings if given; the tokenizer must be the folder's, and is so "
+                "by default. Without effect where training resumes from a checkpoint."
+            )
         },
     )
     hidden_size: int = field(
@@ -178,7 +184,10 @@ class ModelArguments:
     rate_type: str = field(
         default="learned",
         metadata={
-            "help": "Rates of revealing: learned (LoMDM), uniform (MDLM), token (GenMD4) or score (SEDD)."
+            "help": (
+                "Rates of revealing: learned (LoMDM), uniform (MDLM), token (GenMD4) or score "
+                "(SEDD)."
+            )
         },
     )
     block_size: int | None = field(
@@ -198,13 +207,19 @@ class ModelArguments:
     time_range: list[float] | None = field(
         default=None,
         metadata={
-            "help": "Two numbers: local times that training by the time bound draws (BD3-LM clips them)."
+            "help": (
+                "Two numbers: local times that training by the time bound draws (BD3-LM clips "
+                "them)."
+            )
         },
     )
     num_views: int | None = field(
         default=None,
         metadata={
-            "help": "Masked views of each text in the loss; default 2 (the least) with learned rates, else 1."
+            "help": (
+                "Masked views of each text in the loss; default 2 (the least) with learned rates, "
+                "else 1."
+            )
         },
     )
     dropout: float = field(default=0.1, metadata={"help": "Dropout of the backbone in training."})
@@ -214,8 +229,11 @@ class ModelArguments:
     attn_implementation: str | None = field(
         default=None,
         metadata={
-            "help": "Attention in training: sdpa (the default), eager, flex_attention, flash_attention_2, ... On a CPU "
-            "in bfloat16 eager is faster for rows of up to 128 tokens. It is not saved with the model."
+            "help": (
+                "Attention in training: sdpa (the default), eager, flex_attention, "
+                "flash_attention_2, ... On a CPU in bfloat16 eager is faster for rows of up to 128 "
+                "tokens. It is not saved with the model."
+            )
         },
     )
 
@@ -237,8 +255,11 @@ class LoMDMTrainingArguments(TrainingArguments):
     muon_learning_rate: float | None = field(
         default=None,
         metadata={
-            "help": "Peak learning rate of torch.optim.Muon for the matrices of the backbone's layers, for example "
-            "0.01, with the same weight_decay; default: AdamW (or --optim) trains them too."
+            "help": (
+                "Peak learning rate of torch.optim.Muon for the matrices of the backbone's layers, "
+                "for example 0.01, with the same weight_decay; default: AdamW (or --optim) trains "
+                "them too."
+            )
         },
     )
     frozen_modules: list[str] | None = field(
@@ -254,7 +275,9 @@ class LoMDMTrainingArguments(TrainingArguments):
     resume_from_checkpoint: str | None = field(
         default="auto",
         metadata={
-            "help": "auto: the newest complete checkpoint of output_dir, if there is one; or a folder."
+            "help": (
+                "auto: the newest complete checkpoint of output_dir, if there is one; or a folder."
+            )
         },
     )
     logging_nan_inf_filter: bool = field(
@@ -294,7 +317,7 @@ class LoMDMTrainingArguments(TrainingArguments):
         self.use_cpu |= not torch.accelerator.is_available()
         # pinning needs one, and warns otherwise
         self.dataloader_pin_memory &= torch.accelerator.is_available()
-        defaults = {one.name: one.default for one in fields(TrainingArguments)}
+        defaults = {argument.name: argument.default for argument in fields(TrainingArguments)}
         for name, reason in REFUSED.items():
             if getattr(self, name, None) not in (defaults.get(name), None, []):
                 raise ValueError(f"{name}={getattr(self, name)!r} is not supported: {reason}.")
@@ -312,23 +335,21 @@ class LoMDMTrainingArguments(TrainingArguments):
 
 
 def check_range(name: str, value: float | None) -> None:
-    """Raises `ValueError` where `value` is not what `RANGES` has for `name`; `None` is left to the
-    default."""
+    """Raises `ValueError` if `value` is not what `RANGES` has for `name`; `None` passes."""
     kind, low, high = RANGES[name]
     number = isinstance(value, (int, kind)) and not isinstance(value, bool)
     if value is not None and not (number and low <= value < high):
-        what = "a whole number" if kind is int else "a number"
+        expected = "a whole number" if kind is int else "a number"
         below = f" and below {high}" if high < math.inf else ""
-        raise ValueError(f"{name} must be {what}, at least {low}{below}, got {value!r}.")
+        raise ValueError(f"{name} must be {expected}, at least {low}{below}, got {value!r}.")
 
 
 def check_modes(*parts: Any) -> None:
-    """Raises `ValueError` where a setting has another value than its default and no effect in the
-    mode of the run."""
+    """Raises `ValueError` for a setting that was changed and has no effect in this run."""
     run = argparse.Namespace(
         **{name: value for part in parts for name, value in vars(part).items()}
     )
-    defaults = {one.name: one.default for part in parts for one in fields(part)}
+    defaults = {argument.name: argument.default for part in parts for argument in fields(part)}
     for mode in MODES:
         for name in mode.idle if mode.holds(run) else ():
             value = getattr(run, name)
@@ -340,153 +361,5 @@ def _reads(run: argparse.Namespace, is_txt: bool) -> bool:
     """Whether the run may read a text in .txt files, or in others; a folder may hold either."""
     files = [file for file in (run.train_file, run.validation_file) if file]
     kinds = [(Path(file).is_dir(), ".txt" in Path(file.lower()).suffixes) for file in files]
-    other = bool(run.dataset_name) and not is_txt
-    return other or any(is_folder or txt == is_txt for is_folder, txt in kinds)
-
-
-class _Parser(HfArgumentParser):
-    """Its errors are one line, without the page of usage."""
-
-    def error(self, message: str):
-        raise ValueError(f"{message}. Run with --help for all names.")
-
-    def convert(self, path: Path, key: str, value: Any) -> Any:
-        """A setting of the file `path` in the type of its key; `None` stays `None`.
-
-        Raises:
-            ValueError: a value that the key cannot have; names the file and the key.
-        """
-        action = self._option_string_actions[f"--{key}"]  # no public name of argparse has the type
-        try:
-            if value is None or (action.nargs != "+" and type(value) in _container_types(key)):
-                return value
-            if action.nargs == "+" and value != []:
-                return [
-                    _convert(action, item)
-                    for item in (value if isinstance(value, list) else [value])
-                ]
-            return _convert(action, value)
-        except argparse.ArgumentTypeError as error:
-            self.error(f"{key} in {path}: {error}")
-        except (TypeError, ValueError):
-            self.error(f"{key} in {path}: invalid {action.type.__name__} value: {value!r}")
-
-
-def _convert(action: argparse.Action, value: Any) -> Any:
-    if isinstance(value, (dict, list)):
-        raise TypeError
-    # Of another type are a whole number for a float, a number for a name, and what YAML has for a
-    # text: 1e-3
-    value = value if type(value) is action.type else action.type(str(value))
-    if action.choices is not None and value not in action.choices:
-        choices = ", ".join(map(repr, action.choices))
-        raise argparse.ArgumentTypeError(f"invalid choice: {value!r} (choose from {choices})")
-    return value
-
-
-def _container_types(key: str) -> set[type]:
-    """Which of lists and dictionaries a setting can be beside a single value."""
-    hints = {name: hint for part in PARTS for name, hint in get_type_hints(part).items()}
-    return {get_origin(kind) or kind for kind in get_args(hints[key])} & {dict, list}
-
-
-PARTS = (DataArguments, ModelArguments, LoMDMTrainingArguments)
-HELP = "--config FILE.yaml, once or more, reads any of these settings from a file. Later files win, this line over all."
-
-
-def parse_arguments(
-    arguments: Sequence[str] | None = None,
-) -> tuple[DataArguments, ModelArguments, LoMDMTrainingArguments]:
-    """Parses `[--config FILE.yaml ...] [--key value ...]`.
-
-    Later files win over earlier ones, the command line wins over all. With `init_from` and no
-    tokenizer named, the tokenizer is that of `init_from`. Without an `output_dir` a run writes to
-    `outputs/` and the names of its files, so that `--config owt.yaml --config mdlm.yaml` gives
-    `outputs/owt-mdlm`.
-
-    Args:
-        arguments: the words of the command line; default `sys.argv[1:]`.
-    Raises:
-        ValueError: a key that does not exist, in a file or on the command line; a value that its
-            key cannot have or that has no effect; a file that cannot be read; an `output_dir` in a
-            file that others overlay: all overlays would share it.
-    """
-    files, words = _split_off_configs(list(sys.argv[1:] if arguments is None else arguments))
-    named = {
-        word.split("=")[0].lstrip("-").replace("-", "_") for word in words if word.startswith("--")
-    }
-    parser = _Parser(PARTS, allow_abbrev=False, description=HELP)
-    settings = _overlay(files, parser, named="output_dir" in named)
-    if "num_train_epochs" in named and "max_steps" not in named:
-        settings.pop("max_steps", None)  # of a file, and would win
-    parser.set_defaults(**settings)
-    *parts, unknown = parser.parse_args_into_dataclasses(words, return_remaining_strings=True)
-    if unknown:
-        raise ValueError(f"Unknown argument {unknown[0]!r}. Run with --help for all names.")
-    data, model, training = parts
-    check_modes(data, model, training)
-    if model.init_from and not (data.tokenizer or data.train_tokenizer):
-        data.tokenizer = model.init_from
-    return data, model, training
-
-
-def _split_off_configs(words: list[str]) -> tuple[list[Path], list[str]]:
-    """The files of `--config` in their order, and the other words."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    parser.add_argument("--config", action="append", type=Path, default=[])
-    try:
-        found, words = parser.parse_known_args(words)
-    except argparse.ArgumentError:
-        message = (
-            "--config needs a file. Pass for example --config training_scripts/configs/tiny.yaml."
-        )
-        raise ValueError(message) from None
-    return found.config, words
-
-
-def _overlay(files: list[Path], parser: _Parser, named: bool) -> dict[str, Any]:
-    """The settings of all files, later ones on top; `named`: the command line gives the output
-    folder."""
-    settings: dict[str, Any] = {}
-    for path in files:
-        if "output_dir" in settings and not named:
-            raise ValueError(
-                f"output_dir={settings['output_dir']!r} is set by a file that {path} overlays, so runs with other "
-                "overlays would resume from each other. Leave it out of the file, or pass --output_dir."
-            )
-        settings |= {
-            key: parser.convert(path, key, value) for key, value in read_config(path).items()
-        }
-    if files:
-        settings.setdefault("output_dir", "outputs/" + "-".join(path.stem for path in files))
-    # no value: the default
-    return {key: value for key, value in settings.items() if value is not None}
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """The settings of the flat YAML file `path`.
-
-    Raises:
-        ValueError: a missing file, one that is not a flat mapping, or a key that is no argument.
-    """
-    import yaml  # of the extra `train`
-
-    if not path.is_file():
-        raise ValueError(
-            f"--config {path} does not exist. The shipped ones are in training_scripts/configs."
-        )
-    try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(
-            f"--config {path} is no YAML that can be read: {' '.join(str(error).split())}."
-        ) from error
-    if not isinstance(settings, dict):
-        raise ValueError(f"--config {path} must hold lines of the form `key: value`.")
-    known = {one.name for part in PARTS for one in fields(part) if one.init}
-    for key in settings:
-        if key not in known:
-            raise ValueError(
-                f"Unknown key {key!r} in {path}. Run training_scripts/train.py --help for all names."
-            )
-    return settings
+    has_both = bool(run.dataset_name) and not is_txt
+    return has_both or any(is_folder or txt == is_txt for is_folder, txt in kinds)

@@ -1,5 +1,4 @@
-"""`CausalTrainer`: the autoregressive baseline, trained, evaluated and saved like the diffusion
-models."""
+"""`CausalTrainer`: the autoregressive baseline, trained, evaluated and saved alike."""
 
 from pathlib import Path
 
@@ -18,8 +17,7 @@ from .trainer import LoMDMTrainer
 
 
 class CausalTrainer(LoMDMTrainer):
-    """`LoMDMTrainer` for `GPTNeoXForCausalLM`: the exact log-likelihood of whole texts takes the
-    place of the bound.
+    """`LoMDMTrainer` for `GPTNeoXForCausalLM`, with exact likelihoods in place of bounds.
 
     Everything else is the trainer's: loss per token of the global batch, average, logs, keys of the
     evaluation, exact resuming. A text is read behind the start token, `config.bos_token_id`, so
@@ -34,14 +32,12 @@ class CausalTrainer(LoMDMTrainer):
         self.model.generation_config = whole_text_generation(self.model)
 
     def begin(self) -> None:
-        """As in `LoMDMTrainer`; the generation configuration too had just been set to the
-        tokenizer's tokens."""
+        """As in `LoMDMTrainer`; the generation configuration had the tokenizer's tokens set."""
         super().begin()
         self.model.generation_config = whole_text_generation(self.model)
 
     def objective(self, model, inputs) -> LoMDMOutput:
-        """`-log P(x)` of each text: `loss` in nats per counted token, `nelbo = main` `[B]` in
-        nats."""
+        """`-log P(x)` of each text: `loss` per counted token, `nelbo = main` `[B]`, in nats."""
         real = maskable(inputs)
         clean = torch.where(real, inputs["labels"], inputs["input_ids"])
         targets = inputs["labels"].masked_fill(~real, -100)
@@ -58,13 +54,13 @@ class CausalTrainer(LoMDMTrainer):
         return causal_nll(self.model, **batch, start_token_id=self.model.config.bos_token_id)
 
     def describe(self) -> Description:
+        """What the model card says of the kind of model."""
         return describe_causal()
 
     def write_model(
         self, model: PreTrainedModel, tokenizer, folder: Path, card: str | None
     ) -> None:
-        """Writes weights, generation configuration, tokenizer and, unless it is `None`, the
-        card."""
+        """Writes weights, generation configuration, tokenizer and, unless `None`, the card."""
         model.save_pretrained(folder)
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
@@ -72,8 +68,7 @@ class CausalTrainer(LoMDMTrainer):
             (folder / "README.md").write_text(card, encoding="utf-8")
 
     def sample_texts(self, count: int) -> list[str]:
-        """Texts of `max_position_embeddings` tokens at most, by `generate` with the averaged
-        weights."""
+        """Texts of `max_position_embeddings` tokens at most, by the averaged weights."""
         tokenizer = self.processing_class
         with self.averaged_weights():
             model = self.accelerator.unwrap_model(self.model)
@@ -85,8 +80,7 @@ class CausalTrainer(LoMDMTrainer):
 
 
 def whole_text_generation(model: PreTrainedModel) -> GenerationConfig:
-    """What makes `model.generate()` a draw of a whole text from the law that `causal_nll`
-    measures."""
+    """What makes `model.generate()` draw a whole text from the law of `causal_nll`."""
     config = model.config
     return GenerationConfig(
         bos_token_id=config.bos_token_id,

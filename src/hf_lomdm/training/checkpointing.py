@@ -39,8 +39,7 @@ def staging_folder(output_dir: str | Path, step: int) -> Path:
 
 
 def publish(staged: Path, final: Path) -> None:
-    """Moves the folder `staged` to `final` so that `final` is complete at any moment that it
-    exists.
+    """Moves the folder `staged` to `final`, which is complete whenever it exists.
 
     The manifest lists size and SHA-256 of each file, every file and folder is flushed to the disk,
     then the folder is renamed. A folder that already has the name `final` is replaced.
@@ -59,8 +58,7 @@ def publish(staged: Path, final: Path) -> None:
 
 
 def remove(folder: Path) -> None:
-    """Removes a folder if it is there; it loses its name first, so that no half of it is taken for
-    a checkpoint."""
+    """Removes a folder, which loses its name first: no half of it passes for a checkpoint."""
     if not folder.is_dir():
         return
     doomed = folder.with_name(f"{_PREFIX}{folder.name.removeprefix('checkpoint-')}-removed")
@@ -70,16 +68,14 @@ def remove(folder: Path) -> None:
 
 
 def clean(output_dir: str | Path) -> None:
-    """Removes what interrupted writing and interrupted removing have left in `output_dir` and in
-    its folders."""
+    """Removes what interrupted writing and removing have left in `output_dir`."""
     for folder in [*Path(output_dir).glob("[._]*"), *Path(output_dir).glob("*/_*")]:
         if _LEFT_OVER.fullmatch(folder.name) and folder.is_dir():
             shutil.rmtree(folder)
 
 
 def rotate(output_dir: str | Path, limit: int | None, keep: set[Path]) -> None:
-    """Removes the oldest complete checkpoints until `limit` are left, but none of `keep`; `None` or
-    0 keeps all."""
+    """Removes the oldest complete checkpoints down to `limit`, none of `keep`; 0 keeps all."""
     checkpoints = complete_checkpoints(output_dir)
     surplus = len(checkpoints) - limit if limit else 0
     removable = [folder for folder in checkpoints if folder not in keep]
@@ -106,11 +102,11 @@ def find_fault(folder: Path, checksums: bool = True) -> str | None:
     try:
         entries = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         # a checkpoint of an earlier version has sizes alone
-        known = {
+        recorded = {
             name: entry if isinstance(entry, list) else [entry, None]
             for name, entry in entries.items()
         }
-        for name, (size, digest) in known.items():
+        for name, (size, digest) in recorded.items():
             path = folder / name
             if not path.is_file() or path.stat().st_size != size:
                 return f"{name} is missing or cut"
@@ -118,12 +114,11 @@ def find_fault(folder: Path, checksums: bool = True) -> str | None:
                 return f"{name} has changed since it was written"
     except (OSError, ValueError, AttributeError) as error:
         return f"{MANIFEST} is missing or damaged ({type(error).__name__})"
-    return None if known else f"{MANIFEST} is empty"
+    return None if recorded else f"{MANIFEST} is empty"
 
 
 def choose_checkpoint(resume_from: str | bool | None, output_dir: str | Path) -> Path | None:
-    """The checkpoint to resume from, or `None` to start anew. One that is not intact is passed over
-    and named.
+    """The checkpoint to resume from, or `None`; one that is not intact is passed over.
 
     Args:
         resume_from: `"auto"`, the newest intact checkpoint of `output_dir` if there is any
@@ -139,8 +134,8 @@ def choose_checkpoint(resume_from: str | bool | None, output_dir: str | Path) ->
         fault = find_fault(Path(resume_from))
         if fault:
             raise RunError(
-                f"resume_from_checkpoint={str(resume_from)!r} is not a complete checkpoint: {fault}. Pass 'auto' for "
-                "the newest intact one of output_dir."
+                f"resume_from_checkpoint={str(resume_from)!r} is not a complete checkpoint: "
+                f"{fault}. Pass 'auto' for the newest intact one of output_dir."
             )
         return Path(resume_from)
     folders = _checkpoint_folders(output_dir)
@@ -151,8 +146,8 @@ def choose_checkpoint(resume_from: str | bool | None, output_dir: str | Path) ->
         logger.warning("%s is passed over: %s.", folder, fault)
     if folders:
         raise RunError(
-            f"{output_dir} has checkpoints, but none is intact; {folders[-1].name}: {find_fault(folders[-1])}. Remove "
-            "them to start anew, or pass another output_dir."
+            f"{output_dir} has checkpoints, but none is intact; {folders[-1].name}: "
+            f"{find_fault(folders[-1])}. Remove them to start anew, or pass another output_dir."
         )
     if resume_from is True:
         raise RunError(
@@ -182,8 +177,8 @@ def lock(output_dir: str | Path) -> None:
     except (BlockingIOError, PermissionError):
         file.close()
         raise RunError(
-            f"another process is training in output_dir={str(output_dir)!r}. Wait for it or stop it, or pass another "
-            "output_dir."
+            f"another process is training in output_dir={str(output_dir)!r}. Wait for it or stop "
+            "it, or pass another output_dir."
         ) from None
     except OSError as error:
         logger.warning("%s cannot be locked (%s): start no second run there.", output_dir, error)
@@ -203,12 +198,12 @@ def explained_write(folder: str | Path) -> Iterator[None]:
 
 def _checkpoint_folders(output_dir: str | Path) -> list[Path]:
     """Folders that are named like a checkpoint, oldest step first."""
-    found = [
+    checkpoints = [
         folder
         for folder in Path(output_dir).glob("checkpoint-*")
         if re.fullmatch(r"checkpoint-\d+", folder.name)
     ]
-    return sorted(found, key=lambda folder: int(folder.name[11:]))
+    return sorted(checkpoints, key=lambda folder: int(folder.name[11:]))
 
 
 def _digest(path: Path) -> str:

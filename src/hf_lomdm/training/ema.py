@@ -32,7 +32,8 @@ class EMA:
     def __init__(self, model: nn.Module, decay: float):
         if not 0 < decay < 1:
             raise ValueError(
-                f"ema_decay must be in (0, 1), got {decay}. Pass for example 0.9999, or 0 for no average."
+                f"ema_decay must be in (0, 1), got {decay}. Pass for example 0.9999, or 0 for no "
+                "average."
             )
         self.decay = decay
         self.num_updates = 0
@@ -42,8 +43,7 @@ class EMA:
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """Moves the average towards the weights of `model`; call it once after each optimizer
-        step."""
+        """Moves the average towards the weights of `model`, after each optimizer step."""
         decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
         weights = [weight.float() for _, weight in trainable_weights(model)]
         torch._foreach_lerp_(list(self.average.values()), weights, 1 - decay)
@@ -51,8 +51,7 @@ class EMA:
 
     @contextmanager
     def weights_of(self, model: nn.Module) -> Iterator[None]:
-        """Within this context `model` holds the average; afterwards, bit by bit, its own weights
-        again."""
+        """Within this context `model` holds the average; afterwards, bit by bit, its weights."""
         own = {name: weight.detach().clone() for name, weight in trainable_weights(model)}
         _copy_weights(self.average, model)
         try:
@@ -78,11 +77,12 @@ class EMA:
         """
         if not path.is_file():
             raise ValueError(
-                f"{path} does not exist, so the moving average cannot be resumed. Pass --ema_decay 0, or train from "
-                "the start in another --output_dir."
+                f"{path} does not exist, so the moving average cannot be resumed. Pass --ema_decay "
+                "0, or train from the start in another --output_dir."
             )
         with safe_open(path, framework="pt") as file:
-            stored = {name: file.get_tensor(name) for name in file.keys()}
+            names = file.keys()  # the file itself is not iterable
+            stored = {name: file.get_tensor(name) for name in names}
             num_updates = int(file.metadata()["num_updates"])
         _check_same(path, stored, self.average)
         for name, value in self.average.items():
@@ -116,14 +116,14 @@ def _check_same(path: Path, stored: dict[str, Tensor], expected: dict[str, Tenso
         )
         if left != right:
             raise ValueError(
-                f"{path} holds {name} with shape {left}, the model has {right}. Resume with the model that was saved."
+                f"{path} holds {name} with shape {left}, the model has {right}. Resume with the "
+                "model that was saved."
             )
 
 
 @torch.no_grad()
 def take_average(model: nn.Module, folder: Path) -> bool:
-    """Puts the averaged weights of a checkpoint folder into its model; returns whether there are
-    any.
+    """Puts the averaged weights of a checkpoint into its model; returns whether it has any.
 
     Those that are not averaged were frozen.
 

@@ -70,8 +70,7 @@ class LoraTrainingArguments(LoMDMTrainingArguments):
 def add_lora(
     model: LoMDMForMaskedDiffusion, rank: int, alpha: int, dropout: float = 0.0
 ) -> torch.nn.Module:
-    """A `peft.PeftModel`: low-rank updates of the backbone's linear layers, order heads or token
-    rates in full.
+    """A `peft.PeftModel`: low-rank updates of the backbone, order heads or rates in full.
 
     Raises:
         ValueError: a rank below 1, or quantised order heads.
@@ -102,8 +101,7 @@ def add_lora(
 
 
 def merge_adapter(base: LoMDMForMaskedDiffusion, folder: str | Path) -> LoMDMForMaskedDiffusion:
-    """`base` with the adapter of `folder` added into its weights, in eval mode; `base` is used
-    up."""
+    """`base` with the adapter of `folder` added to its weights, in eval mode; it is used up."""
     import peft
 
     return peft.PeftModel.from_pretrained(base, str(folder)).merge_and_unload().eval()

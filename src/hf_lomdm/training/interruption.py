@@ -17,8 +17,7 @@ SIGNALS = [
 
 
 class Interruption:
-    """Within this context Ctrl-C, SIGTERM and SIGHUP are noted in `signal` and do not end the
-    process.
+    """Within this context Ctrl-C, SIGTERM and SIGHUP are noted and do not end the process.
 
     What is ignored stays ignored (`nohup`), and other threads than the main one note nothing.
 
@@ -36,10 +35,10 @@ class Interruption:
     def __enter__(self) -> "Interruption":
         self._training.fill_(True)
         if threading.current_thread() is threading.main_thread():
-            known = {number: signal.getsignal(number) for number in SIGNALS}
+            handlers = {number: signal.getsignal(number) for number in SIGNALS}
             self._before = {
                 number: handler
-                for number, handler in known.items()
+                for number, handler in handlers.items()
                 if handler is not signal.SIG_IGN
             }
             for number in self._before:
@@ -51,8 +50,7 @@ class Interruption:
         self._restore()
 
     def shield(self, loader: DataLoader) -> None:
-        """Keeps the workers of `loader` at work until training ends: the last step needs their
-        rows."""
+        """Keeps the workers of `loader` at work until training ends; its last step needs them."""
         own = getattr(loader, "base_dataloader", loader)  # of accelerate
         if getattr(own.worker_init_fn, "func", None) is not _stay:  # one that stays comes again
             own.worker_init_fn = partial(_stay, self._training, own.worker_init_fn)
@@ -64,8 +62,8 @@ class Interruption:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.signal = signal.Signals(number)
-        said = f"\n{self.signal.name}: training stops after this step and saves a checkpoint.\n"
-        os.write(2, said.encode())  # not by print: what is interrupted may be printing
+        message = f"\n{self.signal.name}: training stops after this step and saves a checkpoint.\n"
+        os.write(2, message.encode())  # not by print: what is interrupted may be printing
         if self._once:
             self._restore()
 

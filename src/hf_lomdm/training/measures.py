@@ -23,8 +23,7 @@ def maskable(batch: dict[str, Tensor]) -> Tensor:
 
 
 def is_clean(batch: dict[str, Tensor]) -> Tensor:
-    """Whether the maskable positions of a batch hold their tokens: a collator that masks puts
-    others there."""
+    """Whether maskable positions hold their tokens: a collator that masks puts others there."""
     return ((batch["labels"] == batch["input_ids"]) | ~maskable(batch)).all()
 
 
@@ -39,7 +38,8 @@ def freeze(model: nn.Module, names: Iterable[str]) -> None:
         if name not in modules:
             own = sorted(child for child, _ in model.named_children())
             raise ValueError(
-                f"frozen_modules names {name!r}, which the model lacks. It has {own} and what is in them."
+                f"frozen_modules names {name!r}, which the model lacks. It has {own} and what is "
+                "in them."
             )
         modules[name].requires_grad_(False)
     if not any(weight.requires_grad for weight in model.parameters()):
@@ -57,8 +57,7 @@ def head_weights(model: nn.Module, heads: tuple[str, ...] = ("phi", "psi")) -> l
 
 
 def gradient_norm(model: nn.Module, head: str | None = None) -> Tensor:
-    """Euclidean norm of the gradients of the model, or of one order head; 0 where there are
-    none."""
+    """Euclidean norm of the gradients of the model or of an order head; 0 without any."""
     weights = model.parameters() if head is None else head_weights(model, (head,))
     norm = get_total_norm([weight.grad for weight in weights if weight.grad is not None])
     return gathered(norm)
@@ -70,7 +69,6 @@ def gathered(value: Tensor) -> Tensor:
 
 
 def gather_weights_for_evaluation(model: nn.Module) -> None:
-    """Lets FSDP2 gather the weights for the methods that evaluation calls, as it does for
-    `forward`."""
+    """Lets FSDP2 gather weights for the methods of evaluation, as it does for `forward`."""
     for method in ("forward_rates", "estimate_bound"):
         register_fsdp_forward_method(model, method)

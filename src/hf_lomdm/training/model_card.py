@@ -1,5 +1,4 @@
-"""The `README.md` of a trained model: what its training record knows, and nothing that it does not
-know."""
+"""The `README.md` of a trained model: what its training record knows, and no more."""
 
 import importlib.util
 import json
@@ -107,8 +106,7 @@ class TrainingRecord:
 
     @classmethod
     def load(cls, folder: Path) -> "TrainingRecord | None":
-        """The record in `folder`, or `None`. Raises `ValueError` for a file that is no such
-        record."""
+        """The record in `folder`, or `None`; `ValueError` for a file that is no such record."""
         path = folder / RECORD_FILE
         if not path.is_file():
             return None
@@ -153,7 +151,10 @@ def describe_diffusion(config: PretrainedConfig) -> Description:
 
 def _objective(config: PretrainedConfig) -> str:
     if config.time_range is not None:
-        return f"the terms of the time bound at times clipped to {list(config.time_range)}, which is no bound"
+        return (
+            f"the terms of the time bound at times clipped to {list(config.time_range)}, which is "
+            "no bound"
+        )
     cut = (
         f", cut at {config.time_epsilon} and with its reconstruction term"
         if config.time_epsilon
@@ -217,16 +218,16 @@ def model_card(
     data = ", ".join(
         [dataset] if isinstance(dataset, str) else dataset or [record.data or "not recorded here"]
     )
-    known = {key: value for key, value in metadata.items() if value is not None}
+    fields = {key: value for key, value in metadata.items() if value is not None}
     base_model = record.base_model or description.base_model
-    known = ({"base_model": base_model} if base_model else {}) | known
+    fields = ({"base_model": base_model} if base_model else {}) | fields
     measured = _measured(record, description)
     results = _results(measured, data)
-    known |= {"eval_results": results, "model_name": name} if results else {}
+    fields |= {"eval_results": results, "model_name": name} if results else {}
     template = files(__package__).joinpath("card_template.md").read_text(encoding="utf-8")
     card = ModelCard.from_template(
         ModelCardData(
-            library_name="transformers", pipeline_tag="text-generation", tags=tags, **known
+            library_name="transformers", pipeline_tag="text-generation", tags=tags, **fields
         ),
         template_str=template + "\n",  # Jinja takes away one
         marker=MARKER,
@@ -238,7 +239,7 @@ def model_card(
             f"- `{key}`: {value}" for key, value in record.settings.items() if key in SETTINGS
         ),
         dataset=data,
-        license=known.get("license"),
+        license=fields.get("license"),
         picture=picture,
         picture_file=PICTURE_FILE,
         picture_tokens=PICTURE_TOKENS,
@@ -253,8 +254,7 @@ def can_draw(pipe: Any) -> bool:
 
 
 def draw_picture(pipe: Any, path: str | os.PathLike) -> None:
-    """Writes the picture of the order of one text of the pipeline's model, revealed token by token
-    on a fixed seed."""
+    """Draws the order of one text of the model, revealed token by token on a fixed seed."""
     length = min(PICTURE_TOKENS, pipe.model.config.max_position_embeddings)
     quiet = type(pipe)(pipe.model, pipe.scheduler, pipe.tokenizer)
     quiet.set_progress_bar_config(disable=True)
@@ -271,8 +271,7 @@ def is_written_by_hand(path: Path) -> bool:
 
 @dataclass(frozen=True)
 class _Measure:
-    """A measure in words, and its values: nats per token and perplexity, each with its standard
-    error.
+    """A measure in words: nats per token and perplexity, each with its standard error.
 
     The error is `None` where a single text leaves it unknown.
     """
@@ -310,7 +309,8 @@ def _results(measured: list[_Measure], data: str) -> list[EvalResult]:
             dataset_type="text",
             dataset_name=f"validation text of {data}",
             metric_type=kind,
-            metric_name=f"{measure.label}, {unit}{'' if error is None else f' (standard error {error:.4f})'}",
+            metric_name=f"{measure.label}, {unit}"
+            + ("" if error is None else f" (standard error {error:.4f})"),
             metric_value=round(value, 4),
         )
         for measure in measured

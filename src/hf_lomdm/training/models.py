@@ -1,5 +1,4 @@
-"""The configuration of a model to train, from the arguments of a run, and its start from a trained
-one."""
+"""The configuration of a model to train, and its start from a trained one."""
 
 from dataclasses import asdict, fields
 
@@ -41,8 +40,7 @@ TRUNK = {
 def diffusion_config(
     arguments: ModelArguments, max_length: int, token_ids: dict[str, int | None]
 ) -> LoMDMConfig:
-    """A member of the family for texts of `max_length` tokens; with `init_from`, of that model's
-    sizes.
+    """A member of the family for `max_length` tokens; with `init_from`, of its sizes.
 
     Args:
         token_ids: `vocab_size` and the special tokens, from `hf_lomdm.data.splits.model_token_ids`;
@@ -64,8 +62,9 @@ def diffusion_config(
 def causal_config(
     arguments: ModelArguments, max_length: int, token_ids: dict[str, int | None]
 ) -> GPTNeoXConfig:
-    """The autoregressive baseline: GPT-NeoX with the trunk of `LoMDMModel`, and dropout of the
-    embeddings besides.
+    """The autoregressive baseline: GPT-NeoX with the trunk of `LoMDMModel`.
+
+    It has dropout of the embeddings besides.
 
     `bos_token_id` is the start token, here the mask token, so that `generate()` without a prompt
     starts from it. An EOS that is also the BOS of the texts (GPT-2) is left out: it would end every
@@ -112,13 +111,11 @@ def causal_config(
     )
 
 
-# ------------------------------------------------------------------------------------- the start
-# from a trained model
+# ------------------------------------------------------------------- the start from a trained model
 
 
 def copy_trunk(model: PreTrainedModel, init_from: str) -> None:
-    """Copies the trunk and the LM head of `init_from` into `model`, in place; the rest of `model`
-    stays as it is.
+    """Copies trunk and LM head of `init_from` into `model`, in place; the rest stays.
 
     Args:
         model: from `diffusion_config` or `causal_config` with the same `init_from`.
@@ -142,20 +139,23 @@ def copy_trunk(model: PreTrainedModel, init_from: str) -> None:
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, init_from: str) -> None:
-    """Raises `ValueError` if `init_from` has a tokenizer that cannot be read or has other tokens
-    than the run's."""
+    """Raises `ValueError` if the tokenizer of `init_from` has other tokens than the run's."""
     if not _has_tokenizer(init_from):
         return  # the ids are all there is to compare
     try:
         theirs = AutoTokenizer.from_pretrained(init_from, trust_remote_code=False).get_vocab()
     except Exception as error:  # tokenizers raises nothing narrower for a broken file
-        problem = f"the tokenizer of init_from={init_from!r} cannot be read: {' '.join(str(error).split())}"
+        problem = (
+            f"the tokenizer of init_from={init_from!r} cannot be read: "
+            f"{' '.join(str(error).split())}"
+        )
         raise ValueError(f"{problem}. Export or download it again.") from error
     differ = sorted(theirs.items() ^ tokenizer.get_vocab().items(), key=lambda item: item[1])
     if differ:
         raise ValueError(
-            f"the tokenizer of the run is not that of init_from={init_from!r}: {len(differ)} entries differ, the first "
-            f"is {differ[0]}. Pass --tokenizer {init_from} --train_tokenizer ''."
+            f"the tokenizer of the run is not that of init_from={init_from!r}: {len(differ)} "
+            f"entries differ, the first is {differ[0]}. Pass --tokenizer {init_from} "
+            "--train_tokenizer ''."
         )
 
 
@@ -176,7 +176,7 @@ def _start(
     if token_ids is not NO_TOKENIZER:
         _check_ids(config, token_ids, arguments.init_from)
     taken = {name: getattr(config, name) for name in TRUNK[model_type]}
-    given = {one.name for one in fields(arguments)}
+    given = {argument.name for argument in fields(arguments)}
     changed = [
         f"{name} {taken[name]}"
         for name in SIZES
@@ -190,8 +190,9 @@ def _start(
     positions = arguments.max_position_embeddings or config.max_position_embeddings
     if positions < max_length:
         raise ValueError(
-            f"max_length={max_length} is more than the {positions} positions of init_from={arguments.init_from!r}. "
-            f"Lower it, or pass --max_position_embeddings {max_length} to train on longer texts than the model knows."
+            f"max_length={max_length} is more than the {positions} positions of "
+            f"init_from={arguments.init_from!r}. Lower it, or pass --max_position_embeddings "
+            f"{max_length} to train on longer texts than the model knows."
         )
     return {**taken, "max_position_embeddings": positions}
 
@@ -214,15 +215,15 @@ def _load_config(init_from: str, model_type: str) -> PreTrainedConfig:
     if config.model_type != model_type:
         kinds = {"lomdm": "diffusion", "gpt_neox": "ar"}
         raise ValueError(
-            f"init_from={init_from!r} is a {config.model_type!r} model, this objective trains {model_type!r}. Pass a "
-            f"folder of --objective {kinds[model_type]}; a public MDLM or BD3-LM goes through convert_checkpoint.py."
+            f"init_from={init_from!r} is a {config.model_type!r} model, this objective trains "
+            f"{model_type!r}. Pass a folder of --objective {kinds[model_type]}; a public MDLM or "
+            "BD3-LM goes through convert_checkpoint.py."
         )
     return config
 
 
 def _check_ids(config: PreTrainedConfig, token_ids: dict[str, int | None], init_from: str) -> None:
-    """Vocabulary, mask and padding must agree; BOS and EOS only where both have one: rows may go
-    without."""
+    """Vocabulary, mask and padding must agree; BOS and EOS only where both have one."""
     theirs = {name: getattr(config, name, None) for name in token_ids}
     # its BOS is the start token, and its EOS is left out where it is the BOS
     if config.model_type == "gpt_neox":
@@ -234,6 +235,6 @@ def _check_ids(config: PreTrainedConfig, token_ids: dict[str, int | None], init_
     }
     if differ:
         raise ValueError(
-            f"the tokenizer of the run does not fit init_from={init_from!r}, (there, here): {differ}. Pass "
-            f"--tokenizer {init_from} --train_tokenizer ''."
+            f"the tokenizer of the run does not fit init_from={init_from!r}, (there, here): "
+            f"{differ}. Pass --tokenizer {init_from} --train_tokenizer ''."
         )

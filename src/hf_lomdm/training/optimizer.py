@@ -1,5 +1,4 @@
-"""`torch.optim.Muon` for the matrices of the trunk and another optimizer for the rest, as one
-optimizer."""
+"""`torch.optim.Muon` for the trunk's matrices, another optimizer for the rest, as one."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -53,14 +52,14 @@ class JoinedOptimizer(Optimizer):
         """Raises `TypeError` once the parts are joined: none of them would step the group."""
         if self.parts:
             raise TypeError(
-                "joined optimizers take no further parameters. Add them to a part before it is joined."
+                "joined optimizers take no further parameters. Add them to a part before it is "
+                "joined."
             )
         super().add_param_group(param_group)
 
 
 def trunk_matrices(model: PreTrainedModel) -> list[nn.Parameter]:
-    """The trainable matrices of the layers of the backbone: no embedding, no LM head, no order
-    head.
+    """The trainable matrices of the backbone's layers: no embedding, no head.
 
     Raises:
         ValueError: there are none.
@@ -71,8 +70,9 @@ def trunk_matrices(model: PreTrainedModel) -> list[nn.Parameter]:
     ]
     if not matrices:
         raise ValueError(
-            f"muon_learning_rate is for the matrices of the backbone's layers, and {type(model).__name__} has none to "
-            "train (frozen, adapters alone, or another kind of model). Leave it out."
+            "muon_learning_rate is for the matrices of the backbone's layers, and "
+            f"{type(model).__name__} has none to train (frozen, adapters alone, or another kind of "
+            "model). Leave it out."
         )
     return matrices
 
@@ -80,8 +80,7 @@ def trunk_matrices(model: PreTrainedModel) -> list[nn.Parameter]:
 def add_muon(
     optimizer: Optimizer, model: PreTrainedModel, args: Any, is_sharded: bool
 ) -> Optimizer:
-    """`optimizer`, joined with Muon for the matrices of the trunk, at the `muon_learning_rate` of
-    `args`.
+    """`optimizer`, joined with Muon for the trunk's matrices, at its `muon_learning_rate`.
 
     Raises:
         ValueError: sharded weights, another optimizer than AdamW, or no matrices.
@@ -89,13 +88,13 @@ def add_muon(
     rate = args.muon_learning_rate
     if is_sharded:
         raise ValueError(
-            f"muon_learning_rate={rate} needs whole matrices, which sharded training does not keep. Leave it out, "
-            "or train with plain data parallelism."
+            f"muon_learning_rate={rate} needs whole matrices, which sharded training does not "
+            "keep. Leave it out, or train with plain data parallelism."
         )
     if not isinstance(optimizer, torch.optim.AdamW):
         raise ValueError(
-            f"muon_learning_rate={rate} goes with AdamW for the rest, got optim={args.optim.value!r}. Leave "
-            "one of them out."
+            f"muon_learning_rate={rate} goes with AdamW for the rest, got "
+            f"optim={args.optim.value!r}. Leave one of them out."
         )
     return with_muon(optimizer, trunk_matrices(model), rate, args.weight_decay)
 

@@ -1,5 +1,4 @@
-"""What a run must keep to go on from a checkpoint: everything that is not declared harmless
-here."""
+"""What a run must keep to go on from a checkpoint: all that is not declared harmless."""
 
 import json
 from dataclasses import asdict, fields, is_dataclass
@@ -57,10 +56,9 @@ TEXTS_PER_STEP = ("per_device_train_batch_size", "gradient_accumulation_steps", 
 def describe_run(
     args: TrainingArguments, model: Any, data: str | None, fingerprint: str | None
 ) -> dict[str, Any]:
-    """What `check_same_run` compares, as plain data: `arguments`, `model`, `adapter`, `data`,
-    `data_fingerprint`."""
+    """What `check_same_run` compares, as plain data, in five parts."""
     harmless = " ".join(HARMLESS_ARGUMENTS.values()).split()
-    names = [one.name for one in fields(args) if one.name not in harmless]
+    names = [argument.name for argument in fields(args) if argument.name not in harmless]
     adapters = getattr(model, "peft_config", None) or {}
     run = {
         "arguments": {name: getattr(args, name) for name in (*names, *TEXTS_PER_STEP)},
@@ -86,11 +84,11 @@ def check_same_run(folder: Path, run: dict[str, Any]) -> None:
     """
     stored = _load_run(folder)
     before, now = _compared(stored), _compared(run)
-    known = {key: (before[key], now[key]) for key in now if key in before}
+    changes = {key: (before[key], now[key]) for key in now if key in before}
     # as text too: the records of earlier versions hold lists as text
     differ = {
         key: f"{key}={old!r}, not {new!r}"
-        for key, (old, new) in known.items()
+        for key, (old, new) in changes.items()
         if old != new and str(old) != str(new)
     }
     if "data_fingerprint" in differ:
@@ -104,14 +102,13 @@ def check_same_run(folder: Path, run: dict[str, Any]) -> None:
     # DeepSpeed has its own
     if not (folder / "scheduler.pt").is_file() and not list(folder.glob("global_step*")):
         raise RunError(
-            f"{folder} has no optimizer state (save_only_model=True), so training cannot go on from it. Pass another "
-            "output_dir."
+            f"{folder} has no optimizer state (save_only_model=True), so training cannot go on "
+            "from it. Pass another output_dir."
         )
 
 
 def _load_run(folder: Path) -> dict[str, Any]:
-    """The run of a checkpoint; of one by an earlier version what its record and its configuration
-    know."""
+    """The run of a checkpoint; of an earlier version's, what record and configuration know."""
 
     def read(name: str) -> dict[str, Any]:
         return (
@@ -131,8 +128,8 @@ def _compared(run: dict[str, Any]) -> dict[str, Any]:
     arguments, adapters = dict(run["arguments"]), run.get("adapter", {})
     flat = {
         f"adapter {name}.{key}": value
-        for name, one in adapters.items()
-        for key, value in one.items()
+        for name, state in adapters.items()
+        for key, value in state.items()
     }
     if all(name in arguments for name in TEXTS_PER_STEP):
         per_device, accumulated, processes = (arguments.pop(name) for name in TEXTS_PER_STEP)

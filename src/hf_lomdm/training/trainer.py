@@ -1,5 +1,4 @@
-"""`LoMDMTrainer`: transformers' Trainer with the draws, the logs, the average and the guarantees of
-LoMDM training."""
+"""`LoMDMTrainer`: transformers' Trainer with the draws, logs and average of LoMDM training."""
 
 import logging
 import math
@@ -9,8 +8,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, TrainerControl
-from transformers.trainer import TRAINING_ARGS_NAME
+from transformers import TrainerControl
 from transformers.trainer_utils import EvalLoopOutput, has_length
 
 from ..data.draws import step_generators, step_quantiles
@@ -18,12 +16,11 @@ from ..evaluation import NelboEstimate, nelbo
 from ..evaluation.summary import summarise_texts
 from ..modeling.modeling_lomdm import LoMDMOutput
 from ..modeling.process_lomdm import copy_to_device
-from ..modeling.scheduling_lomdm import LoMDMScheduler
-from ..pipelines import LoMDMPipeline
 from ..pipelines.hub_folder_lomdm import check_target
 from . import checkpointing, resuming
 from .arguments import UNUSED, LoMDMTrainingArguments
 from .ema import AVERAGE, EMA
+from .folder_writer import FolderWriter, make_pipeline
 from .interruption import Interruption
 from .measures import (
     MASKED,
@@ -34,35 +31,25 @@ from .measures import (
     is_clean,
     maskable,
 )
-from .model_card import (
-    PICTURE_FILE,
-    Description,
-    TrainingRecord,
-    can_draw,
-    describe_diffusion,
-    draw_picture,
-    is_written_by_hand,
-    model_card,
-)
 from .optimizer import add_muon
-from .trainer_hooks import StepCallback, TrainerHooks
+from .trainer_hooks import StepCallback
 from .training_log import TrainingLog, keep_logs_in
-from .uploading import explained_upload
 
 logger = logging.getLogger(__name__)
 
-CARD_FILE = "README.md"
 EVALUATION_SEED = 20260202
 SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
-class LoMDMTrainer(TrainerHooks):
-    """Trains `LoMDMForMaskedDiffusion`; what differs from `transformers.Trainer`:
+class LoMDMTrainer(FolderWriter):
+    """Trains `LoMDMForMaskedDiffusion`.
+
+    What differs from `transformers.Trainer`:
 
     - Text `j` of the global batch of step `s` sees the same quantile and the same draws however the
       batch is split into micro-steps and processes; quantiles are stratified over the global batch.
     - The loss is the bound of the global batch divided by its maskable tokens, for texts of unequal
-      length too.
+    length too.
     - The order heads have `head_learning_rate`, `frozen_modules` none; weights are averaged
       (`ema_decay`), and the average is what is evaluated and what `save_model` writes: a Hub folder
       that loads as a model and as a pipeline without this package.
@@ -79,8 +66,6 @@ class LoMDMTrainer(TrainerHooks):
     # The loss of `compute_loss` is a share of the global batch: the Trainer is not to divide it by
     # accumulation steps.
     loss_is_scaled_for_ga = True
-    # Whether the model reveals its tokens in an order that a picture can show.
-    has_order = True
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -93,8 +78,9 @@ class LoMDMTrainer(TrainerHooks):
             )
         if self.args.n_gpu > 1:
             raise ValueError(
-                f"{self.args.n_gpu} GPUs in one process are not supported. Start one process per GPU: "
-                "accelerate launch training_scripts/train.py ..., or set CUDA_VISIBLE_DEVICES=0."
+                f"{self.args.n_gpu} GPUs in one process are not supported. Start one process per "
+                "GPU: accelerate launch training_scripts/train.py ..., or set "
+                "CUDA_VISIBLE_DEVICES=0."
             )
         freeze(self.model, self.args.frozen_modules or ())
         # makes the Trainer count the tokens of the global batch
@@ -102,13 +88,9 @@ class LoMDMTrainer(TrainerHooks):
         self.ema: EMA | None = None
         self._checkpoint: Path | None = None  # the one that training resumed from
         self._first_step = 0  # where the latest call of `train` began
-        self._metrics: dict[str, float] = {}  # of the weights as they are
         self._special_tokens = {
             name: getattr(self.model.config, name, None) for name in SPECIAL_TOKENS
         }
-        self.data: str | None = None  # what the model is trained on, in words, for its card
-        # of the rows and the tokenizer: a run goes on with the same alone
-        self.data_fingerprint: str | None = None
         self._interruption = Interruption(once=True)
         # whether any process had been told to stop when the step began
         self._stop: Tensor | bool = False
@@ -127,6 +109,7 @@ class LoMDMTrainer(TrainerHooks):
         return loader
 
     def get_eval_dataloader(self, eval_dataset=None):
+        """As in `transformers.Trainer`; a signal does not end the workers of the loader."""
         loader = super().get_eval_dataloader(eval_dataset)
         self._interruption.shield(loader)
         return loader
@@ -145,14 +128,14 @@ class LoMDMTrainer(TrainerHooks):
                 f"there is no step to take: train_dataset has {rows} rows, a step takes "
                 f"{self.get_total_train_batch_size(self.args)}, max_steps={self.args.max_steps}, "
                 f"num_train_epochs={self.args.num_train_epochs}, dataloader_drop_last="
-                f"{self.args.dataloader_drop_last}. Give more text or more steps, or lower the batch size."
+                f"{self.args.dataloader_drop_last}. Give more text or more steps, or lower the "
+                "batch size."
             )
 
-    # ------------------------------------------------------------------------------------------------ the step
+    # ------------------------------------------------------------------------------------- the step
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
-        """Fetches the micro-batches of one optimizer step and adds to each text its quantile and
-        generator."""
+        """Fetches the micro-batches of a step; adds to each text its quantile and generator."""
         # resumed after the last step: nothing is left to do
         if self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
@@ -170,8 +153,7 @@ class LoMDMTrainer(TrainerHooks):
         return batches, tokens
 
     def count_tokens(self, batches, device) -> Tensor:
-        """Maskable tokens of all micro-batches on all processes, which also agree on whether to
-        stop."""
+        """Maskable tokens of all micro-batches on all processes; agrees on whether to stop."""
         tokens = sum(maskable(batch).sum() for batch in batches)
         told = torch.as_tensor(
             self._interruption.signal is not None, device=device, dtype=torch.int64
@@ -181,14 +163,12 @@ class LoMDMTrainer(TrainerHooks):
         return tokens
 
     def objective(self, model, inputs) -> LoMDMOutput:
-        """The loss of a micro-batch in nats per maskable token, and its terms `[B]` in nats per
-        text."""
+        """The loss of a micro-batch per maskable token, and its terms `[B]` per text, in nats."""
         # All views of each text and all heads in one call: DDP and FSDP wrap `forward` alone
         return model(**inputs, return_dict=True)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """This micro-batch's share of the loss, times the number of processes (whose gradients are
-        averaged)."""
+        """This micro-batch's share of the loss, times the processes (gradients are averaged)."""
         outputs = self.objective(model, inputs)
         # 1. From nats per token of this micro-batch to its share of the global batch
         share = maskable(inputs).sum() / num_items_in_batch.clamp(min=1)
@@ -199,8 +179,7 @@ class LoMDMTrainer(TrainerHooks):
         return (loss, outputs) if return_outputs else loss
 
     def training_step(self, model, inputs, num_items_in_batch=None) -> Tensor:
-        """Forward and backward of a micro-batch; with the gradients complete, they are measured and
-        checked."""
+        """Forward and backward of a micro-batch; complete gradients are measured and checked."""
         loss = super().training_step(model, inputs, num_items_in_batch)
         self._step_loss = self._step_loss + loss
         if self.accelerator.sync_gradients:
@@ -218,14 +197,13 @@ class LoMDMTrainer(TrainerHooks):
                 raise ValueError(MASKED)
             last = checkpointing.complete_checkpoints(self.args.output_dir)[-1:]
             raise FloatingPointError(
-                f"Training stopped at step {self.state.global_step + 1}: loss {float(loss):.4g}, gradient norm "
-                f"{float(norm):.4g}. The weights were not updated; the last complete checkpoint is "
-                f"{last[0] if last else 'none'}. Look for faulty data and start again, or lower the learning rate and "
-                "start in another output_dir."
+                f"Training stopped at step {self.state.global_step + 1}: loss {float(loss):.4g}, "
+                f"gradient norm {float(norm):.4g}. The weights were not updated; the last complete "
+                f"checkpoint is {last[0] if last else 'none'}. Look for faulty data and start "
+                "again, or lower the learning rate and start in another output_dir."
             )
 
-    # -------------------------------------------------------------------------------------
-    # optimizer and logging
+    # ------------------------------------------------------------------------ optimizer and logging
 
     def get_decay_parameter_names(self, model) -> list[str]:
         """The Trainer's choice without the rates of the vocabulary: their zero means nothing."""
@@ -236,8 +214,7 @@ class LoMDMTrainer(TrainerHooks):
         ]
 
     def create_optimizer(self, model=None):
-        """AdamW (or `--optim`), without decay of biases, norms and `omega`, the order heads in
-        groups of their own.
+        """AdamW (or `--optim`), no decay of biases, norms and `omega`, groups for order heads.
 
         With `muon_learning_rate` the matrices of the backbone's layers are Muon's.
         """
@@ -260,8 +237,7 @@ class LoMDMTrainer(TrainerHooks):
         return self.optimizer
 
     def create_scheduler(self, num_training_steps, optimizer=None):
-        """As in `transformers.Trainer`; raises `ValueError` for arguments that the schedule does
-        not take."""
+        """As in `transformers.Trainer`; `ValueError` for arguments that the schedule refuses."""
         try:
             return super().create_scheduler(num_training_steps, optimizer)
         except TypeError as error:
@@ -271,15 +247,14 @@ class LoMDMTrainer(TrainerHooks):
             ) from error
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds the terms of the bound, the rates and the gradient of phi to the Trainer's training
-        logs."""
+        """Adds terms of the bound, rates and the gradient of phi to the Trainer's logs."""
         if "train_loss" in logs and not self.num_steps_trained:
             return  # the summary of no step at all: a loss of 0
         if self.is_in_train and "loss" in logs:
             logs.update(self._training_log.take(self.accelerator))
         super().log(logs, start_time)
 
-    # ------------------------------------------------------------------------------------------------- evaluation
+    # ----------------------------------------------------------------------------------- evaluation
 
     @contextmanager
     def averaged_weights(self):
@@ -299,8 +274,7 @@ class LoMDMTrainer(TrainerHooks):
 
         Returns:
             `EvalLoopOutput` whose metrics are, with the prefix: `nelbo`, `main`, `velocity` (nats
-                per maskable token),
-            `perplexity`, `nelbo_standard_error` (texts and Monte-Carlo draws),
+            per maskable token), `perplexity`, `nelbo_standard_error` (texts and Monte-Carlo draws),
             `nelbo_monte_carlo_error` (draws alone; with `eval_num_samples >= 2`), `tokens`, and
             `loss`, which equals `nelbo`.
         """
@@ -315,9 +289,9 @@ class LoMDMTrainer(TrainerHooks):
                 )
         metrics = summarise_texts(torch.cat(rows))
         # NaN is what a single text does not tell, its spread over texts
-        known = {name: value for name, value in metrics.items() if not math.isnan(value)}
-        named = {f"{metric_key_prefix}_{name}": value for name, value in known.items()}
-        self._metrics |= named
+        measured = {name: value for name, value in metrics.items() if not math.isnan(value)}
+        named = {f"{metric_key_prefix}_{name}": value for name, value in measured.items()}
+        self.measured |= named
         return EvalLoopOutput(
             predictions=None, label_ids=None, metrics=named, num_samples=sum(map(len, rows))
         )
@@ -328,14 +302,15 @@ class LoMDMTrainer(TrainerHooks):
         return getattr(self.model.config, "rate_type", None) == "learned"
 
     def evaluate_without_order(self) -> dict[str, float]:
-        """`evaluate` with equal rates (`c2 = 0`), prefix `eval_without_order`: what the order is
-        worth."""
+        """`evaluate` with equal rates, as `eval_without_order`: what the order is worth."""
         with self.accelerator.unwrap_model(self.model).without_order():
             return self.evaluate(metric_key_prefix="eval_without_order")
 
     def _evaluate_batch(self, step: int, batch: dict[str, Tensor]) -> Tensor:
-        """`[B, 4]`: maskable tokens, main, velocity and Monte-Carlo error of each text (NaN from a
-        single sample)."""
+        """`[B, 4]`: maskable tokens, main, velocity and Monte-Carlo error of each text.
+
+        The error of a single sample is NaN.
+        """
         first = (
             step * self.accelerator.num_processes + self.accelerator.process_index
         ) * self.args.eval_batch_size
@@ -358,15 +333,13 @@ class LoMDMTrainer(TrainerHooks):
     def estimate(
         self, batch: dict[str, Tensor], generators: list[torch.Generator]
     ) -> NelboEstimate:
-        """What evaluation measures of each text, here the order bound, with one generator per
-        text."""
+        """The order bound of each text, with one generator per text."""
         return nelbo(
             self.model, **batch, num_samples=self.args.eval_num_samples, generator=generators
         )
 
     def sample_texts(self, count: int) -> list[str]:
-        """Texts of `max_position_embeddings` tokens at most, of the averaged weights, a token at a
-        time."""
+        """Texts of `max_position_embeddings` tokens at most, by the averaged weights."""
         with self.averaged_weights():
             model = self.accelerator.unwrap_model(self.model)
             pipe, length = (
@@ -375,12 +348,10 @@ class LoMDMTrainer(TrainerHooks):
             )
             return pipe(num_inference_steps=length, num_return_sequences=count).texts
 
-    # ------------------------------------------------------------------------------------ saving
-    # and resuming
+    # -------------------------------------------------------------------------- saving and resuming
 
     def train(self, resume_from_checkpoint=None, trial=None, ignore_keys_for_eval=None):
-        """Trains, from the newest complete checkpoint of `output_dir` with `"auto"`, from a folder,
-        or anew (`None`).
+        """Trains anew (`None`), from a folder, or with `"auto"` from the newest checkpoint.
 
         Raises:
             RunError: a checkpoint that is not intact, or of a run with another model, settings or
@@ -410,8 +381,7 @@ class LoMDMTrainer(TrainerHooks):
         return result
 
     def _obey_signal(self) -> None:
-        """Ends the process where any was told to stop: after the last step too, when no step agrees
-        on it any more."""
+        """Ends the process where any was told to stop, also after the last step."""
         told = torch.tensor(int(self._interruption.signal is not None), device=self.args.device)
         if not int(self.accelerator.reduce(told, "sum")):
             return
@@ -433,8 +403,7 @@ class LoMDMTrainer(TrainerHooks):
 
     @property
     def num_steps_trained(self) -> int:
-        """Optimizer steps of the latest call of `train`; 0 where it found a run that was
-        finished."""
+        """Optimizer steps of the latest `train`; 0 where it found a finished run."""
         return self.state.global_step - self._first_step
 
     def begin(self) -> None:
@@ -444,7 +413,7 @@ class LoMDMTrainer(TrainerHooks):
         undone, for they say what is in the texts of the model (no BOS, for example, where the rows
         have none).
         """
-        self._first_step, self._metrics = self.state.global_step, {}
+        self._first_step, self.measured = self.state.global_step, {}
         self._step_loss, self._step_is_clean = 0.0, True
         for name, own in self._special_tokens.items():
             if getattr(self.model.config, name, None) != own:
@@ -455,9 +424,8 @@ class LoMDMTrainer(TrainerHooks):
         self.start_ema()
 
     def step_done(self, control: TrainerControl) -> None:
-        """After an optimizer step: the average follows, what was measured no longer holds, and
-        signals are obeyed."""
-        self._metrics = {}
+        """The average follows an optimizer step, measured values lapse, signals are obeyed."""
+        self.measured = {}
         if self.ema is not None:
             self.ema.update(self.model)
         if self._stop or (
@@ -467,158 +435,36 @@ class LoMDMTrainer(TrainerHooks):
             control.should_evaluate = False  # whoever sends the signal does not wait for long
 
     def start_ema(self) -> None:
-        """Starts the moving average from the weights, or takes it from the checkpoint that training
-        resumes from."""
+        """Starts the moving average from the weights, or takes it from the checkpoint."""
         self.ema = EMA(self.model, self.args.ema_decay) if self.args.ema_decay else None
         if self.ema is not None and self._checkpoint is not None:
             self.ema.load(self._checkpoint / AVERAGE)
 
     def best_model_loaded(self) -> None:
-        """The weights are those of the best checkpoint: so is the average, and what was measured no
-        longer holds."""
-        self._metrics = {}
+        """Takes the average of the best checkpoint, whose weights the model now has."""
+        self.measured = {}
         if self.ema is not None:
             self.ema.load(Path(self.state.best_model_checkpoint) / AVERAGE)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Writes the averaged weights as a Hub folder; a checkpoint gets the training weights
-        instead.
+        """Writes the averaged weights as a Hub folder; a checkpoint gets the training weights.
 
         The folder is what `write_model` makes. Sharded weights (FSDP, DeepSpeed) and adapters of
         PEFT are written as the Trainer writes them, without code;
         `hf_lomdm.hub.export_to_hub_folder` adds it to the first.
         """
         if self.staging:
-            return super().save_model(output_dir, _internal_call)
+            super().save_model(output_dir, _internal_call)
+            return
         with (
             self.averaged_weights(),
             checkpointing.explained_write(output_dir or self.args.output_dir),
         ):
             super().save_model(output_dir, _internal_call)
 
-    def write_folder(self, model: PreTrainedModel, folder: Path) -> None:
-        """Writes what `save_model` or a checkpoint keeps of the model: weights, tokenizer, record,
-        and a card."""
-        tokenizer = self.processing_class or getattr(self.data_collator, "tokenizer", None)
-        folder.mkdir(parents=True, exist_ok=True)
-        if self.staging:
-            # the Trainer resumes by the names of the weights in memory; on the disk those of
-            # GPT-NeoX have others
-            model.save_pretrained(folder, save_original_format=False)
-            if tokenizer is not None:
-                tokenizer.save_pretrained(folder)
-        else:
-            by_hand = is_written_by_hand(folder / CARD_FILE)
-            pipe = make_pipeline(model, tokenizer) if self.has_order else None
-            picture = pipe is not None and can_draw(pipe)
-            if picture:
-                draw_picture(pipe, folder / PICTURE_FILE)
-            self.write_model(
-                model, tokenizer, folder, None if by_hand else self._card(picture=picture)
-            )
-        self._record().save(folder)
-        torch.save(self.args, folder / TRAINING_ARGS_NAME)
-
-    def write_model(
-        self, model: PreTrainedModel, tokenizer, folder: Path, card: str | None
-    ) -> None:
-        """Writes what loads without this package (`LoMDMPipeline.save_pretrained`); `None` leaves
-        the card as it is."""
-        make_pipeline(model, tokenizer).save_pretrained(folder, model_card=card)
-
-    def init_hf_repo(self, *args, **kwargs) -> None:
-        """As in `transformers.Trainer`; raises `ConnectionError` if there is no repository to push
-        to."""
-        repo_id = self.args.hub_model_id or Path(self.args.output_dir).absolute().name
-        with explained_upload(f"no repository {repo_id} to push to could be made"):
-            super().init_hf_repo(*args, **kwargs)
-
-    def push_to_hub(self, *args, **kwargs):
-        """As in `transformers.Trainer`; the title of the card is the whole name of the repository.
-
-        Raises:
-            ConnectionError: the upload failed. `output_dir` is complete, the repository as it was;
-                the same call, or the same `train.py` command, completes it.
-        """
-        if self.hub_model_id is None:
-            self.init_hf_repo(
-                **{name: kwargs[name] for name in ("token", "private") if name in kwargs}
-            )
-        # the code of the card loads it by this name
-        kwargs.setdefault("model_name", self.hub_model_id)
-        with explained_upload(
-            f"{self.args.output_dir} is written, but was not uploaded to {self.hub_model_id}"
-        ):
-            return super().push_to_hub(*args, **kwargs)
-
-    def create_model_card(
-        self,
-        language=None,
-        license=None,
-        tags=None,
-        model_name=None,
-        finetuned_from=None,
-        tasks=None,
-        dataset_tags=None,
-        dataset=None,
-        dataset_args=None,
-    ) -> None:
-        """Writes `README.md` into `output_dir`, unless one that was written by hand is there.
-
-        Takes what `transformers.Trainer.create_model_card` takes; `tasks` and `dataset_args` have
-        no place in it.
-        """
-        if self.hub_model() is None:
-            header = {
-                "language": language,
-                "license": license,
-                "finetuned_from": finetuned_from,
-                "tasks": tasks,
-            }
-            data = {"dataset_tags": dataset_tags, "dataset": dataset, "dataset_args": dataset_args}
-            return super().create_model_card(tags=tags, model_name=model_name, **header, **data)
-        path = Path(self.args.output_dir) / CARD_FILE
-        if not self.is_world_process_zero() or is_written_by_hand(path):
-            return
-        header = {
-            "language": language,
-            "license": license,
-            "base_model": finetuned_from,
-            "datasets": dataset_tags,
-        }
-        tags = [tags] if isinstance(tags, str) else tags or []
-        path.write_text(
-            self._card(model_name, tags=tags, dataset=dataset or dataset_tags, **header),
-            encoding="utf-8",
-        )
-
-    def _card(self, name: str | None = None, **details) -> str:
-        folder = Path(self.args.output_dir).absolute()
-        details.setdefault("picture", (folder / PICTURE_FILE).is_file())
-        name = name or self.hub_model_id or self.args.hub_model_id or folder.name
-        return model_card(name, self.describe(), self._record(), **details)
-
-    def _record(self) -> TrainingRecord:
-        record = TrainingRecord.of(self.args, self.state.global_step, self._metrics, self.data)
-        record.data_fingerprint = self.data_fingerprint
-        return record
-
-    def describe(self) -> Description:
-        """What the card and the script say of the model."""
-        return describe_diffusion(self.model.config)
-
     def write_training_state(self, folder: Path) -> None:
-        """Writes into a checkpoint what the Trainer does not: the average, and of which run it
-        is."""
+        """Writes into a checkpoint the average, and of which run it is."""
         if self.ema is not None:
             self.ema.save(folder / AVERAGE, write=self.args.should_save)
         if self.args.should_save:
             resuming.save_run(self._run(), folder)
-
-
-def make_pipeline(model: PreTrainedModel, tokenizer) -> LoMDMPipeline:
-    """A pipeline with the scheduler that suits the model."""
-    scheduler = LoMDMScheduler(
-        mask_token_id=model.config.mask_token_id, block_size=model.config.block_size
-    )
-    return LoMDMPipeline(model, scheduler, tokenizer)

@@ -1,5 +1,4 @@
-"""Everything that overrides private methods of `transformers.Trainer`, which may change with any
-release.
+"""Everything that overrides private methods of `transformers.Trainer`.
 
 Each says what no public method can do in transformers 5.14, the oldest release that is supported,
 to 5.23.
@@ -17,8 +16,7 @@ STATE_FILE = "trainer_state.json"
 
 
 class TrainerHooks(Trainer):
-    """`transformers.Trainer` whose checkpoints are complete or absent, with public places for what
-    `LoMDMTrainer` adds.
+    """A Trainer with complete checkpoints and public places for what `LoMDMTrainer` adds.
 
     Subclasses have `count_tokens`, `begin`, `step_done`, `best_model_loaded`, `write_folder` and
     `write_training_state`.
@@ -27,8 +25,10 @@ class TrainerHooks(Trainer):
     staging: Path | None = None  # where a checkpoint is being written
 
     def create_accelerator_and_postprocess(self) -> None:
-        """Under FSDP, autocast alone chooses the precision: its own policy would cast quantiles and
-        rates to bf16."""
+        """Under FSDP autocast alone chooses the precision.
+
+        Its own policy would cast quantiles and rates to bfloat16.
+        """
         # accelerate takes the policy from `bf16`, and the model is wrapped before any callback.
         super().create_accelerator_and_postprocess()
         if self.is_fsdp_enabled:
@@ -60,8 +60,8 @@ class TrainerHooks(Trainer):
         # `save_model`, which is public, gathers sharded weights and then leaves the files to this.
         model = self.hub_model()
         if model is None:
-            return super()._save(output_dir, state_dict)
-        if self.args.should_save:
+            super()._save(output_dir, state_dict)
+        elif self.args.should_save:
             self.write_folder(model, Path(output_dir or self.args.output_dir))
 
     def _get_output_dir(self, trial) -> str:
@@ -69,8 +69,7 @@ class TrainerHooks(Trainer):
         return super()._get_output_dir(trial) if self.staging is None else str(self.staging)
 
     def _save_checkpoint(self, model: nn.Module, trial) -> None:
-        """Writes beside its place, flushes and renames, so that a checkpoint folder is complete or
-        absent."""
+        """Writes beside its place, flushes and renames: a checkpoint is complete or absent."""
         # Up to 5.23 the Trainer writes in place, and `on_save` comes too late.
         name, output_dir = f"checkpoint-{self.state.global_step}", Path(self._get_output_dir(trial))
         self.staging = checkpointing.staging_folder(output_dir, self.state.global_step)
@@ -86,8 +85,9 @@ class TrainerHooks(Trainer):
             checkpointing.clean(output_dir)
             reason = " ".join(str(error).split())
             raise OSError(
-                f"Checkpoint {output_dir / name} could not be written: {reason}. The last complete checkpoint is "
-                f"{last[0] if last else 'none'}. Make room on the disk (or set save_total_limit), then start again."
+                f"Checkpoint {output_dir / name} could not be written: {reason}. The last complete "
+                f"checkpoint is {last[0] if last else 'none'}. Make room on the disk (or set "
+                "save_total_limit), then start again."
             ) from error
         finally:
             self.staging = None
@@ -127,8 +127,9 @@ class TrainerHooks(Trainer):
         )
         if missing or unexpected:
             raise ValueError(
-                f"The checkpoint does not fit the model: missing {missing[:5]}, unexpected {unexpected[:5]}. Resume "
-                "with the configuration that was saved, or train in another --output_dir."
+                f"The checkpoint does not fit the model: missing {missing[:5]}, unexpected "
+                f"{unexpected[:5]}. Resume with the configuration that was saved, or train in "
+                "another --output_dir."
             )
 
 
@@ -139,7 +140,9 @@ class StepCallback(TrainerCallback):
         self.trainer = trainer
 
     def on_train_begin(self, args, state, control, **kwargs):
+        """Begins the run."""
         self.trainer.begin()
 
     def on_step_end(self, args, state, control, **kwargs):
+        """Ends an optimizer step."""
         self.trainer.step_done(control)

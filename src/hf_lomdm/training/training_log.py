@@ -37,8 +37,7 @@ class TrainingLog:
         self._sums: dict[str, Tensor] = {}
 
     def add(self, outputs, maskable: Tensor) -> None:
-        """Adds a micro-batch: its `LoMDMOutput` and which of its positions are maskable `[B,
-        L]`."""
+        """Adds a micro-batch: its `LoMDMOutput` and which positions are maskable `[B, L]`."""
         tokens = maskable.sum(-1).float()
         self._add(tokens=tokens.sum(), texts=torch.ones_like(tokens).sum())
         self._add(main=outputs.main.sum(), velocity=outputs.velocity.sum())

@@ -10,8 +10,7 @@ REFUSALS = (401, 403, 404)  # the Hub answers 404 to a token that may not know w
 
 @contextmanager
 def explained_upload(failure: str) -> Iterator[None]:
-    """Turns what the Hub's client raises within it into an error that says what holds now and what
-    to do.
+    """Turns errors of the Hub's client into one that says what holds now and what to do.
 
     Args:
         failure: what holds if it fails, such as `"outputs/owt is written, but was not uploaded to

@@ -1,5 +1,4 @@
-"""The order in which a text was written: in the terminal, as a picture and as a page; plots of what
-was learned."""
+"""The order of writing: in the terminal, as a picture and as a page; plots of training."""
 
 from .html import write_order_html
 from .picture import order_picture

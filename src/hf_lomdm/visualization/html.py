@@ -1,5 +1,4 @@
-"""The generation order as one HTML page: tokens coloured by their step of reveal, to be stepped
-through and played.
+"""The generation order as one HTML page: tokens coloured by step, to be played.
 
 The page loads nothing and runs no script but its own (a content security policy with hashes says so
 to the browser).
@@ -55,12 +54,14 @@ def write_order_html(
     """
     if not tokens or len(tokens) != len(order):
         raise ValueError(
-            f"tokens and order must hold the same texts, at least one, got {len(tokens)}, {len(order)}."
+            f"tokens and order must hold the same texts, at least one, got {len(tokens)}, "
+            f"{len(order)}."
         )
     for number, lengths in enumerate(zip(map(len, tokens), map(len, order), strict=True)):
         if lengths[0] != lengths[1]:
             raise ValueError(
-                f"tokens and order of text {number} must have the same length, got {lengths[0]} and {lengths[1]}."
+                f"tokens and order of text {number} must have the same length, got {lengths[0]} "
+                f"and {lengths[1]}."
             )
     write_file(path, order_page(tokens, order, title).encode())
 
@@ -78,7 +79,8 @@ def text_element(number: int, tokens: list[str], order: list[int]) -> str:
         for token, step in zip(tokens, order, strict=True)
         if step > -2
     )
-    return f'<div class="text" dir="auto" role="group" aria-label="text {number + 1}">{"".join(spans)}</div>'
+    attributes = f'class="text" dir="auto" role="group" aria-label="text {number + 1}"'
+    return f"<div {attributes}>{''.join(spans)}</div>"
 
 
 def token_span(token: str, step: int, last: int) -> str:
@@ -91,14 +93,12 @@ def token_span(token: str, step: int, last: int) -> str:
 
 
 def escape(text: str) -> str:
-    """HTML of a text: what HTML or the eye would take for something else is escaped or shown as a
-    sign."""
+    """HTML of a text: what could be taken for something else is escaped or a sign."""
     return html.escape(visible(text)).replace("\n", "\u21b5\n")
 
 
 def black_or_white(colour: str) -> str:
-    """Whichever of the two stands out more on a background, by the WCAG's contrast ratio (never
-    below 4.5)."""
+    """The one that stands out more on a background, by WCAG's contrast (never below 4.5)."""
     channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
     luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
@@ -146,19 +146,20 @@ def order_page(tokens: Sequence[list[str]], order: Sequence[list[int]], title: s
 </div>
 <div class="bar">
 <label>Text <select id="sample">{samples}</select></label>
-<label>Speed <select id="speed"><option value="600">slow</option><option value="200" selected>normal</option>
-<option value="50">fast</option></select></label>
-<label>Theme <select id="theme"><option value="light dark">system</option><option value="light">light</option>
-<option value="dark">dark</option></select></label>
+<label>Speed <select id="speed"><option value="600">slow</option>
+<option value="200" selected>normal</option><option value="50">fast</option></select></label>
+<label>Theme <select id="theme"><option value="light dark">system</option>
+<option value="light">light</option><option value="dark">dark</option></select></label>
 </div>
 <p id="status" role="status" aria-live="polite"></p>
 {texts}
 <p class="legend">revealed first
-<span role="img" aria-label="colours from early, dark blue, to late, yellow">{ramp}</span> revealed last &nbsp;
-<span class="given">given</span> &nbsp; <span class="t masked" aria-hidden="true">masked</span> masked &nbsp;
+<span role="img" aria-label="colours from early, dark blue, to late, yellow">{ramp}</span>
+revealed last &nbsp; <span class="given">given</span> &nbsp;
+<span class="t masked" aria-hidden="true">masked</span> masked &nbsp;
 <span class="t now">revealed in this step</span></p>
-<p class="legend">Keys: <kbd>&larr;</kbd> <kbd>&rarr;</kbd> one step, <kbd>Home</kbd> <kbd>End</kbd> first and last,
-<kbd>space</kbd> play or pause.</p>
+<p class="legend">Keys: <kbd>&larr;</kbd> <kbd>&rarr;</kbd> one step, <kbd>Home</kbd> <kbd>End</kbd>
+first and last, <kbd>space</kbd> play or pause.</p>
 <script>{script}</script>
 </body>
 </html>

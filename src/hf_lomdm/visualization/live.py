@@ -23,7 +23,8 @@ PATIENCE = 30.0
 BLANK = "\u2581\u2581"
 BAR_HEIGHT, STRIP_HEIGHT = 100, 12  # of the plot, in units of the SVG; a position is 10 wide
 STYLE = read_resource("live_text.css") + "".join(
-    f".live .c{number} {{ background: {colour}; color: {black_or_white(colour)}; fill: {colour}; }}\n"
+    f".live .c{number} {{ background: {colour}; color: {black_or_white(colour)}; fill: {colour}; "
+    "}\n"
     for number, colour in enumerate(COLOURS)
 )
 
@@ -35,7 +36,8 @@ class LiveState:
     tokens: `L` texts, which joined are the text; that of a masked token says nothing.
     order: `L` steps of reveal, 0-based; -1 = given, `None` = still masked.
     rates: `L` rates `v`, those by which the positions of this step were drawn; `None` where nothing
-    was to be drawn. highest_rate: the highest rate of the run so far, 0 before the first step.
+        was to be drawn.
+    highest_rate: the highest rate of the run so far, 0 before the first step.
     text: the finished text as the pipeline gives it; `None` while it is being written.
     """
 
@@ -53,8 +55,7 @@ class _Stopped(Exception):
 
 
 class _Follower:
-    """The callback of one run: puts together the state after each step and hands it to whoever
-    reads `states`."""
+    """The callback of one run: hands the state after each step to whoever reads `states`."""
 
     def __init__(
         self, pipe: Any, prompt: str | None, max_length: int | None, num_inference_steps: int
@@ -168,8 +169,7 @@ def _check(pipe: Any, num_inference_steps: int, seed: int) -> None:
 def _states(
     pipe: Any, prompt: str | None, follower: _Follower, options: dict[str, Any]
 ) -> Iterator[LiveState]:
-    """Runs the pipeline in a thread while the states are read; a reader who leaves ends the run
-    within a step."""
+    """Runs the pipeline in a thread; a reader who leaves ends the run within a step."""
     state = follower.state(0, [None] * len(follower.row))
     yield state
     thread = ThreadPoolExecutor(1, "live")
@@ -195,23 +195,23 @@ def _finished(follower: _Follower, output: Any, step: int) -> LiveState:
 
 
 def live_html(state: LiveState) -> str:
-    """A state as a piece of HTML: the text, blanks for masked tokens, and the rates of the
-    positions to be drawn.
+    """A state as HTML: the text, blanks for masked tokens, and rates of positions to come.
 
     The colours of revealed tokens are those of `write_order_html`, early blue and late yellow, over
     all steps planned; what this step revealed has a red frame. All text is escaped.
     """
     masked = sum(step is None for step in state.order)
     written = sum(step is not None and step >= 0 for step in state.order)
-    said = (
+    status = (
         f"step {state.step} of {state.num_steps}: {written} of {written + masked} tokens revealed"
     )
     spans = "".join(_span(state, i) for i in range(len(state.order)))
     ramp = "".join(f'<i class="c{number}"></i>' for number in range(len(COLOURS)))
     return (
-        f'<div class="live"><style>{STYLE}</style><p role="status">{said}</p>'
+        f'<div class="live"><style>{STYLE}</style><p role="status">{status}</p>'
         f'<div class="text" dir="auto">{spans}</div>{_plot(state)}'
-        f'<p>revealed first <span role="img" aria-label="colours from early to late">{ramp}</span> revealed last, '
+        f'<p>revealed first <span role="img" aria-label="colours from early to late">{ramp}</span> '
+        "revealed last, "
         f'<span class="given">given</span>, <span class="m">{BLANK}</span> masked</p></div>'
     )
 
@@ -226,25 +226,26 @@ def _span(state: LiveState, position: int) -> str:
 
 
 def _plot(state: LiveState) -> str:
-    """Bars of the rates over the positions, above a strip with the colour of each position's step
-    of reveal."""
+    """Bars of the rates by position, above a strip coloured by the step of reveal."""
     length, height = len(state.order), BAR_HEIGHT + STRIP_HEIGHT
     shapes = "".join(_bar(state, i, rate) for i, rate in enumerate(state.rates) if rate is not None)
     shapes += "".join(
-        f'<rect class="c{_colour(state, step)}" x="{10 * i}" y="{BAR_HEIGHT}" width="10" height="{STRIP_HEIGHT}"/>'
+        f'<rect class="c{_colour(state, step)}" x="{10 * i}" y="{BAR_HEIGHT}" '
+        f'width="10" height="{STRIP_HEIGHT}"/>'
         for i, step in enumerate(state.order)
         if step is not None and step >= 0
     )
     drawn = [rate for rate in state.rates if rate is not None]
-    said = (
+    heights = (
         f"from {min(drawn):.2f} to {max(drawn):.2f}; the plot ends at {state.highest_rate:.2f}"
         if drawn
         else "none is drawn"
     )
     label = "rates v over positions: a high bar is revealed sooner"
     return (
-        f"<p>{label}. Now {said}.</p>"
-        f'<svg role="img" aria-label="{label}" viewBox="0 0 {10 * length} {height}" preserveAspectRatio="none">'
+        f"<p>{label}. Now {heights}.</p>"
+        f'<svg role="img" aria-label="{label}" viewBox="0 0 {10 * length} {height}" '
+        'preserveAspectRatio="none">'
         f"{shapes}</svg>"
     )
 
@@ -261,8 +262,7 @@ def _colour(state: LiveState, step: int) -> int:
 
 
 def order_frame(state: LiveState, title: str = "Order of reveal") -> str:
-    """The page of `write_order_html` for a finished text, in a frame that may run its script and
-    reach nothing else."""
+    """The page of `write_order_html` for a finished text, in a frame that reaches nothing."""
     page = order_page([state.tokens], [state.order], title)
     return (
         f'<iframe title="{escape(title)}" sandbox="allow-scripts" srcdoc="{html.escape(page)}" '

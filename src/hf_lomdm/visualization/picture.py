@@ -1,5 +1,4 @@
-"""The generation order as a picture: the text in boxes coloured by the step of reveal, with a
-colour bar.
+"""The generation order as a picture: text in boxes coloured by step, with a colour bar.
 
 The colours are those of the terminal, from early (blue) to late (red), light enough for black
 letters.
@@ -75,8 +74,7 @@ def order_picture(tokens: list[str], order: list[int], path: str | os.PathLike) 
 
 
 def _light(code: int) -> tuple[float, ...]:
-    """Red, green and blue of a colour of the terminal's 6 x 6 x 6 cube (codes 16 to 231), half-way
-    to white."""
+    """RGB of a colour of the terminal's 6 x 6 x 6 cube (codes 16 to 231), half-way to white."""
     levels = (0, 95, 135, 175, 215, 255)
     return tuple((255 + levels[(code - 16) // place % 6]) / 510 for place in (36, 6, 1))
 

@@ -14,8 +14,9 @@ def plot_order(record: Mapping, folder: str | os.PathLike) -> list[Path]:
     """Draws what a record of `evaluate_order` holds, one PNG each.
 
     `order_position.png`, `order_class.png`, `order_frequency.png`: mean relative rank (0 = revealed
-    first) on the given texts and in generated ones; `order_reveals.png`: loss and KL by the share
-    revealed; `order_rates.png`: histograms.
+        first) on the given
+    texts and in generated ones; `order_reveals.png`: loss and KL by the share revealed;
+    `order_rates.png`: histograms.
 
     Returns:
         The files, those without data left out.
@@ -39,8 +40,7 @@ def plot_order(record: Mapping, folder: str | os.PathLike) -> list[Path]:
 
 
 def plot_order_over_steps(records: Mapping[int, Mapping], path: str | os.PathLike) -> None:
-    """Draws tau, the spread of the rates and their correlation with confidence over the steps of
-    training.
+    """Draws tau, spread of rates and correlation with confidence over training steps.
 
     Args:
         records: for each optimizer step the record of `evaluate_order` on its checkpoint, all on
@@ -55,14 +55,14 @@ def plot_order_over_steps(records: Mapping[int, Mapping], path: str | os.PathLik
         )
     panels = {
         "Kendall tau to left-to-right": [
-            (FORWARD, "w, given texts", lambda one: one["forward"]["kendall_tau"])
+            (FORWARD, "w, given texts", lambda record: record["forward"]["kendall_tau"])
         ],
         "spread of rates within a text": [
-            (FORWARD, "w", lambda one: one["rates"]["w"]["spread"]),
-            (REVERSE, "v, masked positions", lambda one: one["rates"]["v"]["spread"]),
+            (FORWARD, "w", lambda record: record["rates"]["w"]["spread"]),
+            (REVERSE, "v, masked positions", lambda record: record["rates"]["v"]["spread"]),
         ],
         "correlation of v with confidence": [
-            (REVERSE, "v", lambda one: one["rate_confidence_correlation"])
+            (REVERSE, "v", lambda record: record["rate_confidence_correlation"])
         ],
     }
     figure, all_axes = figure_and_axes(11, 3.6, len(panels))
@@ -76,8 +76,7 @@ def plot_order_over_steps(records: Mapping[int, Mapping], path: str | os.PathLik
 
 
 def figure_and_axes(width: float, height: float, columns: int = 1) -> tuple[Any, list]:
-    """A matplotlib figure of so many inches, and its panels side by side, in the style of all plots
-    here.
+    """A matplotlib figure, its size in inches, with panels side by side, in our style.
 
     Raises:
         ImportError: without matplotlib.
@@ -106,9 +105,9 @@ def _line(
 ) -> None:
     """Values with a band of one standard error; points without a value are left out."""
     points = [
-        (x, one["value"], one["standard_error"] or 0.0)
-        for x, one in zip(xs, estimates, strict=True)
-        if one["n"]
+        (x, estimate["value"], estimate["standard_error"] or 0.0)
+        for x, estimate in zip(xs, estimates, strict=True)
+        if estimate["n"]
     ]
     if points:
         x, values, errors = zip(*points, strict=True)
@@ -161,12 +160,12 @@ def _classes(record: Mapping):
     parts = _parts(record)
     for number, (colour, label, part) in enumerate(parts):
         shift = 0.12 * (2 * number - len(parts) + 1)
-        found = [
+        points = [
             (y - shift, part["rank_by_class"][name])
             for y, name in enumerate(names)
             if name in part["rank_by_class"]
         ]
-        _points(axes, found, colour, label)
+        _points(axes, points, colour, label)
     axes.axvline(0.5, color=GREY, linewidth=0.8, linestyle="--")
     axes.set_yticks(range(len(names)), names)
     axes.set(xlabel="mean rank (0 = first)", title="Rank of reveal by token class")
@@ -178,11 +177,11 @@ def _class_value(record: Mapping, name: str) -> float:
     return record["forward"]["rank_by_class"][name]["value"]
 
 
-def _points(axes, found: list[tuple[float, Mapping]], colour: str, label: str) -> None:
+def _points(axes, points: list[tuple[float, Mapping]], colour: str, label: str) -> None:
     values, errors = (
-        [one[name] or 0.0 for _, one in found] for name in ("value", "standard_error")
+        [estimate[name] or 0.0 for _, estimate in points] for name in ("value", "standard_error")
     )
-    heights = [y for y, _ in found]
+    heights = [y for y, _ in points]
     axes.errorbar(
         values, heights, xerr=errors, fmt="o", color=colour, label=label, capsize=3, markersize=5
     )
@@ -205,12 +204,14 @@ def _frequency(record: Mapping):
 
 def _reveals(record: Mapping):
     figure, (left, right) = figure_and_axes(10, 4, 2)
-    shares = [one["share"] for one in record["by_reveals"]]
-    _line(left, shares, [one["main"] for one in record["by_reveals"]], FORWARD, "main", marker="o")
+    shares = [group["share"] for group in record["by_reveals"]]
+    _line(
+        left, shares, [group["main"] for group in record["by_reveals"]], FORWARD, "main", marker="o"
+    )
     _line(
         right,
         shares,
-        [one["velocity"] for one in record["by_reveals"]],
+        [group["velocity"] for group in record["by_reveals"]],
         REVERSE,
         "velocity",
         marker="o",

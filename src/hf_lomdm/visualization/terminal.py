@@ -1,5 +1,4 @@
-"""The generation order as terminal text: the text coloured by its step of reveal, and the text as
-it grew."""
+"""The order as terminal text: the text coloured by step of reveal, and as it grew."""
 
 import math
 from typing import Any
@@ -20,8 +19,7 @@ INCOMPLETE = "\ufffd"  # what a decoder gives for the first bytes of a character
 
 
 def visible(text: str) -> str:
-    """A text of a model or a user as it may be printed: characters that would steer the terminal
-    are signs."""
+    """A text as it may be printed: characters that would steer the terminal are signs."""
     return text.translate(PICTURES)
 
 
@@ -45,8 +43,7 @@ def token_texts(tokenizer: Any, ids: list[int]) -> list[str]:
 
 
 def order_text(tokens: list[str], order: list[int], color: bool) -> str:
-    """The text with its order of generation, then snapshots of it at 25, 50, 75 and 100 % of the
-    reveals.
+    """The text with its order, then as it was at 25, 50, 75 and 100 % of the reveals.
 
     Args:
         tokens: text of each token, so that they read as the text when joined (spaces included).
@@ -71,7 +68,10 @@ def order_text(tokens: list[str], order: list[int], color: bool) -> str:
     parts = [_coloured(pairs, steps) + "\n\n" + _legend(steps)] if color else []
     for share in SHARES:
         last = steps[math.ceil(share * len(steps)) - 1]
-        title = f"after step {last + 1}: {sum(step <= last for step in steps)} of {len(steps)} tokens revealed"
+        title = (
+            f"after step {last + 1}: {sum(step <= last for step in steps)} of {len(steps)} tokens "
+            "revealed"
+        )
         parts.append(f"{title}\n{_snapshot(pairs, last)}")
     return "\n\n".join(parts)
 
