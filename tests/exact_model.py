@@ -13,7 +13,7 @@ TEXTS = list(itertools.product(range(MASK), repeat=N))
 
 
 class ExactModel(torch.nn.Module):
-    """`p(x_i | what is revealed)` of a random joint law, with rates that differ from state to state."""
+    """`p(x_i | what is revealed)` of a random joint law, with rates that differ by state."""
 
     rates_need_logits, dtype = True, torch.float64
 

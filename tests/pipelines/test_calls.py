@@ -1,4 +1,4 @@
-"""The calls that people know: messages, stop strings, streamers, streams, one generator, generate."""
+"""The calls that people know: messages, stop strings, streamers, streams, generate."""
 
 import inspect
 
@@ -86,7 +86,7 @@ def test_a_stop_string_ends_the_text_and_what_would_be_behind_its_window(make_mo
 
 @pytest.mark.parametrize("bad", ["", [""], [3], 3, ["a", None]])
 def test_bad_stop_strings_are_one_clear_line(make_model, bad):
-    with pytest.raises((ValueError, TypeError), match="stop_strings|iterable"):
+    with pytest.raises(ValueError, match="stop_strings must be strings that are not empty.*Pass"):
         make_pipe(make_model())("a", 2, stop_strings=bad)
 
 
@@ -143,7 +143,7 @@ def test_streamers_of_transformers_print_the_text(make_model, capsys):
 
 def test_bad_streamers_are_one_clear_line(make_model):
     pipe = make_pipe(make_model())
-    with pytest.raises(ValueError, match="streamer must have put and end, got 3. Pass TextDiff"):
+    with pytest.raises(ValueError, match="streamer must have put and end, got 3. Pass a TextDiff"):
         pipe("a", 2, streamer=3)
     with pytest.raises(ValueError, match="streamer takes one text, got 2. Pass one prompt"):
         pipe(["a", "b"], 2, streamer=Recorder())
@@ -187,7 +187,7 @@ def test_streams_refuse_what_their_loop_is_for(make_model):
         next(pipe.stream("a", no_such=1))
 
 
-# ------------------------------------------------------------------------------------- one generator
+# --------------------------------------------------------------------------------- one generator
 
 
 @both_kinds

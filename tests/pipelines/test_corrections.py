@@ -1,4 +1,4 @@
-"""Remasking and the Gibbs corrector: what stays, what is counted, and the law of an exact network."""
+"""Remasking and the Gibbs corrector: what stays, what is counted, the law of an exact network."""
 
 import pytest
 import torch

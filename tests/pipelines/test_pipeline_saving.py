@@ -22,7 +22,9 @@ def named(*names: str) -> set[str]:
 
 CODE = named("attention", "backbone", "backbone_hub", "batch", "checkpoint", "configuration")
 CODE |= named("context", "modeling", "pretrained", "process", "rates", "token_losses")
-SCHEDULER_CODE = named("forward", "input_checks", "position_draw", "process", "scheduling")
+SCHEDULER_CODE = named(
+    "corrections", "forward", "input_checks", "position_draw", "process", "scheduling"
+)
 SCHEDULER_CODE |= named("settings", "token_draw")
 PIPELINE_CODE = named("canvas", "filling", "guidance", "hub_folder", "pipeline", "prompts")
 PIPELINE_CODE |= named("streaming")

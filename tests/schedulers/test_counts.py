@@ -1,4 +1,4 @@
-"""How many positions a step reveals where the token laws decide: prefixes by threshold and entropy."""
+"""How many positions a step reveals where the token laws decide."""
 
 import itertools
 

@@ -1,5 +1,7 @@
 """The forward process of the scheduler: what is masked at a time. This file travels to the Hub."""
 
+from typing import Any
+
 import torch
 from torch import Generator, Tensor
 
@@ -17,6 +19,8 @@ from .process_lomdm import (
 
 class ForwardProcess:
     """What a scheduler with a configuration knows of the forward process, and of its blocks."""
+
+    config: Any
 
     def alpha(
         self, timesteps: float | Tensor, rates: Tensor, attention_mask: Tensor | None = None
@@ -41,8 +45,7 @@ class ForwardProcess:
     def velocity(
         self, timesteps: float | Tensor, rates: Tensor, attention_mask: Tensor | None = None
     ) -> Tensor:
-        """The paper's velocity `A_i = -alpha_i' / (1 - alpha_i) = w_i / (t - a_i)` in the window
-        `[a_i, b_i]`, else 0.
+        """The paper's velocity `A = -alpha' / (1 - alpha) = w / (t - a)` in the window, else 0.
 
         Per unit of global time; infinite at `t = a_i`. Arguments, result and errors as in `alpha`.
         """
@@ -59,8 +62,7 @@ class ForwardProcess:
         *,
         attention_mask: Tensor | None = None,
     ) -> Tensor:
-        """Mask each real position of a text by itself with probability `1 - alpha_i(t)`; errors as
-        in `alpha`.
+        """Mask each real position with probability `1 - alpha_i(t)`; errors as in `alpha`.
 
         Args:
             original_samples: `[B, L]` token ids.
@@ -84,8 +86,9 @@ class ForwardProcess:
 
     @staticmethod
     def positions(sample: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """Index of each position counted from the first real token: `[B, L]` int64 (clamped at 0 on
-        left padding).
+        """Positions `[B, L]` int64 counted from the first real token.
+
+        They are clamped at 0 on left padding.
         """
         real = None if attention_mask is None else attention_mask.bool()
         return position_ids(real, sample.shape[1], sample.device).expand(sample.shape)
@@ -93,9 +96,7 @@ class ForwardProcess:
     def blocks(
         self, positions: Tensor, attention_mask: Tensor | None
     ) -> tuple[Tensor, int | Tensor]:
-        """Block of each position `[B, L]` and number of blocks of each row (`[B, 1]`, or a number
-        for all).
-        """
+        """Block of each position `[B, L]` and number of blocks (`[B, 1]`, or one for all)."""
         size = self.config.block_size
         if size is None:
             return torch.zeros(positions.shape, dtype=torch.int64, device=positions.device), 1

@@ -1,8 +1,10 @@
-"""What the scheduler may be given: each error one line that names the argument, the value and the
-remedy. This file travels to the Hub.
+"""What the scheduler may be given. This file travels to the Hub.
+
+Each error is one line that names the argument, the value and the remedy.
 """
 
 from numbers import Real
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -53,19 +55,22 @@ def check_certainties(sample: Tensor, certainties: Tensor | None) -> None:
 
 
 def describe(value: object) -> str:
+    """What an error says of a value: dtype and shape of a tensor, anything else as it is."""
     return (
         f"{value.dtype} of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
     )
 
 
 def require(condition: bool, message: str) -> None:
+    """Raises `ValueError` with the message unless the condition holds."""
     if not condition:
         raise ValueError(message)
 
 
 def float64_rates(rates: Tensor, where: Tensor | None) -> Tensor:
-    """Rates `[B, L]` in float64, 1 outside of `where` `[B, L]` (`None` = everywhere), checked on
-    the CPU.
+    """Rates `[B, L]` in float64, 1 outside of `where` `[B, L]` (`None` = everywhere).
+
+    They are checked on the CPU.
     """
     floating = isinstance(rates, Tensor) and rates.ndim == 2 and rates.is_floating_point()
     require(
@@ -90,15 +95,17 @@ def float64_rates(rates: Tensor, where: Tensor | None) -> Tensor:
 
 def times_of_rows(timesteps: float | Tensor, rates: Tensor) -> Tensor:
     """Times `[1, 1]` or `[B, 1]` in float64 on the device of `rates` `[B, L]`."""
-    times = (
+    times: Any = (
         torch.tensor(timesteps, dtype=torch.float64) if isinstance(timesteps, Real) else timesteps
     )
     fits = isinstance(times, Tensor) and times.is_floating_point() and times.ndim <= 2
-    wrong = f"timesteps must be one floating number, or one for each of {len(rates)} rows, got {describe(timesteps)}. "
+    wrong = f"timesteps must be one floating number, or one for each of {len(rates)} rows, got "
+    wrong += f"{describe(timesteps)}. "
     require(fits and times.numel() in (1, len(rates)), wrong + "0 is data, 1 is all masked.")
     times = times.to(rates.device).to(torch.float64)
     if times.device.type == "cpu" and not ((times >= 0) & (times <= 1)).all():
         raise ValueError(
-            f"timesteps must lie in [0, 1], got {times.flatten().tolist()}. 0 is data, 1 is all masked."
+            f"timesteps must lie in [0, 1], got {times.flatten().tolist()}. 0 is data, 1 is all "
+            "masked."
         )
     return times.reshape(-1, 1)

@@ -325,8 +325,9 @@ class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
         return out if return_dict_in_generate else out.sequences
 
     def prepare_inputs_for_generation(self, *args, **kwargs):
-        """Raises `ValueError`: there is no next token. peft asks for it where
-        task_type="CAUSAL_LM".
+        """Raises `ValueError`: there is no next token.
+
+        peft asks for it where `task_type="CAUSAL_LM"`.
         """
         raise ValueError("there is no next token to prepare for. Call generate() or LoMDMPipeline.")
 
@@ -674,7 +675,7 @@ def _check_prompts(input_ids: Tensor, attention_mask: Tensor | None) -> None:
         )
 
 
-def _pipeline_of_folder(model: nn.Module):
+def _pipeline_of_folder(model: Any) -> Any:
     """The pipeline of the folder that a model was loaded from with its code."""
     try:
         from diffusers import DiffusionPipeline

@@ -3,6 +3,8 @@
 This file travels to the Hub. Its formulas are those of `process_lomdm.py`.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -21,24 +23,20 @@ from .process_lomdm import (
 TIE = 2**-13
 
 
-def share(count: int | Tensor, steps_left: int | Tensor) -> int | Tensor:
+def share(count: Any, steps_left: int | Tensor) -> Any:
     """`ceil(count / steps_left)`."""
     return (count + steps_left - 1) // steps_left
 
 
 def order_of_reveal(priority: Tensor, masked: Tensor, block: Tensor) -> Tensor:
-    """Columns `[B, L]` in order of reveal: masked first, then by block, descending priority,
-    column.
-    """
+    """Columns `[B, L]` in order of reveal: masked ones first, by block, priority and column."""
     order = priority.argsort(dim=1, descending=True, stable=True)
     group = torch.where(masked, block, masked.shape[1])
     return order.gather(1, group.gather(1, order).argsort(dim=1, stable=True))
 
 
 def level(priority: Tensor, masked: Tensor, block: Tensor, count: Tensor) -> Tensor:
-    """`priority` `[B, L]`, but equal where it is within `TIE` of the last of `count` `[B, 1]`
-    reveals.
-    """
+    """`priority` `[B, L]`, but equal within `TIE` of the last of `count` `[B, 1]` reveals."""
     last = priority.gather(
         1, order_of_reveal(priority, masked, block).gather(1, (count - 1).clamp(min=0))
     )
@@ -83,9 +81,7 @@ def adaptive_grid_probability(
 def steps_beside_loop(
     steps_left: int | Tensor, total: int, start: float, stop: float
 ) -> int | Tensor:
-    """Steps left of a grid whose steps at the times `stop < t <= start` are cut out: they stand
-    still.
-    """
+    """Steps left of a grid without its steps at `stop < t <= start`, which stand still."""
     last = max(1, round(stop * total))
     length = max(0, round(start * total) - last)
     behind = steps_left - last
@@ -110,10 +106,7 @@ def remasking_probability(
         remasking, sigma: as in the scheduler. certainties: `[B, L]`, for `"confidence"`.
     """
     limit = remask_limit(*log_u, rates)
-    if remasking == "cap":
-        chosen = limit.clamp(max=sigma)
-    else:
-        chosen = sigma * limit
+    chosen = limit.clamp(max=sigma) if remasking == "cap" else sigma * limit
     if remasking == "confidence":
         chosen = chosen * least_certain_weights(certainties, remaskable)
     revealed = remasking_reveal_probability(*log_u, rates, chosen)

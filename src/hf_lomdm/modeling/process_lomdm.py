@@ -183,8 +183,10 @@ def reveal_probability(log_u_from: Tensor, log_u_to: Tensor, rates: Tensor) -> T
 
 
 def guided_logits(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
-    """Log of a law proportional to `p^scale * q^(1 - scale)`, with `p` the conditional law and `q`
-    the unconditional one (classifier-free guidance; docs/method.md).
+    """Log of a law proportional to `p^scale * q^(1 - scale)`, up to a constant.
+
+    `p` is the conditional law, `q` the unconditional one (classifier-free guidance;
+    docs/method.md).
 
     What has no probability under the conditional law has none.
 
@@ -198,8 +200,9 @@ def guided_logits(conditional: Tensor, unconditional: Tensor, scale: float) -> T
 
 
 def remask_limit(log_u_from: Tensor, log_u_to: Tensor, rates: Tensor) -> Tensor:
-    """Largest `sigma = min(1, (1 - alpha(u_to)) / alpha(u_from))` `[B, L]` with which marginals
-    stay.
+    """Largest `sigma` `[B, L]` with which marginals stay.
+
+    `min(1, (1 - alpha(u_to)) / alpha(u_from))`.
 
     Args:
         log_u_from, log_u_to, rates: as in `reveal_probability`, but for the rate `w`, of a position
@@ -212,12 +215,14 @@ def remask_limit(log_u_from: Tensor, log_u_to: Tensor, rates: Tensor) -> Tensor:
 def remasking_reveal_probability(
     log_u_from: Tensor, log_u_to: Tensor, rates: Tensor, sigma: Tensor
 ) -> Tensor:
-    """`(alpha(u_to) - (1 - sigma) alpha(u_from)) / (1 - alpha(u_from))`, with which a masked
-    position is revealed where a revealed one is masked again with probability `sigma`.
+    """Probability that a masked position is revealed where revealed ones are masked again.
 
-    The probability that a position is masked then goes from `1 - alpha(u_from)` to `1 - alpha(u_to)`
-    as in the forward process (ReMDM, for rates of each position; docs/method.md, "remasking"). It is
-    `reveal_probability` where `sigma` is 0.
+    `(alpha(u_to) - (1 - sigma) alpha(u_from)) / (1 - alpha(u_from))`, with `sigma` the
+    probability that a revealed one is masked again.
+
+    The probability that a position is masked then goes from `1 - alpha(u_from)` to
+    `1 - alpha(u_to)`, as in the forward process (ReMDM, for rates of each position;
+    docs/method.md, "remasking"). It is `reveal_probability` where `sigma` is 0.
 
     Args:
         sigma: `[B, L]`, at most `remask_limit`.
@@ -239,9 +244,7 @@ def least_certain_weights(certainties: Tensor, among: Tensor) -> Tensor:
 
 
 def threshold_prefix(certainties: Tensor, threshold: float) -> Tensor:
-    """Length `[B, 1]` of the longest prefix of `certainties` `[B, L]` that all exceed the
-    threshold.
-    """
+    """Length `[B, 1]` of the longest prefix of `certainties` `[B, L]` above the threshold."""
     return (certainties > threshold).cumprod(1).sum(1, keepdim=True)
 
 

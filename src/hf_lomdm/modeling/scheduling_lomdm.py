@@ -1,5 +1,4 @@
-"""Scheduler of LoMDM and its family: which positions are revealed in a step, then which token each
-of them gets.
+"""Scheduler of LoMDM's family: which positions are revealed, then which token each gets.
 
 This file travels to the Hub. Its formulas are those of `process_lomdm.py` (docs/method.md,
 "sampler").
@@ -18,7 +17,8 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils import BaseOutput
 from torch import Generator, Tensor
 
-from .forward_lomdm import ForwardProcess
+from .corrections_lomdm import Corrections
+from .forward_lomdm import ForwardProcess  # noqa: F401  diffusers copies what this file imports
 from .input_checks_lomdm import (
     check_certainties,
     check_given,
@@ -33,7 +33,6 @@ from .position_draw_lomdm import (
     order_of_reveal,
     remasking_probability,
     share,
-    steps_beside_loop,
     uniform_grid_probability,
 )
 from .process_lomdm import (
@@ -41,7 +40,6 @@ from .process_lomdm import (
     entropy_bound_prefix,
     float64_device,
     guided_logits,
-    local_time,
     position_uniforms,
     row_seeds,
     threshold_prefix,
@@ -71,7 +69,7 @@ class LoMDMSchedulerOutput(BaseOutput):
     revealed: Tensor
 
 
-class LoMDMScheduler(ForwardProcess, SchedulerMixin, ConfigMixin):
+class LoMDMScheduler(Corrections, SchedulerMixin, ConfigMixin):
     """Reveals masked positions step by step, from all masked (`t = 1`) to data (`t = 0`).
 
     Args:
@@ -169,9 +167,7 @@ class LoMDMScheduler(ForwardProcess, SchedulerMixin, ConfigMixin):
 
     @property
     def position_draw_needs_logits(self) -> bool:
-        """Whether `select` needs logits. If not, positions can be chosen before the vocabulary
-        projection.
-        """
+        """Whether `select` needs logits; if not, the vocabulary projection may come after."""
         return self.order_of_reveals in LOGIT_SAMPLERS or self.count_of_reveals != "steps"
 
     @property
@@ -181,27 +177,14 @@ class LoMDMScheduler(ForwardProcess, SchedulerMixin, ConfigMixin):
 
     @property
     def num_reveals_is_random(self) -> bool:
-        """Whether the number of positions that a step reveals is drawn or follows from the token
-        laws. If not, it is `num_reveals`.
+        """Whether the number of reveals of a step is drawn or follows from the token laws.
+
+        If not, it is `num_reveals`.
         """
         return self.config.sampler == "ancestral" or self.count_of_reveals != "steps"
 
-    @property
-    def needs_certainties(self) -> bool:
-        """Whether `select` or `correct` needs the probabilities of tokens when they were
-        revealed.
-        """
-        corrects = self.config.corrector_steps and self.config.corrector_selection == "confidence"
-        return self.config.remasking == "confidence" or bool(corrects)
-
-    @property
-    def num_corrector_steps(self) -> int:
-        """Steps of all corrections of a text, or of a block, behind those of `timesteps`."""
-        return self.config.corrector_steps * self.config.corrector_k
-
     def num_reveals(self, num_masked: list[int], timestep: float | Tensor) -> list[int]:
-        """Positions that the step at `timestep` reveals in each row: `ceil(remaining / steps
-        left)`.
+        """Positions that this step reveals in each row: `ceil(remaining / steps left)`.
 
         Args:
             num_masked: masked positions of each row.
@@ -211,9 +194,7 @@ class LoMDMScheduler(ForwardProcess, SchedulerMixin, ConfigMixin):
         return [share(count, steps_left) for count in num_masked]
 
     def num_useful_steps(self, num_inference_steps: int, num_masked: int) -> int:
-        """How many of `num_inference_steps` steps can change a text of `num_masked` masked
-        positions.
-        """
+        """How many of `num_inference_steps` can change a text of `num_masked` masks."""
         return (
             num_inference_steps
             if self.config.sampler == "ancestral"
@@ -223,8 +204,7 @@ class LoMDMScheduler(ForwardProcess, SchedulerMixin, ConfigMixin):
     def set_timesteps(
         self, num_inference_steps: int, device: str | torch.device | None = None
     ) -> None:
-        """Set `timesteps` to the float32 `[K]` times `1, 1 - 1/K, ..., 1/K`; the time after the
-        last one is 0.
+        """Set `timesteps` to the float32 `[K]` times `1, 1 - 1/K, ..., 1/K`; then comes 0.
 
         `K` is a whole number from 1 to 100,000: in float32 more steps cannot be told apart by their
         times.
@@ -250,8 +230,7 @@ class LoMDMScheduler(ForwardProcess, SchedulerMixin, ConfigMixin):
         given: Tensor | None = None,
         certainties: Tensor | None = None,
     ) -> Tensor:
-        """Draw the positions that are revealed in the step that starts at `timestep`, and with
-        remasking those that are masked again.
+        """Draw the positions that a step reveals, and with remasking those it masks again.
 
         Takes one seed per row from `generator`, whatever the sampler and the number of masked
         positions.
@@ -296,8 +275,8 @@ class LoMDMScheduler(ForwardProcess, SchedulerMixin, ConfigMixin):
         if self.position_draw_needs_rates:
             v = float64_rates(rates.detach().to(device), masked | remaskable)
         if self.config.remasking is not None:
-            log_u = self._local_times(block, num_blocks, steps_left)
-            sigma = self._sigma(steps_left)
+            log_u = self.local_times(block, num_blocks, steps_left)
+            sigma = self.sigma_of_step(steps_left)
             kind, known = self.config.remasking, certainties
             known = None if known is None else known.to(device, torch.float64)
             chances = remasking_probability(v, masked, remaskable, log_u, kind, sigma, known)
@@ -307,7 +286,8 @@ class LoMDMScheduler(ForwardProcess, SchedulerMixin, ConfigMixin):
             return (masked & (uniforms < chances)).to(home)
         measures = self._measures(logits, masked)
         priority = self._reveal_priority(v, uniforms, positions, measures)
-        count, apart = share(masked.sum(1, keepdim=True), steps_left), False
+        count: Tensor = share(masked.sum(1, keepdim=True), steps_left)
+        apart = torch.zeros_like(count, dtype=torch.bool)
         if self.count_of_reveals != "steps":
             certain = self._num_certain(priority, masked, block, measures)
             # who exceeds a threshold is told apart by it
@@ -315,54 +295,8 @@ class LoMDMScheduler(ForwardProcess, SchedulerMixin, ConfigMixin):
             count = count.maximum(certain)
         if self.order_of_reveals in LOGIT_SAMPLERS:
             levelled = level(priority, masked, block, count)
-            priority = levelled if apart is False else torch.where(apart, priority, levelled)
+            priority = torch.where(apart, priority, levelled)
         return (order_of_reveal(priority, masked, block).argsort(dim=1) < count).to(home)
-
-    def correct(
-        self,
-        sample: Tensor,
-        given: Tensor,
-        generator: Generator | list[Generator] | None = None,
-        *,
-        attention_mask: Tensor | None = None,
-        certainties: Tensor | None = None,
-    ) -> Tensor:
-        """Draw the `corrector_k` positions that a correction masks, of those revealed and not
-        given.
-
-        Takes one seed per row from `generator`.
-
-        Args:
-            given: `[B, L]` bool, positions that are never masked.
-            certainties: as in `select`, for `corrector_selection="confidence"`.
-            sample, generator, attention_mask: as in `select`.
-        Returns:
-            `[B, L]` bool; fewer than `corrector_k` in a row that has no more.
-        """
-        check_shapes(sample, None, attention_mask)
-        device = float64_device(sample.device)
-        positions = self.positions(sample, attention_mask).to(device)
-        uniforms = position_uniforms(row_seeds(generator, len(sample), device)[:, None], positions)
-        free = (~given & (sample != self.config.mask_token_id)).to(device)
-        if attention_mask is not None:
-            free &= attention_mask.bool().to(device)
-        count = free.sum(1, keepdim=True).clamp(max=self.config.corrector_k)
-        block = torch.zeros_like(positions)
-        priority = uniforms
-        if self.config.corrector_selection == "confidence":
-            check_certainties(sample, certainties)
-            priority = level(-certainties.to(device, torch.float64), free, block, count)
-        order = order_of_reveal(priority, free, block)
-        return (order.argsort(dim=1) < count).to(sample.device)
-
-    def for_correction(self) -> "LoMDMScheduler":
-        """The scheduler that reveals what a correction has masked, its timesteps set."""
-        sampler = "sequential" if self.config.sampler == "ancestral" else self.config.sampler
-        no_loop = {"remasking": None, "loop_start": None, "loop_stop": None}
-        settings = {"sampler": sampler, "corrector_steps": 0, **no_loop}
-        scheduler = type(self).from_config(self.config, **settings)
-        scheduler.set_timesteps(self.config.corrector_k)
-        return scheduler
 
     def revealed_columns(self, revealed: Tensor, timestep: float | Tensor) -> Tensor:
         """Columns of the revealed positions, for gathering with fixed shapes: `[B, W]` int64.
@@ -388,8 +322,7 @@ class LoMDMScheduler(ForwardProcess, SchedulerMixin, ConfigMixin):
         batch_size: int,
         generator: Generator | list[Generator] | None = None,
     ) -> Tensor:
-        """Draw a token at each of the given places: inverse CDF in float64 of `softmax(logits /
-        temperature)`.
+        """Draw a token at each place: inverse CDF in float64 of `softmax(logits / temperature)`.
 
         `step` is `select` followed by this. Takes one seed per row of the batch from `generator`,
         also for rows without a place; a draw depends on the seed of its row and on `positions`
@@ -422,12 +355,10 @@ class LoMDMScheduler(ForwardProcess, SchedulerMixin, ConfigMixin):
     @staticmethod
     def guide(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
         """Guided logits `[..., V]`, float32 or wider (`guided_logits`)."""
-        return guided_logits(*map(at_least_float32, (conditional, unconditional)), scale)
+        return guided_logits(at_least_float32(conditional), at_least_float32(unconditional), scale)
 
     def probability(self, logits: Tensor, tokens: Tensor) -> Tensor:
-        """Probability `[...]` of `tokens` `[...]` in the law of `[..., V]` logits as it is,
-        float64.
-        """
+        """Probability `[...]` of `tokens` `[...]` in the law of `[..., V]` logits, float64."""
         pieces = zip(slices(logits), tokens.reshape(-1).split(slice_rows(logits)), strict=True)
         found = [token_probability(*piece, self.config.mask_token_id) for piece in pieces]
         return torch.cat(found).reshape(tokens.shape)
@@ -445,8 +376,9 @@ class LoMDMScheduler(ForwardProcess, SchedulerMixin, ConfigMixin):
         given: Tensor | None = None,
         certainties: Tensor | None = None,
     ) -> LoMDMSchedulerOutput | tuple[Tensor, Tensor]:
-        """Reveal positions and give each its token, and with remasking mask others again: `select`,
-        then `draw_tokens`.
+        """Reveal positions and give each its token: `select`, then `draw_tokens`.
+
+        With remasking others are masked again.
 
         Args:
             model_output: `[B, L, V]` logits, unnormalised.
@@ -475,34 +407,7 @@ class LoMDMScheduler(ForwardProcess, SchedulerMixin, ConfigMixin):
             LoMDMSchedulerOutput(prev_sample, revealed) if return_dict else (prev_sample, revealed)
         )
 
-    # ------------------------------------------------------------------------------------------------------- parts
-
-    def _local_times(
-        self, block: Tensor, num_blocks: int | Tensor, steps_left: int | Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Log local times `[B, L]` before and after a step of the uniform grid, its loop cut
-        out.
-        """
-        total = self.num_inference_steps
-        before, after = self._beside_loop(steps_left), self._beside_loop(steps_left - 1)
-        whole = self._beside_loop(total)
-        u = (local_time(step, block, num_blocks, whole) for step in (before, after))
-        u_from, u_to = u
-        return u_from.log(), u_to.log()
-
-    def _beside_loop(self, steps_left: int | Tensor) -> int | Tensor:
-        config = self.config
-        if config.loop_start is None:
-            return steps_left
-        total = self.num_inference_steps
-        return steps_beside_loop(steps_left, total, config.loop_start, config.loop_stop)
-
-    def _sigma(self, steps_left: int | Tensor) -> float | Tensor:
-        """The strength of remasking in this step: none beside a loop."""
-        if self.config.loop_start is None:
-            return self.config.sigma
-        inside = self._beside_loop(steps_left) == self._beside_loop(steps_left - 1)
-        return self.config.sigma * inside
+    # -------------------------------------------------------------------------------------- parts
 
     def _check_needed(self, rates: Tensor | None, logits: Tensor | None) -> None:
         needed = (rates, self.position_draw_needs_rates), (logits, self.position_draw_needs_logits)
@@ -512,9 +417,7 @@ class LoMDMScheduler(ForwardProcess, SchedulerMixin, ConfigMixin):
             require(value is not None or not is_needed, wrong)
 
     def _steps_left(self, timestep: float | Tensor, device: torch.device) -> int | Tensor:
-        """`K` minus the index of `timestep`: an integer, or a 0-dim tensor if reading it would
-        synchronise.
-        """
+        """`K` minus the index of `timestep`; a 0-dim tensor if reading it would synchronise."""
         total = self.num_inference_steps
         require(
             total is not None, "timesteps is None. Call set_timesteps(num_inference_steps) first."
@@ -530,7 +433,8 @@ class LoMDMScheduler(ForwardProcess, SchedulerMixin, ConfigMixin):
         steps_left = float(timestep) * total
         if not 0.5 <= steps_left <= total + 0.5 or abs(steps_left - round(steps_left)) > 0.01:
             raise ValueError(
-                f"timestep {float(timestep)} is not in the grid of {total} steps. Pass an entry of scheduler.timesteps."
+                f"timestep {float(timestep)} is not in the grid of {total} steps. Pass an entry of "
+                "scheduler.timesteps."
             )
         return round(steps_left)
 

@@ -17,7 +17,7 @@ SELECTIONS = ("random", "confidence")
 GRIDS = ("adaptive", "uniform")
 
 # Every setting: its type, its values or their range, and what to pass instead of others.
-SETTINGS = {
+SETTINGS: dict[str, tuple[type, tuple, str]] = {
     "mask_token_id": (Integral, (0, 2**31 - 1), "tokenizer.mask_token_id"),
     "sampler": (str, SAMPLERS, "sampler='sequential'"),
     "grid": (str, GRIDS, "grid='adaptive'"),
@@ -40,10 +40,8 @@ SETTINGS = {
 OPTIONAL = ("block_size", "top_p", "top_k", "count", "remasking", "loop_start", "loop_stop")
 
 
-def check_setting(name: str, value: object) -> str | int | float | None:
-    """`value` of the setting `name` as a plain string, number or `None`; `ValueError` if it cannot
-    be one.
-    """
+def check_setting(name: str, value: Any) -> Any:
+    """`value` of the setting `name` as a plain string, number or `None`, else `ValueError`."""
     kind, allowed, remedy = SETTINGS[name]
     if value is None and name in OPTIONAL:
         return None

@@ -14,6 +14,7 @@ SLICE_SIZE = 2**24
 
 
 def slice_rows(logits: Tensor) -> int:
+    """Rows of `[..., V]` logits in a slice."""
     return max(1, SLICE_SIZE // logits.shape[-1])
 
 
@@ -64,7 +65,8 @@ def draw_from_law(
     best = logits.amax(-1, keepdim=True)
     if best.device.type == "cpu" and not best.isfinite().all():
         raise ValueError(
-            "logits give no law at a place of the draw (NaN or infinite). Check the model's weights."
+            "logits give no law at a place of the draw (NaN or infinite). Check the model's "
+            "weights."
         )
     if temperature == 0:
         return logits.argmax(-1)
@@ -83,8 +85,7 @@ def draw_from_law(
 
 
 def inverse_cdf(weights: Tensor, uniforms: Tensor) -> Tensor:
-    """First entry at which the cumulative `weights` `[M, V]` reach the share `uniforms` `[M]` of
-    their total: `[M]`.
+    """First entry `[M]` at which cumulative `weights` `[M, V]` reach a share `uniforms` `[M]`.
 
     An entry of weight 0 is never met: the target lies strictly between 0 and the total.
     """

@@ -1,6 +1,4 @@
-"""The canvas of a call: rows of token ids, filled in a window at a time. This file travels to the
-Hub.
-"""
+"""The canvas of a call, filled in a window at a time. This file travels to the Hub."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,8 +11,10 @@ GIVEN, PADDING = -1, -2
 
 @dataclass
 class Canvas:
-    """Texts on the host: `rows`, `order` and `reveals` as in the output, unpadded; `starts`, first
-    positions behind all given.
+    """Texts on the host, unpadded.
+
+    `rows`, `order` and `reveals` as in the output; `starts`: first positions behind all given
+    ones.
     """
 
     rows: list[list[int]]
@@ -25,8 +25,7 @@ class Canvas:
 
 @dataclass
 class Window:
-    """What is being filled in of each row, right-padded: its next block, or as much as the model
-    takes.
+    """What is being filled in of each row, right-padded: its next block or window.
 
     sample, order, reveals: `[B, S]` int64. given: `[B, S]` bool, what was there when it was opened.
     certainties: `[B, S]`, the probability that each token had when it was revealed.
@@ -56,8 +55,9 @@ def new_canvas(rows: list[list[int]], mask_token_id: int) -> Canvas:
 
 
 def windows(rows: list[list[int]], config) -> list[tuple[list[int], int]]:
-    """First position in each row, and width, of every window. Windows of a row ignore the other
-    rows.
+    """First position in each row, and width, of every window.
+
+    Windows of a row ignore the other rows.
     """
     firsts, size, limit = [0] * len(rows), config.block_size, config.max_position_embeddings
     stride = max(1, limit // 2)  # half of a window is the context of the next
@@ -84,8 +84,10 @@ def open_window(canvas: Canvas, firsts: list[int], width: int, config, device) -
 def close_window(
     canvas: Canvas, window: Window, config, stopped: Callable[[list[int], int], bool]
 ) -> None:
-    """Copies a finished window into the canvas. A row ends with its first EOS behind all given
-    positions, or where `stopped(row, start)` says so.
+    """Copies a finished window into the canvas and cuts rows that have ended.
+
+    A row ends with its first EOS behind all given positions, or where `stopped(row, start)`
+    says so.
     """
     write(canvas, window)
     rows = zip(canvas.rows, canvas.order, canvas.reveals, canvas.starts, strict=True)
@@ -120,10 +122,9 @@ def to_tensor(rows: list, padding: int, device, left: bool = False) -> tuple[Ten
         [0] * n * left + [1] * len(row) + [0] * n * (not left)
         for n, row in zip(missing, rows, strict=True)
     ]
-    values, real = (
-        torch.tensor(lists, dtype=torch.int64, device=device) for lists in (padded, real)
-    )
-    return values, real if any(missing) else None
+    values = torch.tensor(padded, dtype=torch.int64, device=device)
+    mask = torch.tensor(real, dtype=torch.int64, device=device) if any(missing) else None
+    return values, mask
 
 
 def end_of_row(row: list[int], start: int, config) -> int:

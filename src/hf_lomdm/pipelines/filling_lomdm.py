@@ -1,8 +1,6 @@
-"""The loop of a call: fills in a canvas, window after window, step by step. This file travels to
-the Hub.
-"""
+"""The loop of a call: window after window, step by step. This file travels to the Hub."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -21,12 +19,15 @@ from .canvas_lomdm import (
     windows,
 )
 from .guidance_lomdm import Guidance, prompt_of
+from .prompts_lomdm import StopStrings
 
 
 @dataclass
 class Step:
-    """One step, before the next: `number` and `timestep`, the `window` that it was made in,
-    `revealed` `[B, S]` bool and `rates` `[B, S]` of the latest forward pass.
+    """One step, before the next.
+
+    `number` and `timestep`, the `window` that it was made in, `revealed` `[B, S]` bool and
+    `rates` `[B, S]` of the latest forward pass.
     """
 
     number: int
@@ -64,7 +65,7 @@ class Filling:
         device,
         use_cache: bool,
         guidance: Guidance,
-        stopped: Callable[[list[int], int], bool],
+        stopped: StopStrings,
         watched: bool = False,
         rewritten: bool = False,
     ):
@@ -150,7 +151,8 @@ class Filling:
         generator, begin = self._generators(index, 2 * correction), index * self.steps
         if correction:
             begin += len(self.scheduler.timesteps) + (correction - 1) * len(scheduler.timesteps)
-        finite, out, stale = True, None, True
+        finite: bool | Tensor = True
+        out, stale = None, True
         remasks = scheduler.config.remasking is not None
         plain = scheduler.position_draw_needs_logits or self.model.rates_need_logits
         for step, timestep in enumerate(scheduler.timesteps):
@@ -188,8 +190,10 @@ class Filling:
     def _reveal(
         self, window: Window, out, scheduler, timestep, generator
     ) -> tuple[Tensor, list[int], list[int], Tensor]:
-        """One step from the model's output: `revealed` `[B, S]`, how many positions of each row
-        were revealed and how many masked again, and whether all that was used is finite.
+        """One step from the model's output.
+
+        Returns `revealed` `[B, S]`, how many positions of each row were revealed and how
+        many masked again, and whether all that was used is finite.
 
         Positions come first. Unless their draw or the rates need logits, the revealed ones alone
         are projected to the vocabulary.
@@ -249,9 +253,7 @@ class Filling:
 
 
 def row_seeds(generator, num_rows: int) -> list[int]:
-    """A seed for each row: the next one of its own generator, or of one for all (`None` = the
-    global one).
-    """
+    """A seed for each row: the next one of its generator (`None` = the global one)."""
     each = generator if isinstance(generator, (list, tuple)) else [generator] * num_rows
     require(
         len(each) == num_rows,
@@ -260,12 +262,11 @@ def row_seeds(generator, num_rows: int) -> list[int]:
     known = all(one is None or isinstance(one, torch.Generator) for one in each)
     wrong = f"generator must be a torch.Generator, a list of them or None, got {generator!r}. "
     require(known, wrong + "Pass torch.Generator().manual_seed(0).")
-    return [
-        torch.randint(2**62, (), generator=one, device=one and one.device).item() for one in each
-    ]
+    return [int(torch.randint(2**62, (), generator=one, device=one and one.device)) for one in each]
 
 
-def check_finite(finite: Tensor) -> None:
+def check_finite(finite: bool | Tensor) -> None:
+    """Raises `ValueError` if something was not finite."""
     require(
         bool(finite),
         "the model gave NaN or infinite rates or logits. Check its weights and its dtype.",

@@ -1,5 +1,6 @@
-"""What shapes the token law of a call, and never the position draw: guidance by the prompt,
-processors of transformers, allowed tokens. This file travels to the Hub.
+"""What shapes the token law of a call. This file travels to the Hub.
+
+Guidance by the prompt, processors of transformers and allowed tokens move no position.
 """
 
 import math
@@ -35,7 +36,7 @@ class Guidance:
         prompted = any(token != config.mask_token_id for row in canvas.rows for token in row)
         require(
             scale == 1 or prompted,
-            f"guidance_scale={scale} needs a prompt, without which both laws are one. Leave it out.",
+            f"guidance_scale={scale} needs a prompt: without one both laws are one. Leave it out.",
         )
         require(
             processor is None or callable(processor),
@@ -43,7 +44,8 @@ class Guidance:
         )
         self.canvas, self.config, self.device = canvas, config, device
         self.scale, self.processor = float(scale), processor
-        self.sets, self.set_of = None, None
+        self.sets: Tensor | None = None
+        self.set_of: Tensor | None = None
         if allowed is not None:
             self._take_allowed(allowed)
 
@@ -58,9 +60,7 @@ class Guidance:
         return self.doubled or self.processor is not None or self.sets is not None
 
     def without_prompt(self, sample: Tensor, prompt: Tensor) -> Tensor:
-        """`sample` `[B, S]`, and with guidance behind it `[2B, S]` the same with the prompt
-        masked.
-        """
+        """`sample` `[B, S]`; with guidance `[2B, S]`, the second half without the prompt."""
         if not self.doubled:
             return sample
         return torch.cat((sample, sample.masked_fill(prompt, self.config.mask_token_id)))
@@ -108,8 +108,8 @@ class Guidance:
         listed = isinstance(each, (list, tuple)) and all(isinstance(one, Mapping) for one in each)
         require(
             listed and len(each) == len(rows),
-            f"allowed_tokens must map positions to token ids, or be a list of {len(rows)} mappings, "
-            f"got {allowed!r}. Pass for example {{3: [7, 8]}}.",
+            "allowed_tokens must map positions to token ids, or be a list of "
+            f"{len(rows)} mappings, got {allowed!r}. Pass for example {{3: [7, 8]}}.",
         )
         longest = max(map(len, rows))
         sets = [torch.ones(self.config.vocab_size, dtype=torch.bool)]
@@ -125,8 +125,8 @@ class Guidance:
                 index[row, position] = known[chosen]
         self.sets, self.set_of = torch.stack(sets).to(self.device), index.to(self.device)
 
-    def _check_allowed(self, position, ids, longest: int) -> frozenset:
-        whole = isinstance(position, Integral) and 0 <= position < longest
+    def _check_allowed(self, position: Any, ids: Any, longest: int) -> frozenset:
+        whole = isinstance(position, Integral) and 0 <= int(position) < longest
         require(
             whole,
             f"allowed_tokens has the position {position!r}, rows have 0 to {longest - 1}. Leave it "
@@ -135,7 +135,7 @@ class Guidance:
         config = self.config
         fine = isinstance(ids, (list, tuple, set, frozenset)) and len(ids) > 0
         fine = fine and all(
-            isinstance(i, Integral) and 0 <= i < config.vocab_size and i != config.mask_token_id
+            isinstance(i, Integral) and i != config.mask_token_id and i in range(config.vocab_size)
             for i in ids
         )
         require(

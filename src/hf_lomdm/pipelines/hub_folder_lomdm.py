@@ -105,10 +105,16 @@ def copy_code(part: Any, folder: Path) -> None:
 def saveable_model(model: Any) -> PreTrainedModel:
     """The model of a pipeline, if all of it can be written as one folder."""
     model = getattr(model, "_orig_mod", model)  # torch.compile wraps
-    remedy = "Merge PEFT adapters (get_peft_model, merge_and_unload), or save them alone (model.save_pretrained)."
+    remedy = (
+        "Merge PEFT adapters (get_peft_model, merge_and_unload), or save them alone "
+        "(model.save_pretrained)."
+    )
     wrong = f"model is a {type(model).__name__}, which cannot be saved as one folder. "
     require(isinstance(model, PreTrainedModel), wrong + remedy)
-    wrong = f"model carries the adapters {list(getattr(model, 'peft_config', ()))}, a Hub folder holds whole weights. "
+    wrong = (
+        f"model carries the adapters {list(getattr(model, 'peft_config', ()))}, a Hub folder holds "
+        "whole weights. "
+    )
     require(not getattr(model, "_hf_peft_config_loaded", False), wrong + remedy)
     return model
 
@@ -117,9 +123,8 @@ def write_folder(
     pipe: Any, folder: Path, model: PreTrainedModel, max_shard_size: int | str | None
 ) -> None:
     """The layout: the model at the root with its code, and beside it what diffusers looks for."""
-    model.save_pretrained(
-        folder, **({} if max_shard_size is None else {"max_shard_size": max_shard_size})
-    )
+    sizes: dict[str, Any] = {} if max_shard_size is None else {"max_shard_size": max_shard_size}
+    model.save_pretrained(folder, **sizes)
     (folder / "model").mkdir()
     for path in (folder / "config.json", *folder.glob("*.py")):
         shutil.copy(path, folder / "model")
@@ -133,10 +138,13 @@ def write_folder(
 
 
 def _write_model_index(pipe: Any, folder: Path, model_class: type) -> None:
-    tokenizer = [None, None]
+    tokenizer: list[str | None] = [None, None]
     if pipe.tokenizer is not None:
         tokenizer = [type(pipe.tokenizer).__module__.split(".")[0], type(pipe.tokenizer).__name__]
-        wrong = f"tokenizer is a {tokenizer[1]} of {tokenizer[0]}; a Hub folder takes those of transformers only. "
+        wrong = (
+            f"tokenizer is a {tokenizer[1]} of {tokenizer[0]}; a Hub folder takes those of "
+            "transformers only. "
+        )
         require(
             tokenizer[0] == "transformers",
             wrong + "Wrap it as transformers.PreTrainedTokenizerFast.",

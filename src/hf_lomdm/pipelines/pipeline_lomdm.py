@@ -1,5 +1,4 @@
-"""Text from a LoMDM: prompts to canvas, reveal step by step, texts with their order; and the
-one-folder Hub layout.
+"""Text from a LoMDM: prompts to canvas, reveal step by step, texts with their order.
 
 This file travels to the Hub, where it loads without the package: components are typed `Any`.
 """
@@ -39,10 +38,12 @@ from .prompts_lomdm import StopStrings, decode, encode_messages, make_canvas
 from .streaming_lomdm import Feed, LoMDMStepOutput, state_after
 
 # What a call may set of its scheduler.
-CALL_SETTINGS = ("sampler", "grid", "temperature", "top_p", "top_k")
-CALL_SETTINGS += ("count", "threshold", "entropy_bound")
-CALL_SETTINGS += ("remasking", "sigma", "loop_start", "loop_stop")
-CALL_SETTINGS += ("corrector_steps", "corrector_k", "corrector_selection")
+CALL_SETTINGS = (
+    *("sampler", "grid", "temperature", "top_p", "top_k"),
+    *("count", "threshold", "entropy_bound"),
+    *("remasking", "sigma", "loop_start", "loop_stop"),
+    *("corrector_steps", "corrector_k", "corrector_selection"),
+)
 UPLOAD_OPTIONS = ("repo_id", "private", "token", "commit_message", "create_pr")
 if __name__.startswith("diffusers_modules."):
     # For a component that is passed to `DiffusionPipeline.from_pretrained`, diffusers looks for the
@@ -58,8 +59,9 @@ if __name__.startswith("diffusers_modules."):
 
 @dataclass
 class LoMDMPipelineOutput(BaseOutput):
-    """Output of `LoMDMPipeline`; `B` = prompts x `num_return_sequences`, the sequences of one
-    prompt side by side.
+    """Output of `LoMDMPipeline`; `B` = prompts x `num_return_sequences`.
+
+    The sequences of one prompt stand side by side.
 
     sequences: `[B, L]` int64, everything, padding at the far right.
     texts: `B` strings, prompt included, cut before the first EOS after the prompt (in a template:
@@ -353,8 +355,7 @@ class LoMDMPipeline(DiffusionPipeline):
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs
     ) -> "LoMDMPipeline":
-        """Loads a folder or a Hub repository; with the package installed, with the package's
-        classes alone.
+        """Loads a folder or a Hub repository; with the package, by the package's classes alone.
 
         Loaded as remote code itself, this class leaves the work to diffusers, which asks for
         `trust_remote_code=True`.
@@ -380,8 +381,7 @@ class LoMDMPipeline(DiffusionPipeline):
         model_card: str | None = None,
         **kwargs,
     ) -> Any:
-        """Writes one folder that loads as a model, a tokenizer and a pipeline, with its code,
-        without the package.
+        """Writes one folder that loads as model, tokenizer and pipeline without the package.
 
         Args:
             save_directory: the target folder; files of it that are not part of the layout stay. It
@@ -404,8 +404,14 @@ class LoMDMPipeline(DiffusionPipeline):
             not unknown,
             f"{unknown} are no options. Besides the named ones there are {list(UPLOAD_OPTIONS)}.",
         )
-        wrong = f"safe_serialization={safe_serialization}, variant={variant!r}: only plain safetensors are written. "
-        remedy = "Leave both out; for another precision convert the model first: pipe.to(torch.bfloat16)."
+        wrong = (
+            f"safe_serialization={safe_serialization}, variant={variant!r}: only plain safetensors "
+            "are written. "
+        )
+        remedy = (
+            "Leave both out; for another precision convert the model first: "
+            "pipe.to(torch.bfloat16)."
+        )
         require(safe_serialization and variant is None, wrong + remedy)
         target, model = Path(save_directory).resolve(), saveable_model(self.model)
         check_target(target, model.config.model_type)
@@ -424,8 +430,9 @@ class LoMDMPipeline(DiffusionPipeline):
         )
 
     def push_to_hub(self, repo_id: str, **kwargs) -> Any:
-        """Uploads the folder of `save_pretrained` without keeping it; `kwargs` as there. Returns
-        the `CommitInfo`.
+        """Uploads the folder of `save_pretrained` without keeping it; `kwargs` as there.
+
+        Returns the `CommitInfo`.
         """
         with tempfile.TemporaryDirectory() as folder:
             return self.save_pretrained(
@@ -435,9 +442,7 @@ class LoMDMPipeline(DiffusionPipeline):
 
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Within this context `model` is in eval mode; behind it every module has its own mode
-    again.
-    """
+    """Within this context `model` is in eval mode; then each module has its own again."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:

@@ -41,8 +41,9 @@ def make_canvas(
 
 
 def encode(config, tokenizer, prompt) -> list[list[int]]:
-    """Token ids of prompts; BOS stands in front of texts that are prefixes, if the model has
-    one.
+    """Token ids of prompts.
+
+    BOS stands in front of texts that are prefixes, if the model has one.
     """
     prompt = [prompt] if isinstance(prompt, str) else prompt
     listed = isinstance(prompt, (list, tuple)) and len(prompt) > 0
@@ -56,7 +57,10 @@ def encode(config, tokenizer, prompt) -> list[list[int]]:
         isinstance(ids, (list, tuple)) and all(isinstance(i, int) for i in ids) for ids in prompt
     ):
         return [list(ids) for ids in prompt]
-    wrong = f"prompt must be a list of strings or of lists of int token ids, not a mixture, got {prompt[:3]!r}."
+    wrong = (
+        "prompt must be a list of strings or of lists of int token ids, not a mixture, got "
+        f"{prompt[:3]!r}."
+    )
     raise ValueError(f"{wrong} Put a single list of ids into a list.")
 
 
@@ -74,12 +78,13 @@ def _tokenize(config, tokenizer, texts: list[str]) -> list[list[int]]:
 def _length(
     config, index: int, ids: list[int], max_length: int | None, max_new_tokens: int | None
 ) -> int:
-    """Tokens of the row of a prompt, of which there are masks behind a prefix; a template stays as
-    it is.
-    """
+    """Tokens of the row of a prompt: a prefix has masks behind it, a template stays."""
     mask, limit = config.mask_token_id, max_length or config.max_position_embeddings
     outside = next((i for i in ids if not 0 <= i < config.vocab_size), None)
-    problem = f"prompt {index} has the token id {outside}, outside the vocabulary of {config.vocab_size}. "
+    problem = (
+        f"prompt {index} has the token id {outside}, outside the vocabulary of "
+        f"{config.vocab_size}. "
+    )
     require(outside is None, problem + "Use the tokenizer that the model was trained with.")
     problem = (
         f"prompt {index} contains the mask token ({mask}): it is a template, filled in place. "
@@ -129,12 +134,13 @@ class StopStrings:
     """
 
     def __init__(self, strings: str | Sequence[str] | None, tokenizer):
-        self.strings = [strings] if isinstance(strings, str) else list(strings or [])
-        self.tokenizer = tokenizer
-        fine = all(isinstance(one, str) and one for one in self.strings)
+        each = [strings] if isinstance(strings, str) else [] if strings is None else strings
+        self.strings, self.tokenizer = each, tokenizer
+        fine = isinstance(each, (list, tuple)) and all(isinstance(one, str) and one for one in each)
         require(
             fine,
-            f"stop_strings must be strings that are not empty, got {strings!r}. Pass ['.'] or None.",
+            f"stop_strings must be strings that are not empty, got {strings!r}. Pass for example "
+            "'.'.",
         )
         require(
             not self.strings or tokenizer is not None,
@@ -147,12 +153,16 @@ class StopStrings:
 
     def text(self, row: list[int], start: int) -> str:
         """The text of a row, cut before its first stop string behind the prompt."""
+        if not self.strings:
+            return self.tokenizer.decode(row, skip_special_tokens=True)
         whole, prompt = self._texts(row, start)
         return whole[: self._first(whole, prompt)]
 
     def _texts(self, row: list[int], start: int) -> tuple[str, str]:
-        parts = row, row[:start]
-        return tuple(self.tokenizer.decode(part, skip_special_tokens=True) for part in parts)
+        whole, prompt = (
+            self.tokenizer.decode(ids, skip_special_tokens=True) for ids in (row, row[:start])
+        )
+        return whole, prompt
 
     def _first(self, whole: str, prompt: str) -> int | None:
         behind = len(prompt) if whole.startswith(prompt) else 0
@@ -167,7 +177,8 @@ def decode(canvas: Canvas, config, stop: StopStrings) -> list[str]:
 
 
 def well_formed(text: str) -> str:
-    """`text` with U+FFFD for each lone surrogate, which no tokenizer takes; a pair becomes its
-    character.
+    """`text` with U+FFFD for each lone surrogate, which no tokenizer takes.
+
+    A pair of surrogates becomes its character.
     """
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

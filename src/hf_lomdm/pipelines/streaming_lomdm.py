@@ -1,6 +1,4 @@
-"""A call step by step: what `LoMDMPipeline.stream` gives out, and what a streamer of transformers is
-told. This file travels to the Hub.
-"""
+"""A call step by step, for `stream` and for streamers. This file travels to the Hub."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +7,16 @@ import torch
 from diffusers.utils import BaseOutput
 from torch import Tensor
 
-from .canvas_lomdm import PADDING, Canvas, end_of_row, padding_token, require, to_tensor, write
+from .canvas_lomdm import (
+    PADDING,
+    Canvas,
+    Window,
+    end_of_row,
+    padding_token,
+    require,
+    to_tensor,
+    write,
+)
 from .filling_lomdm import Filling, Step
 
 
@@ -30,8 +37,10 @@ class LoMDMStepOutput(BaseOutput):
 
 def state_after(step: Step, filling: Filling) -> LoMDMStepOutput:
     """The whole canvas after a step, on the CPU."""
-    parts = filling.canvas.rows, filling.canvas.order, filling.canvas.reveals
-    copy = Canvas(*([list(row) for row in part] for part in parts), filling.canvas.starts)
+    canvas = filling.canvas
+    parts = canvas.rows, canvas.order, canvas.reveals
+    rows, orders, reveals = ([list(row) for row in part] for part in parts)
+    copy = Canvas(rows, orders, reveals, canvas.starts)
     write(copy, step.window)
     sequences, _ = to_tensor(copy.rows, padding_token(filling.model.config), "cpu")
     order, _ = to_tensor(copy.order, PADDING, "cpu")
@@ -39,8 +48,10 @@ def state_after(step: Step, filling: Filling) -> LoMDMStepOutput:
 
 
 class Feed:
-    """Tells a streamer what is written: the prompt and finished windows by `put`, drafts of the
-    present window by `put_draft` if it has that (`transformers.TextDiffusionStreamer`).
+    """Tells a streamer what is written.
+
+    `put` is given the prompt and finished windows, `put_draft` the present window, if the
+    streamer has that (`transformers.TextDiffusionStreamer`).
 
     Raises:
         ValueError: for more texts than one, and for what has no `put` and `end`.
@@ -52,14 +63,15 @@ class Feed:
         )
         require(
             known,
-            f"streamer must have put and end, got {streamer!r}. Pass TextDiffusionStreamer(tokenizer).",
+            f"streamer must have put and end, got {streamer!r}. Pass a TextDiffusionStreamer.",
         )
         rows = filling.canvas.rows
         require(
             len(rows) == 1,
             f"streamer takes one text, got {len(rows)}. Pass one prompt, or use stream().",
         )
-        self.streamer, self.filling, self.window = streamer, filling, None
+        self.streamer, self.filling = streamer, filling
+        self.window: Window | None = None
         config = filling.model.config
         self.shown = (rows[0] + [config.mask_token_id]).index(config.mask_token_id)
         streamer.put(torch.tensor([rows[0][: self.shown]], dtype=torch.int64))
