@@ -4,6 +4,12 @@ import inspect
 
 import pytest
 import torch
+from diffusers import (
+    BlockRefinementScheduler,
+    DiscreteDDIMScheduler,
+    EntropyBoundScheduler,
+    LLaDA2Pipeline,
+)
 from transformers import TextDiffusionStreamer, TextIteratorStreamer
 
 from hf_lomdm import LoMDMPipeline, LoMDMScheduler
@@ -253,6 +259,29 @@ def test_generate_refuses_what_is_no_batch_of_ids(make_model):
 
 
 # -------------------------------------------------------------------------------------- outputs
+
+
+@pytest.mark.parametrize(
+    "scheduler", [EntropyBoundScheduler, BlockRefinementScheduler, DiscreteDDIMScheduler]
+)
+def test_schedulers_of_diffusers_are_refused_with_a_sentence(make_model, scheduler):
+    pipe = LoMDMPipeline(make_model(), scheduler())
+    expected = f"scheduler is a {scheduler.__name__}, which does not draw .* Use LoMDMScheduler"
+    with pytest.raises(ValueError, match=expected):
+        pipe([[BOS, 3]], 2)
+
+
+def test_the_llada2_pipeline_and_our_classes_refuse_each_other(make_model):
+    """It has arguments that ours do not know; docs/sampling.md says so."""
+    options = {"gen_length": 4, "block_length": 4, "num_inference_steps": 2, "output_type": "seq"}
+    for scheduler, message in (
+        (LoMDMScheduler(MASK), "unexpected keyword argument 'block_length'"),
+        (BlockRefinementScheduler(), "position_ids is not read by these models"),
+    ):
+        pipe = LLaDA2Pipeline(make_model(), scheduler, build_tokenizer())
+        pipe.set_progress_bar_config(disable=True)
+        with pytest.raises((TypeError, ValueError), match=message):
+            pipe(input_ids=torch.tensor([[BOS, 3]]), **options)
 
 
 def test_outputs_stand_in_the_order_of_diffusers(make_model):

@@ -288,6 +288,9 @@ class LoMDMPipeline(DiffusionPipeline):
         return [] if callback is None else names
 
     def _check_model(self) -> None:
+        kind = type(self.scheduler).__name__
+        wrong = f"scheduler is a {kind}, which does not draw positions and tokens apart. "
+        require(hasattr(self.scheduler, "select"), wrong + "Use LoMDMScheduler(mask_token_id).")
         expected = self.model.config.mask_token_id
         for name, part in (("scheduler", self.scheduler.config), ("tokenizer", self.tokenizer)):
             token = getattr(part, "mask_token_id", None)
