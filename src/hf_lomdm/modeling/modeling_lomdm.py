@@ -31,7 +31,7 @@ from .checkpoint_lomdm import check_checkpoint  # noqa: F401  diffusers copies w
 from .configuration_lomdm import BOUNDS, LoMDMConfig
 from .context_lomdm import BlockContext
 from .pretrained_lomdm import (
-    add_row,
+    add_rows,
     check_backbone,
     choose_mask_token,
     converted_config,
@@ -236,8 +236,7 @@ class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
         tokenizer = load_tokenizer(source, options) if tokenizer is None else tokenizer
         rows = whole.get_input_embeddings().weight.shape[0]
         mask_token_id = choose_mask_token(tokenizer, rows, mask_token)
-        if mask_token_id == rows:
-            add_row(whole)
+        add_rows(whole, max(mask_token_id + 1, 0 if tokenizer is None else len(tokenizer)))
         config = converted_config(cls.config_class, whole, tokenizer, mask_token_id, settings)
         for module in whole.modules():
             # else post_init would draw its weights anew
