@@ -26,7 +26,7 @@ WRONG = (
     numpy.float32(3),
     object,
 )
-DERIVED = ("intermediate_size", "initializer_range")  # None is computed
+DERIVED = ("intermediate_size", "initializer_range", "max_position_embeddings")  # None is computed
 
 
 def make(**fields) -> LoMDMConfig:

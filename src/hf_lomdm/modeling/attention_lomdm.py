@@ -3,7 +3,7 @@
 This file travels to the Hub.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -151,6 +151,62 @@ def take_slices(values: Tensor, wanted: Sequence[tuple[slice, ...]], dim: int) -
     return [held[0] if len(held) == 1 else torch.cat(held, dim) for held in pieces_of_each]
 
 
+def block_rule(
+    config: LoMDMConfig, position: Tensor, num_copies: int, past: int, batch: int = -1
+) -> Callable[..., Tensor]:
+    """The rule of blocks as a function `(row, head, query, key)` of indices.
+
+    It has the form of transformers' mask functions.
+
+    Args:
+        position: `[B or 1, P + L]`. num_copies, past: as in `attention_inputs`. batch: rows of the
+            rule; -1 = those of `position`.
+    """
+    size, total = config.block_size, position.shape[1]
+    reach = -(-config.max_position_embeddings // size)
+    block = (position // size).to(torch.int32).expand(batch, -1)
+    key_block, query_block = block.repeat(1, num_copies), block[:, past:].repeat(1, num_copies)
+    copy = torch.arange(num_copies, dtype=torch.int32, device=position.device)
+    copy = copy.repeat_interleave(total)  # with a cache there is one copy
+
+    def allowed(row, head, query, key):
+        distance = query_block[row, query] - key_block[row, key]
+        own = (distance == 0) & (copy[query] == copy[key])
+        return own | ((distance > 0) & (distance < reach) & (copy[key] == 0))
+
+    return allowed
+
+
+def added_mask(
+    allowed: Callable[..., Tensor],
+    real: Tensor | None,
+    query: Tensor,
+    key: Tensor,
+    past: int,
+    dtype: torch.dtype,
+    rows: int,
+) -> Tensor:
+    """What is added to the products of queries and keys: `[B or 1, 1, Q, K]`.
+
+    It is 0 where a rule of blocks allows them, and else the least number of `dtype`.
+
+    Made by broadcasting: for a function of ours transformers would use vmap, which costs
+    milliseconds per mask. It has the precision of the queries: SDPA would else convert it in each
+    layer.
+
+    Args:
+        real: `[B, K]` bool, keys that are not padding; `None` = all. query, key: indices of new
+            positions `[Q, 1]` and of all positions `[K]`. past: `P`. rows: of the rule.
+    """
+    row = torch.arange(rows, device=key.device)[:, None, None, None]
+    mask = allowed(row, 0, query, key)
+    # a padded position sees itself, for a softmax over nothing is NaN
+    if real is not None:
+        mask = (mask & real[:, None, None, key]) | (key == query + past)
+    zero = torch.zeros((), dtype=dtype, device=key.device)
+    return zero.where(mask, torch.finfo(dtype).min)
+
+
 def block_mask(
     config: LoMDMConfig,
     hidden: Tensor,
@@ -175,41 +231,29 @@ def block_mask(
             f"(block_size={size}). Load the model with one of {BLOCK_ATTENTION}."
         )
     flex = config._attn_implementation == "flex_attention"
-    block = (position // size).to(torch.int32).expand(batch if flex else -1, -1)
-    key_block, query_block = block.repeat(1, num_copies), block[:, past:].repeat(1, num_copies)
-    copy = torch.arange(num_copies, dtype=torch.int32, device=hidden.device)
-    copy = copy.repeat_interleave(total)  # with a cache there is one copy
-
-    def allowed(row, head, query, key):
-        distance = query_block[row, query] - key_block[row, key]
-        own = (distance == 0) & (copy[query] == copy[key])
-        return own | ((distance > 0) & (distance < reach) & (copy[key] == 0))
-
-    padded = attention_mask is not None
-    real = attention_mask.repeat(1, num_copies).to(torch.bool) if padded else None
+    allowed = block_rule(config, position, num_copies, past, batch if flex else -1)
+    real = None if attention_mask is None else attention_mask.repeat(1, num_copies).to(torch.bool)
     if flex:
-        real = torch.ones_like(key_block, dtype=torch.bool) if real is None else real
-        return create_bidirectional_mask(
-            config=config, inputs_embeds=hidden, attention_mask=real, and_mask_function=allowed
+        real = (
+            torch.ones_like(position.expand(batch, -1).repeat(1, num_copies))
+            if real is None
+            else real
         )
-    # broadcast by hand: for a function of ours transformers would use vmap, which costs
-    # milliseconds per mask
-    row = torch.arange(block.shape[0], device=hidden.device)
-    keys = torch.arange(copy.shape[0], device=hidden.device)
-    row, zero = row[:, None, None, None], hidden.new_zeros((), dtype=query_dtype(hidden))
+        return create_bidirectional_mask(
+            config=config,
+            inputs_embeds=hidden,
+            attention_mask=real.to(torch.bool),
+            and_mask_function=allowed,
+        )
+    keys = torch.arange(num_copies * total, device=hidden.device)
 
-    def added(query, key):  # [B or 1, 1, Q, K]
-        mask = allowed(row, 0, query, key)
-        # it sees itself, for its block may lie elsewhere and a softmax over nothing is NaN
-        if padded:
-            mask = (mask & real[:, None, None, key]) | (key == query + past)
-        # to be added, as wide as queries are: else SDPA would make it anew in each layer
-        return zero.where(mask, torch.finfo(zero.dtype).min)
+    def added(query: Tensor, key: Tensor) -> Tensor:  # [B or 1, 1, Q, K]
+        return added_mask(allowed, real, query, key, past, query_dtype(hidden), len(position))
 
     # chunks would need a graph for each length
     if torch.compiler.is_compiling() and num_copies == 1:
         return added(keys[: total - past, None], keys)
-    parts = chunk_positions(config, width // num_copies, num_copies, past, padded)
+    parts = chunk_positions(config, width // num_copies, num_copies, past, real is not None)
     return [
         QueryChunk(at, seen, added(keys[at, None], take_slices(keys, [seen], 0)[0]))
         for at, seen in parts

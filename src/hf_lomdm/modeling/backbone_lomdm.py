@@ -261,20 +261,10 @@ class LoMDMModel(LoMDMPreTrainedModel):
             of `[B, L, D]`, or `None`.
         """
         check_unread(self.config, unread)
-        if self.config.block_size is None and (views is not None or past_key_values is not None):
-            raise ValueError(
-                "views and past_key_values need blocks: with block_size=None every reveal changes "
-                "all. Leave them out (by peft, tune prompts instead of prefixes)."
-            )
-        name, text = one_text(input_ids, inputs_embeds)
-        past_length = 0 if past_key_values is None else past_key_values.get_seq_length()
-        check_inputs(
-            text,
-            attention_mask,
-            self.config,
-            None if past_key_values is None else past_length,
-            name,
+        _, text = check_text(
+            self.config, input_ids, attention_mask, views, past_key_values, inputs_embeds
         )
+        past_length = 0 if past_key_values is None else past_key_values.get_seq_length()
         num_copies, first_output = 1, text.shape[1] if views_only else 0
         if views is not None:
             num_copies += len(views) // len(text)
@@ -331,6 +321,31 @@ def check_unread(config: LoMDMConfig, arguments: dict) -> None:
     for name, value in arguments.items():
         if name not in UNREAD or not (value is None or value is False):
             raise ValueError(f"{name} is not read by these models. {UNREAD.get(name, UNKNOWN)}")
+
+
+def check_text(
+    config: LoMDMConfig,
+    input_ids: Tensor | None = None,
+    attention_mask: Tensor | None = None,
+    views: Tensor | None = None,
+    past_key_values: Cache | None = None,
+    inputs_embeds: Tensor | None = None,
+    **_,
+) -> tuple[str, Tensor]:
+    """The text `[B, L]` or `[B, L, D]` that a trunk is to read, and its name.
+
+    Raises:
+        ValueError: arguments of `LoMDMModel.forward` that do not fit each other or `config`.
+    """
+    if config.block_size is None and (views is not None or past_key_values is not None):
+        raise ValueError(
+            "views and past_key_values need blocks: with block_size=None every reveal changes all. "
+            "Leave them out (by peft, tune prompts instead of prefixes)."
+        )
+    name, text = one_text(input_ids, inputs_embeds)
+    past_length = None if past_key_values is None else past_key_values.get_seq_length()
+    check_inputs(text, attention_mask, config, past_length, name)
+    return name, text
 
 
 def one_text(input_ids: Tensor | None, inputs_embeds: Tensor | None) -> tuple[str, Tensor]:

@@ -1,17 +1,19 @@
 """Configuration of LoMDM models. This file travels to the Hub."""
 
+import copy
 import inspect
+import math
 import os
 import reprlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FunctionType
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from transformers import PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig
 
 RATE_TYPES = ("learned", "uniform", "token", "score")
 BOUNDS = ("order", "time")
@@ -72,6 +74,7 @@ class LoMDMConfig(PreTrainedConfig):
         intermediate_size: width of the MLP; `None` is `4 * hidden_size`.
         max_position_embeddings: longest text that the model takes, in tokens; with blocks, the
             context of a block (itself included, rounded up to whole blocks): texts may be longer.
+            `None` is 1024, or what `backbone_config` says.
         mask_token_id: id of the mask token, below `vocab_size`; its probability under the model is
             exactly zero.
         pad_token_id, bos_token_id, eos_token_id: ids or `None`; none of them may be the mask token.
@@ -104,6 +107,13 @@ class LoMDMConfig(PreTrainedConfig):
             ** -0.5`, that of `torch.nn.Linear` (0.021 at 768): a fixed 0.02 leaves narrow models
             with almost uniform attention.
         tie_word_embeddings: whether the LM head uses the embedding matrix.
+        backbone_config: configuration of a model of transformers (or its dict), whose layers,
+            embeddings and prediction head then take the place of the ones here; `None` = our own.
+            `vocab_size`, `hidden_size`, `num_hidden_layers` and `tie_word_embeddings` are then
+            taken from it, `num_attention_heads` and `intermediate_size` are those of the order
+            heads, and `dropout` and `rope_theta` are not used by the backbone.
+        logit_shift: the token law of a position is read at the position before it, where a causal
+            model keeps it; only with `backbone_config` (docs/backbones.md).
 
     Raises:
         ValueError: a value of another type or out of range (`allowed`), with the name, the value
@@ -111,6 +121,7 @@ class LoMDMConfig(PreTrainedConfig):
     """
 
     model_type = "lomdm"
+    sub_configs: ClassVar[dict] = {"backbone_config": AutoConfig}
     # What a field may hold, whatever the others do; what fields say of each other is in
     # `validate_fields`.
     allowed = {
@@ -136,6 +147,8 @@ class LoMDMConfig(PreTrainedConfig):
         "layer_norm_eps": Number(float, 0, 1),
         "initializer_range": Number(float, 0, 1e6),
         "tie_word_embeddings": FLAG,
+        "backbone_config": PreTrainedConfig | None,
+        "logit_shift": FLAG,
         # of transformers, which declares some of these types and checks none
         "architectures": list | None,
         "auto_map": dict,
@@ -165,7 +178,7 @@ class LoMDMConfig(PreTrainedConfig):
         num_hidden_layers: int = 12,
         num_attention_heads: int = 12,
         intermediate_size: int | None = None,
-        max_position_embeddings: int = 1024,
+        max_position_embeddings: int | None = None,
         mask_token_id: int = 50257,
         pad_token_id: int | None = None,
         bos_token_id: int | None = None,
@@ -183,13 +196,25 @@ class LoMDMConfig(PreTrainedConfig):
         layer_norm_eps: float = 1e-5,
         initializer_range: float | None = None,
         tie_word_embeddings: bool = False,
+        backbone_config: PreTrainedConfig | dict | None = None,
+        logit_shift: bool = False,
         **kwargs,
     ):
+        self.backbone_config = backbone = _read_backbone(backbone_config)
+        self.logit_shift = logit_shift
+        if backbone is not None:
+            vocab_size, hidden_size = backbone.vocab_size, backbone.hidden_size
+            num_hidden_layers = backbone.num_hidden_layers
+            num_attention_heads = math.gcd(hidden_size // 2, num_attention_heads)
+            tie_word_embeddings = backbone.tie_word_embeddings
+            kwargs.setdefault("attn_implementation", backbone._attn_implementation)
         self.vocab_size = vocab_size
         self.hidden_size = hidden_size
         self.num_hidden_layers = num_hidden_layers
         self.num_attention_heads = num_attention_heads
         self.intermediate_size = 4 * hidden_size if intermediate_size is None else intermediate_size
+        if max_position_embeddings is None:
+            max_position_embeddings = getattr(backbone, "max_position_embeddings", 1024)
         self.max_position_embeddings = max_position_embeddings
         self.mask_token_id = mask_token_id
         self.rate_type = rate_type
@@ -269,8 +294,52 @@ class LoMDMConfig(PreTrainedConfig):
                 f"pairs), got hidden_size={self.hidden_size} and "
                 f"num_attention_heads={self.num_attention_heads}."
             )
+        _check_backbone(self)
         _check_process(self)
         _check_special_tokens(self)
+
+
+def _read_backbone(backbone: Any) -> PreTrainedConfig | None:
+    """A copy of the configuration of a foreign backbone, which `config.json` has as a dict."""
+    if backbone is None or isinstance(backbone, PreTrainedConfig):
+        return copy.deepcopy(backbone)
+    fields = dict(backbone) if isinstance(backbone, Mapping) else {}
+    try:
+        with _plain_errors("backbone_config"):
+            return AutoConfig.for_model(fields.pop("model_type", None), **fields)
+    except ValueError as error:
+        raise ValueError(
+            f"backbone_config must be the configuration of a model of transformers with its "
+            f"model_type, got {_shown(backbone)}: {str(error).splitlines()[0]}"
+        ) from error
+
+
+def _check_backbone(config: LoMDMConfig) -> None:
+    backbone = config.backbone_config
+    if backbone is None:
+        if config.logit_shift:
+            raise ValueError(
+                "logit_shift=True needs backbone_config: our own backbone is no causal model. "
+                "Leave it out."
+            )
+        return
+    if backbone.is_encoder_decoder:
+        raise ValueError(
+            f"backbone_config is of {backbone.model_type}, an encoder with a decoder. Give a "
+            "causal or a masked language model."
+        )
+    for name in ("vocab_size", "hidden_size", "num_hidden_layers"):
+        if getattr(backbone, name, None) != getattr(config, name):
+            raise ValueError(
+                f"{name}={getattr(config, name)} differs from that of backbone_config, "
+                f"{getattr(backbone, name, None)}. Change both, or make the model anew."
+            )
+    longest = getattr(backbone, "max_position_embeddings", None)
+    if longest is not None and config.max_position_embeddings > longest:
+        raise ValueError(
+            f"max_position_embeddings={config.max_position_embeddings} is more than the "
+            f"{longest} of backbone_config. Pass at most that."
+        )
 
 
 def _check_field(config_class: type[LoMDMConfig], name: str, value: Any) -> None:

@@ -9,14 +9,18 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers.cache_utils import Cache, DynamicCache
+from transformers.modeling_outputs import BaseModelOutput
+from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import ModelOutput, can_return_tuple
 
 from .attention_lomdm import attention_inputs  # noqa: F401  diffusers copies what this file imports, no deeper
+from .backbone_hub_lomdm import HubHead, new_model, read_backbone, shifted_states, takes_cache
 from .backbone_lomdm import (
     GIVEN,
     LoMDMModel,
     LoMDMPreTrainedModel,
     check_labels,
+    check_text,
     check_unread,
     one_text,
 )
@@ -62,7 +66,9 @@ class LoMDMOutput(ModelOutput):
         logits: `[B, L, V]`, unnormalised token law in the model's dtype, the mask token at `-inf`;
             or `None`.
         rates: `[B, L]` float32, reverse rates `v_i(z) > 0`.
-        last_hidden_state: `[B, L, D]`. hidden_states: as in `LoMDMModel`.
+        last_hidden_state: `[B, L, D]`, what `token_logits` projects (with `logit_shift` the states
+            of the positions before).
+        hidden_states: as in `LoMDMModel`.
     With labels (everything but the loss is detached, and summed over the blocks of a text):
         loss: scalar, nats per maskable token; its value is the bound, its gradient that of section
             2 (RLOO).
@@ -101,14 +107,29 @@ class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
 
     def __init__(self, config: LoMDMConfig):
         super().__init__(config)
-        self.model = LoMDMModel(config)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size)
+        self.hub_head: HubHead | None = None
+        if config.backbone_config is None:
+            self.model = LoMDMModel(config)
+            self.lm_head = nn.Linear(config.hidden_size, config.vocab_size)
+        else:
+            self._take_over(new_model(config.backbone_config))
         self.rate_law = RATE_LAWS[config.rate_type]
         modules = self.rate_law.modules(config)
         self.phi, self.psi, self.omega = (modules.get(name) for name in ("phi", "psi", "omega"))
         self.post_init()
         # post_init takes over what the backbone alone may ignore
         self._keys_to_ignore_on_load_unexpected = None
+
+    def _take_over(self, whole: PreTrainedModel) -> None:
+        """Makes a model of transformers the backbone `model`, and its head's parts this model's."""
+        self.hub_head = HubHead(whole)
+        self.model = whole.base_model
+        for name in self.hub_head.children:
+            setattr(self, name, getattr(whole, name))
+        self.model.config.is_causal = False  # else attention without a mask would be causal
+        self.config.backbone_config = self.model.config
+        self._tied_weights_keys = self.hub_head.tied
+        self._no_split_modules = [*(self.model._no_split_modules or ()), *self._no_split_modules]
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -118,19 +139,31 @@ class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
         elif isinstance(module, LoMDMOrderHead) and module.given is not None:
             nn.init.zeros_(module.given)
 
-    def get_output_embeddings(self) -> nn.Linear:
-        """The LM head."""
-        return self.lm_head
+    def get_input_embeddings(self) -> nn.Module:
+        """The token embeddings."""
+        return self.model.get_input_embeddings()
 
-    def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replaces the token embeddings."""
+        self.model.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        """The LM head."""
+        return self.lm_head if self.hub_head is None else self.get_submodule(self.hub_head.output)
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
         """Replaces the LM head."""
-        self.lm_head = new_embeddings
+        self.set_submodule(
+            "lm_head" if self.hub_head is None else self.hub_head.output, new_embeddings
+        )
 
     def resize_token_embeddings(
         self, new_num_tokens: int | None = None, *args, **kwargs
     ) -> nn.Embedding:
         """As in transformers; token rates follow. Losing a special token is a `ValueError`."""
         embeddings = super().resize_token_embeddings(new_num_tokens, *args, **kwargs)
+        if self.hub_head is not None:
+            self.model.config.vocab_size = self.config.vocab_size
         self._own_law.resize(self)
         return embeddings
 
@@ -289,7 +322,9 @@ class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
 
     def token_logits(self, hidden: Tensor) -> Tensor:
         """The token law, `[..., D] -> [..., V]` unnormalised, the mask token at `-inf`."""
-        logits = self._own_law.weigh_tokens(self, self.lm_head(hidden))
+        head = self.hub_head
+        logits = self.lm_head(hidden) if head is None else head.project(self, hidden)
+        logits = self._own_law.weigh_tokens(self, logits)
         # in place: a copy of [..., V] would be the largest tensor
         logits[..., self.config.mask_token_id] = -torch.inf
         return logits
@@ -298,29 +333,32 @@ class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
         self, tokens: Tensor, attention_mask: Tensor | None = None, use_cache: bool = True
     ) -> BlockContext:
         """With blocks: the whole blocks `[B, P]`, padded on the left, before the next one."""
+        use_cache = use_cache and (self.hub_head is None or takes_cache(self.model))
         return BlockContext(self, tokens, attention_mask, DynamicCache() if use_cache else None)
 
     def _denoise(
         self, text, attention_mask, output_logits, logits_to_keep, output_hidden_states
     ) -> LoMDMOutput:
-        out = self.model(
-            **text,
-            attention_mask=attention_mask,
-            output_hidden_states=output_hidden_states,
-            return_dict=True,
+        cache = text["past_key_values"]
+        out = self._read(
+            **text, attention_mask=attention_mask, output_hidden_states=output_hidden_states
         )
         batch = self.make_batch(
             text["input_ids"], attention_mask, inputs_embeds=text["inputs_embeds"]
         )
         rates = self.rate_law.reverse_rates(
-            self, out.last_hidden_state, batch, past_key_values=text["past_key_values"]
+            self, out.last_hidden_state, batch, past_key_values=cache
         )
         kept = slice(None if logits_to_keep is None else -logits_to_keep, None)
-        hidden, rates = out.last_hidden_state[:, kept], rates[:, kept]
+        hidden = self._token_states(out.last_hidden_state, batch, cache)[:, kept]
+        rates = rates[:, kept]
         logits = self.token_logits(hidden) if output_logits or self.rates_need_logits else None
         if self.rates_need_logits:
             rates = self.rates_of_logits(logits)
-        given = {"logits": logits if output_logits else None, "hidden_states": out.hidden_states}
+        given: dict[str, Any] = {
+            "logits": logits if output_logits else None,
+            "hidden_states": out.hidden_states,
+        }
         return LoMDMOutput(rates=rates, last_hidden_state=hidden, **given)
 
     def encode(self, batch: Batch, views: Tensor | None = None, **options) -> Tensor:
@@ -335,8 +373,35 @@ class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
             ids, embeds = None, self._embed(ids, embeds)
         options |= {} if views is None else {"views": views}
         options |= {} if embeds is None else {"inputs_embeds": embeds}
-        options |= {"output_hidden_states": False, "return_dict": True}
-        return self.model(ids, batch.attention_mask, **options).last_hidden_state
+        return self._read(
+            input_ids=ids,
+            attention_mask=batch.attention_mask,
+            output_hidden_states=False,
+            **options,
+        ).last_hidden_state
+
+    def _read(self, **inputs) -> BaseModelOutput:
+        """The trunk's output, for the arguments of `LoMDMModel.forward`."""
+        if self.hub_head is None:
+            return self.model(**inputs, return_dict=True)
+        inputs.pop("views_only", None)
+        keep = inputs.pop("output_hidden_states")
+        keep = self.config.output_hidden_states if keep is None else keep
+        check_text(self.config, **inputs)
+        return read_backbone(self.model, self.config, output_hidden_states=bool(keep), **inputs)
+
+    def _token_states(self, hidden: Tensor, batch: Batch, cache: Cache | None = None) -> Tensor:
+        """The states `[B, L, D]` that `token_logits` projects, of hidden states `[B, L, D]`."""
+        if not self.config.logit_shift:
+            return hidden
+        previous = None
+        if cache is not None:  # its last layer keeps the states, without values
+            layer = self.config.num_hidden_layers + self.rate_law.uses_psi
+            held = len(cache.layers) > layer and cache.get_seq_length(layer)
+            layers: list[Any] = cache.layers
+            previous = layers[layer].keys[:, 0, -1:] if held else None
+            cache.update(hidden[:, None], hidden[:, None, :, :0], layer)
+        return shifted_states(hidden, batch.position, self.config.block_size, 1, previous)
 
     def _embed(self, ids: Tensor, inputs_embeds: Tensor) -> Tensor:
         """Embeddings `[B, L, D]` of `ids`, but `inputs_embeds` at positions of the id -100."""
@@ -459,15 +524,19 @@ class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
         """
         if self.config.block_size is None:
             hidden = self.encode(views)
-            return hidden, self.rate_law.reverse_rates(self, hidden, views)
-        # psi attends to the clean copy; without psi its outputs are unused
-        uses_psi = self.rate_law.uses_psi
-        num_copies = len(views.ids) // len(batch.ids) + uses_psi
-        packed = self.encode(batch, views.ids, views_only=not uses_psi)
+            rates = self.rate_law.reverse_rates(self, hidden, views)
+            return self._token_states(hidden, views), rates
+        # psi and the shift read the clean copy; without both its outputs are unused
+        shift = self.config.logit_shift
+        keep_clean = self.rate_law.uses_psi or shift or self.hub_head is not None
+        num_copies = len(views.ids) // len(batch.ids) + keep_clean
+        packed = self.encode(batch, views.ids, views_only=not keep_clean)
         rates = self.rate_law.reverse_rates(self, packed, batch, num_copies)
         # [C * B, L, D], the clean copy first if it is there
-        hidden = stack_copies(packed, num_copies)
-        return hidden[-len(views.ids) :], rates[-len(views.ids) :]
+        hidden = stack_copies(packed, num_copies)[-len(views.ids) :]
+        if shift:
+            hidden = shifted_states(packed, batch.position, self.config.block_size, num_copies)
+        return hidden, rates[-len(views.ids) :]
 
     def _draw_view(
         self, views: Batch, rates: Tensor, quantiles: Tensor, seeds: Tensor, bound: str
@@ -510,7 +579,7 @@ def check_forward_arguments(
         raise ValueError(f"logits_to_keep must be None (all) or at least 1, got {logits_to_keep}.")
     if past_key_values is None or model.config.block_size is None:  # the trunk refuses it then
         return
-    layers = model.config.num_hidden_layers + model.rate_law.uses_psi
+    layers = model.config.num_hidden_layers + model.rate_law.uses_psi + model.config.logit_shift
     grows = isinstance(past_key_values, DynamicCache) and len(past_key_values.layers) in (0, layers)
     if not grows:
         raise ValueError(
@@ -518,7 +587,7 @@ def check_forward_arguments(
             f"layers take part), got {type(past_key_values).__name__} of "
             f"{len(past_key_values.layers)} layers."
         )
-    if model.training and model.model.layers[0].gradient_checkpointing:
+    if model.training and model.is_gradient_checkpointing:
         raise ValueError(
             "past_key_values is dropped by gradient checkpointing in training. Call model.eval() "
             "first."
