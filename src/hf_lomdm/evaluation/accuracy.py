@@ -146,7 +146,7 @@ def _ratio_interval(numerator: Tensor, denominator: Tensor, seed: int) -> list[f
     count, generator = len(numerator), torch.Generator().manual_seed(seed)
     draws = torch.randint(count, (BOOTSTRAPS, count), generator=generator)
     ratios = numerator[draws].mean(-1) / denominator[draws].mean(-1)
-    ratios = ratios[ratios.isfinite()]  # else a resample of texts without error alone
+    ratios = ratios[ratios.isfinite()]  # a resample may hold only texts without error
     return ratios.quantile(torch.tensor([0.025, 0.975]).double()).tolist()
 
 

@@ -10,7 +10,7 @@ from .arguments import LoMDMTrainingArguments
 
 # The linear layers of the backbone, and not those of the same names in the order heads.
 LORA_TARGETS = r"model\.layers\.\d+\.(attention\.(qkv_proj|o_proj)|mlp\.(up_proj|down_proj))"
-# What is trained in full, whichever of them the model has.
+# Modules that are trained in full where the model has them.
 RATE_MODULES = ("phi", "psi", "omega")
 
 
@@ -75,7 +75,7 @@ def add_lora(
     Raises:
         ValueError: a rank below 1, or quantised order heads.
     """
-    import peft  # of no other part of the package
+    import peft  # only this function needs it
 
     if rank < 1:
         raise ValueError(f"lora_rank must be at least 1, got {rank}. The default is 16.")
