@@ -154,9 +154,9 @@ def take_slices(values: Tensor, wanted: Sequence[tuple[slice, ...]], dim: int) -
 def block_rule(
     config: LoMDMConfig, position: Tensor, num_copies: int, past: int, batch: int = -1
 ) -> Callable[..., Tensor]:
-    """The rule of blocks as a function `(row, head, query, key)` of indices.
+    """The rule of blocks as a function of indices, as transformers' mask functions take it.
 
-    It has the form of transformers' mask functions.
+    Its arguments are `(row, head, query, key)`.
 
     Args:
         position: `[B or 1, P + L]`. num_copies, past: as in `attention_inputs`. batch: rows of the
@@ -186,7 +186,7 @@ def added_mask(
     dtype: torch.dtype,
     rows: int,
 ) -> Tensor:
-    """What is added to the products of queries and keys: `[B or 1, 1, Q, K]`.
+    """What is added to the products of queries and keys, `[B or 1, 1, Q, K]`.
 
     It is 0 where a rule of blocks allows them, and else the least number of `dtype`.
 
@@ -234,28 +234,24 @@ def block_mask(
     allowed = block_rule(config, position, num_copies, past, batch if flex else -1)
     real = None if attention_mask is None else attention_mask.repeat(1, num_copies).to(torch.bool)
     if flex:
-        real = (
-            torch.ones_like(position.expand(batch, -1).repeat(1, num_copies))
-            if real is None
-            else real
-        )
+        every = torch.ones((batch, num_copies * total), dtype=torch.bool, device=hidden.device)
         return create_bidirectional_mask(
             config=config,
             inputs_embeds=hidden,
-            attention_mask=real.to(torch.bool),
+            attention_mask=every if real is None else real,
             and_mask_function=allowed,
         )
-    keys = torch.arange(num_copies * total, device=hidden.device)
+    every = torch.arange(num_copies * total, device=hidden.device)
 
     def added(query: Tensor, key: Tensor) -> Tensor:  # [B or 1, 1, Q, K]
         return added_mask(allowed, real, query, key, past, query_dtype(hidden), len(position))
 
     # chunks would need a graph for each length
     if torch.compiler.is_compiling() and num_copies == 1:
-        return added(keys[: total - past, None], keys)
+        return added(every[: total - past, None], every)
     parts = chunk_positions(config, width // num_copies, num_copies, past, real is not None)
     return [
-        QueryChunk(at, seen, added(keys[at, None], take_slices(keys, [seen], 0)[0]))
+        QueryChunk(at, seen, added(every[at, None], take_slices(every, [seen], 0)[0]))
         for at, seen in parts
     ]
 

@@ -1,4 +1,4 @@
-"""Any transformer of transformers as the backbone: an encoder, or an opened causal model.
+"""Any transformer of transformers as the backbone: a causal model read openly, or an encoder.
 
 Nothing here knows the name of an architecture. What a model cannot do is found by what its
 `forward` takes and gives (`check_backbone`). This file travels to the Hub.
@@ -84,7 +84,7 @@ class HubHead:
         """Logits `[..., V]` of hidden states `[..., D]` by the head's modules in `owner`."""
         shell = copy.copy(self.shell)
         modules = {name: owner._modules[name] for name in self.children}
-        shell._modules = {**modules, self.backbone: _Given(owner.model.config)}
+        shell._modules = {**modules, self.backbone: _Given(owner.config.backbone_config)}
         states = hidden.reshape(1, -1, hidden.shape[-1])
         states = states.to(owner.get_submodule(self.output).weight.dtype)
         logits = type(shell).forward(shell, inputs_embeds=states, return_dict=True).logits
@@ -98,8 +98,7 @@ class _Given(nn.Module):
         super().__init__()
         self.config = config
 
-    def forward(self, *_, inputs_embeds: Tensor, **__) -> Any:
-        """Those embeddings as hidden states."""
+    def forward(self, *_, inputs_embeds: Tensor, **__) -> BaseModelOutputWithPastAndCrossAttentions:
         return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=inputs_embeds)
 
 
@@ -157,8 +156,8 @@ def backbone_mask(
 ):
     """The rule of blocks in the form that the backbone's attention takes.
 
-    That is a block mask of FlexAttention, or `[B or 1, 1, C L, P + C L]` to be added (a boolean one
-    would be added as 0 and 1 by eager attention).
+    That is a block mask of FlexAttention, or `[B or 1, 1, C L, P + C L]` to be added: eager
+    attention would add a boolean mask as zeros and ones.
 
     Args:
         text: `[B, C * L, ...]`. attention_mask: `[B, P + L]`. position: `[B or 1, P + L]`.
@@ -193,9 +192,7 @@ def shifted_states(
     num_copies: int = 1,
     previous: Tensor | None = None,
 ) -> Tensor:
-    """The states whose projection is the token law of each position.
-
-    The backbone keeps them one position before.
+    """The states whose projection is the token law of each position: those of the position before.
 
     The first position of a text has its own state. With a clean copy, the first position of a block
     has that of the clean copy, as the block before is finished when it is written.
@@ -226,8 +223,8 @@ def takes_cache(backbone: PreTrainedModel) -> bool:
     return "past_key_values" in inspect.signature(backbone.forward).parameters
 
 
-def first_position(backbone: PreTrainedModel) -> int:
-    """The number of the first position: some tables begin with entries for padding."""
+def first_position(backbone: nn.Module) -> int:
+    """The number of the first position, for some tables of positions begin with padding."""
     tables = (
         module for name, module in backbone.named_modules() if name.endswith("position_embeddings")
     )

@@ -300,7 +300,7 @@ class LoMDMConfig(PreTrainedConfig):
 
 
 def _read_backbone(backbone: Any) -> PreTrainedConfig | None:
-    """A copy of the configuration of a foreign backbone, which `config.json` has as a dict."""
+    """The configuration of a foreign backbone: a copy, for the model changes it."""
     if backbone is None or isinstance(backbone, PreTrainedConfig):
         return copy.deepcopy(backbone)
     fields = dict(backbone) if isinstance(backbone, Mapping) else {}

@@ -1,5 +1,6 @@
 """LoMDM models: backbone, LM head, rates and loss. This file travels to the Hub."""
 
+import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedTokenizerBase
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.modeling_utils import PreTrainedModel
@@ -28,6 +30,14 @@ from .batch_lomdm import Batch, make_batch
 from .checkpoint_lomdm import check_checkpoint  # noqa: F401  diffusers copies what this file imports, no deeper
 from .configuration_lomdm import BOUNDS, LoMDMConfig
 from .context_lomdm import BlockContext
+from .pretrained_lomdm import (
+    add_row,
+    check_backbone,
+    choose_mask_token,
+    converted_config,
+    load_pretrained,
+    load_tokenizer,
+)
 from .process_lomdm import (
     BoundTerms,
     View,
@@ -105,14 +115,14 @@ class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
     # `save_pretrained` and `push_to_hub` then copy the code
     _auto_class = "AutoModel"  # type: ignore[assignment]
 
-    def __init__(self, config: LoMDMConfig):
+    def __init__(self, config: LoMDMConfig, backbone: PreTrainedModel | None = None):
         super().__init__(config)
         self.hub_head: HubHead | None = None
         if config.backbone_config is None:
             self.model = LoMDMModel(config)
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size)
         else:
-            self._take_over(new_model(config.backbone_config))
+            self._take_over(new_model(config.backbone_config) if backbone is None else backbone)
         self.rate_law = RATE_LAWS[config.rate_type]
         modules = self.rate_law.modules(config)
         self.phi, self.psi, self.omega = (modules.get(name) for name in ("phi", "psi", "omega"))
@@ -121,7 +131,7 @@ class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
         self._keys_to_ignore_on_load_unexpected = None
 
     def _take_over(self, whole: PreTrainedModel) -> None:
-        """Makes a model of transformers the backbone `model`, and its head's parts this model's."""
+        """Makes the backbone of a model of transformers `model`, and its head's parts ours."""
         self.hub_head = HubHead(whole)
         self.model = whole.base_model
         for name in self.hub_head.children:
@@ -129,7 +139,8 @@ class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
         self.model.config.is_causal = False  # else attention without a mask would be causal
         self.config.backbone_config = self.model.config
         self._tied_weights_keys = self.hub_head.tied
-        self._no_split_modules = [*(self.model._no_split_modules or ()), *self._no_split_modules]
+        layers = getattr(self.model, "_no_split_modules", None) or ()  # for FSDP and device_map
+        self._no_split_modules = [*layers, *self._no_split_modules]
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -140,22 +151,21 @@ class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
             nn.init.zeros_(module.given)
 
     def get_input_embeddings(self) -> nn.Module:
-        """The token embeddings."""
+        """The embedding of token ids."""
         return self.model.get_input_embeddings()
 
     def set_input_embeddings(self, value: nn.Module) -> None:
-        """Replaces the token embeddings."""
+        """Replaces the embedding of token ids."""
         self.model.set_input_embeddings(value)
 
     def get_output_embeddings(self) -> nn.Module:
-        """The LM head."""
+        """The last layer of the LM head."""
         return self.lm_head if self.hub_head is None else self.get_submodule(self.hub_head.output)
 
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
-        """Replaces the LM head."""
-        self.set_submodule(
-            "lm_head" if self.hub_head is None else self.hub_head.output, new_embeddings
-        )
+        """Replaces the last layer of the LM head."""
+        name = "lm_head" if self.hub_head is None else self.hub_head.output
+        self.set_submodule(name, new_embeddings)
 
     def resize_token_embeddings(
         self, new_num_tokens: int | None = None, *args, **kwargs
@@ -166,6 +176,75 @@ class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
             self.model.config.vocab_size = self.config.vocab_size
         self._own_law.resize(self)
         return embeddings
+
+    @classmethod
+    def from_causal_lm(
+        cls,
+        source: str | os.PathLike | PreTrainedModel,
+        *,
+        block_size: int | None = None,
+        rate_type: str = "learned",
+        logit_shift: bool = True,
+        mask_token: int | str | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        settings: dict[str, Any] | None = None,
+        **options,
+    ) -> "LoMDMForMaskedDiffusion":
+        """A causal language model as a masked diffusion model, in eval mode (docs/backbones.md).
+
+        With `block_size=1`, `rate_type="uniform"` and `logit_shift=True` it is the causal model.
+        `with_mask_token(tokenizer, model.config)` gives its tokenizer the mask token.
+
+        Args:
+            source: Hub name or folder, or a model, which is then used up.
+            block_size, rate_type, logit_shift: of `LoMDMConfig`.
+            mask_token: an id or a token; default the tokenizer's, else a row of the embedding that
+                no text uses, else a new row.
+            tokenizer: default the one beside the model.
+            settings: further fields of `LoMDMConfig`.
+            options: of `AutoModelForCausalLM.from_pretrained` (`dtype`, `device_map`, `revision`,
+                `attn_implementation`, `quantization_config`, ...).
+        Raises:
+            ValueError: a model, tokenizer or mask token that does not fit, with the reason.
+        """
+        given = {"block_size": block_size, "rate_type": rate_type, "logit_shift": logit_shift}
+        settings = {**given, **(settings or {})}
+        return cls._convert(AutoModelForCausalLM, source, mask_token, tokenizer, settings, options)
+
+    @classmethod
+    def from_masked_lm(
+        cls,
+        source: str | os.PathLike | PreTrainedModel,
+        *,
+        block_size: int | None = None,
+        rate_type: str = "learned",
+        mask_token: int | str | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        settings: dict[str, Any] | None = None,
+        **options,
+    ) -> "LoMDMForMaskedDiffusion":
+        """A masked language model (BERT, ModernBERT) as a masked diffusion model, in eval mode.
+
+        Arguments and errors are those of `from_causal_lm`; the token law is at its position.
+        """
+        settings = {"block_size": block_size, "rate_type": rate_type, **(settings or {})}
+        return cls._convert(AutoModelForMaskedLM, source, mask_token, tokenizer, settings, options)
+
+    @classmethod
+    def _convert(cls, auto_class, source, mask_token, tokenizer, settings, options):
+        whole = load_pretrained(auto_class, source, options)
+        tokenizer = load_tokenizer(source, options) if tokenizer is None else tokenizer
+        rows = whole.get_input_embeddings().weight.shape[0]
+        mask_token_id = choose_mask_token(tokenizer, rows, mask_token)
+        if mask_token_id == rows:
+            add_row(whole)
+        config = converted_config(cls.config_class, whole, tokenizer, mask_token_id, settings)
+        for module in whole.modules():
+            # else post_init would draw its weights anew
+            setattr(module, "_is_hf_initialized", True)  # noqa: B010
+        model = cls(config, whole).eval()
+        check_backbone(model.model, config)
+        return model
 
     @property
     def _own_law(self) -> RateLaw:
@@ -355,11 +434,12 @@ class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
         logits = self.token_logits(hidden) if output_logits or self.rates_need_logits else None
         if self.rates_need_logits:
             rates = self.rates_of_logits(logits)
-        given: dict[str, Any] = {
-            "logits": logits if output_logits else None,
-            "hidden_states": out.hidden_states,
-        }
-        return LoMDMOutput(rates=rates, last_hidden_state=hidden, **given)
+        return LoMDMOutput(
+            logits=logits if output_logits else None,
+            rates=rates,
+            last_hidden_state=hidden,
+            hidden_states=out.hidden_states,
+        )
 
     def encode(self, batch: Batch, views: Tensor | None = None, **options) -> Tensor:
         """Hidden states of the trunk for a batch, or for it and its views `[K * B, L]`."""

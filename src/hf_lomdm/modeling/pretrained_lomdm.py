@@ -1,0 +1,230 @@
+"""From a causal or a masked language model to a masked diffusion model.
+
+Its mask token, its configuration, and what it must be able to do. This file travels to the Hub.
+"""
+
+import copy
+import os
+import re
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import cached_file
+
+from .backbone_hub_lomdm import FULL, SLIDING, first_position, read_backbone
+from .configuration_lomdm import LoMDMConfig
+
+MASK = "<|mask|>"  # the name of a mask token that a tokenizer did not have
+UNUSED = re.compile(r"reserved|unused", re.IGNORECASE)  # names of entries that no text uses
+DOWNLOAD = ("revision", "token", "cache_dir", "force_download", "local_files_only", "subfolder")
+TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json")
+TOLERANCE = 0.05  # of hidden states that should be equal, relative to their size: bfloat16
+
+
+def load_pretrained(
+    auto_class: Any, source: str | os.PathLike | PreTrainedModel, options: dict[str, Any]
+) -> PreTrainedModel:
+    """The model of a Hub name or folder, with all its weights, or the model that is given.
+
+    Raises:
+        ValueError: there is none of the kind of `auto_class`, or weights are missing.
+    """
+    if isinstance(source, PreTrainedModel):
+        if options:
+            raise ValueError(f"{sorted(options)} are for loading by name. Leave them out.")
+        return source
+    kind = auto_class.__name__.removeprefix("AutoModelFor")
+    try:
+        options = {"trust_remote_code": False, **options}
+        model, info = auto_class.from_pretrained(source, output_loading_info=True, **options)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{str(source)!r} could not be loaded as {kind}: {reason}") from error
+    if info["missing_keys"]:
+        raise ValueError(
+            f"{str(source)!r} lacks the weights {sorted(info['missing_keys'])[:3]}, which would be "
+            f"random. Give a checkpoint that was trained as {kind}."
+        )
+    return model
+
+
+def load_tokenizer(
+    source: str | os.PathLike | PreTrainedModel, options: dict[str, Any]
+) -> PreTrainedTokenizerBase | None:
+    """The tokenizer beside a model; `None` for a model in memory, and where there are no files."""
+    if isinstance(source, PreTrainedModel):
+        return None
+    download = {name: options[name] for name in DOWNLOAD if name in options}
+    quiet = {"_raise_exceptions_for_missing_entries": False, **download}
+    if options.get("gguf_file") is not None:
+        download["gguf_file"] = options["gguf_file"]
+    elif not any(cached_file(source, name, **quiet) for name in TOKENIZER_FILES):
+        return None
+    return AutoTokenizer.from_pretrained(source, trust_remote_code=False, **download)
+
+
+def choose_mask_token(
+    tokenizer: PreTrainedTokenizerBase | None, rows: int, mask_token: int | str | None = None
+) -> int:
+    """The id of the mask token.
+
+    It is the given one, the tokenizer's, a row of the embedding that no text uses, or a new row.
+
+    Args:
+        rows: of the embedding.
+    Raises:
+        ValueError: a token that is not there, or a tokenizer with more tokens than rows.
+    """
+    if tokenizer is not None and len(tokenizer) > rows:
+        raise ValueError(
+            f"tokenizer has {len(tokenizer)} tokens, the model {rows}: it is not the model's. "
+            "Pass the tokenizer that the model was trained with."
+        )
+    if isinstance(mask_token, str):
+        vocabulary = {} if tokenizer is None else tokenizer.get_vocab()
+        if mask_token not in vocabulary:
+            raise ValueError(
+                f"mask_token={mask_token!r} is no token of the tokenizer. Pass one of its tokens, "
+                "an id, or leave it out."
+            )
+        return vocabulary[mask_token]
+    if mask_token is not None:
+        if isinstance(mask_token, bool) or not 0 <= mask_token <= rows:
+            raise ValueError(
+                f"mask_token must be a token or an id in [0, {rows}], got {mask_token!r}. "
+                f"{rows} is a new one."
+            )
+        return mask_token
+    if tokenizer is None:
+        return rows
+    if tokenizer.mask_token_id is not None:
+        return tokenizer.mask_token_id
+    if len(tokenizer) < rows:
+        return len(tokenizer)
+    special = tokenizer.added_tokens_decoder.items()
+    unused = [index for index, token in special if UNUSED.search(token.content)]
+    return min(unused, default=rows)
+
+
+def with_mask_token(
+    tokenizer: PreTrainedTokenizerBase, config: LoMDMConfig
+) -> PreTrainedTokenizerBase:
+    """The tokenizer, changed in place, with the mask and padding tokens of a converted model.
+
+    Raises:
+        ValueError: a tokenizer that is not the model's.
+    """
+    mask = config.mask_token_id
+    if tokenizer.mask_token_id is None:
+        known = tokenizer.convert_ids_to_tokens(mask) if mask < len(tokenizer) else MASK
+        tokenizer.add_special_tokens({"mask_token": known})
+    if tokenizer.mask_token_id != mask or len(tokenizer) > config.vocab_size:
+        raise ValueError(
+            f"tokenizer has the mask token {tokenizer.mask_token_id} and {len(tokenizer)} tokens, "
+            f"the model {mask} and {config.vocab_size}: it is not the model's."
+        )
+    if tokenizer.pad_token_id is None and config.pad_token_id is not None:
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(config.pad_token_id)
+    return tokenizer
+
+
+@torch.no_grad()
+def add_row(whole: Any) -> None:
+    """One more token: its embedding is the mean of the others."""
+    rows = len(whole.get_input_embeddings().weight)
+    whole.resize_token_embeddings(rows + 1, mean_resizing=False)
+    for table in (whole.get_input_embeddings(), whole.get_output_embeddings()):
+        table.weight[rows] = table.weight[:rows].float().mean(0).to(table.weight.dtype)
+
+
+def converted_config(
+    config_class: type[LoMDMConfig],
+    whole: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    mask_token_id: int,
+    settings: dict[str, Any],
+) -> LoMDMConfig:
+    """The configuration of a converted model; `settings` win over model and tokenizer."""
+    special = {"mask_token_id": mask_token_id}
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        token = getattr(tokenizer, name, None)
+        token = getattr(whole.config, name, None) if token is None else token
+        token = token[0] if isinstance(token, list) else token
+        # defaults of a configuration may lie outside of a smaller vocabulary
+        special[name] = token if token is not None and token < whole.config.vocab_size else None
+    if special["pad_token_id"] in (None, mask_token_id):
+        special["pad_token_id"] = special["eos_token_id"]
+    limit = getattr(whole.config, "max_position_embeddings", None)
+    if limit is not None:
+        settings.setdefault("max_position_embeddings", limit - first_position(whole.base_model))
+    settings.setdefault("num_attention_heads", whole.config.num_attention_heads)
+    return config_class(backbone_config=whole.config, **{**special, **settings})
+
+
+def check_backbone(backbone: PreTrainedModel, config: LoMDMConfig) -> None:
+    """Refuses a backbone that cannot be read as `config` says, by its layers and by short passes.
+
+    Raises:
+        ValueError: layers that forget or that see a window alone, attention that cannot be opened
+            or masked.
+    """
+    kind = backbone.config.model_type
+    layers = set(getattr(backbone.config, "layer_types", None) or (FULL,))
+    window = getattr(backbone.config, "sliding_window", None)
+    if layers - {FULL, SLIDING}:
+        raise ValueError(
+            f"{kind} has layers of the kinds {sorted(layers - {FULL, SLIDING})}, which cannot see "
+            "what comes later. Give a model of attention layers."
+        )
+    slides = SLIDING in layers or (window is not None and layers == {FULL})
+    if slides and config.block_size and window and config.max_position_embeddings > window:
+        raise ValueError(
+            f"{kind} has layers that see {window} positions, less than max_position_embeddings="
+            f"{config.max_position_embeddings} with blocks. Pass max_position_embeddings={window}."
+        )
+    blocks = None if config.block_size is None else min(config.block_size, 2)
+    probe = copy.copy(config)
+    probe.block_size = blocks
+    first = 1 if blocks is None else blocks
+    embeddings: Any = backbone.get_input_embeddings()
+    ids = (
+        torch.arange(3 * first, device=embeddings.weight.device)[None] + 1
+    ) % config.mask_token_id
+
+    def read(text: Tensor, **options) -> Tensor:
+        return read_backbone(backbone, probe, text, deterministic=True, **options).last_hidden_state
+
+    with torch.no_grad():
+        try:
+            clean = read(ids)
+            changed = read(ids.roll(1, 1))
+            moved = read(torch.cat((ids[:, :-1], (ids[:, -1:] + 1) % config.mask_token_id), 1))
+            packed = None if blocks is None else read(ids, views=ids.flip(1))
+        except (TypeError, RuntimeError, AttributeError) as error:
+            reason = " ".join(str(error).split())
+            raise ValueError(
+                f"{kind} cannot be read with open attention, explicit positions and a mask of "
+                f"blocks: {reason}. Give another model."
+            ) from error
+    seen, unseen = (
+        _differ(clean, moved, slice(-first, None)),
+        _differ(clean, moved, slice(0, first)),
+    )
+    if packed is None:
+        fits = seen and bool(torch.any(clean[:, 0] != moved[:, 0]))
+    else:
+        alone = _differ(clean, packed[:, : ids.shape[1]], slice(None))
+        fits = seen and not unseen and not alone and _differ(clean, changed, slice(None))
+    if not fits:
+        raise ValueError(
+            f"{kind} does not follow the mask of attention that is needed "
+            f"(block_size={config.block_size}). Give a model whose attention can be opened."
+        )
+
+
+def _differ(states: Tensor, others: Tensor, at: slice) -> bool:
+    """Whether hidden states `[B, L, D]` differ by more than rounding at some positions."""
+    states, others = states[:, at].float(), others[:, at].float()
+    return bool((states - others).abs().max() > TOLERANCE * states.abs().max())
