@@ -1,7 +1,6 @@
 """Breaks the library on purpose and checks that the tests notice.
 
-    python tools/mutations.py # about half an hour on two cores; exit status 1 if a mutation
-    survives
+    python tools/mutations.py    # about half an hour on two cores; status 1 if a mutation survives
 
 Each mutation replaces one piece of source in a temporary copy of the project and runs the tests
 that ought to fail there. The table says which test killed it. `mutations_more.py` holds those of
@@ -21,6 +20,7 @@ from pathlib import Path
 from mutations_more import MORE
 
 ROOT = Path(__file__).resolve().parents[1]
+COPIED = ("src", "tests")
 PROCESS = "modeling/process_lomdm.py"
 MASKS = "modeling/attention_lomdm.py"
 BACKBONE = "modeling/backbone_lomdm.py"
@@ -488,9 +488,11 @@ def failing_tests(tests: tuple[str, ...], mutation: Mutation | None = None) -> l
     """
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder)
-        for part in ("src", "tests"):
+        for part in COPIED:
             shutil.copytree(ROOT / part, copy / part, ignore=shutil.ignore_patterns("__pycache__"))
-        shutil.copy(ROOT / "pyproject.toml", copy)
+        for part in ROOT.iterdir():  # scripts, checkpoints and pages that tests read
+            if part.name not in COPIED:
+                (copy / part.name).symlink_to(part)
         if mutation is not None:
             source = copy / "src" / "hf_lomdm" / mutation.file
             source.write_text(

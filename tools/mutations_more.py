@@ -397,9 +397,9 @@ TABLE = (
     (
         "training/ema.py",
         (
-            "tests/training/test_trainer.py::test_the_average_follows_its_recursion_with_warm_up",
-            "tests/training/test_trainer.py::test_average_is_swapped_in_saved_and_loaded_exactly",
-            "tests/training/test_trainer.py::test_average_of_bfloat16_weights_is_kept_in_float32_and_frozen_weights_are_left_out",
+            "tests/training/test_trainer_average.py::test_the_average_follows_its_recursion_with_warm_up",
+            "tests/training/test_trainer_average.py::test_average_is_swapped_in_saved_and_loaded_exactly",
+            "tests/training/test_trainer_average.py::test_average_of_bfloat16_weights_is_kept_in_float32_and_frozen_weights_are_left_out",
         ),
         (
             (
@@ -451,7 +451,7 @@ TABLE = (
     ),
     (
         "training/optimizer.py",
-        ("tests/training/test_trainer.py::test_muon_where_it_cannot_work_is_refused",),
+        ("tests/training/test_trainer_optimizer.py::test_muon_where_it_cannot_work_is_refused",),
         (
             (
                 "let Muon train frozen matrices",
@@ -579,7 +579,7 @@ TABLE = (
     (
         "training/trainer.py",
         (
-            "tests/training/test_trainer.py::test_rates_of_the_vocabulary_have_the_learning_rate_of_the_backbone_and_no_decay",
+            "tests/training/test_trainer_optimizer.py::test_rates_of_the_vocabulary_have_the_learning_rate_of_the_backbone_and_no_decay",
         ),
         (("decay omega", (' if "omega" not in name.split(".")\n        ]'), "]"),),
     ),
@@ -598,7 +598,9 @@ TABLE = (
     ),
     (
         "training/trainer.py",
-        ("tests/training/test_trainer.py::test_the_best_model_comes_back_with_its_average",),
+        (
+            "tests/training/test_trainer_average.py::test_the_best_model_comes_back_with_its_average",
+        ),
         (
             (
                 "leave the average of the last step beside the best weights",

@@ -372,6 +372,7 @@ def test_correctness_is_written_apart_from_the_records_of_the_repository(tmp_pat
         correctness.main([])
 
 
+@pytest.mark.slow
 def test_smoke_run_writes_every_section_and_prints_its_tables(tmp_path):
     output = tmp_path / "performance.json"
     command = [

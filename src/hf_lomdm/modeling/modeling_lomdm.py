@@ -433,8 +433,12 @@ class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
         logits = self.token_logits(hidden) if output_logits or self.rates_need_logits else None
         if self.rates_need_logits:
             rates = self.rates_of_logits(logits)
-        given = {"logits": logits if output_logits else None, "hidden_states": out.hidden_states}
-        return LoMDMOutput(rates=rates, last_hidden_state=hidden, **given)
+        return LoMDMOutput(
+            logits=logits if output_logits else None,
+            rates=rates,
+            last_hidden_state=hidden,
+            hidden_states=out.hidden_states,
+        )
 
     def encode(self, batch: Batch, views: Tensor | None = None, **options) -> Tensor:
         """Hidden states of the trunk for a batch, or for it and its views `[K * B, L]`."""
@@ -473,7 +477,8 @@ class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
         if cache is not None:  # its last layer keeps the states, without values
             layer = self.config.num_hidden_layers + self.rate_law.uses_psi
             held = len(cache.layers) > layer and cache.get_seq_length(layer)
-            previous = cache.layers[layer].keys[:, 0, -1:] if held else None
+            layers: list[Any] = cache.layers
+            previous = layers[layer].keys[:, 0, -1:] if held else None
             cache.update(hidden[:, None], hidden[:, None, :, :0], layer)
         return shifted_states(hidden, batch.position, self.config.block_size, 1, previous)
 

@@ -6,10 +6,10 @@ Its mask token, its configuration, and what it must be able to do. This file tra
 import copy
 import os
 import re
-from typing import Any, cast
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
@@ -24,7 +24,7 @@ TOLERANCE = 0.05  # of hidden states that should be equal, relative to their siz
 
 
 def load_pretrained(
-    auto_class: type, source: str | os.PathLike | PreTrainedModel, options: dict[str, Any]
+    auto_class: Any, source: str | os.PathLike | PreTrainedModel, options: dict[str, Any]
 ) -> PreTrainedModel:
     """The model of a Hub name or folder, with all its weights, or the model that is given.
 
@@ -135,14 +135,14 @@ def with_mask_token(
 
 
 @torch.no_grad()
-def add_rows(whole: PreTrainedModel, total: int) -> None:
+def add_rows(whole: Any, total: int) -> None:
     """More tokens, up to `total`: the embeddings of new ones are the mean of the others."""
     rows = len(whole.get_input_embeddings().weight)
     if total <= rows:
         return
     whole.resize_token_embeddings(total, mean_resizing=False)
     for module in (whole.get_input_embeddings(), whole.get_output_embeddings()):
-        table = cast(nn.Embedding, module).weight
+        table = module.weight
         table[rows:] = table[:rows].float().mean(0).to(table.dtype)
 
 
@@ -195,8 +195,10 @@ def check_backbone(backbone: PreTrainedModel, config: LoMDMConfig) -> None:
     probe = copy.copy(config)
     probe.block_size = blocks
     first = 1 if blocks is None else blocks
-    device = backbone.get_input_embeddings().weight.device
-    ids = (torch.arange(3 * first, device=device)[None] + 1) % config.mask_token_id
+    embeddings: Any = backbone.get_input_embeddings()
+    ids = (
+        torch.arange(3 * first, device=embeddings.weight.device)[None] + 1
+    ) % config.mask_token_id
 
     def read(text: Tensor, **options) -> Tensor:
         return read_backbone(backbone, probe, text, deterministic=True, **options).last_hidden_state
@@ -218,7 +220,7 @@ def check_backbone(backbone: PreTrainedModel, config: LoMDMConfig) -> None:
         _differ(clean, moved, slice(0, first)),
     )
     if packed is None:
-        fits = seen and torch.any(clean[:, 0] != moved[:, 0])
+        fits = seen and bool(torch.any(clean[:, 0] != moved[:, 0]))
     else:
         alone = _differ(clean, packed[:, : ids.shape[1]], slice(None))
         fits = seen and not unseen and not alone and _differ(clean, changed, slice(None))

@@ -411,7 +411,7 @@ class LoMDMScheduler(SchedulerMixin, ConfigMixin):
         rows = torch.arange(len(sample), device=sample.device)[:, None]
         columns = self.revealed_columns(revealed, timestep)
         is_revealed = revealed.gather(1, columns)
-        # columns that only fill up a row must not raise for what the model says there
+        # logits of columns that only fill up a row must not raise
         logits = model_output[rows, columns].masked_fill(~is_revealed[..., None], 0.0)
         positions = self.positions(sample, attention_mask).gather(1, columns)
         tokens = self.draw_tokens(logits, rows, positions, len(sample), generator).to(sample.dtype)
@@ -590,8 +590,8 @@ class LoMDMScheduler(SchedulerMixin, ConfigMixin):
             if self.config.top_p is not None:
                 total = best.cumsum(-1)
                 best = best.masked_fill(total - best >= self.config.top_p * total[:, -1:], 0.0)
-            # back in order of id: rounding may swap two tokens of nearly equal weight, and must not
-            # swap draws
+            # sort by id again: rounding may swap tokens of nearly equal weight, which must not
+            # change the draw
             weights = torch.zeros_like(weights).scatter(1, tokens, best)
         return _inverse_cdf(weights, uniforms)
 

@@ -10,7 +10,7 @@ from transformers.pytorch_utils import Conv1D
 from ..modeling.modeling_lomdm import LoMDMForMaskedDiffusion
 from .arguments import LoMDMTrainingArguments
 
-# What is trained in full, whichever of them the model has.
+# Modules that are trained in full where the model has them.
 RATE_MODULES = ("phi", "psi", "omega")
 
 
@@ -100,7 +100,7 @@ def add_lora(
     Raises:
         ValueError: a rank below 1, layers that are not there, or quantised order heads.
     """
-    import peft  # of no other part of the package
+    import peft  # only this function needs it
 
     if rank < 1:
         raise ValueError(f"lora_rank must be at least 1, got {rank}. The default is 16.")

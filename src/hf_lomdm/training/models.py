@@ -18,7 +18,7 @@ from ..modeling.configuration_lomdm import LoMDMConfig
 from ..modeling.modeling_lomdm import LoMDMForMaskedDiffusion
 from .arguments import ModelArguments
 
-# Copied from the model that a run starts from: all that its weights depend on, in shape or meaning.
+# Fields that a start from a trained model copies: shapes and meaning of its weights.
 SIZES = (
     "hidden_size",
     "num_hidden_layers",
@@ -34,7 +34,7 @@ NOT_OF_THE_CONFIGURATION = (
     "lora_alpha",
     "lora_modules",
 )
-# Ids of no tokenizer: what a configuration can be checked with before there is one.
+# Placeholder ids, to check a configuration before the tokenizer is known.
 NO_TOKENIZER = {
     "vocab_size": 5,
     "mask_token_id": 0,
@@ -104,7 +104,7 @@ def causal_config(
     }
     settings |= _start(arguments, max_length, token_ids, "gpt_neox")
     sizes = {name: settings[name] for name in (*SIZES, "max_position_embeddings")}
-    # the same trunk, so what checks the sizes of the family checks these
+    # the trunk is the same, so the family's checks of sizes apply
     _check_positions(LoMDMConfig(**sizes, **token_ids, dropout=arguments.dropout), max_length)
     return GPTNeoXConfig(
         vocab_size=token_ids["vocab_size"],
@@ -200,7 +200,7 @@ def copy_trunk(model: PreTrainedModel, init_from: str) -> None:
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, init_from: str) -> None:
     """Raises `ValueError` if the tokenizer of `init_from` has other tokens than the run's."""
     if not _has_tokenizer(init_from):
-        return  # the ids are all there is to compare
+        return  # without a tokenizer only ids can be compared
     try:
         theirs = AutoTokenizer.from_pretrained(init_from, trust_remote_code=False).get_vocab()
     except Exception as error:  # tokenizers raises nothing narrower for a broken file
@@ -222,7 +222,7 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, init_from: str) -> None:
 
 
 def _has_tokenizer(name: str) -> bool:
-    options = {"_raise_exceptions_for_missing_entries": False}  # then what is missing is None
+    options = {"_raise_exceptions_for_missing_entries": False}  # missing entries become None
     return any(
         cached_file(name, file, **options) for file in ("tokenizer_config.json", "tokenizer.json")
     )
