@@ -140,7 +140,8 @@ def check_checkpoint(
     files = checkpoint.weight_files()
     shapes = weight_shapes(files)
     layers = {match[1] for match in map(LAYER.match, shapes) if match}
-    if len(layers) != config.num_hidden_layers:  # before that many layers are built
+    # before that many layers are built; those of other backbones have names of their own
+    if config.backbone_config is None and len(layers) != config.num_hidden_layers:
         raise ValueError(
             f"the weights of {checkpoint.name} have {len(layers)} layers, its configuration says "
             f"num_hidden_layers={config.num_hidden_layers}. {SAME_EXPORT}"

@@ -504,14 +504,16 @@ class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
         """The states `[B, L, D]` that `token_logits` projects, of hidden states `[B, L, D]`."""
         if not self.config.logit_shift:
             return hidden
-        previous = None
+        previous, position = None, batch.position
         if cache is not None:  # its last layer keeps the states, without values
             layer = self.config.num_hidden_layers + self.rate_law.uses_psi
-            held = len(cache.layers) > layer and cache.get_seq_length(layer)
             layers: list[Any] = cache.layers
-            previous = layers[layer].keys[:, 0, -1:] if held else None
+            if len(layers) > layer and (held := cache.get_seq_length(layer)):
+                previous = layers[layer].keys[:, 0, -1:]
+                # a mask counts what is in the cache, too
+                position = position + (held if batch.attention_mask is None else 0)
             cache.update(hidden[:, None], hidden[:, None, :, :0], layer)
-        return shifted_states(hidden, batch.position, self.config.block_size, 1, previous)
+        return shifted_states(hidden, position, self.config.block_size, 1, previous)
 
     def _embed(self, ids: Tensor, inputs_embeds: Tensor) -> Tensor:
         """Embeddings `[B, L, D]` of `ids`, but `inputs_embeds` at positions of the id -100."""

@@ -166,7 +166,8 @@ def converted_config(
     limit = getattr(whole.config, "max_position_embeddings", None)
     if limit is not None:
         settings.setdefault("max_position_embeddings", limit - first_position(whole.base_model))
-    settings.setdefault("num_attention_heads", whole.config.num_attention_heads)
+    heads = getattr(whole.config, "num_attention_heads", 1)  # a model without attention has none
+    settings.setdefault("num_attention_heads", heads)
     return config_class(backbone_config=whole.config, **{**special, **settings})
 
 
