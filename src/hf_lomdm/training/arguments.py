@@ -97,8 +97,11 @@ MODES = (
             "time_epsilon",
             "time_range",
             "eval_num_samples",
+            "lora_rank",
         ),
     ),
+    Mode("no init_from", lambda run: not run.init_from, ("logit_shift",)),
+    Mode("no lora_rank", lambda run: run.lora_rank is None, ("lora_alpha", "lora_modules")),
     Mode("a rate_type that is not learned", lambda run: run.rate_type != "learned", ("c1", "c2")),
     Mode("bound order", lambda run: run.bound == "order", ("time_epsilon", "time_range")),
     Mode(
