@@ -33,7 +33,7 @@ LIKELIHOOD = "evaluation/likelihood.py"
 ORDER = "evaluation/order.py"
 OPTIMIZER = "training/optimizer.py"
 SCHEDULER = "modeling/scheduling_lomdm.py"
-PIPELINE = "pipelines/pipeline_lomdm.py"
+FILLING = "pipelines/filling_lomdm.py"
 VALUES = ("tests/modeling/test_process.py", "tests/modeling/test_bounds.py")
 GRADIENTS = ("tests/modeling/test_gradients.py",)
 EVALUATION = ("tests/evaluation/test_likelihood.py",)
@@ -226,8 +226,8 @@ MUTATIONS = (
     Mutation(
         "leak temperature into the reveal of ancestral",
         SCHEDULER,
-        "masked & (uniforms < self._ancestral(",
-        "masked & (uniforms**self.config.temperature < self._ancestral(",
+        "masked & (uniforms < chances)",
+        "masked & (uniforms**self.config.temperature < chances)",
         SAMPLING,
     ),
     Mutation(
@@ -455,10 +455,9 @@ MUTATIONS = (
     ),
     Mutation(
         "put masks for the finished block into the cache",
-        PIPELINE,
-        "context.extend(window.sample, window.attention_mask)",
-        "context.extend(window.sample * 0 + self.model.config.mask_token_id, "
-        "window.attention_mask)",
+        FILLING,
+        "context.extend(*self._both(window))",
+        "context.extend(0 * window.sample + config.mask_token_id, window.attention_mask)",
         BLOCK_SAMPLING,
     ),
     *(Mutation(*row) for row in MORE),

@@ -267,18 +267,18 @@ TABLE = (
         ),
     ),
     (
-        "modeling/scheduling_lomdm.py",
+        "modeling/token_draw_lomdm.py",
         ("tests/schedulers/test_sampling_laws.py", "tests/schedulers/test_scheduling_lomdm.py"),
         (
             (
                 "draw from top_k + 1",
-                ("(\n                part[:, : self.config.top_k]\n                for part"),
-                "(part[:, : self.config.top_k and self.config.top_k + 1] for part",
+                "(part[:, :top_k] for part",
+                "(part[:, : top_k and top_k + 1] for part",
             ),
         ),
     ),
     (
-        "modeling/scheduling_lomdm.py",
+        "modeling/token_draw_lomdm.py",
         ("tests/schedulers/test_scheduler_edges.py",),
         (
             (
@@ -286,12 +286,12 @@ TABLE = (
                 "best[:, 0] - best[:, 1]",
                 "best[:, 0] / best[:, 1]",
             ),
-            ("keep a token behind top_p", "total - best >= self", "total - best > self"),
-            ("drop the token that crosses top_p", "total - best >= self", "total > self"),
+            ("keep a token behind top_p", "total - best >= top_p", "total - best > top_p"),
+            ("drop the token that crosses top_p", "total - best >= top_p", "total > top_p"),
         ),
     ),
     (
-        "modeling/scheduling_lomdm.py",
+        "modeling/forward_lomdm.py",
         ("tests/schedulers/test_scheduling_lomdm.py",),
         (
             (
@@ -302,14 +302,14 @@ TABLE = (
         ),
     ),
     (
-        "pipelines/pipeline_lomdm.py",
+        "pipelines/filling_lomdm.py",
         ("tests/pipelines/test_windows.py",),
         (
-            ("draw the same in every window", "manual_seed(seed + index)", "manual_seed(seed)"),
+            ("draw the same in every window", "(seed + window +", "(seed +"),
             (
                 "go on with what the model said before a callback wrote",
-                'stale, window.num_masked = left != window.num_masked or "sample" in inputs, left',
-                "stale, window.num_masked = left != window.num_masked, left",
+                "stale, window.num_masked = stale or self.rewritten, left",
+                "stale, window.num_masked = stale, left",
             ),
         ),
     ),

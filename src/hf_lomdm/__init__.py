@@ -18,6 +18,20 @@ _NEED_DIFFUSERS = {
 __all__ = ["LoMDMConfig", "LoMDMForMaskedDiffusion", "LoMDMModel", *_NEED_DIFFUSERS]
 
 
+def _make_pipeline(model: LoMDMForMaskedDiffusion):
+    """What `model.generate` calls: a pipeline with the scheduler's defaults."""
+    pipelines = importlib.import_module(f"{__name__}.pipelines")
+    scheduling = importlib.import_module(f"{__name__}.modeling.scheduling_lomdm")
+    config = model.config
+    scheduler = scheduling.LoMDMScheduler(config.mask_token_id, block_size=config.block_size)
+    pipe = pipelines.LoMDMPipeline(model, scheduler)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+LoMDMForMaskedDiffusion.make_pipeline = staticmethod(_make_pipeline)
+
+
 def __getattr__(name: str):
     if name not in _NEED_DIFFUSERS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

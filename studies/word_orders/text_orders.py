@@ -41,7 +41,7 @@ from hf_lomdm.data.rows import pack_documents
 from hf_lomdm.data.text import read_documents
 from hf_lomdm.evaluation.corpus import special_tokens
 from hf_lomdm.evaluation.records import environment, write_record
-from hf_lomdm.modeling.scheduling_lomdm import TIE
+from hf_lomdm.modeling.position_draw_lomdm import TIE
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
 

@@ -205,10 +205,12 @@ def test_low_rank_updates_of_every_task_type_that_fits_are_trained(make_model, t
     actual.backward()
     trained = [weight for name, weight in model.named_parameters() if "lora_B" in name]
     assert trained and all(weight.grad.abs().sum() > 0 for weight in trained)
-    with pytest.raises(
-        ValueError, match="generate.* is not for masked diffusion. Call LoMDMPipeline"
-    ):
-        model.generate(input_ids=IDS)
+    model.eval()
+    generator = torch.Generator().manual_seed(0)
+    options = {"max_new_tokens": 4, "num_inference_steps": 2, "generator": generator}
+    assert model.generate(input_ids=torch.tensor([[1, 3, 4]]), **options).shape == (1, 7)
+    with pytest.raises(ValueError, match="no next token to prepare for. Call generate"):
+        make_model().prepare_inputs_for_generation(IDS)
 
 
 @pytest.mark.parametrize("task_type", ["QUESTION_ANS", "SEQ_2_SEQ_LM"])

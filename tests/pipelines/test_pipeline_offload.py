@@ -6,6 +6,7 @@ import torch
 from accelerate import cpu_offload_with_hook
 
 from hf_lomdm import LoMDMPipeline, LoMDMScheduler
+from hf_lomdm.pipelines.canvas_lomdm import open_window
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 PROMPTS = [[1, 3, 4, 5], [1, 6], [1, 7, 10, 10, 8, 9, 10]]
@@ -61,7 +62,8 @@ def test_tensors_are_made_where_the_model_will_run_not_where_it_rests(pipe):
     """The device "meta" stands for an accelerator: before the first pass the model still rests on
     the CPU."""
     cpu_offload_with_hook(pipe.model, torch.device("meta"))
-    window = pipe._open(pipe.make_canvas(PROMPTS, 12, None, 1).rows, [0, 0, 0], 12)
+    canvas, device = pipe.make_canvas(PROMPTS, 12, None, 1), pipe._execution_device
+    window = open_window(canvas, [0, 0, 0], 12, pipe.model.config, device)
     assert pipe.model.device.type == "cpu"
     assert {
         tensor.device.type for tensor in (window.sample, window.order, window.attention_mask)

@@ -15,11 +15,19 @@ from hf_lomdm import LoMDMForMaskedDiffusion, LoMDMPipeline, LoMDMScheduler
 from hf_lomdm.pipelines import loading
 from tiny_tokenizer import build_tokenizer
 
-MODEL_FILES = (
-    "attention backbone batch checkpoint configuration context modeling process rates token_losses"
+
+def named(*names: str) -> set[str]:
+    return {f"{name}_lomdm.py" for name in names}
+
+
+CODE = named("attention", "backbone", "backbone_hub", "batch", "checkpoint", "configuration")
+CODE |= named("context", "modeling", "pretrained", "process", "rates", "token_losses")
+SCHEDULER_CODE = named(
+    "corrections", "forward", "input_checks", "position_draw", "process", "scheduling"
 )
-CODE = {f"{name}_lomdm.py" for name in MODEL_FILES.split()}
-PIPELINE_CODE = {"pipeline_lomdm.py", "hub_folder_lomdm.py"}
+SCHEDULER_CODE |= named("settings", "token_draw")
+PIPELINE_CODE = named("canvas", "filling", "guidance", "hub_folder", "pipeline", "prompts")
+PIPELINE_CODE |= named("streaming")
 LAYOUT = {
     *("README.md", "config.json", "model.safetensors", "model_index.json", *PIPELINE_CODE, *CODE),
     *("tokenizer.json", "tokenizer_config.json"),
@@ -28,11 +36,8 @@ LAYOUT = {
         "model/model.safetensors.index.json",
         *(f"model/{name}" for name in CODE),
     ),
-    *(
-        "scheduler/scheduler_config.json",
-        "scheduler/scheduling_lomdm.py",
-        "scheduler/process_lomdm.py",
-    ),
+    "scheduler/scheduler_config.json",
+    *(f"scheduler/{name}" for name in SCHEDULER_CODE),
 }
 
 
@@ -88,7 +93,7 @@ def test_code_in_the_folder_names_neither_the_package_nor_what_it_cannot_reach(p
             imports = [line.split()[1] for line in lines if line.startswith(("import ", "from "))]
             assert not [name for name in imports if "hf_lomdm" in name]
             siblings[path.name] = {f"{name[1:]}.py" for name in imports if name.startswith(".")}
-            assert siblings[path.name] <= CODE | PIPELINE_CODE
+            assert siblings[path.name] <= CODE | SCHEDULER_CODE | PIPELINE_CODE
         # diffusers copies imports of a component's file one level deep: what the others need, that
         # file imports too
         of_components = set().union(

@@ -10,6 +10,7 @@ import torch
 import oracles
 from hf_lomdm.modeling import process_lomdm as process
 from hf_lomdm.modeling import scheduling_lomdm as scheduling
+from hf_lomdm.modeling import token_draw_lomdm as token_draw
 from hf_lomdm.modeling.scheduling_lomdm import LoMDMScheduler
 
 # z of a chi-square statistic or of a mean: 4 is passed by a right sampler in all but about 1 of
@@ -213,7 +214,7 @@ def test_adaptive_grid_expects_an_even_share_of_reveals(spread, block_size):
     masked = torch.rand(50, 23, generator=generator) < torch.linspace(0, 1, 50)[:, None]
     scheduler = LoMDMScheduler(MASK, sampler="ancestral", block_size=block_size)
     for left in (1, 2, 3, 10, 200):
-        block, num_blocks = scheduler._blocks(masked, None)
+        block, num_blocks = scheduler.blocks(masked, None)
         probability = scheduler._ancestral(rates, masked, block, num_blocks, left) * masked
         expected = masked.sum(1).double() / left
         # 1e-6 of a position: the fixed number of Newton steps is exact far beyond that even for
@@ -342,7 +343,7 @@ def test_inverse_cdf_never_meets_a_weight_of_zero():
     weights = torch.tensor([0.0, 0.2, 0.0, 0.0, 0.8 - 2**-52, 0.0]).double()
     for total in (1e-300, 1.0, 1 + 2**-52, 3e8):
         for u, expected in [(2.0**-53, 1), (0.2 - 1e-12, 1), (0.2 + 1e-12, 4), (1 - 2.0**-53, 4)]:
-            actual = scheduling._inverse_cdf(
+            actual = token_draw.inverse_cdf(
                 total * weights[None], torch.tensor([u], dtype=torch.float64)
             )
             assert actual.item() == expected

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from hf_lomdm.modeling import process_lomdm as process
-from hf_lomdm.modeling import scheduling_lomdm as scheduling
+from hf_lomdm.modeling import token_draw_lomdm as token_draw
 from hf_lomdm.modeling.scheduling_lomdm import SAMPLERS, LoMDMScheduler
 
 MASK, VOCAB = 10, 11
@@ -343,7 +343,7 @@ def test_slices_of_the_token_draw_change_nothing(monkeypatch):
     for sampler in ("sequential", "entropy"):
         whole, _ = run(make(3, sampler=sampler), start, logits, rates, generators(1, 2))
         with monkeypatch.context() as patch:
-            patch.setattr(scheduling, "SLICE_SIZE", 30)  # two positions at a time
+            patch.setattr(token_draw, "SLICE_SIZE", 30)  # two positions at a time
             sliced, _ = run(make(3, sampler=sampler), start, logits, rates, generators(1, 2))
         assert torch.equal(whole, sliced)
 

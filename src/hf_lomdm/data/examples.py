@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from ..pipelines.pipeline_lomdm import end_of_text
+from ..pipelines.canvas_lomdm import end_of_text
 from .reading import read_jsonl
 from .tokenizers import check_known, encode_texts
 

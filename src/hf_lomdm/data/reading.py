@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 from pyarrow import parquet
 
-from ..pipelines.pipeline_lomdm import well_formed
+from ..pipelines.prompts_lomdm import well_formed
 
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}
 # Characters and documents that are gathered before they are written.

@@ -13,7 +13,7 @@ from itertools import chain
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from ..pipelines.pipeline_lomdm import well_formed
+from ..pipelines.prompts_lomdm import well_formed
 from .text import split_document
 from .tokenizers import check_known, encode_texts
 

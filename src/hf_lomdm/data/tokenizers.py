@@ -16,7 +16,7 @@ from pathlib import Path
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from ..pipelines.pipeline_lomdm import well_formed
+from ..pipelines.prompts_lomdm import well_formed
 
 MOST_UNKNOWN = 0.01
 SPECIAL_TOKENS = {

@@ -18,7 +18,8 @@ from tqdm.auto import tqdm
 from transformers import DynamicCache, PreTrainedTokenizerBase
 
 from ..data.draws import step_generators
-from ..pipelines.pipeline_lomdm import MAX_POSITIONS, end_of_text
+from ..pipelines.canvas_lomdm import end_of_text
+from ..pipelines.prompts_lomdm import MAX_POSITIONS
 from .judge import entropy, judge_texts, load_judge
 from .parts import PartsFile, beside
 from .records import environment
@@ -46,7 +47,8 @@ class Written:
 
     Attributes:
         text: up to its first EOS, without special tokens. ids: the model's token ids of it.
-        tokens: tokens written, those behind the EOS included. passes: forward passes of its batch.
+        tokens: tokens written, those behind the EOS included. passes: forward passes that had
+            something to reveal in it.
         seconds: its share of the wall time of its batch.
     """
 
@@ -154,23 +156,28 @@ def write_texts(
         setting = {
             name: config[name]
             for name in ("sampler", "grid", "temperature", "top_p", "top_k", "block_size")
-        }
+        } | count_setting(pipe.scheduler)
         setting |= {**limits, "learned_order": _learned(pipe.model), "draw_precision": "float64"}
 
         def write(indices: Sequence[int]) -> list[Written]:
             generators = step_generators(seed, 0, indices)
             out = pipe(None, **limits, num_return_sequences=len(indices), generator=generators)
-            rows = zip(
-                out.texts, out.sequences.tolist(), (out.order >= 0).sum(-1).tolist(), strict=True
-            )
+            tokens, passes = (out.order >= 0).sum(-1).tolist(), out.row_passes.tolist()
+            rows = zip(out.texts, out.sequences.tolist(), tokens, passes, strict=True)
             return [
-                Written(text, _content(ids, pipe), tokens, out.num_forward_passes, 0.0)
-                for text, ids, tokens in rows
+                Written(text, _content(ids, pipe), tokens, passes, 0.0)
+                for text, ids, tokens, passes in rows
             ]
 
         return _write(
             write, pipe.model, setting, num_samples, batch_size, seed, parts_file, progress
         )
+
+
+def count_setting(scheduler: Any) -> dict[str, Any]:
+    """What decides the number of reveals, for a record; nothing where the steps do."""
+    kind = scheduler.count_of_reveals
+    return {} if kind == "steps" else {"count": kind, kind: scheduler.config[kind]}
 
 
 @contextlib.contextmanager
@@ -301,8 +308,8 @@ def judge_written(
         parts_file: of the texts; what the judge has read is kept beside it.
     Returns:
         What `judge_texts` returns, and `entropy` (unigram, nats, of the model's own ids),
-        `tokens_per_text` (before the EOS), `forward_passes` per text (those of its batch, the
-        mean), `tokens_per_forward` (tokens written per forward pass, those behind an EOS included),
+        `tokens_per_text` (before the EOS), `forward_passes` per text (the mean),
+        `tokens_per_forward` (tokens written per forward pass, those behind an EOS included),
         `seconds` of writing, the setting, some texts and the environment.
     """
     items = written.items

@@ -21,7 +21,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from ..pipelines.pipeline_lomdm import well_formed
+from ..pipelines.prompts_lomdm import well_formed
 from .parts import PartsFile, values_digest
 from .summary import summarise_texts
 

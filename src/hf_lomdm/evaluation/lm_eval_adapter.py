@@ -34,7 +34,8 @@ from ..data.batches import Text, collate
 from ..data.draws import hashed_generator
 from ..data.tokenizers import encode_texts
 from ..pipelines import LoMDMPipeline
-from ..pipelines.pipeline_lomdm import end_of_text, well_formed
+from ..pipelines.canvas_lomdm import end_of_text
+from ..pipelines.prompts_lomdm import well_formed
 from .likelihood import check_options, nelbo
 
 # that lm-eval passes to every model

@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from ..data.draws import step_generators
 from ..data.sudoku import CELLS, EMPTY, TOKEN_IDS, UNITS, Puzzle, solves, template
-from .generation import changed_pipeline
+from .generation import changed_pipeline, count_setting
 from .parts import PartsFile, values_digest
 from .records import environment
 
@@ -80,7 +80,9 @@ def evaluate_sudoku(
         `standard_error`; `solved`, the share that solve their puzzle (more only where a puzzle has
         several solutions); `cells_right`, of the revealed ones; `forced_first` and
         `forced_at_random`, the means of `order_statistics`, and `forced_first_difference`, paired
-        by puzzle with its standard error; `n`, `tokens` revealed, the setting.
+        by puzzle with its standard error; `n`, `tokens` revealed, `forward_passes` per puzzle
+        (those with something to reveal in it), `tokens_per_forward`, `seconds` of filling in, the
+        setting.
     Raises:
         ValueError: no puzzles, a model that does not fit, or a parts file of another model or
             setting.
@@ -89,13 +91,16 @@ def evaluate_sudoku(
     with changed_pipeline(pipe, sampler, None, learned_order):
         config = dict(pipe.scheduler.config)
         setting = {name: config[name] for name in ("sampler", "temperature", "top_p", "top_k")}
+        setting |= count_setting(pipe.scheduler)
         setting |= {"num_inference_steps": num_inference_steps, "learned_order": learned_order}
         identity = {**setting, "seed": seed, "puzzles": values_digest(puzzles)}
         parts = PartsFile(parts_file, identity, pipe.model)
-        grids, order = _fill(pipe, puzzles, num_inference_steps, batch_size, seed, parts, progress)
+        options = num_inference_steps, batch_size, seed, parts, progress
+        grids, order, costs = _fill(pipe, puzzles, *options)
     weights = next(pipe.model.parameters())
     return (
         _measures(grids, order, puzzles)
+        | costs
         | setting
         | environment(weights.device, weights.dtype, seed)
     )
@@ -109,8 +114,8 @@ def _fill(
     seed: int,
     parts: PartsFile,
     progress: bool,
-) -> tuple[Tensor, Tensor]:
-    """The filled grids and the steps of their reveals, `[N, 81]` each."""
+) -> tuple[Tensor, Tensor, dict[str, float]]:
+    """The filled grids and the steps of their reveals, `[N, 81]` each, and what they cost."""
     done = parts.read()
     todo = [number for number in range(len(puzzles)) if number not in done]
     with tqdm(total=len(todo), disable=not progress, unit="puzzle", desc="sudoku") as bar:
@@ -122,8 +127,12 @@ def _fill(
                 step_generators(seed, 0, batch),
             )
             out = pipe(prompts, num_inference_steps=steps, generator=generators, output_type="seq")
-            rows = zip(batch, out.sequences.tolist(), out.order.tolist(), strict=True)
-            values = {number: {"grid": grid, "order": order} for number, grid, order in rows}
+            seconds = [out.seconds / len(batch)] * len(batch)
+            columns = out.sequences.tolist(), out.order.tolist(), out.row_passes.tolist(), seconds
+            values = {
+                number: dict(zip(("grid", "order", "passes", "seconds"), row, strict=True))
+                for number, *row in zip(batch, *columns, strict=True)
+            }
             parts.append(values)
             done |= values
             bar.update(len(batch))
@@ -131,7 +140,16 @@ def _fill(
         torch.tensor([done[number][name] for number in range(len(puzzles))])
         for name in ("grid", "order")
     )
-    return grids, order
+    passes, seconds = (
+        sum(done[number][name] for number in range(len(puzzles))) for name in ("passes", "seconds")
+    )
+    tokens = int((order >= 0).sum())
+    costs = {
+        "forward_passes": passes / len(puzzles),
+        "tokens_per_forward": tokens / passes,
+        "seconds": seconds,
+    }
+    return grids, order, costs
 
 
 def _measures(grids: Tensor, order: Tensor, puzzles: Sequence[Puzzle]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """LoMDM models: backbone, LM head, rates and loss. This file travels to the Hub."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -31,7 +31,7 @@ from .checkpoint_lomdm import check_checkpoint  # noqa: F401  diffusers copies w
 from .configuration_lomdm import BOUNDS, LoMDMConfig
 from .context_lomdm import BlockContext
 from .pretrained_lomdm import (
-    add_row,
+    add_rows,
     check_backbone,
     choose_mask_token,
     converted_config,
@@ -236,8 +236,7 @@ class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
         tokenizer = load_tokenizer(source, options) if tokenizer is None else tokenizer
         rows = whole.get_input_embeddings().weight.shape[0]
         mask_token_id = choose_mask_token(tokenizer, rows, mask_token)
-        if mask_token_id == rows:
-            add_row(whole)
+        add_rows(whole, max(mask_token_id + 1, 0 if tokenizer is None else len(tokenizer)))
         config = converted_config(cls.config_class, whole, tokenizer, mask_token_id, settings)
         for module in whole.modules():
             # else post_init would draw its weights anew
@@ -291,14 +290,45 @@ class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
         """`False`: `LoMDMPipeline` writes texts."""
         return False
 
-    def generate(self, *args, **kwargs):
-        """Raises `ValueError`: the model has no order from left to right."""
-        raise ValueError(
-            "generate() is not for masked diffusion. Call LoMDMPipeline(model, scheduler, "
-            "tokenizer)."
-        )
+    # set by the package to what makes a pipeline of a model; as remote code it stays None
+    make_pipeline: Callable | None = None
 
-    prepare_inputs_for_generation = generate  # peft asks for it where task_type="CAUSAL_LM"
+    def generate(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        max_new_tokens: int | None = None,
+        num_inference_steps: int = 256,
+        return_dict_in_generate: bool = False,
+        **options,
+    ) -> Tensor | ModelOutput:
+        """Writes texts as `LoMDMPipeline` does, for who calls models by the names of transformers.
+
+        Args:
+            input_ids: `[B, L]`, prompts or templates, padded on either side; `None` = no prompt.
+            attention_mask: `[B, L]`, 1 = real; `None` = nothing padded.
+            max_new_tokens, num_inference_steps, options: as in the call of the pipeline, with the
+                defaults of `LoMDMScheduler`.
+            return_dict_in_generate: return the output of the pipeline.
+        Returns:
+            `[B, L]` token ids, prompts included, padded on the right.
+        """
+        prompt, make = None, type(self).make_pipeline or _pipeline_of_folder
+        if input_ids is not None:
+            _check_prompts(input_ids, attention_mask)
+            real = input_ids.new_ones(input_ids.shape) if attention_mask is None else attention_mask
+            rows = zip(input_ids, real.bool(), strict=True)
+            prompt = [row[kept].tolist() for row, kept in rows]
+        steps = {"num_inference_steps": num_inference_steps, "max_new_tokens": max_new_tokens}
+        out = make(self)(prompt, output_type="seq", **steps, **options)
+        return out if return_dict_in_generate else out.sequences
+
+    def prepare_inputs_for_generation(self, *args, **kwargs):
+        """Raises `ValueError`: there is no next token.
+
+        peft asks for it where `task_type="CAUSAL_LM"`.
+        """
+        raise ValueError("there is no next token to prepare for. Call generate() or LoMDMPipeline.")
 
     @can_return_tuple
     def forward(
@@ -633,6 +663,36 @@ class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
             (self.config.time_epsilon, self.config.time_range) if self.training else (None, None)
         )
         return draw_time_view(*draws, epsilon, time_range)
+
+
+def _check_prompts(input_ids: Tensor, attention_mask: Tensor | None) -> None:
+    """Raises `ValueError` for what `generate` cannot take for prompts."""
+    wrong = f"input_ids must be token ids [B, L], got {getattr(input_ids, 'shape', input_ids)}. "
+    if not isinstance(input_ids, Tensor) or input_ids.dim() != 2 or input_ids.is_floating_point():
+        raise ValueError(
+            wrong + "Pass tokenizer(texts, return_tensors='pt', padding=True).input_ids."
+        )
+    if attention_mask is not None and attention_mask.shape != input_ids.shape:
+        raise ValueError(
+            f"attention_mask must have the shape {list(input_ids.shape)} of input_ids, got "
+            f"{list(attention_mask.shape)}. Pass 1 for real tokens and 0 for padding."
+        )
+
+
+def _pipeline_of_folder(model: Any) -> Any:
+    """The pipeline of the folder that a model was loaded from with its code."""
+    try:
+        from diffusers import DiffusionPipeline
+    except ImportError as error:
+        raise ImportError(
+            "generate() needs diffusers. Install it: pip install diffusers"
+        ) from error
+    trust = {"trust_remote_code": True}  # this is remote code: it is trusted already
+    pipe = DiffusionPipeline.from_pretrained(model.name_or_path, model=model, **trust)
+    config = model.config
+    pipe.scheduler = type(pipe.scheduler)(config.mask_token_id, block_size=config.block_size)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
 
 
 def check_forward_arguments(

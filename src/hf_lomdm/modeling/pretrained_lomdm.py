@@ -47,6 +47,8 @@ def load_pretrained(
             f"{str(source)!r} lacks the weights {sorted(info['missing_keys'])[:3]}, which would be "
             f"random. Give a checkpoint that was trained as {kind}."
         )
+    if options.get("gguf_file") is not None and hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config  # its weights are de-quantised
     return model
 
 
@@ -77,11 +79,13 @@ def choose_mask_token(
     Raises:
         ValueError: a token that is not there, or a tokenizer with more tokens than rows.
     """
-    if tokenizer is not None and len(tokenizer) > rows:
-        raise ValueError(
-            f"tokenizer has {len(tokenizer)} tokens, the model {rows}: it is not the model's. "
-            "Pass the tokenizer that the model was trained with."
-        )
+    if tokenizer is not None:
+        most = max(set(tokenizer.get_vocab().values()) - set(tokenizer.added_tokens_decoder))
+        if most >= rows:
+            raise ValueError(
+                f"tokenizer has the token {most}, the model {rows} rows: it is not the model's. "
+                "Pass the tokenizer that the model was trained with."
+            )
     if isinstance(mask_token, str):
         vocabulary = {} if tokenizer is None else tokenizer.get_vocab()
         if mask_token not in vocabulary:
@@ -131,12 +135,15 @@ def with_mask_token(
 
 
 @torch.no_grad()
-def add_row(whole: Any) -> None:
-    """One more token: its embedding is the mean of the others."""
+def add_rows(whole: Any, total: int) -> None:
+    """More tokens, up to `total`: the embeddings of new ones are the mean of the others."""
     rows = len(whole.get_input_embeddings().weight)
-    whole.resize_token_embeddings(rows + 1, mean_resizing=False)
-    for table in (whole.get_input_embeddings(), whole.get_output_embeddings()):
-        table.weight[rows] = table.weight[:rows].float().mean(0).to(table.weight.dtype)
+    if total <= rows:
+        return
+    whole.resize_token_embeddings(total, mean_resizing=False)
+    for module in (whole.get_input_embeddings(), whole.get_output_embeddings()):
+        table = module.weight
+        table[rows:] = table[:rows].float().mean(0).to(table.dtype)
 
 
 def converted_config(

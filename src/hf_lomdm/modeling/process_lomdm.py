@@ -182,6 +182,85 @@ def reveal_probability(log_u_from: Tensor, log_u_to: Tensor, rates: Tensor) -> T
     return -torch.expm1(rates * (log_u_to - log_u_from))
 
 
+def guided_logits(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
+    """Log of a law proportional to `p^scale * q^(1 - scale)`, up to a constant.
+
+    `p` is the conditional law, `q` the unconditional one (classifier-free guidance;
+    docs/method.md).
+
+    What has no probability under the conditional law has none.
+
+    Args:
+        conditional, unconditional: `[..., V]`, unnormalised.
+    """
+    log_p, log_q = conditional.log_softmax(-1), unconditional.log_softmax(-1)
+    possible = log_p > -torch.inf
+    log_q = torch.where(possible & (log_q > -torch.inf), log_q, 0.0)
+    return torch.where(possible, scale * log_p + (1 - scale) * log_q, -torch.inf)
+
+
+def remask_limit(log_u_from: Tensor, log_u_to: Tensor, rates: Tensor) -> Tensor:
+    """Largest `sigma` `[B, L]` with which marginals stay.
+
+    `min(1, (1 - alpha(u_to)) / alpha(u_from))`.
+
+    Args:
+        log_u_from, log_u_to, rates: as in `reveal_probability`, but for the rate `w`, of a position
+            masked or not.
+    """
+    revealed = alpha(log_u_from, rates).clamp(min=torch.finfo(rates.dtype).tiny)
+    return (torch.exp(rates * log_u_to) / revealed).clamp(max=1.0)
+
+
+def remasking_reveal_probability(
+    log_u_from: Tensor, log_u_to: Tensor, rates: Tensor, sigma: Tensor
+) -> Tensor:
+    """Probability that a masked position is revealed where revealed ones are masked again.
+
+    `(alpha(u_to) - (1 - sigma) alpha(u_from)) / (1 - alpha(u_from))`, with `sigma` the
+    probability that a revealed one is masked again.
+
+    The probability that a position is masked then goes from `1 - alpha(u_from)` to
+    `1 - alpha(u_to)`, as in the forward process (ReMDM, for rates of each position;
+    docs/method.md, "remasking"). It is `reveal_probability` where `sigma` is 0.
+
+    Args:
+        sigma: `[B, L]`, at most `remask_limit`.
+    Returns:
+        `[B, L]` in `[0, 1]`; exactly 1 where the window ends.
+    """
+    odds = alpha(log_u_from, rates) / torch.exp(rates * log_u_from)
+    found = reveal_probability(log_u_from, log_u_to, rates) + sigma * odds
+    return torch.where(log_u_to > -torch.inf, found, torch.ones_like(found))
+
+
+def least_certain_weights(certainties: Tensor, among: Tensor) -> Tensor:
+    """`softmax(-certainty)` over the positions `among` `[B, L]`, their mean elsewhere: `[B, L]`.
+
+    With the mean, as many are revealed as are masked again, in expectation.
+    """
+    weights = (-certainties).masked_fill(~among, -torch.inf).softmax(-1)
+    return torch.where(among, weights, 1 / among.sum(-1, keepdim=True).clamp(min=1).to(weights))
+
+
+def threshold_prefix(certainties: Tensor, threshold: float) -> Tensor:
+    """Length `[B, 1]` of the longest prefix of `certainties` `[B, L]` above the threshold."""
+    return (certainties > threshold).cumprod(1).sum(1, keepdim=True)
+
+
+def entropy_bound_prefix(entropies: Tensor, bound: float) -> Tensor:
+    """Length `[B, 1]` of the longest prefix whose sum minus its largest is at most `bound`.
+
+    Sum minus largest bounds what tokens that are drawn together do not know of each other, their
+    total correlation, in nats (arXiv 2505.24857). It never falls as the prefix grows.
+
+    Args:
+        entropies: `[B, L]`, of the token laws in order of reveal, in nats; `inf` ends the prefix.
+    """
+    unknown = entropies.cumsum(1) - entropies.cummax(1).values  # inf - inf is NaN: not within
+    return (entropies.isfinite() & (unknown <= bound)).cumprod(1).sum(1, keepdim=True)
+
+
 def adaptive_log_ratio(rates: Tensor, among: Tensor, fraction: Tensor) -> Tensor:
     """`log rho` `[B, 1]` with `sum_i (1 - rho^{v_i}) = fraction * n` over `n` positions `among`.
 

@@ -11,9 +11,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import diffusers
 from huggingface_hub import HfApi
 from safetensors import safe_open
+from transformers import PreTrainedModel
 from transformers.dynamic_module_utils import get_relative_import_files
+
+from .canvas_lomdm import require
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 WEIGHT_FILES = (WEIGHTS, INDEX, "model-*-of-*.safetensors")
@@ -96,6 +100,63 @@ def copy_code(part: Any, folder: Path) -> None:
         source = inspect.getfile(type(part))
         for path in (source, *get_relative_import_files(source)):
             shutil.copy(path, folder)
+
+
+def saveable_model(model: Any) -> PreTrainedModel:
+    """The model of a pipeline, if all of it can be written as one folder."""
+    model = getattr(model, "_orig_mod", model)  # torch.compile wraps
+    remedy = (
+        "Merge PEFT adapters (get_peft_model, merge_and_unload), or save them alone "
+        "(model.save_pretrained)."
+    )
+    wrong = f"model is a {type(model).__name__}, which cannot be saved as one folder. "
+    require(isinstance(model, PreTrainedModel), wrong + remedy)
+    wrong = (
+        f"model carries the adapters {list(getattr(model, 'peft_config', ()))}, a Hub folder holds "
+        "whole weights. "
+    )
+    require(not getattr(model, "_hf_peft_config_loaded", False), wrong + remedy)
+    return model
+
+
+def write_folder(
+    pipe: Any, folder: Path, model: PreTrainedModel, max_shard_size: int | str | None
+) -> None:
+    """The layout: the model at the root with its code, and beside it what diffusers looks for."""
+    sizes: dict[str, Any] = {} if max_shard_size is None else {"max_shard_size": max_shard_size}
+    model.save_pretrained(folder, **sizes)
+    (folder / "model").mkdir()
+    for path in (folder / "config.json", *folder.glob("*.py")):
+        shutil.copy(path, folder / "model")
+    write_index(folder)
+    pipe.scheduler.save_pretrained(folder / "scheduler")
+    copy_code(pipe, folder)
+    copy_code(pipe.scheduler, folder / "scheduler")
+    if pipe.tokenizer is not None:
+        pipe.tokenizer.save_pretrained(folder)
+    _write_model_index(pipe, folder, type(model))
+
+
+def _write_model_index(pipe: Any, folder: Path, model_class: type) -> None:
+    tokenizer: list[str | None] = [None, None]
+    if pipe.tokenizer is not None:
+        tokenizer = [type(pipe.tokenizer).__module__.split(".")[0], type(pipe.tokenizer).__name__]
+        wrong = (
+            f"tokenizer is a {tokenizer[1]} of {tokenizer[0]}; a Hub folder takes those of "
+            "transformers only. "
+        )
+        require(
+            tokenizer[0] == "transformers",
+            wrong + "Wrap it as transformers.PreTrainedTokenizerFast.",
+        )
+    content = {
+        "_class_name": file_and_name(type(pipe)),
+        "_diffusers_version": diffusers.__version__,
+        "model": file_and_name(model_class),
+        "scheduler": file_and_name(type(pipe.scheduler)),
+        "tokenizer": tokenizer,
+    }
+    write_json(folder / "model_index.json", content)
 
 
 def write_index(folder: Path) -> None:

@@ -1,23 +1,20 @@
-"""Text from a LoMDM, with the order of its writing, and the layout of a Hub folder.
+"""Text from a LoMDM: prompts to canvas, reveal step by step, texts with their order.
 
 This file travels to the Hub, where it loads without the package: components are typed `Any`.
 """
 
 import os
-import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
-from inspect import Parameter
-from numbers import Integral
+from inspect import Parameter, signature
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import diffusers
 import torch
 from diffusers import DiffusionPipeline, SchedulerMixin
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
@@ -25,22 +22,28 @@ from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from .canvas_lomdm import PADDING, Canvas, padding_token, require, to_tensor
+from .filling_lomdm import Filling, Step
+from .guidance_lomdm import Guidance
 from .hub_folder_lomdm import (
     card,
     check_target,
-    copy_code,
-    file_and_name,
     move,
     push,
+    saveable_model,
     staging_folder,
-    write_index,
-    write_json,
+    write_folder,
 )
+from .prompts_lomdm import StopStrings, decode, encode_messages, make_canvas
+from .streaming_lomdm import Feed, LoMDMStepOutput, state_after
 
-GIVEN, PADDING = -1, -2
-# Positions of all rows of a call. The host keeps about 50 bytes of each; their hidden states, of
-# 768 units, take 6 GB.
-MAX_POSITIONS = 2**21
+# What a call may set of its scheduler.
+CALL_SETTINGS = (
+    *("sampler", "grid", "temperature", "top_p", "top_k"),
+    *("count", "threshold", "entropy_bound"),
+    *("remasking", "sigma", "loop_start", "loop_stop"),
+    *("corrector_steps", "corrector_k", "corrector_selection"),
+)
 UPLOAD_OPTIONS = ("repo_id", "private", "token", "commit_message", "create_pr")
 if __name__.startswith("diffusers_modules."):
     # For a component that is passed to `DiffusionPipeline.from_pretrained`, diffusers looks for the
@@ -56,45 +59,29 @@ if __name__.startswith("diffusers_modules."):
 
 @dataclass
 class LoMDMPipelineOutput(BaseOutput):
-    """Output of `LoMDMPipeline`; `B` = prompts x `num_return_sequences`, prompt by prompt.
+    """Output of `LoMDMPipeline`; `B` = prompts x `num_return_sequences`.
 
+    The sequences of one prompt stand side by side.
+
+    sequences: `[B, L]` int64, everything, padding at the far right.
     texts: `B` strings, prompt included, cut before the first EOS after the prompt (in a template:
         behind its last given position); `None` without a tokenizer or with `output_type="seq"`.
-    sequences: `[B, L]` int64, everything, padding at the far right.
-    order: `[B, L]` int64, 0-based step of reveal; -1 = given, -2 = padding.
+    order: `[B, L]` int64, 0-based step of the last reveal; -1 = given, -2 = padding.
+    num_reveals: `[B, L]` int64, how often a position was revealed; 0 = given or padding.
     num_forward_passes: forward passes of the model over the batch.
+    row_passes: `[B]` int64, the passes in which a row had something to reveal.
+    tokens_per_pass: reveals of a pass in a row, the mean.
+    seconds: wall time of the call.
     """
 
-    texts: list[str] | None
     sequences: Tensor
+    texts: list[str] | None
     order: Tensor
+    num_reveals: Tensor
     num_forward_passes: int
-
-
-@dataclass
-class Canvas:
-    """Texts on the host, unpadded.
-
-    `rows` and `order` as in the output; `starts`: first positions behind all given ones.
-    """
-
-    rows: list[list[int]]
-    order: list[list[int]]
-    starts: list[int]
-
-
-@dataclass
-class Window:
-    """What is being filled in of each row, right-padded: a block, or what the model takes.
-
-    sample, order: `[B, S]` int64. attention_mask: `[B, S]`, 1 = real; `None` = nothing padded.
-    num_masked: masks of each row.
-    """
-
-    sample: Tensor
-    order: Tensor
-    attention_mask: Tensor | None
-    num_masked: list[int]
+    row_passes: Tensor
+    tokens_per_pass: float
+    seconds: float
 
 
 class LoMDMPipeline(DiffusionPipeline):
@@ -138,6 +125,24 @@ class LoMDMPipeline(DiffusionPipeline):
         use_cache: bool = True,
         callback_on_step_end: Callable | PipelineCallback | MultiPipelineCallbacks | None = None,
         callback_on_step_end_tensor_inputs: list[str] | None = None,
+        *,
+        count: str | None = None,
+        threshold: float | None = None,
+        entropy_bound: float | None = None,
+        grid: str | None = None,
+        remasking: str | None = None,
+        sigma: float | None = None,
+        loop_start: float | None = None,
+        loop_stop: float | None = None,
+        corrector_steps: int | None = None,
+        corrector_k: int | None = None,
+        corrector_selection: str | None = None,
+        guidance_scale: float = 1.0,
+        logits_processor: Callable[[Tensor, Tensor], Tensor] | None = None,
+        allowed_tokens: Any = None,
+        messages: list | None = None,
+        stop_strings: str | list[str] | None = None,
+        streamer: Any = None,
     ) -> LoMDMPipelineOutput | tuple:
         """Continues prompts, fills templates or, without a prompt, writes freely.
 
@@ -147,15 +152,18 @@ class LoMDMPipeline(DiffusionPipeline):
                 filled in place (a model with blocks does not read what stands behind the block of a
                 mask). If the model has a `bos_token_id`, a text that is a prefix gets it in front;
                 ids and templates are taken as they are, and without a prompt it is written too.
-            num_inference_steps: reveal steps `K`; steps with nothing left to reveal make no forward
-                pass. A model with blocks takes `K` steps for each block, a model without for each
-                window: beyond `max_position_embeddings`, the second half of a text that long is the
-                context of the next half.
+            num_inference_steps: reveal steps `K`, or with a `count` by the token laws their limit;
+                steps with nothing left to reveal make no forward pass. A model with blocks takes
+                `K` steps for each block, a model without for each window: beyond
+                `max_position_embeddings`, the second half of a text that long is the context of the
+                next half.
             max_length: tokens of a row, prompt included; default `max_position_embeddings`. Behind
                 an EOS nothing is written but the rest of its block or window.
             max_new_tokens: tokens after each prefix, in place of `max_length`.
-            num_return_sequences: for each prompt. sampler, temperature, top_p, top_k: default those
-                of the scheduler.
+            num_return_sequences: for each prompt.
+            sampler, grid, temperature, top_p, top_k, count, threshold, entropy_bound, remasking,
+                sigma, loop_start, loop_stop, corrector_steps, corrector_k, corrector_selection: as
+                in the scheduler, whose values are the default.
             generator: one, or one per result; default the global one. A result does not depend on
                 its batch.
             output_type: `"text"` (texts need a tokenizer) or `"seq"`.
@@ -168,33 +176,100 @@ class LoMDMPipeline(DiffusionPipeline):
             callback_on_step_end_tensor_inputs: which of `sample`, `order`, `rates`, `revealed` it
                 is given, `[B, S]` of the present block or window (`rates` are those of the latest
                 forward pass); default `["sample"]`.
+            guidance_scale: the law of a token is proportional to `p^scale * q^(1 - scale)`, `p`
+                with and `q` without the prompt, read in one doubled batch; 1 is `p` alone.
+            logits_processor: any `LogitsProcessorList` of transformers. It is given the canvas of
+                the row of each place, `[M, L]`, masks among them, and the scores there, `[M, V]`.
+            allowed_tokens: `{position: [token id, ...]}`, positions counted from the first of a
+                row, for all results, or a list with one for each. No other token is written there.
+                These three shape the token law after one another and move no position.
+            messages: a conversation, `[{"role": ..., "content": ...}, ...]`, or a list of them, in
+                place of `prompt`; the chat template of the tokenizer makes it a prefix.
+            stop_strings: what ends a text behind its prompt. Behind its window or block nothing is
+                written any more, and `texts` are cut before it.
+            streamer: of transformers, for one text: `put` is given the prompt and each finished
+                block or window, `put_draft` (`TextDiffusionStreamer`) the present one in each step.
         Raises:
             ValueError: input that cannot be used, with its name, its value and the remedy; weights
                 with NaN.
         """
+        call, started = dict(locals()), time.perf_counter()
         inputs = self._callback_inputs(callback_on_step_end, callback_on_step_end_tensor_inputs)
-        _require(
+        require(
             output_type in ("text", "seq"),
             f"output_type must be 'text' or 'seq', got {output_type!r}.",
         )
+        filling = self._start(call, callback_on_step_end is not None, "sample" in inputs)
+        feed = None if streamer is None else Feed(streamer, filling)
+        with self._model_in_use(), self.progress_bar(total=filling.num_timesteps) as bar:
+            for step in filling.run(bar):
+                if callback_on_step_end is not None:
+                    self._call_back(callback_on_step_end, step, inputs)
+                if feed is not None:
+                    feed.draft(step)
+                filling.interrupted = self._interrupt
+            if feed is not None:
+                feed.end()
+            output = self._output(filling, output_type == "text", started)
+        return output if return_dict else output.to_tuple()
+
+    @torch.no_grad()
+    def stream(self, prompt=None, **options) -> Iterator[LoMDMStepOutput]:
+        """The same call a step at a time: `for step in pipe.stream("Once", ...): ...`.
+
+        Args:
+            prompt, options: as in `__call__`, but for callbacks and streamers.
+        Yields:
+            The canvas after each step, on the CPU, `LoMDMStepOutput`; the last one is finished.
+        """
+        bound = signature(type(self).__call__).bind(self, prompt, **options)
+        bound.apply_defaults()
+        call = bound.arguments
+        for name in ("callback_on_step_end", "streamer"):
+            wrong = f"{name}={call[name]!r} is not for stream(), whose loop takes its place. "
+            require(call[name] is None, wrong + "Leave it out.")
+        filling = self._start(call, watched=False, rewritten=False)
+        with self._model_in_use(), self.progress_bar(total=filling.num_timesteps) as bar:
+            for step in filling.run(bar):
+                yield state_after(step, filling)
+
+    def _start(self, call: dict[str, Any], watched: bool, rewritten: bool) -> Filling:
+        """What is to be filled in, by the arguments of a call; nothing is read yet."""
         self._check_model()
-        settings = {"sampler": sampler, "temperature": temperature, "top_p": top_p, "top_k": top_k}
-        changes = {name: value for name, value in settings.items() if value is not None}
+        changes = {name: call[name] for name in CALL_SETTINGS if call[name] is not None}
         # a scheduler of this call's own: the pipeline's is left as it is, also when the call fails
         scheduler = type(self.scheduler).from_config(self.scheduler.config, **changes)
         # times stay on the host: finding a step waits for nothing
-        scheduler.set_timesteps(num_inference_steps)
-        canvas = self.make_canvas(prompt, max_length, max_new_tokens, num_return_sequences)
-        with self._model_in_use():
-            passes = self._reveal(
-                canvas, scheduler, generator, use_cache, callback_on_step_end, inputs
-            )
-            sequences, order = self._tensor(canvas.rows)[0], self._tensor(canvas.order, PADDING)[0]
-        texts = (
-            self._decode(canvas) if output_type == "text" and self.tokenizer is not None else None
+        scheduler.set_timesteps(call["num_inference_steps"])
+        prompt, messages = call["prompt"], call["messages"]
+        if messages is not None:
+            wrong = f"prompt={prompt!r} and messages exclude each other: pass one of them."
+            require(prompt is None, wrong)
+            prompt = encode_messages(self.tokenizer, messages)
+        limits = call["max_length"], call["max_new_tokens"], call["num_return_sequences"]
+        canvas, device = self.make_canvas(prompt, *limits), self._execution_device
+        shapes = call["guidance_scale"], call["logits_processor"], call["allowed_tokens"]
+        filling = Filling(
+            *(self.model, scheduler, canvas, call["generator"], device, call["use_cache"]),
+            guidance=Guidance(canvas, self.model.config, device, *shapes),
+            stopped=StopStrings(call["stop_strings"], self.tokenizer),
+            watched=watched,
+            rewritten=rewritten,
         )
-        output = LoMDMPipelineOutput(texts, sequences, order, passes)
-        return output if return_dict else output.to_tuple()
+        self._interrupt, self._num_timesteps = False, filling.num_timesteps
+        return filling
+
+    def _output(self, filling: Filling, text: bool, started: float) -> LoMDMPipelineOutput:
+        canvas, config, device = filling.canvas, self.model.config, self._execution_device
+        sequences, _ = to_tensor(canvas.rows, padding_token(config), device)
+        order, _ = to_tensor(canvas.order, PADDING, device)
+        reveals, _ = to_tensor(canvas.reveals, 0, device)
+        texts, row_passes = None, torch.tensor(filling.row_passes)
+        if text and self.tokenizer is not None:
+            texts = decode(canvas, config, filling.stopped)
+        written = int(reveals.sum()) / max(1, int(row_passes.sum()))
+        counts = filling.passes, row_passes, written, time.perf_counter() - started
+        return LoMDMPipelineOutput(sequences, texts, order, reveals, *counts)
 
     @property
     def num_timesteps(self) -> int:
@@ -203,26 +278,28 @@ class LoMDMPipeline(DiffusionPipeline):
 
     def _callback_inputs(self, callback, names: list[str] | None) -> list[str]:
         """Tensors that the callback is given: a `PipelineCallback` names them itself."""
-        allowed = self._callback_tensor_inputs
+        known = self._callback_tensor_inputs
         names = getattr(callback, "tensor_inputs", names)
         names = ["sample"] if names is None else list(names)
-        unknown = [name for name in names if name not in allowed]
-        _require(
-            not unknown,
-            f"callback_on_step_end_tensor_inputs must be among {allowed}, got {unknown}.",
+        unknown = [name for name in names if name not in known]
+        require(
+            not unknown, f"callback_on_step_end_tensor_inputs must be among {known}, got {unknown}."
         )
         return [] if callback is None else names
 
     def _check_model(self) -> None:
+        kind = type(self.scheduler).__name__
+        wrong = f"scheduler is a {kind}, which does not draw positions and tokens apart. "
+        require(hasattr(self.scheduler, "select"), wrong + "Use LoMDMScheduler(mask_token_id).")
         expected = self.model.config.mask_token_id
         for name, part in (("scheduler", self.scheduler.config), ("tokenizer", self.tokenizer)):
             token = getattr(part, "mask_token_id", None)
             wrong = f"{name}.mask_token_id is {token}, the model's mask_token_id {expected}."
-            _require(token in (None, expected), f"{wrong} Use the {name} of this model.")
+            require(token in (None, expected), f"{wrong} Use the {name} of this model.")
         virtual = getattr(
             getattr(self.model, "active_peft_config", None), "is_prompt_learning", False
         )
-        _require(
+        require(
             not virtual,
             "model has virtual tokens of peft, which no canvas holds. Train with LoRA instead.",
         )
@@ -240,319 +317,38 @@ class LoMDMPipeline(DiffusionPipeline):
         self, prompt, max_length: int | None, max_new_tokens: int | None, repeats: int
     ) -> Canvas:
         """The canvas of a call: every prompt `repeats` times."""
-        limits = {"max_length": max_length, "max_new_tokens": max_new_tokens}
-        counts = {
-            "num_return_sequences": repeats,
-            **{name: limit for name, limit in limits.items() if limit is not None},
-        }
-        for name, value in counts.items():
-            whole = isinstance(value, Integral) and not isinstance(value, bool) and value >= 1
-            _require(
-                whole,
-                f"{name} must be a whole number of at least 1, got {value!r}. Pass for example 32.",
-            )
-        _require(
-            None in limits.values(),
-            f"{max_length=} and {max_new_tokens=} exclude each other: pass one of them.",
-        )
-        prompts, mask = (
-            [[]] if prompt is None else self._encode(prompt),
-            self.model.config.mask_token_id,
-        )
-        lengths = [
-            self._length(i, ids, max_length, max_new_tokens) for i, ids in enumerate(prompts)
-        ]
-        total, given = (
-            int(repeats) * sum(lengths),
-            ", ".join(f"{name}={value}" for name, value in counts.items()),
-        )
-        wrong = (
-            f"{len(prompts)} prompts with {given} make {total} tokens, more than {MAX_POSITIONS}. "
-        )
-        _require(total <= MAX_POSITIONS, wrong + "Lower them, or call more than once.")
-        pairs = [pair for pair in zip(prompts, lengths, strict=True) for _ in range(repeats)]
-        rows = [ids + [mask] * (length - len(ids)) for ids, length in pairs]
-        starts = [
-            max((i + 1 for i, token in enumerate(row) if token != mask), default=0) for row in rows
-        ]
-        return Canvas(rows, [[GIVEN] * len(row) for row in rows], starts)
+        limits = max_length, max_new_tokens, repeats
+        return make_canvas(self.model.config, self.tokenizer, prompt, *limits)
 
-    def _encode(self, prompt) -> list[list[int]]:
-        """Token ids of prompts; BOS stands before prefixes, if the model has one."""
-        prompt = [prompt] if isinstance(prompt, str) else prompt
-        listed = isinstance(prompt, (list, tuple)) and len(prompt) > 0
-        _require(
-            listed,
-            f"prompt must be None, a string or a list with at least one entry, got {prompt!r}.",
-        )
-        if all(isinstance(text, str) for text in prompt):
-            return self._tokenize(list(prompt))
-        if all(
-            isinstance(ids, (list, tuple)) and all(isinstance(i, int) for i in ids)
-            for ids in prompt
-        ):
-            return [list(ids) for ids in prompt]
-        wrong = (
-            "prompt must be a list of strings or of lists of int token ids, not a mixture, got "
-            f"{prompt[:3]!r}."
-        )
-        raise ValueError(f"{wrong} Put a single list of ids into a list.")
-
-    def _tokenize(self, texts: list[str]) -> list[list[int]]:
-        _require(
-            self.tokenizer is not None,
-            f"prompt {texts[0]!r} is a text, which needs a tokenizer. Pass token id lists instead.",
-        )
-        bos, mask = self.model.config.bos_token_id, self.model.config.mask_token_id
-        rows = self.tokenizer([well_formed(text) for text in texts], add_special_tokens=False)[
-            "input_ids"
-        ]
-        plain = [bos is None or mask in row or row[:1] == [bos] for row in rows]
-        return [row if as_it_is else [bos, *row] for row, as_it_is in zip(rows, plain, strict=True)]
-
-    def _length(
-        self, index: int, ids: list[int], max_length: int | None, max_new_tokens: int | None
-    ) -> int:
-        """Tokens of the row of a prompt: a prefix gets masks, a template stays as it is."""
-        config = self.model.config
-        mask, limit = config.mask_token_id, max_length or config.max_position_embeddings
-        outside = next((i for i in ids if not 0 <= i < config.vocab_size), None)
-        problem = (
-            f"prompt {index} has the token id {outside}, outside the vocabulary of "
-            f"{config.vocab_size}. "
-        )
-        _require(outside is None, problem + "Use the tokenizer that the model was trained with.")
-        problem = (
-            f"prompt {index} contains the mask token ({mask}): it is a template, filled in place. "
-        )
-        remedy = (
-            f"Leave max_new_tokens={max_new_tokens} out, or take the mask token out of the prompt."
-        )
-        _require(mask not in ids or max_new_tokens is None, problem + remedy)
-        length = len(ids) if mask in ids else len(ids) + max_new_tokens if max_new_tokens else limit
-        problem = (
-            f"prompt {index} needs {len(ids)} tokens, more than the limit of {limit} (max_length "
-            "or "
-        )
-        remedy = "max_position_embeddings). Shorten the prompt or pass max_new_tokens."
-        _require(len(ids) <= min(length, max_length or length), problem + remedy)
-        problem = (
-            f"prompt {index} has {len(ids)} tokens: max_length={limit} leaves nothing to write."
-        )
-        _require(length > len(ids) or mask in ids, problem)
-        return length
-
-    def _decode(self, canvas: Canvas) -> list[str]:
-        """Texts of the rows, each cut before the first EOS behind all that is given."""
-        rows = [
-            row[: self._end(row, start)]
-            for row, start in zip(canvas.rows, canvas.starts, strict=True)
-        ]
-        return [self.tokenizer.decode(row, skip_special_tokens=True) for row in rows]
-
-    def _end(self, row: list[int], start: int) -> int:
-        """Where a row ends: at its first EOS from `start` on."""
-        bos, eos = self.model.config.bos_token_id, self.model.config.eos_token_id
-        # a BOS that the model wrote may be its EOS token: GPT-2's is
-        start = max(start, int(row[0] == bos))
-        return end_of_text(row, eos, start)
-
-    def _reveal(
-        self, canvas: Canvas, scheduler, generator, use_cache: bool, callback, inputs: list[str]
-    ) -> int:
-        """Fills in the canvas, window after window; returns the number of forward passes."""
-        windows, steps, passes, context = (
-            self.windows(canvas.rows),
-            len(scheduler.timesteps),
-            0,
-            None,
-        )
-        self._interrupt = False  # a callback may set it
-        self._num_timesteps, seeds = steps * len(windows), _row_seeds(generator, len(canvas.rows))
-        if self.model.config.block_size is not None:
-            before = [row[:first] for row, first in zip(canvas.rows, windows[0][0], strict=True)]
-            context = self.model.open_context(*self._tensor(before, left=True), use_cache)
-            context.model = self.model  # as it is here: compiled, or wrapped
-        with self.progress_bar(total=self._num_timesteps) as bar:
-            for index, (firsts, width) in enumerate(windows):
-                window = self._open(canvas.rows, firsts, width)
-                # one generator per row: its draws do not depend on the other rows
-                draws = [torch.Generator().manual_seed(seed + index) for seed in seeds]
-                read = partial(self.model, return_dict=True) if context is None else context.read
-                passes += self._reveal_window(
-                    window, read, scheduler, draws, callback, inputs, index * steps, bar
-                )
-                self._close(canvas, window, firsts)
-                ends = (
-                    len(row) <= first + width
-                    for row, first in zip(canvas.rows, firsts, strict=True)
-                )
-                if self._interrupt or all(ends):
-                    break
-                if context is not None:
-                    context.extend(window.sample, window.attention_mask)
-        return passes
-
-    def windows(self, rows: list[list[int]]) -> list[tuple[list[int], int]]:
-        """First position in each row, and width, of every window; rows are independent."""
-        config = self.model.config
-        firsts, size, limit = [0] * len(rows), config.block_size, config.max_position_embeddings
-        stride = max(1, limit // 2)  # half of a window is the context of the next
-        if size is not None:
-            firsts, stride, limit = (
-                [row.index(config.mask_token_id) // size * size for row in rows],
-                size,
-                size,
-            )
-        longest = max(len(row) - first for row, first in zip(rows, firsts, strict=True))
-        starts = range(0, max(0, longest - limit) + stride, stride)
-        return [
-            ([first + start for first in firsts], min(limit, longest - start)) for start in starts
-        ]
-
-    def _open(self, rows: list[list[int]], firsts: list[int], width: int) -> Window:
-        parts = [row[first : first + width] for row, first in zip(rows, firsts, strict=True)]
-        sample, mask = self._tensor(parts)
-        left = [part.count(self.model.config.mask_token_id) for part in parts]
-        return Window(sample, torch.full_like(sample, GIVEN), mask, left)
-
-    def _tensor(
-        self, rows: list, padding: int | None = None, left: bool = False
-    ) -> tuple[Tensor, Tensor | None]:
-        """Rows as `[B, L]`, padded on one side, and the mask of what is real, `None` if all is."""
-        width, device = max(map(len, rows)), self._execution_device
-        padding = _padding_token(self.model.config) if padding is None else padding
-        missing = [width - len(row) for row in rows]
-        padded = [
-            [padding] * n * left + row + [padding] * n * (not left)
-            for n, row in zip(missing, rows, strict=True)
-        ]
-        real = [
-            [0] * n * left + [1] * len(row) + [0] * n * (not left)
-            for n, row in zip(missing, rows, strict=True)
-        ]
-        values = torch.tensor(padded, dtype=torch.int64, device=device)
-        mask = torch.tensor(real, dtype=torch.int64, device=device) if any(missing) else None
-        return values, mask
-
-    def _close(self, canvas: Canvas, window: Window, firsts: list[int]) -> None:
-        """Copies a finished window into the canvas. A row ends with its first EOS not given."""
-        filled = zip(firsts, window.sample.tolist(), window.order.tolist(), strict=True)
-        rows = zip(canvas.rows, canvas.order, canvas.starts, strict=True)
-        for (row, order, start), (first, tokens, steps) in zip(rows, filled, strict=True):
-            end = min(len(row), first + len(tokens))
-            row[first:end] = tokens[: end - first]
-            # what an earlier window revealed is given here
-            order[first:end] = map(max, order[first:end], steps)
-            if self._end(row[:end], start) < end:
-                del row[end:], order[end:]
-
-    def _reveal_window(
-        self, window: Window, read, scheduler, generator, callback, inputs, begin: int, bar
-    ) -> int:
-        """Fills in a window, steps counted from `begin`; returns the number of forward passes.
-
-        Where the scheduler tells on the host how many positions a step reveals, nothing waits for
-        the device, and steps with nothing left are skipped. A callback that may change the sample
-        costs a count of its masks.
-        """
-        finite: bool | Tensor = True
-        steps, passes, out, stale = len(scheduler.timesteps), 0, None, True
-        recount = scheduler.num_reveals_is_random or "sample" in inputs
-        plain = scheduler.position_draw_needs_logits or self.model.rates_need_logits
-        for step, timestep in enumerate(scheduler.timesteps):
-            left, revealed = window.num_masked, torch.zeros_like(window.sample, dtype=torch.bool)
-            if any(left):
-                # else nothing was revealed, and the model's output does not depend on the time
-                if stale:
-                    out = read(
-                        input_ids=window.sample,
-                        attention_mask=window.attention_mask,
-                        output_logits=plain,
-                    )
-                    passes += 1
-                revealed, sane = self._reveal_step(window, out, scheduler, timestep, generator)
-                counts = scheduler.num_reveals(left, timestep)
-                window.order = torch.where(revealed, begin + step, window.order)
-                left, finite = (
-                    [n - count for n, count in zip(left, counts, strict=True)],
-                    finite & sane,
-                )
-                if step == 0:
-                    _check_finite(finite)
-            elif callback is None or out is None:
-                bar.update(steps - step)
-                break
-            if callback is not None:
-                tensors = {
-                    "sample": window.sample,
-                    "order": window.order,
-                    "rates": out.rates,
-                    "revealed": revealed,
-                }
-                self._call_back(
-                    callback,
-                    begin + step,
-                    timestep,
-                    window,
-                    {name: tensors[name] for name in inputs},
-                )
-            if recount:
-                left = (window.sample == self.model.config.mask_token_id).sum(1).tolist()
-            stale, window.num_masked = left != window.num_masked or "sample" in inputs, left
-            bar.update()
-            if self._interrupt:
-                break
-        _check_finite(finite)
-        return passes
-
-    def _reveal_step(
-        self, window: Window, out, scheduler, timestep, generator
-    ) -> tuple[Tensor, Tensor]:
-        """One step: `revealed` `[B, S]`, and whether all that was used is finite.
-
-        Unless the rates or the position draw need logits, positions come first and the revealed
-        ones alone are projected to the vocabulary.
-        """
-        sample, mask = window.sample, window.attention_mask
-        if out.logits is not None:
-            step = scheduler.step(
-                out.logits, timestep, sample, out.rates, generator, attention_mask=mask
-            )
-            window.sample, revealed = step.prev_sample, step.revealed
-            broken = torch.isnan(out.logits.amax(-1)) & revealed
-        else:
-            revealed = scheduler.select(out.rates, timestep, sample, generator, attention_mask=mask)
-            rows, columns = scheduler.revealed_places(revealed, timestep, window.num_masked)
-            logits = self.model.token_logits(out.last_hidden_state[rows, columns])
-            # rows are right-padded, so a column is a position
-            tokens = scheduler.draw_tokens(logits, rows, columns, len(sample), generator)
-            tokens = torch.where(revealed[rows, columns], tokens, sample[rows, columns])
-            window.sample = sample.index_put((rows, columns), tokens)
-            broken = torch.isnan(logits.amax(-1)) & revealed[rows, columns]
-        return revealed, torch.isfinite(out.rates).all() & ~broken.any()
-
-    def _call_back(
-        self, callback, step: int, timestep, window: Window, tensors: dict[str, Tensor]
-    ) -> None:
+    def _call_back(self, callback, step: Step, inputs: list[str]) -> None:
         """Calls the callback and takes over the `sample` and the `order` that it returns."""
-        remedy = (
+        window = step.window
+        tensors = {
+            "sample": window.sample,
+            "order": window.order,
+            "rates": step.rates,
+            "revealed": step.revealed,
+        }
+        tensors = {name: tensors[name] for name in inputs}
+        known = (
             f"Name it in callback_on_step_end_tensor_inputs, among {self._callback_tensor_inputs}."
         )
-        for name, value in (callback(self, step, timestep, dict(tensors)) or {}).items():
-            _require(
+        for name, value in (
+            callback(self, step.number, step.timestep, dict(tensors)) or {}
+        ).items():
+            require(
                 name in tensors,
-                f"callback_on_step_end returned {name!r}, which it was not given. {remedy}",
+                f"callback_on_step_end returned {name!r}, which it was not given. {known}",
             )
             before = tensors[name]
             if name not in ("sample", "order"):
-                _require(
+                require(
                     value is before,
                     f"callback_on_step_end replaced {name!r}, which is for reading: leave it.",
                 )
                 continue
-            got, expected = (f"{ids.dtype} of shape {list(ids.shape)}" for ids in (value, before))
-            _require(
+            got, expected = (f"{one.dtype} of shape {list(one.shape)}" for one in (value, before))
+            require(
                 got == expected,
                 f"callback_on_step_end returned {name!r} as {got}, expected {expected}.",
             )
@@ -562,7 +358,7 @@ class LoMDMPipeline(DiffusionPipeline):
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs
     ) -> "LoMDMPipeline":
-        """Loads a folder or a Hub repository; with the package, only with its own classes.
+        """Loads a folder or a Hub repository; with the package, by the package's classes alone.
 
         Loaded as remote code itself, this class leaves the work to diffusers, which asks for
         `trust_remote_code=True`.
@@ -588,7 +384,7 @@ class LoMDMPipeline(DiffusionPipeline):
         model_card: str | None = None,
         **kwargs,
     ) -> Any:
-        """Writes one folder with its code that loads as model, tokenizer and pipeline.
+        """Writes one folder that loads as model, tokenizer and pipeline without the package.
 
         Args:
             save_directory: the target folder; files of it that are not part of the layout stay. It
@@ -607,7 +403,7 @@ class LoMDMPipeline(DiffusionPipeline):
                 kind, components that cannot travel, other options. Nothing is written then.
         """
         unknown = sorted(kwargs.keys() - set(UPLOAD_OPTIONS))
-        _require(
+        require(
             not unknown,
             f"{unknown} are no options. Besides the named ones there are {list(UPLOAD_OPTIONS)}.",
         )
@@ -619,11 +415,11 @@ class LoMDMPipeline(DiffusionPipeline):
             "Leave both out; for another precision convert the model first: "
             "pipe.to(torch.bfloat16)."
         )
-        _require(safe_serialization and variant is None, wrong + remedy)
-        target, model = Path(save_directory).resolve(), self._saveable_model()
+        require(safe_serialization and variant is None, wrong + remedy)
+        target, model = Path(save_directory).resolve(), saveable_model(self.model)
         check_target(target, model.config.model_type)
         with staging_folder(target) as staging:
-            self._write(staging, model, max_shard_size)
+            write_folder(self, staging, model, max_shard_size)
             if model_card is not None or not (target / "README.md").exists():
                 (staging / "README.md").write_text(card(model_card, target.name), encoding="utf-8")
             written = sorted(
@@ -637,78 +433,19 @@ class LoMDMPipeline(DiffusionPipeline):
         )
 
     def push_to_hub(self, repo_id: str, **kwargs) -> Any:
-        """Uploads the folder of `save_pretrained` (`kwargs` as there); returns a `CommitInfo`."""
+        """Uploads the folder of `save_pretrained` without keeping it; `kwargs` as there.
+
+        Returns the `CommitInfo`.
+        """
         with tempfile.TemporaryDirectory() as folder:
             return self.save_pretrained(
                 Path(folder, Path(repo_id).name), push_to_hub=True, repo_id=repo_id, **kwargs
             )
 
-    def _saveable_model(self) -> PreTrainedModel:
-        """The model, if all of it can be written as one folder."""
-        model = getattr(self.model, "_orig_mod", self.model)  # torch.compile wraps
-        remedy = (
-            "Merge PEFT adapters (get_peft_model, merge_and_unload), or save them alone "
-            "(model.save_pretrained)."
-        )
-        wrong = f"model is a {type(model).__name__}, which cannot be saved as one folder. "
-        _require(isinstance(model, PreTrainedModel), wrong + remedy)
-        wrong = (
-            f"model carries the adapters {list(getattr(model, 'peft_config', ()))}, a Hub folder "
-            "holds whole weights. "
-        )
-        _require(not getattr(model, "_hf_peft_config_loaded", False), wrong + remedy)
-        return model
-
-    def _write(
-        self, folder: Path, model: PreTrainedModel, max_shard_size: int | str | None
-    ) -> None:
-        """The layout: model and code at the root, and beside them what diffusers looks for."""
-        sizes: dict[str, Any] = {} if max_shard_size is None else {"max_shard_size": max_shard_size}
-        model.save_pretrained(folder, **sizes)
-        (folder / "model").mkdir()
-        for path in (folder / "config.json", *folder.glob("*.py")):
-            shutil.copy(path, folder / "model")
-        write_index(folder)
-        self.scheduler.save_pretrained(folder / "scheduler")
-        copy_code(self, folder)
-        copy_code(self.scheduler, folder / "scheduler")
-        if self.tokenizer is not None:
-            self.tokenizer.save_pretrained(folder)
-        self._write_model_index(folder, type(model))
-
-    def _write_model_index(self, folder: Path, model_class: type) -> None:
-        tokenizer: list[str | None] = [None, None]
-        if self.tokenizer is not None:
-            tokenizer = [
-                type(self.tokenizer).__module__.split(".")[0],
-                type(self.tokenizer).__name__,
-            ]
-            wrong = (
-                f"tokenizer is a {tokenizer[1]} of {tokenizer[0]}; a Hub folder takes those of "
-                "transformers only. "
-            )
-            _require(
-                tokenizer[0] == "transformers",
-                wrong + "Wrap it as transformers.PreTrainedTokenizerFast.",
-            )
-        content = {
-            "_class_name": file_and_name(type(self)),
-            "_diffusers_version": diffusers.__version__,
-            "model": file_and_name(model_class),
-            "scheduler": file_and_name(type(self.scheduler)),
-            "tokenizer": tokenizer,
-        }
-        write_json(folder / "model_index.json", content)
-
-
-def end_of_text(ids: Sequence[int], eos: int | None, start: int = 0) -> int:
-    """How many of the tokens `ids` are text: those before the first EOS from `start` on, or all."""
-    return ids.index(eos, start) if eos in ids[start:] else len(ids)
-
 
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Within this context `model` is in eval mode; afterwards all modules are as before."""
+    """Within this context `model` is in eval mode; then each module has its own again."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
@@ -716,42 +453,3 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
-
-
-def well_formed(text: str) -> str:
-    """`text` with U+FFFD for each lone surrogate; a pair becomes its character."""
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-
-
-def _row_seeds(generator, num_rows: int) -> list[int]:
-    """A seed for each row: of its own generator or of a shared one (`None` = global)."""
-    sources = generator if isinstance(generator, (list, tuple)) else [generator] * num_rows
-    _require(
-        len(sources) == num_rows,
-        f"generator has {len(sources)} entries for {num_rows} results. Pass one for each.",
-    )
-    fits = all(source is None or isinstance(source, torch.Generator) for source in sources)
-    wrong = f"generator must be a torch.Generator, a list of them or None, got {generator!r}. "
-    _require(fits, wrong + "Pass torch.Generator().manual_seed(0).")
-    return [
-        int(torch.randint(2**62, (), generator=source, device=source and source.device))
-        for source in sources
-    ]
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ValueError(message)
-
-
-def _check_finite(finite: bool | Tensor) -> None:
-    _require(
-        bool(finite),
-        "the model gave NaN or infinite rates or logits. Check its weights and its dtype.",
-    )
-
-
-def _padding_token(config) -> int:
-    """What stands at padded positions: never the mask token, which would be counted as masked."""
-    usable = (token for token in (config.pad_token_id, config.eos_token_id) if token is not None)
-    return next(usable, (config.mask_token_id + 1) % config.vocab_size)

@@ -171,6 +171,32 @@ class ModelArguments:
             )
         },
     )
+    logit_shift: bool = field(
+        default=True,
+        metadata={
+            "help": (
+                "Where init_from is a causal model of transformers: keep the token law of a "
+                "position at the position before it."
+            )
+        },
+    )
+    lora_rank: int | None = field(
+        default=None,
+        metadata={
+            "help": (
+                "Train low-rank updates of this rank of the backbone's linear layers, and order "
+                "heads or token rates in full; the backbone stays as it is, with bf16 in bfloat16. "
+                "Default: all weights."
+            )
+        },
+    )
+    lora_alpha: int = field(
+        default=32, metadata={"help": "Scale of the updates; they are multiplied by alpha / rank."}
+    )
+    lora_modules: list[str] | None = field(
+        default=None,
+        metadata={"help": "Names of the layers to update; default all linear ones."},
+    )
     hidden_size: int = field(
         default=768, metadata={"help": "Hidden units; a multiple of 2 * num_attention_heads."}
     )

@@ -9,7 +9,8 @@ from transformers import GenerationConfig, PreTrainedModel
 from ..evaluation.causal import causal_nll, causal_token_losses
 from ..evaluation.likelihood import NelboEstimate
 from ..modeling.modeling_lomdm import LoMDMOutput
-from ..pipelines.pipeline_lomdm import end_of_text, eval_mode
+from ..pipelines.canvas_lomdm import end_of_text
+from ..pipelines.pipeline_lomdm import eval_mode
 from .measures import maskable
 from .model_card import Description, describe_causal
 from .trainer import LoMDMTrainer

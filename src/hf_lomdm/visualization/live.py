@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 
-from ..modeling.scheduling_lomdm import check_setting
+from ..modeling.settings_lomdm import check_setting
+from ..pipelines.canvas_lomdm import windows
 from .html import COLOURS, black_or_white, escape, order_page, read_resource, token_span
 from .terminal import token_texts
 
@@ -61,7 +62,9 @@ class _Follower:
     ):
         # laid out as the pipeline will do it, so that bad input is refused before a thread starts
         self.row = pipe.make_canvas(prompt, max_length, None, 1).rows[0]
-        self.windows = [(firsts[0], width) for firsts, width in pipe.windows([self.row])]
+        self.windows = [
+            (firsts[0], width) for firsts, width in windows([self.row], pipe.model.config)
+        ]
         self.tokenizer, self.mask, self.steps = (
             pipe.tokenizer,
             pipe.model.config.mask_token_id,
