@@ -6,16 +6,20 @@ r"""Quality against passes: how few forward passes write as well as one token at
     python studies/passes/passes.py plot --records studies/passes/records/*.json --output passes.png
 
 Sudoku: puzzles with 40 clues, solved or not. Words: three tokens in a row are masked in held-out
-texts; the law of the three that a setting writes is enumerated from samples against the exact law
-of one token at a time. Records: outputs/studies/.
+texts, each with the eight tokens that are likeliest there; the law of the three that a setting
+writes is enumerated, and compared with that of one token at a time in the learned order. Records:
+outputs/studies/.
 """
 
 import argparse
+import itertools
 import json
+import math
 import sys
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from hf_lomdm import LoMDMPipeline
 from hf_lomdm.cli.errors import loading, user_errors
@@ -23,6 +27,7 @@ from hf_lomdm.cli.option_types import nonempty, whole
 from hf_lomdm.data.sudoku import add_clues, load_puzzles
 from hf_lomdm.evaluation.records import write_record
 from hf_lomdm.evaluation.sudoku import evaluate_sudoku
+from hf_lomdm.modeling.process_lomdm import entropy_bound_prefix, threshold_prefix
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
@@ -68,6 +73,24 @@ SETTINGS = {
 }
 
 
+# Order, count and steps of three words.
+HOLE, KEPT = 3, 8  # masked tokens in a row; tokens that each may become
+WORDS = {
+    **{
+        f"{order}, {steps} steps": (order, "steps", steps)
+        for order in ("learned", "random", "confidence", "entropy")
+        for steps in (3, 2, 1)
+    },
+    **{f"threshold {tau}": ("confidence", tau, HOLE) for tau in (0.99, 0.9, 0.7, 0.5, 0.3)},
+    **{f"entropy bound {gamma}": ("entropy", -gamma, HOLE) for gamma in (0.1, 0.5, 1.0, 2.0)},
+    **{
+        f"{order}, entropy bound {gamma}": (order, -gamma, HOLE)
+        for order in ("learned", "random")
+        for gamma in (0.1, 0.5, 1.0, 2.0)
+    },
+}
+
+
 def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -82,6 +105,12 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     sudoku.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS))
     sudoku.add_argument("--output", type=nonempty)
     sudoku.set_defaults(run=run_sudoku)
+    words = commands.add_parser("words", help="laws of three tokens, enumerated")
+    words.add_argument("--model", type=nonempty, required=True)
+    words.add_argument("--file", type=nonempty, required=True, help="held-out text")
+    words.add_argument("--max_rows", type=whole(2), default=64, help="texts")
+    words.add_argument("--output", type=nonempty)
+    words.set_defaults(run=run_words)
     plot = commands.add_parser("plot", help="one picture for each record")
     plot.add_argument("--records", nargs="+", type=nonempty, required=True)
     plot.add_argument("--output", type=nonempty, required=True)
@@ -111,6 +140,123 @@ def run_sudoku(options: argparse.Namespace) -> None:
         show(name, found[name])
         write_record(path, measured | {"unit": record["unit"], "found": found})
     print(f"record: {path}")
+
+
+def run_words(options: argparse.Namespace) -> None:
+    measured = {"task": "passes_words", "source": Path(options.file).name}
+    measured |= {"model": options.model, "max_rows": options.max_rows}
+    path = record_place(options.output, measured, "studies")
+    with loading("--model", options.model):
+        pipe = LoMDMPipeline.from_pretrained(options.model, dtype=torch.float32)
+    length, model = pipe.model.config.max_position_embeddings, pipe.model.eval()
+    with open(options.file, encoding="utf-8") as file:
+        text = file.read(20 * length * options.max_rows)
+    ids = pipe.tokenizer(text, add_special_tokens=False)["input_ids"]
+    rows = torch.tensor(ids[: length * options.max_rows]).view(-1, length)
+    values: dict[str, list] = {name: [] for name in WORDS}
+    for row in rows:
+        states = tables(model, row, length // 2)
+        exact, _ = law_of_setting(states, *WORDS["learned, 3 steps"])
+        for name, setting in WORDS.items():
+            law, passes = law_of_setting(states, *setting)
+            values[name].append([float((law - exact).abs().sum() / 2), passes])
+    found = {}
+    for name, pairs in values.items():
+        distance, passes = torch.tensor(pairs, dtype=torch.float64).unbind(1)
+        error = float(distance.std() / math.sqrt(len(distance)))
+        found[name] = {"value": float(distance.mean()), "standard_error": error}
+        found[name] |= {"forward_passes": float(passes.mean()), "setting": WORDS[name]}
+        show(name, found[name])
+    unit = "total variation distance to one token at a time in the learned order"
+    write_record(path, measured | {"unit": unit, "n": len(rows), "found": found})
+    print(f"record: {path}")
+
+
+@torch.no_grad()
+def tables(model, row: Tensor, first: int) -> dict[tuple, tuple[list[Tensor], Tensor]]:
+    """For each set of masked positions of the hole the token laws and the rates of its states.
+
+    Its states have the shape `[S, S, S]`, `S = 1` where a position is masked and `KEPT` elsewhere.
+    The laws of the three positions are `[S, S, S, KEPT]`, the rates `[S, S, S, 3]`.
+    """
+    mask, hole = model.config.mask_token_id, slice(first, first + HOLE)
+    start = row.clone()
+    start[hole] = mask
+    kept = model(start[None]).logits[0, hole].topk(KEPT).indices  # [3, KEPT]
+    found = {}
+    for masked in itertools.product([True, False], repeat=HOLE):
+        choices = [[mask] if one else kept[i].tolist() for i, one in enumerate(masked)]
+        shape = [len(one) for one in choices]
+        texts = start.repeat(math.prod(shape), 1)
+        texts[:, hole] = torch.tensor(list(itertools.product(*choices)))
+        outs = [model(part) for part in texts.split(128)]
+        logits = torch.cat([out.logits[:, hole] for out in outs]).double()
+        law = logits.gather(2, kept.expand(len(texts), -1, -1)).softmax(-1)
+        rates = torch.cat([out.rates[:, hole] for out in outs]).double()
+        laws = [law[:, i].view(*shape, KEPT) for i in range(HOLE)]
+        found[masked] = laws, rates.view(*shape, HOLE)
+    return found
+
+
+def law_of_setting(states, order: str, count: str | float, steps: int) -> tuple[Tensor, float]:
+    """The law `[KEPT, KEPT, KEPT]` of what a setting writes, and its mean number of passes.
+
+    Args:
+        count: `"steps"`, a threshold, or minus an entropy bound.
+    """
+    mass, passes = {(True,) * HOLE: torch.ones(1, 1, 1, dtype=torch.float64)}, 0.0
+    for step in range(steps):
+        onward: dict[tuple, Tensor] = {}
+        for masked, here in mass.items():
+            where = [i for i in range(HOLE) if masked[i]]
+            passes += float(here.sum()) if where else 0.0
+            for chain in itertools.permutations(where):
+                laws, rates = states[masked]
+                share = here * chance(chain, order, laws, rates)
+                length = prefix(chain, count, laws, -(-len(where) // (steps - step)))
+                for n in range(1, len(where) + 1):
+                    after = tuple(masked[i] and i not in chain[:n] for i in range(HOLE))
+                    written = share * (length == n)
+                    for i in chain[:n]:  # the axis of a masked position has one entry
+                        written = written * laws[i].squeeze(i).movedim(-1, i)
+                    onward[after] = onward.get(after, 0) + written
+            if not where:
+                onward[masked] = onward.get(masked, 0) + here
+        mass = onward
+    return mass[(False,) * HOLE], passes
+
+
+def chance(chain: tuple, order: str, laws: list[Tensor], rates: Tensor) -> Tensor:
+    """Probability in each state that the masked positions are revealed in the order `chain`."""
+    if order in ("learned", "random"):
+        weights = rates if order == "learned" else torch.ones_like(rates)
+        found = torch.ones_like(rates[..., 0])
+        for k, i in enumerate(chain):
+            found = found * weights[..., i] / weights[..., list(chain[k:])].sum(-1)
+        return found
+    if not chain:
+        return torch.ones_like(rates[..., 0])
+    sure = [
+        laws[i].amax(-1) if order == "confidence" else -torch.special.entr(laws[i]).sum(-1)
+        for i in sorted(chain)
+    ]
+    ranked = torch.stack(sure, -1).argsort(dim=-1, descending=True, stable=True)
+    place = torch.tensor([sorted(chain).index(i) for i in chain])
+    return (ranked == place).all(-1).double()
+
+
+def prefix(chain: tuple, count: str | float, laws: list[Tensor], least: int) -> Tensor:
+    """How many positions of `chain` each state reveals at once."""
+    shape = laws[0].shape[:-1]
+    if count == "steps" or not chain:
+        return torch.full(shape, least)
+    if count > 0:
+        certainties = torch.stack([laws[i].amax(-1) for i in chain], -1).flatten(0, -2)
+        lengths = threshold_prefix(certainties, count)
+    else:
+        entropies = [torch.special.entr(laws[i]).sum(-1) for i in chain]
+        lengths = entropy_bound_prefix(torch.stack(entropies, -1).flatten(0, -2), -count)
+    return lengths.view(shape).clamp(min=least)
 
 
 def show(name: str, one: dict) -> None:

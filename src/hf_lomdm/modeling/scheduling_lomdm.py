@@ -276,10 +276,9 @@ class LoMDMScheduler(Corrections, SchedulerMixin, ConfigMixin):
             v = float64_rates(rates.detach().to(device), masked | remaskable)
         if self.config.remasking is not None:
             log_u = self.local_times(block, num_blocks, steps_left)
-            sigma = self.sigma_of_step(steps_left)
-            kind, known = self.config.remasking, certainties
-            known = None if known is None else known.to(device, torch.float64)
-            chances = remasking_probability(v, masked, remaskable, log_u, kind, sigma, known)
+            known = None if certainties is None else certainties.to(device, torch.float64)
+            how = self.config.remasking, self.sigma_of_step(steps_left), known
+            chances = remasking_probability(v, masked, remaskable, log_u, *how)
             return (uniforms < chances).to(home)
         if self.config.sampler == "ancestral":
             chances = self._ancestral(v, masked, block, num_blocks, steps_left)
@@ -459,13 +458,22 @@ class LoMDMScheduler(Corrections, SchedulerMixin, ConfigMixin):
         needed = {self.order_of_reveals, names.get(self.count_of_reveals)} & {*LOGIT_SAMPLERS}
         found = {}
         for name in needed:
-            parts = [certainty(part, self.config.mask_token_id, name) for part in slices(logits)]
-            found[name] = torch.cat(parts).reshape(masked.shape)
+            found[name] = self._measure(logits, masked, name)
             if masked.device.type == "cpu" and not (found[name].isfinite() | ~masked).all():
                 raise ValueError(
                     "logits give no law at a masked position (NaN or infinite). Check the weights."
                 )
         return found
+
+    def _measure(self, logits: Tensor, masked: Tensor, name: str) -> Tensor:
+        """Certainties `[B, L]` by one measure; on the CPU 0 where nothing is masked."""
+        options = self.config.mask_token_id, name
+        if masked.device.type != "cpu":  # where they are would have to be waited for
+            return torch.cat([certainty(part, *options) for part in slices(logits)]).view_as(masked)
+        rows, places = logits.flatten(0, 1), masked.flatten().nonzero()[:, 0]
+        parts = [certainty(rows[part], *options) for part in places.split(slice_rows(logits))]
+        found = torch.zeros(masked.numel(), dtype=torch.float64)
+        return found.index_copy(0, places, torch.cat(parts)).view_as(masked)
 
     def _reveal_priority(
         self,
