@@ -1,4 +1,4 @@
-"""Floating point operations on paper: of training steps of any system, and of sampling.
+"""Floating point operations on paper: of training steps of any system.
 
 A multiplication and an addition are two operations. Counted are the products with weight matrices
 and those of attention; a test counts them with torch. A forward pass costs 2 for each weight and
@@ -96,12 +96,6 @@ def block_keys(config: LoMDMConfig, length: int, num_copies: int) -> float:
     for queries, keys in chunk_positions(config, length, num_copies):
         pairs += (queries.stop - queries.start) * sum(part.stop - part.start for part in keys)
     return pairs / (num_copies * length)
-
-
-def sampling_step(config: LoMDMConfig, length: int, projected: float) -> float:
-    """One pass of the sampler, per row of `length` positions of which `projected` get logits."""
-    head = order_head(config, length) if config.rate_type == "learned" else 0.0
-    return length * (backbone(config, length) + head) + projected * projection(config)
 
 
 def num_weights(config: LoMDMConfig) -> int:

@@ -60,8 +60,18 @@ def hub_folder(tmp_path_factory) -> Path:
     return export_to_hub_folder(ROOT / SHIPPED, tmp_path_factory.mktemp("export") / "lomdm-owt")
 
 
+# their blocks compile, quantise or convert; those of the other pages run in the fast suite
+LONG = ("conversion.md", "ecosystem.md", "space.md")
+
+
 @pytest.mark.parametrize(
-    "page", [page for page in PAGES if blocks(page)], ids=lambda page: page.name
+    "page",
+    [
+        pytest.param(page, marks=[pytest.mark.slow] if page.name in LONG else [])
+        for page in PAGES
+        if blocks(page)
+    ],
+    ids=lambda page: page.name,
 )
 def test_every_python_block_of_the_page_runs_from_the_root_of_the_repository(
     page, tmp_path, hub_folder

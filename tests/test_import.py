@@ -29,25 +29,36 @@ def test_the_import_brings_no_library_that_the_model_does_not_need():
     )
 
 
+ORDERS = (
+    "import hf_lomdm, transformers",
+    "import hf_lomdm; from diffusers import DiffusionPipeline; import transformers",
+    # a model brings the Auto classes while what our model needs is half imported
+    "import hf_lomdm; from transformers import BertModel; import transformers",
+)
+MORE_ORDERS = (
+    "from transformers import AutoModel; import hf_lomdm, transformers",
+    "import hf_lomdm; from transformers import PreTrainedModel, Trainer; import transformers",
+    "from hf_lomdm import LoMDMScheduler; import transformers",
+    "from hf_lomdm.modeling.backbone_lomdm import LoMDMLayer; import transformers",
+)
+
+
 @pytest.mark.parametrize(
     "imports",
-    [
-        "import hf_lomdm, transformers",
-        "from transformers import AutoModel; import hf_lomdm, transformers",
-        "import hf_lomdm; from transformers import PreTrainedModel, Trainer; import transformers",
-        "import hf_lomdm; from diffusers import DiffusionPipeline; import transformers",
-        "from hf_lomdm import LoMDMScheduler; import transformers",
-        # a model brings the Auto classes while what our model needs is half imported
-        "import hf_lomdm; from transformers import BertModel; import transformers",
-        "from hf_lomdm.modeling.backbone_lomdm import LoMDMLayer; import transformers",
-    ],
+    [*ORDERS, *(pytest.param(order, marks=pytest.mark.slow) for order in MORE_ORDERS)],
 )
 def test_auto_classes_know_the_model_in_any_order_of_imports_without_remote_code(imports):
     assert run(f"{imports}; {LOAD}") == "hf_lomdm.modeling.modeling_lomdm"
 
 
 @pytest.mark.parametrize(
-    "imports", ["import hf_lomdm", "from transformers import AutoConfig; import hf_lomdm"]
+    "imports",
+    [
+        "import hf_lomdm",
+        pytest.param(
+            "from transformers import AutoConfig; import hf_lomdm", marks=pytest.mark.slow
+        ),
+    ],
 )
 def test_auto_config_alone_knows_the_configuration_without_remote_code(imports):
     load = f"print(type(AutoConfig.from_pretrained({str(SHIPPED)!r})).__module__)"

@@ -22,7 +22,7 @@ ROOMS = {
     "visualization": "orders as text, pictures and pages",
     "training": "arguments, trainer, checkpoints, model cards",
     "hub": "export and conversion",
-    "cli": "errors and option types of the scripts",
+    "cli": "errors, option types and command lines of the scripts",
     "hf_lomdm": "the public names",
 }
 HEIGHT = {room: height for height, room in enumerate(ROOMS)}

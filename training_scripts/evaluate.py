@@ -37,10 +37,16 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 from hf_lomdm import LoMDMForMaskedDiffusion, LoMDMPipeline
 from hf_lomdm.adapters import OrderAdapter
 from hf_lomdm.cli.errors import loading, user_errors
-from hf_lomdm.cli.option_types import SEED, nonempty, refuse_unused, whole
-from hf_lomdm.data.detokenizers import DETOKENIZERS
+from hf_lomdm.cli.evaluation_options import (
+    check_options,
+    check_plots,
+    default_output,
+    parse_arguments,
+    set_files,
+)
+from hf_lomdm.cli.option_types import refuse_unused
 from hf_lomdm.data.rows import Rows, cut_documents, pack_documents
-from hf_lomdm.data.sudoku import CELLS, add_clues, load_puzzles
+from hf_lomdm.data.sudoku import add_clues, load_puzzles
 from hf_lomdm.data.text import read_documents
 from hf_lomdm.data.tokenizers import load_tokenizer
 from hf_lomdm.evaluation.accuracy import compare_bounds, exact_gap, pilot
@@ -52,27 +58,19 @@ from hf_lomdm.evaluation.compare import (
 )
 from hf_lomdm.evaluation.corpus import evaluate_corpus, is_diffusion, process_state, special_tokens
 from hf_lomdm.evaluation.density import measured_density
-from hf_lomdm.evaluation.likelihood import MAX_EXACT_POSITIONS
 from hf_lomdm.evaluation.parts import delete_parts
-from hf_lomdm.evaluation.records import check_output, holds_file, record_name, write_record
+from hf_lomdm.evaluation.records import check_output, holds_file, write_record
 from hf_lomdm.evaluation.sudoku import evaluate_sudoku
-from hf_lomdm.evaluation.zero_shot import SETS, evaluate_zero_shot
+from hf_lomdm.evaluation.zero_shot import evaluate_zero_shot
 from hf_lomdm.modeling.rates_lomdm import EqualRates
 from hf_lomdm.training.ema import take_average
 from hf_lomdm.visualization import visible
 
-DTYPES = ("float32", "bfloat16", "float64")
 # By the `model_type` of the configuration; all others are AR models.
 MODEL_CLASSES = {"lomdm": LoMDMForMaskedDiffusion, "lomdm_order_adapter": OrderAdapter}
 # Options on which no value depends: two records that differ in nothing else are of the same
 # measurement.
 NO_MEASUREMENT = ("model", "output", "quiet", "batch_size", "batch_tokens")
-# Options that need one of others beside them.
-COMPANIONS = {
-    "stride": ("documents",),
-    "span": ("exact_gap",),
-    "num_texts": ("pilot", "fit_density", "compare_bounds", "exact_gap"),
-}
 # Options for what an autoregressive model does not have: its likelihood is exact, its order left to
 # right.
 _OF_BOUNDS = ("bound", "num_samples", "num_orders", "seed", "without_order")
@@ -84,176 +82,9 @@ OF_DIFFUSION = {
 }
 
 
-def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--compare", nargs="+", metavar="RECORD", help="records of one task, side by side"
-    )
-    parser.add_argument(
-        "--plot", type=nonempty, help="write the comparison as a picture to this file, a new one"
-    )
-    commands = parser.add_subparsers(dest="command")
-
-    likelihood = _command(commands, "likelihood", "nats per token of a text", run_likelihood)
-    _add_text(likelihood)
-    _add_bound(likelihood)
-    likelihood.add_argument(
-        "--pilot", action="store_true", help="first find out how many samples +-0.1 of PPL needs"
-    )
-    likelihood.add_argument(
-        "--fit_density", action="store_true", help="draw shares revealed by the measured loss"
-    )
-    likelihood.add_argument(
-        "--compare_bounds", action="store_true", help="also: samples for equal error, time : order"
-    )
-    positions = whole(1, MAX_EXACT_POSITIONS)
-    likelihood.add_argument(
-        "--exact_gap",
-        type=positions,
-        metavar="N",
-        help="also: gap to the exact value of N positions",
-    )
-    likelihood.add_argument("--span", action="store_true", help="the N positions are neighbours")
-    likelihood.add_argument(
-        "--num_texts", type=whole(2), default=32, help="rows that pilot, density and extras measure"
-    )
-
-    zero_shot = _command(commands, "zero-shot", "nats per token of the seven sets", run_zero_shot)
-    zero_shot.add_argument("--sets", nargs="+", choices=list(SETS), default=list(SETS))
-    zero_shot.add_argument(
-        "--file", action="append", default=[], metavar="SET=PATH", help="instead of the Hub"
-    )
-    zero_shot.add_argument("--max_rows", type=whole(1), help="the first rows of each set only")
-    _add_bound(zero_shot)
-
-    generation = _command(
-        commands, "generation", "quality of samples under a judge", run_generation
-    )
-    generation.add_argument(
-        "--judge",
-        type=nonempty,
-        default="gpt2-large",
-        help="a causal language model; or a .gguf file",
-    )
-    generation.add_argument("--num_samples", type=whole(1), default=64)
-    generation.add_argument(
-        "--num_inference_steps", type=whole(1), default=256, help="of a diffusion model"
-    )
-    generation.add_argument(
-        "--sweep", action="store_true", help="steps 8, 16, 32, ... and one per token instead"
-    )
-    generation.add_argument(
-        "--max_length", type=whole(1), help="tokens; default: the model's longest"
-    )
-    generation.add_argument("--batch_size", type=whole(1), default=16)
-    generation.add_argument("--sampler", help="default: the folder's")
-    generation.add_argument("--grid", help="default: the folder's")
-    generation.add_argument("--without_order", action="store_true", help="all rates equal: c2 = 0")
-
-    order = _command(commands, "order", "what order was learned", run_order)
-    _add_text(order)
-    order.add_argument("--num_samples", type=whole(1), default=16, help="draws per text")
-    order.add_argument("--plots", type=nonempty, help="write pictures to this folder")
-
-    sudoku = _command(commands, "sudoku", "puzzles solved, by a model of --task sudoku", run_sudoku)
-    sudoku.add_argument(
-        "--file",
-        type=nonempty,
-        required=True,
-        help="a .csv file with the columns puzzle and solution",
-    )
-    sudoku.add_argument(
-        "--start",
-        type=whole(0),
-        default=0,
-        help="the first puzzle; take some that training has not seen",
-    )
-    sudoku.add_argument("--max_rows", type=whole(1), default=256, help="puzzles")
-    sudoku.add_argument(
-        "--clues",
-        type=whole(0, CELLS),
-        help="cells given of each, more than it has; default: its own",
-    )
-    sudoku.add_argument(
-        "--num_inference_steps", type=whole(1), default=CELLS, help="default: a cell at a time"
-    )
-    sudoku.add_argument("--batch_size", type=whole(1), default=64)
-    sudoku.add_argument("--sampler", help="default: the folder's")
-    sudoku.add_argument("--without_order", action="store_true", help="all rates equal: c2 = 0")
-    options = parser.parse_args(arguments)
-    if (options.command is None) == (options.compare is None):
-        parser.error(f"give a command ({', '.join(commands.choices)}) or --compare RECORD ...")
-    if options.plot and not options.compare:
-        parser.error("--plot is for --compare RECORD ... Leave it out.")
-    if options.command:
-        default = commands.choices[options.command].get_default
-        options.given = {
-            key: value for key, value in vars(options).items() if value != default(key)
-        }
-        for key in ("command", "compare", "plot"):
-            options.given.pop(key, None)
-    return options
-
-
-def _command(commands, command: str, summary: str, run) -> argparse.ArgumentParser:
-    parser = commands.add_parser(command, help=summary, description=summary)
-    parser.set_defaults(run=run)
-    parser.add_argument(
-        "--model", type=nonempty, required=True, help="folder or repository of a model"
-    )
-    if command != "sudoku":
-        parser.add_argument("--tokenizer", type=nonempty, help="default: the model's")
-    parser.add_argument(
-        "--output",
-        type=nonempty,
-        help=f"the record; default outputs/evaluation/{command}-MODEL-DATA.json",
-    )
-    parser.add_argument("--dtype", choices=DTYPES, default="float32")
-    parser.add_argument("--seed", type=SEED, default=0)
-    parser.add_argument("--quiet", action="store_true", help="no progress")
-    return parser
-
-
-def _add_text(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--file",
-        type=nonempty,
-        required=True,
-        help="a .txt, .jsonl, .csv or .parquet file, or a folder of them",
-    )
-    parser.add_argument("--column", default="text", help="that holds the text")
-    parser.add_argument(
-        "--sample_by",
-        default="paragraph",
-        help="a document of a .txt file: line, paragraph, document",
-    )
-    parser.add_argument("--detokenizer", choices=list(DETOKENIZERS))
-    parser.add_argument(
-        "--documents", action="store_true", help="each document on its own; default: packed rows"
-    )
-    parser.add_argument(
-        "--stride", type=whole(1), help="tokens counted per further window of a long document"
-    )
-    parser.add_argument(
-        "--max_rows", type=whole(1), help="the first packed rows, or documents, only"
-    )
-
-
-def _add_bound(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--bound", default="order", help="order or time")
-    parser.add_argument(
-        "--num_samples", type=whole(1), default=2, help="per text; 2 or more for an error"
-    )
-    parser.add_argument("--num_orders", type=whole(1), help="orders of the tighter bound")
-    parser.add_argument("--batch_tokens", type=whole(1), default=8192)
-    parser.add_argument("--without_order", action="store_true", help="all rates equal: c2 = 0")
-
-
 @user_errors()
 def main(arguments: list[str] | None = None) -> None:
-    options = parse_arguments(arguments)
+    options = parse_arguments(__doc__, arguments)
     if options.compare:
         compare(options)
     else:
@@ -268,98 +99,13 @@ def measure(options: argparse.Namespace) -> None:
     measured = {"task": options.command, "model": options.model, "options": given}
     check_output(options.output, measured)
     check_plots(options)
-    record = measured | options.run(options)
+    record = measured | COMMANDS[options.command](options)
     if process_state().is_main_process:
         write_record(options.output, record)
         print_measures(record)
         print(f"record: {options.output}")
         if holds_file(options.output):
             delete_parts(_parts_folder(options))
-
-
-def check_options(options: argparse.Namespace) -> None:
-    """Refuses missing files and options without effect, before anything is loaded.
-
-    Raises:
-        ValueError: says which.
-    """
-    given = options.given
-    for option, companions in COMPANIONS.items():
-        if option in given and not given.keys() & set(companions):
-            raise ValueError(
-                f"--{option} needs {' or '.join(f'--{companion}' for companion in companions)}. "
-                "Leave it out."
-            )
-    if "sweep" in given:
-        refuse_unused(given, {"num_inference_steps": "is set by --sweep"})
-    files = (
-        list(set_files(options).values())
-        if options.command == "zero-shot"
-        else [getattr(options, "file", None)]
-    )
-    for option, file in [
-        *(("file", file) for file in files),
-        ("judge", getattr(options, "judge", None)),
-    ]:
-        local = option == "file" or str(file).endswith(".gguf")
-        if file is not None and local and not Path(file).exists():
-            raise ValueError(f"--{option} {file} does not exist. Check the path.")
-    if (
-        "sample_by" in given
-        and Path(options.file).is_file()
-        and ".txt" not in Path(options.file).suffixes
-    ):
-        raise ValueError(
-            f"--sample_by is for .txt files, and --file is {options.file}. Leave it out."
-        )
-
-
-def set_files(options: argparse.Namespace) -> dict[str, str]:
-    """The files of `zero-shot --file SET=PATH` by set.
-
-    Raises:
-        ValueError: another form, or a set that is unknown, not measured, or there twice.
-    """
-    files: dict[str, str] = {}
-    for words in options.file:
-        name, _, path = words.partition("=")
-        if not path.strip():
-            raise ValueError(
-                f"--file must be SET=PATH, got {words!r}. For example: ptb=ptb.valid.txt."
-            )
-        if name not in options.sets or name in files:
-            raise ValueError(
-                f"--file {words}: {name!r} must be one of --sets, once: {' '.join(options.sets)}."
-            )
-        files[name] = path
-    return files
-
-
-def default_output(options: argparse.Namespace) -> str:
-    """A name that says what is measured on what."""
-    sets = (
-        "all"
-        if getattr(options, "sets", None) == list(SETS)
-        else "-".join(getattr(options, "sets", ()))
-    )
-    data = {"zero-shot": sets, "generation": getattr(options, "judge", "")}.get(
-        options.command
-    ) or options.file
-    return f"outputs/evaluation/{record_name(options.command, options.model, data)}"
-
-
-def check_plots(options: argparse.Namespace) -> None:
-    """Refuses a folder that holds pictures, unless they are of the record that is measured again.
-
-    Raises:
-        ValueError: it does.
-    """
-    plots = getattr(options, "plots", None)
-    if plots and not options.output.is_file() and any(Path(plots).glob("order_*.png")):
-        raise ValueError(
-            f"--plots {plots} holds pictures of another record. Pass another folder, or delete "
-            "them."
-        )
 
 
 def run_likelihood(options: argparse.Namespace) -> dict[str, Any]:
@@ -482,6 +228,15 @@ def run_sudoku(options: argparse.Namespace) -> dict[str, Any]:
     settings["parts_file"] = _parts(options, "sudoku")
     where = {"source": Path(options.file).name, "start": options.start, "clues": options.clues}
     return where | evaluate_sudoku(pipe, puzzles, **settings)
+
+
+COMMANDS = {
+    "likelihood": run_likelihood,
+    "zero-shot": run_zero_shot,
+    "generation": run_generation,
+    "order": run_order,
+    "sudoku": run_sudoku,
+}
 
 
 def compare(options: argparse.Namespace) -> None:

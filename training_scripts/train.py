@@ -30,6 +30,7 @@ averaged weights, as a Hub folder that loads as a model and as a pipeline withou
 `AutoModelForCausalLM`; `--push_to_hub` uploads it.
 """
 
+import torch
 from transformers import GPTNeoXForCausalLM, set_seed
 
 from hf_lomdm import LoMDMForMaskedDiffusion
@@ -39,6 +40,7 @@ from hf_lomdm.data.splits import data_fingerprint, load_data, model_token_ids
 from hf_lomdm.data.sudoku import TOKEN_IDS, load_sudoku
 from hf_lomdm.training.causal import CausalTrainer
 from hf_lomdm.training.checkpointing import RunError, choose_checkpoint
+from hf_lomdm.training.finetuning import add_lora
 from hf_lomdm.training.model_card import describe_data, say_value
 from hf_lomdm.training.models import (
     NO_TOKENIZER,
@@ -46,6 +48,8 @@ from hf_lomdm.training.models import (
     check_tokenizer,
     copy_trunk,
     diffusion_config,
+    foreign_model,
+    is_foreign,
 )
 from hf_lomdm.training.parsing import parse_arguments
 from hf_lomdm.training.trainer import LoMDMTrainer
@@ -88,8 +92,10 @@ def prepare() -> LoMDMTrainer:
     data_args, model_args, args = parse_arguments()
     set_seed(args.seed)
     make_config, model_class, trainer_class = OBJECTIVES[model_args.objective]
+    foreign = is_foreign(model_args)
     # what is wrong with it shows before the text is read
-    make_config(model_args, data_args.max_length, NO_TOKENIZER)
+    if not foreign:
+        make_config(model_args, data_args.max_length, NO_TOKENIZER)
     with args.main_process_first(desc="tokenisation"):
         if data_args.task == "sudoku":
             if model_args.objective == "ar":
@@ -103,16 +109,27 @@ def prepare() -> LoMDMTrainer:
             token_ids = model_token_ids(tokenizer, data_args)
     if model_args.init_from:
         check_tokenizer(tokenizer, model_args.init_from)
-    model = model_class(make_config(model_args, data_args.max_length, token_ids))
+    if foreign:
+        # a frozen backbone has no updates that bfloat16 would round away
+        half = args.bf16 and model_args.lora_rank is not None
+        dtype = torch.bfloat16 if half else torch.float32
+        model = foreign_model(model_args, data_args.max_length, token_ids, tokenizer, dtype)
+    else:
+        model = model_class(make_config(model_args, data_args.max_length, token_ids))
     print(
         f"model: {model_class.__name__}, {model.num_parameters() / 1e6:.2f} M parameters",
         flush=True,
     )
     if (
         model_args.init_from
+        and not foreign
         and choose_checkpoint(args.resume_from_checkpoint, args.output_dir) is None
     ):
         copy_trunk(model, model_args.init_from)
+    if model_args.lora_rank is not None:
+        rank, alpha = model_args.lora_rank, model_args.lora_alpha
+        model = add_lora(model, rank, alpha, modules=model_args.lora_modules)
+        model.print_trainable_parameters()
     trainer = trainer_class(
         model=model,
         args=args,

@@ -57,34 +57,8 @@ class NelboPerplexity(evaluate.Metric):
         add_start_token=True,
         device=None,
     ):
-        pipe = model
-        if isinstance(model, (str, os.PathLike)):
-            pipe = LoMDMPipeline.from_pretrained(model, dtype=torch.float32)
-            pipe.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        elif device is not None:
-            raise ValueError(
-                f"device={device!r} is for a model that is named. Move the pipeline: "
-                "pipe.to(device)."
-            )
-        if pipe.tokenizer is None:
-            raise ValueError(
-                "model has no tokenizer, but predictions are texts. Pass a pipeline with one."
-            )
-        if not len(predictions):
-            raise ValueError("predictions is empty. Pass at least one text.")
-        config = pipe.model.config
-        texts = encode_texts(
-            pipe.tokenizer, list(predictions), lambda index: f"predictions[{index}]"
-        )
-        empty = [i for i, text in enumerate(texts) if not text]
-        if empty:
-            raise ValueError(f"predictions {empty[:8]} have no tokens. Leave empty texts out.")
-        start = [config.bos_token_id] if add_start_token and config.bos_token_id is not None else []
-        room = config.max_position_embeddings - len(start)
-        rows, groups = roll(texts, room, max(1, room // 2))
-        for row in rows:
-            row["labels"] = [-100] * len(start) + list(row["labels"])
-            row["input_ids"] = start + list(row["input_ids"])
+        pipe = _pipeline(model, device)
+        rows, groups = _rows(pipe, list(predictions), add_start_token)
         record = evaluate_corpus(
             pipe.model,
             rows,
@@ -111,3 +85,40 @@ class NelboPerplexity(evaluate.Metric):
             "standard_error": record["standard_error"],
             "tokens": record["tokens"],
         }
+
+
+def _pipeline(model, device) -> LoMDMPipeline:
+    """The pipeline that was passed, or the one of a folder or Hub name, on its device."""
+    pipe = model
+    if isinstance(model, (str, os.PathLike)):
+        pipe = LoMDMPipeline.from_pretrained(model, dtype=torch.float32)
+        pipe.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    elif device is not None:
+        raise ValueError(
+            f"device={device!r} is for a model that is named. Move the pipeline: pipe.to(device)."
+        )
+    if pipe.tokenizer is None:
+        raise ValueError(
+            "model has no tokenizer, but predictions are texts. Pass a pipeline with one."
+        )
+    return pipe
+
+
+def _rows(
+    pipe: LoMDMPipeline, predictions: list[str], add_start_token: bool
+) -> tuple[list[dict], list[int]]:
+    """Windows of the texts, each behind the start token if there is one, and the text of each."""
+    if not predictions:
+        raise ValueError("predictions is empty. Pass at least one text.")
+    config = pipe.model.config
+    texts = encode_texts(pipe.tokenizer, predictions, lambda index: f"predictions[{index}]")
+    empty = [i for i, text in enumerate(texts) if not text]
+    if empty:
+        raise ValueError(f"predictions {empty[:8]} have no tokens. Leave empty texts out.")
+    start = [config.bos_token_id] if add_start_token and config.bos_token_id is not None else []
+    room = config.max_position_embeddings - len(start)
+    rows, groups = roll(texts, room, max(1, room // 2))
+    for row in rows:
+        row["labels"] = [-100] * len(start) + list(row["labels"])
+        row["input_ids"] = start + list(row["input_ids"])
+    return rows, groups

@@ -1,15 +1,14 @@
-"""Systems at a matched budget: trains each on the same text, evaluates each on the same rows,
-prints one table.
+r"""Trains systems at a matched budget, evaluates them on the same rows, prints one table.
 
 On a GPU:
 
-    python studies/family/compare_systems.py \\
+    python studies/family/compare_systems.py \
         --config training_scripts/configs/owt.yaml --budget flops=1e18
 
 On a laptop, a few minutes for each system:
 
-    python studies/family/compare_systems.py \\
-        --config training_scripts/configs/tiny.yaml --systems lomdm mdlm ar --budget tokens=1e6 \\
+    python studies/family/compare_systems.py \
+        --config training_scripts/configs/tiny.yaml --systems lomdm mdlm ar --budget tokens=1e6 \
         --output outputs/compare_tiny.json
 
 A budget is the same for every system and buys each as many optimizer steps as fit into it:
@@ -130,8 +129,7 @@ def steps_within(budget: Budget, cost: float) -> int:
 
 
 def tokens_per_step(training: LoMDMTrainingArguments, rows: Dataset) -> float:
-    """Tokens of text in the batch of one optimizer step, on average over `rows`; padding does not
-    count."""
+    """Tokens of text in the batch of one optimizer step, the mean over `rows`, without padding."""
     lengths = sum(len(row["input_ids"]) for row in rows)
     return (
         training.per_device_train_batch_size
@@ -142,8 +140,7 @@ def tokens_per_step(training: LoMDMTrainingArguments, rows: Dataset) -> float:
 
 
 def step_seconds(short: float, long: float) -> float:
-    """Seconds of a step, from those of runs of `PROBE_STEPS`; where noise hides the difference,
-    from the longer."""
+    """Seconds of a step, from runs of `PROBE_STEPS`; the longer alone where noise wins."""
     fewer, more = PROBE_STEPS
     return (long - short) / (more - fewer) if long > short else long / more
 
@@ -210,8 +207,9 @@ def make_runs(options: argparse.Namespace, words: list[str]) -> list[Run]:
 def planned_steps(
     run: Run, options: argparse.Namespace, model: PreTrainedModel, tokens: float
 ) -> dict[str, Any]:
-    """The plan of `run`: its steps and what they spend. Kept in the folder, so that resuming plans
-    nothing anew.
+    """The plan of `run`: its steps and what they spend.
+
+    It is kept in the folder, so that resuming plans nothing anew.
 
     Args:
         model: of the system, on any device. tokens: of text per step.
@@ -252,8 +250,7 @@ def new_model(run: Run, token_ids: dict[str, int | None]) -> PreTrainedModel:
 
 
 def train(run: Run, folder: Path, steps: int, extra: list[str]) -> None:
-    """Runs `train.py` in a process of its own, from the newest checkpoint of `folder` if there is
-    one.
+    """Runs `train.py` in its own process, from the newest checkpoint of `folder` if any.
 
     Raises:
         subprocess.CalledProcessError: it failed; its reason is on the screen.
@@ -283,8 +280,7 @@ def evaluate(run: Run, folder: Path, rows: Dataset, parts: Path) -> dict[str, An
 
 
 def finish(run: Run, plan: dict[str, Any], folder: Path, rows: Dataset) -> dict[str, Any]:
-    """The record of `run`, from the folder where it is finished, else after training and
-    evaluating."""
+    """The record of `run`: read if it is finished, else after training and evaluating."""
     path = folder / f"{run.name}.json"
     if path.exists():
         print("  finished before", flush=True)
@@ -309,8 +305,7 @@ def finish(run: Run, plan: dict[str, Any], folder: Path, rows: Dataset) -> dict[
 
 
 def training_curve(folder: Path) -> list[list[float]]:
-    """Pairs of optimizer step and bound of the training batches since the line before, nats per
-    token."""
+    """Pairs of optimizer step and bound of the batches since the last line, nats per token."""
     states = [_read(path) for path in folder.rglob("trainer_state.json")]
     newest = max(states, key=lambda state: state["global_step"])
     return [[line["step"], line["loss"]] for line in newest["log_history"] if "loss" in line]
@@ -343,8 +338,7 @@ def compare(options: argparse.Namespace, words: list[str]) -> dict[str, dict[str
 
 
 def summary(records: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The records without the values of single texts, with the differences to the first that need
-    them."""
+    """The records without values of single texts, with the differences that need them."""
     first = next(iter(records.values()))
     return {
         name: {key: value for key, value in record.items() if key != "per_text"}

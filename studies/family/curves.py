@@ -1,8 +1,7 @@
-"""Learning curves from the records of `compare_systems.py`, and how soon each system is where the
-first one ends.
+r"""Learning curves of `compare_systems.py`, and how soon each reaches the first one's end.
 
-    python studies/family/compare_systems.py \\
-        --config training_scripts/configs/tiny.yaml --systems mdlm lomdm --budget tokens=1e6 \\
+    python studies/family/compare_systems.py \
+        --config training_scripts/configs/tiny.yaml --systems mdlm lomdm --budget tokens=1e6 \
         --output outputs/compare_tiny.json
     python studies/family/curves.py outputs/compare_tiny.json --output curves.png
 
@@ -34,8 +33,7 @@ def smooth(values: list[float]) -> list[float]:
 
 
 def reached_at(curve: list[list[float]], value: float) -> float | None:
-    """The step at which the smoothed curve comes to `value`, between two lines by a straight line;
-    None if it does not.
+    """The step at which the smoothed curve comes to `value`, interpolated; `None` if never.
 
     Args:
         curve: pairs of optimizer step and nats per token, by step.
@@ -51,8 +49,7 @@ def reached_at(curve: list[list[float]], value: float) -> float | None:
 
 
 def shares(systems: dict[str, dict[str, Any]]) -> dict[str, tuple[float, float] | None]:
-    """Shares of the first system's steps and operations after which each system is where the first
-    one ends.
+    """Shares of the first system's steps and operations after which each reaches its end.
 
     None for those that never are.
     """

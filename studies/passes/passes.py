@@ -1,6 +1,6 @@
-"""Quality against passes: how few forward passes write as well as one token at a time.
+r"""Quality against passes: how few forward passes write as well as one token at a time.
 
-    python studies/passes/passes.py sudoku --model checkpoints/lomdm-sudoku \\
+    python studies/passes/passes.py sudoku --model checkpoints/lomdm-sudoku \
         --file sudoku17_solved.csv --start 43000
     python studies/passes/passes.py words --model checkpoints/lomdm-enwiki --file enwiki.valid.txt
     python studies/passes/passes.py plot --records studies/passes/records/*.json --output passes.png

@@ -1,13 +1,12 @@
-"""How much of phi's gradient is signal, and how much of the noise is the score term's, over numbers
-of views.
+r"""How much of phi's gradient is signal, and how much of the noise is the score term's.
 
     python studies/score_noise/score_noise.py --model MODEL --file enwiki.train.txt
-    python studies/score_noise/score_noise.py \\
+    python studies/score_noise/score_noise.py \
         --model outputs/sudoku --file sudoku17_solved.csv --clues 40
 
 In seconds:
 
-    python studies/score_noise/score_noise.py \\
+    python studies/score_noise/score_noise.py \
         --model checkpoints/lomdm-sudoku --file sudoku17_solved.csv --batches 8 --rows 4 --views 2
 
 The gradient of the loss in the weights of phi has two parts (docs/method.md): `path`, through the
@@ -52,8 +51,7 @@ CLUES = 40
 def phi_gradients(
     model: LoMDMForMaskedDiffusion, rows: dict[str, Tensor], seed: int
 ) -> tuple[Tensor, Tensor]:
-    """Gradients `[P]` in phi of one batch `[B, L]`, in nats per token: of the bound alone, and of
-    the score alone."""
+    """Gradients `[P]` in phi of a batch, nats per token: of the bound and of the score alone."""
     totals = []
     for training in (False, True):  # the score is in the loss of training alone
         generator = torch.Generator().manual_seed(seed)
@@ -66,8 +64,7 @@ def phi_gradients(
 
 
 def signal_and_noise(gradients: Tensor) -> dict[str, float | None]:
-    """Length of the mean of independent gradients `[N, P]`, `N >= 3`, the error of its square, the
-    noise about it."""
+    """Length of the mean of gradients `[N, P]`, `N >= 3`, error of its square, noise."""
     count = len(gradients)
     products = gradients.double() @ gradients.double().T  # [N, N]
     total, own, row = products.sum(), products.trace(), products.sum(1) - products.diagonal()

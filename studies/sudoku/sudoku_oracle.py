@@ -1,7 +1,6 @@
-"""What an order by certainty would give on Sudoku within a law of the rates, with oracles in place
-of the order heads.
+r"""What an order by certainty gives on Sudoku: oracles in place of the order heads.
 
-    python studies/sudoku/sudoku_oracle.py \\
+    python studies/sudoku/sudoku_oracle.py \
         --model checkpoints/lomdm-sudoku --file sudoku17_solved.csv --start 43000
 
 In a minute, with `--max_rows 16 --laws uniform "normsig 20"` besides.
@@ -69,8 +68,7 @@ class OracleRates(RateLaw):
 
 
 def token_entropy(model: LoMDMForMaskedDiffusion, hidden: Tensor) -> Tensor:
-    """Entropy of the token law of hidden states `[..., D]`, in nats; it means nothing where a token
-    is known."""
+    """Entropy of the token law of hidden states `[..., D]`, in nats, at unknown tokens."""
     log_law = model.token_logits(hidden).float().log_softmax(-1)
     return torch.special.entr(log_law.exp()).sum(-1)
 
@@ -96,8 +94,7 @@ def make_law(words: str, c1: float, c2: float) -> Callable[[Tensor], Tensor]:
 def measure(
     model: LoMDMForMaskedDiffusion, pipe: LoMDMPipeline, puzzles: list[Puzzle], num_samples: int
 ) -> tuple[dict, Tensor]:
-    """Main part and whole of the order bound in nats per cell and the share of puzzles solved, with
-    standard errors.
+    """Order bound per cell (main part, whole) and share of puzzles solved, with errors.
 
     Also the bound of each puzzle `[B]`, whose draws are the same for every law.
     """

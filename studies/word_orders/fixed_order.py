@@ -1,16 +1,15 @@
-"""Trains a masked diffusion model in an order that leans to the left and is given, not learned:
-what it is worth.
+r"""Trains in a given order that leans to the left, to learn what that order is worth.
 
-    python studies/word_orders/fixed_order.py \\
-        --law "exp 0.05" --output outputs/fixed_order_exp.json \\
-        --config training_scripts/configs/enwiki.yaml \\
-        --train_file enwiki.train.txt --validation_file enwiki.valid.txt \\
+    python studies/word_orders/fixed_order.py \
+        --law "exp 0.05" --output outputs/fixed_order_exp.json \
+        --config training_scripts/configs/enwiki.yaml \
+        --train_file enwiki.train.txt --validation_file enwiki.valid.txt \
         --max_steps 4101 --eval_strategy no
 
 On a laptop, in two minutes:
 
-    python studies/word_orders/fixed_order.py \\
-        --law "exp 0.05" --output outputs/fixed_order_tiny.json \\
+    python studies/word_orders/fixed_order.py \
+        --law "exp 0.05" --output outputs/fixed_order_tiny.json \
         --config training_scripts/configs/tiny.yaml --max_steps 200 --eval_strategy no
 
 Forward and reverse rates are the same function of the position `i = 0, 1, ..`, so nothing of the

@@ -1,7 +1,6 @@
-"""What texts cost a trained network when they are written in another order, without training it
-again.
+r"""What texts cost a trained network in another order, without training it again.
 
-    python studies/word_orders/text_orders.py \\
+    python studies/word_orders/text_orders.py \
         --model checkpoints/lomdm-enwiki --file enwiki.test.txt
 
 In seconds, with `--max_rows 4 --orders random left_to_right` besides.
@@ -53,16 +52,14 @@ BATCH_ROWS = 64
 
 
 def distance_to_known(masked: Tensor) -> Tensor:
-    """Positions between each one and the nearest that is not masked: `[B, L]`, 0 where it is known,
-    inf without any."""
+    """Positions to the nearest unmasked one: `[B, L]`, 0 where it is known, inf without any."""
     position = torch.arange(masked.shape[1], device=masked.device)
     between = (position[:, None] - position).abs().to(torch.float64)  # [L, L]
     return between.masked_fill(masked[:, None], torch.inf).amin(-1)
 
 
 class State(NamedTuple):
-    """What an order may look at, each `[B, L]`: what is masked, entropy of the token law in nats,
-    reverse rates, noise.
+    """What an order sees, each `[B, L]`: masks, entropy of the token law, rates, noise.
 
     `noise` is uniform on `[0, 1)` and float64, as all preferences are.
     """
@@ -80,8 +77,7 @@ class State(NamedTuple):
         )
 
     def most(self, values: Tensor) -> Tensor:
-        """Whether `values` `[B, L]` are within `TIE` of the largest at a masked position, as 0 and
-        1: `[B, L]`."""
+        """Whether `values` `[B, L]` are within `TIE` of the largest masked one, as 0 and 1."""
         largest = values.masked_fill(~self.masked, -torch.inf).amax(-1, keepdim=True)
         return (values >= largest - TIE).to(self.noise)
 
@@ -106,8 +102,7 @@ ORDERS: dict[str, Callable[[State], Tensor]] = {  # how much each position is pr
 def cost_in_order(
     model: LoMDMForMaskedDiffusion, texts: Tensor, order: str, generator: torch.Generator
 ) -> Tensor:
-    """`-log p` of each reveal of `texts` `[B, L]` in one of `ORDERS`: `[B, L]`, in order of reveal,
-    in nats."""
+    """`-log p` of each reveal of `texts` `[B, L]` in one of `ORDERS`, by reveal, in nats."""
     masked, costs = torch.ones_like(texts, dtype=torch.bool), []
     for _ in tqdm(range(texts.shape[1]), desc=order, leave=False):
         out = model(texts.masked_fill(masked, model.config.mask_token_id))

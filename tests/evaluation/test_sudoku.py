@@ -201,6 +201,7 @@ def test_the_text_of_a_puzzle_is_a_template_and_the_text_of_a_solution_its_digit
     assert out.texts[0] == tokenizer.decode(out.sequences[0], skip_special_tokens=True)
 
 
+@pytest.mark.slow
 def test_train_and_evaluate_scripts_train_on_puzzles_and_solve_some(tmp_path):
     path, folder = write_puzzles(tmp_path / "sudoku.csv", 20), tmp_path / "run"
     sizes = [

@@ -53,6 +53,7 @@ def test_the_parts_add_up_to_the_gradient_of_training(make_model):
     assert path.norm() > 1e-4 and score.norm() > 1e-4
 
 
+@pytest.mark.slow
 def test_more_views_leave_the_mean_and_quieten_the_score(make_model):
     model = make_model().requires_grad_(False)
     torch.nn.init.normal_(model.phi.out.weight, generator=torch.Generator().manual_seed(0))

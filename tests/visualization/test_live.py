@@ -102,8 +102,8 @@ def test_texts_written_at_the_same_time_do_not_mix(make_model):
     together = [[] for _ in alone]
     streams = [stream(pipe, "ab", 6, 12, seed=seed) for seed in range(3)]
     for _ in alone[0]:
-        for states, alone in zip(together, streams, strict=True):
-            states.append(next(alone))
+        for states, source in zip(together, streams, strict=True):
+            states.append(next(source))
     assert together == alone and alone[0] != alone[1]
 
 

@@ -13,7 +13,7 @@ from hf_lomdm.adapters.configuration import OrderAdapterConfig
 from hf_lomdm.modeling.backbone_lomdm import check_inputs, check_unread, one_text
 from hf_lomdm.modeling.process_lomdm import position_ids
 
-# A LoMDM's own: these stand in its texts.
+# Special tokens that stand in the texts of a LoMDM.
 OWN_TOKENS = ("mask_token_id", "pad_token_id", "bos_token_id", "eos_token_id")
 
 
@@ -70,7 +70,7 @@ class FrozenBase(nn.Module):
         out = self.base.base_model(
             input_ids=framed, attention_mask=real, output_hidden_states=bool(keep)
         )
-        # by number, for the configuration of the base may say that it gives tuples
+        # by index: the base may return tuples
         last, states = out[0], out[1] if keep else ()
         place = place[..., None].expand(len(input_ids), -1, last.shape[-1])
         last, *states = (state.gather(1, place) for state in (last, *states))
@@ -246,7 +246,7 @@ def special_tokens(base: PreTrainedModel, name: str, revision: str | None) -> di
         raise ValueError(
             f"base {name!r} has no tokenizer. Pass mask_token_id and the like. {error}"
         ) from error
-    # transformers makes one up where there are no files
+    # without files transformers builds an empty tokenizer
     if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
         raise ValueError(
             f"base {name!r} has no tokenizer. Pass mask_token_id and the like, or save one beside "
@@ -256,7 +256,7 @@ def special_tokens(base: PreTrainedModel, name: str, revision: str | None) -> di
         raise ValueError(
             f"the tokenizer of {name!r} has no mask token. Give a masked language model."
         )
-    ends = tokenizer("")["input_ids"]  # what it puts around a text
+    ends = tokenizer("")["input_ids"]  # what the tokenizer puts around a text
     return {
         "mask_token_id": tokenizer.mask_token_id,
         "pad_token_id": tokenizer.pad_token_id,
@@ -268,7 +268,7 @@ def special_tokens(base: PreTrainedModel, name: str, revision: str | None) -> di
 
 
 def longest_text(base: PreTrainedModel) -> int:
-    """Positions that a base has; RoBERTa and its kin leave the first ones unused."""
+    """Positions that a base has; RoBERTa-like models leave the first ones unused."""
     tables = [
         module for name, module in base.named_modules() if name.endswith("position_embeddings")
     ]

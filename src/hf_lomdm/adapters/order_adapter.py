@@ -72,9 +72,9 @@ class OrderAdapter(LoMDMForMaskedDiffusion):
     _auto_class = None  # a folder of heads carries no code
 
     def __init__(self, config: OrderAdapterConfig, base: PreTrainedModel):
-        # post_init would look for the base
+        # post_init would apply it to the base, which is not there yet
         checkpointing = config.__dict__.pop("gradient_checkpointing", False)
-        # neither its backbone nor its LM head are made
+        # skips the parent's constructor: it would make a backbone and an LM head
         super(LoMDMForMaskedDiffusion, self).__init__(config)
         check_base(base, config)
         self.rate_law = RATE_LAWS[config.rate_type]
@@ -230,7 +230,7 @@ def is_adapter(name_or_path: str | os.PathLike, fetch: dict) -> bool:
 def fresh_config(base: PreTrainedModel, name: str, settings: dict) -> OrderAdapterConfig:
     """The configuration of fresh heads; `settings` win over what base and tokenizer say."""
     check_base(base)
-    commit = getattr(base.config, "_commit_hash", None)  # of a base from the Hub
+    commit = getattr(base.config, "_commit_hash", None)  # known for a base from the Hub
     special = {} if "mask_token_id" in settings else special_tokens(base, name, commit)
     special.setdefault("pad_token_id", getattr(base.config, "pad_token_id", None))
     merged = {**special, **settings}

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-# What one document of a .txt file can be.
+# What a document of a .txt file can be.
 SAMPLE_BY = ("line", "paragraph", "document")
 # What the rows are: text, or puzzles with their clues given.
 TASKS = ("text", "sudoku")

@@ -10,7 +10,7 @@ from torch import Tensor
 def step_quantiles(seed: int, step: int, texts: range, global_size: int) -> Tensor:
     """Quantiles `frac(U + j / global_size)` of texts `j`, `U` hashed from seed and step.
 
-    Stratified over the global batch without communication; the same whoever computes them.
+    Stratified over the global batch without communication; the same on every process.
     `[len(texts)]` float32, inside `(0, 1)`.
     """
     offset = hashed_seed(seed, step, -1) / 2**64

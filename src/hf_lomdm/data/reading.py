@@ -21,7 +21,7 @@ from pyarrow import parquet
 from ..pipelines.prompts_lomdm import well_formed
 
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}
-# How much text is gathered before it is written, and how many documents.
+# Characters and documents that are gathered before they are written.
 BATCH_CHARACTERS, BATCH_DOCUMENTS = 1 << 20, 1000
 
 
@@ -93,7 +93,7 @@ def read_texts(path: Path, columns: Sequence[str], sample_by: str) -> Iterator[p
     try:
         yield from FORMATS[kind](path, columns, sample_by)
     except (csv.Error, pa.ArrowException, OSError) as error:
-        if isinstance(error, OSError) and error.errno:  # of the system, which names the file
+        if isinstance(error, OSError) and error.errno:  # the system's error names the file
             raise
         raise ValueError(f"{path} is not a well-formed {kind} file: {error}") from error
 
@@ -165,7 +165,7 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 continue
             try:
                 record = json.loads(line.decode())
-                if re.search(rb"\\u[dD]", line):  # of surrogates; most lines have none
+                if re.search(rb"\\u[dD]", line):  # escapes of surrogates are rare
                     record = _well_formed(record)
             except UnicodeDecodeError as error:
                 raise ValueError(

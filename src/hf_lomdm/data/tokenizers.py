@@ -248,12 +248,12 @@ def _reuse(
     trained_as, trained_on = (
         tokenizer.init_kwargs.get(name) for name in ("trained_as", "trained_on")
     )
-    if kind != "byte":  # which no text decides
+    if kind != "byte":  # the text does not matter for bytes
         collections.deque(texts, maxlen=0)
     problem = None
     if trained_as != kind:
         problem = f"of kind {trained_as!r}"
-    elif trained_on not in (None, digest.hexdigest()):  # none: by a version that did not keep it
+    elif trained_on not in (None, digest.hexdigest()):  # None: saved by an older version
         problem = "made from another train text, or by another detokenizer"
     if problem:
         raise ValueError(

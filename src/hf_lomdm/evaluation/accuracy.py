@@ -94,9 +94,9 @@ def compare_bounds(
             `evaluate_corpus`.
     Returns:
         `time_over_order`: how many samples of the time bound carry as much as one of the order
-            bound, the ratio of the
-        variances per text and sample; its 95 % interval, by the bootstrap over texts; the values
-        and, for all rows, `samples_needed` for a perplexity to +- `target`, bound by bound.
+        bound, the ratio of the variances per text and sample; its 95 % interval, by the bootstrap
+        over texts; bound by bound the values and, for all rows, `samples_needed` for a perplexity
+        to +- `target`.
     Raises:
         ValueError: fewer than two texts, a model whose value is exact, or texts of which the order
             bound is exact.
@@ -121,15 +121,10 @@ def compare_bounds(
             "the order bound of these rows has no Monte-Carlo error to compare with. Pass longer "
             "rows."
         )
-    draws = torch.randint(
-        len(chosen), (BOOTSTRAPS, len(chosen)), generator=torch.Generator().manual_seed(seed)
-    )
-    ratios = time[draws].mean(-1) / order[draws].mean(-1)
-    ratios = ratios[ratios.isfinite()]  # else a resample of texts without error alone
     tokens = sum(int((text.labels != -100).sum()) for text in texts)
     result: dict[str, Any] = {
         "time_over_order": float(time.mean() / order.mean()),
-        "time_over_order_interval": ratios.quantile(torch.tensor([0.025, 0.975]).double()).tolist(),
+        "time_over_order_interval": _ratio_interval(time, order, seed),
         "n": len(chosen),
         "num_samples": num_samples,
     }
@@ -144,6 +139,15 @@ def compare_bounds(
             "samples_needed": max(1, math.ceil(len(texts) * float(variance.mean()) * width**2)),
         }
     return result
+
+
+def _ratio_interval(numerator: Tensor, denominator: Tensor, seed: int) -> list[float]:
+    """95 % interval of the ratio of two means over texts `[N]`, by the bootstrap."""
+    count, generator = len(numerator), torch.Generator().manual_seed(seed)
+    draws = torch.randint(count, (BOOTSTRAPS, count), generator=generator)
+    ratios = numerator[draws].mean(-1) / denominator[draws].mean(-1)
+    ratios = ratios[ratios.isfinite()]  # a resample may hold only texts without error
+    return ratios.quantile(torch.tensor([0.025, 0.975]).double()).tolist()
 
 
 def exact_gap(
@@ -198,12 +202,11 @@ def exact_gap(
     if num_orders is not None:
         groups = {"num_orders": num_orders, "num_samples": max(1, num_samples // num_orders)}
         bounds[f"order, {num_orders} orders"] = groups
-    chosen = [
+    excerpts = [
         _ask(texts[index], positions, span, seed + number) for number, index in enumerate(chosen)
     ]
-    exact, *estimates = _exact_and_bounds(model, chosen, bounds, seed, parts_file, progress).unbind(
-        -1
-    )
+    values = _exact_and_bounds(model, excerpts, bounds, seed, parts_file, progress)
+    exact, *estimates = values.unbind(-1)
     result: dict[str, Any] = {
         "exact": _mean(exact),
         "n": len(exact),

@@ -15,7 +15,7 @@ import torch
 
 from .corpus import Z95
 
-# What the table says of a likelihood beside its measures.
+# Further rows of the table for likelihood records.
 _DETAILS = {
     "95 % of the perplexity": lambda record: (
         " to ".join(f"{end:.2f}" for end in record["perplexity_interval"] or ()) or "-"
@@ -28,7 +28,7 @@ _DETAILS = {
 }
 
 
-# What the table says of generation and of Sudoku though it has no error.
+# Rows of the table for generation and Sudoku: values without an error.
 _COSTS = (
     "repetition",
     "distinct_1",

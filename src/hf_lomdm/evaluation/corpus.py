@@ -177,7 +177,7 @@ def summarise(
     value, monte_carlo = means["nelbo"], means.get("nelbo_monte_carlo_error")
     error = means.get("nelbo_standard_error")
     if error is not None and monte_carlo is not None:
-        # it is a part of it, and the spread of a few texts is a poor estimate
+        # the Monte-Carlo error is part of it, and few texts estimate the spread poorly
         error = max(error, monte_carlo)
     total_error = monte_carlo if error is None else error
     interval = (
@@ -220,7 +220,7 @@ def _evaluate_rows(
     """The values of every row: those in `parts`, and this process's share of the others."""
     state = process_state()
     done = parts.read()
-    state.wait_for_everyone()  # else one process would read what another has just added
+    state.wait_for_everyone()  # no process may read what another has just added
     batches = batches_by_length(
         texts, [i for i in range(len(texts)) if i not in done], batch_tokens
     )

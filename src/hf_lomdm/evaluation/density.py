@@ -54,7 +54,7 @@ def measured_density(
     sums = torch.zeros(3, bins, dtype=torch.float64)
     for batch in batches_by_length(texts, chosen, batch_tokens):
         inputs = collate([texts[i] for i in batch], next(model.parameters()).device)
-        # step 0 is the evaluation's: the pilot must be independent of it
+        # the evaluation draws with step 0; the pilot must be independent of it
         sums += loss_by_share(
             model, **inputs, bins=bins, generators=step_generators(seed, 1, batch)
         )
@@ -73,7 +73,7 @@ def _predicted_variance(density: Tensor, mean: Tensor, spread: Tensor, strata: i
     points, bins = 256, len(mean)
     quantiles = (torch.arange(strata * points, dtype=torch.float64) + 0.5) / (strata * points)
     shares, weights = weighted_shares(quantiles, density)
-    # between the middles of bins, where the mean is interpolated
+    # the mean is interpolated between the centres of bins
     place = (shares * bins - 0.5).clamp(0, bins - 1)
     low = place.long().clamp(max=max(0, bins - 2))
     curve = mean[low].lerp(mean[(low + 1).clamp(max=bins - 1)], place - low)

@@ -353,7 +353,7 @@ def _write(
             todo[start : start + batch_size] for start in range(0, len(todo), batch_size)
         ):
             started = time.perf_counter()
-            items = write(batch)  # ends with ids on the host, so the device has finished too
+            items = write(batch)  # ids are on the host: the device has finished
             seconds = (time.perf_counter() - started) / len(batch)
             items = [Written(**{**asdict(item), "seconds": seconds}) for item in items]
             parts.append({index: asdict(item) for index, item in zip(batch, items, strict=True)})

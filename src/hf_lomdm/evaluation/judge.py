@@ -60,10 +60,10 @@ def load_judge(
         judge = AutoModelForCausalLM.from_pretrained(
             path, dtype=torch.float32, trust_remote_code=False, **options
         )
-    except (OSError, ValueError) as error:  # code of its own, for one
+    except (OSError, ValueError) as error:  # for example a repository with custom code
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise ValueError(f"judge {path!r} cannot be loaded: {reason}") from error
-    # what records call it, without folders of this machine
+    # the name in records must not hold folders of this machine
     judge.config.name_or_path = Path(name_or_path).name
     return judge.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval(), tokenizer
 
@@ -194,7 +194,7 @@ def _nats(
 ) -> list[float]:
     """`-log` of the probability of each row behind its first token, in nats."""
     cuts = [(index, *cut) for index, row in enumerate(rows) for cut in windows(len(row), window)]
-    cuts.sort(key=lambda cut: cut[1] - cut[2])  # the longest first: what does not fit fails at once
+    cuts.sort(key=lambda cut: cut[1] - cut[2])  # longest first: out of memory shows at once
     window_nats = {number: part["nats"] for number, part in parts.read().items()}
     todo = [number for number in range(len(cuts)) if number not in window_nats]
     vocabulary = judge.config.get_text_config().vocab_size
@@ -218,7 +218,7 @@ def _nats(
             window_nats |= values
             bar.update(len(batch))
     nats = [0.0] * len(rows)
-    for number in range(len(cuts)):  # in this order, whatever was read first
+    for number in range(len(cuts)):  # in a fixed order, so that sums round alike
         nats[cuts[number][0]] += window_nats[number]
     return nats
 

@@ -401,7 +401,8 @@ def _subset_sum_of_block(model, batch: Batch, maskable: Tensor) -> float:
     log_rest = torch.zeros(len(members), dtype=torch.float64)
     for size in range(1, len(places) + 1):
         subset = (members.sum(-1) == size).nonzero().flatten()
-        without = (subset[:, None] - 2**bit).clamp(min=0)  # of no effect where i is not a member
+        # has no effect where i is not in the subset
+        without = (subset[:, None] - 2**bit).clamp(min=0)
         log_rest[subset] = (log_next[subset] + log_rest[without]).logsumexp(-1)
     return log_rest[-1].item()
 

@@ -41,7 +41,7 @@ from .likelihood import check_options, nelbo
 # that lm-eval passes to every model
 UNUSED = {"trust_remote_code": (True, False), "parallelize": (False,)}
 AUTO_BATCH = 64  # requests per pass at first under `batch_size="auto"`, as in lm-eval
-# What `generation_kwargs` may hold, and values of others that change nothing.
+# Keys that `generation_kwargs` may hold, and values of other keys that change nothing.
 WRITING = ("max_gen_toks", "until", "do_sample", "temperature", "top_p", "top_k")
 NEUTRAL = (None, False, 1, "")
 
@@ -246,7 +246,7 @@ class LoMDMLM(TemplateLM):
             except torch.OutOfMemoryError:
                 if not self._auto or len(batch) == 1:
                     raise
-                self.batch_size = len(batch) // 2  # from now on
+                self.batch_size = len(batch) // 2  # also for the batches that follow
                 torch.cuda.empty_cache()
                 continue
             ordered = ordered[len(batch) :]
@@ -259,7 +259,7 @@ class LoMDMLM(TemplateLM):
                 f"a continuation has {len(continuation)} tokens, the model takes {self.max_length} "
                 "(max_length)."
             )
-        # the prefix of a model without BOS
+        # a model without BOS has the prefix None
         given = [token for token in context if token is not None]
         given = given[max(0, len(given) + len(continuation) - self.max_length) :]
         ids = torch.tensor([*given, *continuation]).numpy()

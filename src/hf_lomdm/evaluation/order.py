@@ -371,7 +371,7 @@ def _moments(v: Tensor, confidence: Tensor, masked: Tensor, blocks: Blocks | Non
         for values in (v, confidence)
     )
     moments = torch.stack([(a * b).sum(-1), a.square().sum(-1), b.square().sum(-1)]).cpu().double()
-    # rounding of equal rates is no variation
+    # equal rates differ by rounding only
     noise = torch.finfo(v.dtype).eps ** 2 * masked.sum(-1).cpu() * 16
     return moments * ((moments[1] > noise) & (moments[2] > noise))
 

@@ -108,7 +108,7 @@ def beside(path: str | Path | None, name: Any) -> Path | None:
 def delete_parts(folder: str | Path) -> None:
     """Removes the parts files of all processes in `folder`, and the folder if it is empty."""
     for path in Path(folder).glob("*.jsonl*"):
-        # else it is somebody else's
+        # else another program owns the folder
         if path.is_file() and _setting(next(iter(_whole_lines(path)), "")) is not None:
             path.unlink()
     if Path(folder).is_dir() and not any(Path(folder).iterdir()):

@@ -69,7 +69,8 @@ def check_output(path: str | Path, measured: dict[str, Any]) -> None:
         )
     for name, ours in json.loads(json.dumps(measured)).items():
         if (theirs := present.get(name)) != ours:
-            if isinstance(ours, dict) and isinstance(theirs, dict):  # only what differs
+            # name only the fields that differ
+            if isinstance(ours, dict) and isinstance(theirs, dict):
                 keys = [key for key in {**theirs, **ours} if theirs.get(key) != ours.get(key)]
                 theirs, ours = (
                     {key: record[key] for key in keys if key in record} for record in (theirs, ours)
@@ -140,5 +141,5 @@ def _commit() -> str | None:
     except (OSError, ValueError, subprocess.CalledProcessError):
         # no git, or installed from a wheel
         return None
-    # else of somebody's project
+    # else the commit would be another project's
     return commit if package == Path(root).resolve() / "src" / "hf_lomdm" else None

@@ -137,23 +137,9 @@ def public_config(
             (autoregressive, conditioned on the time), or a size that is nowhere to be found.
     """
     state, settings = checkpoint.state, checkpoint.settings
-    for name, wrong in (
-        ("causal", "autoregressive"),
-        ("time_conditioning", "conditioned on the time"),
-    ):
-        if settings.get(name):
-            raise ValueError(
-                f"the config has {name}={settings[name]!r}: a model that is {wrong} cannot be "
-                "converted."
-            )
     vocabulary, width = public_layout(state)["vocab_embed.embedding"]
     sizes = {"vocab_size": vocabulary, "hidden_dim": width, "n_blocks": num_blocks(state)}
-    for name, size in sizes.items():
-        if settings.get(name, size) != size:
-            raise ValueError(
-                f"the config has {name}={settings[name]!r}, the weights {size}. They do not "
-                "belong together."
-            )
+    _check_settings(settings, sizes)
     length = _one_of("max_length", settings.get("model_length"), max_length)
     if length is None:
         raise ValueError(
@@ -183,6 +169,25 @@ def public_config(
     )
     _check_mask(state, config.mask_token_id)
     return config
+
+
+def _check_settings(settings: Mapping[str, Any], sizes: dict[str, int]) -> None:
+    """Raises `ValueError` for models that do not fold and for sizes other than the weights'."""
+    for name, wrong in (
+        ("causal", "autoregressive"),
+        ("time_conditioning", "conditioned on the time"),
+    ):
+        if settings.get(name):
+            raise ValueError(
+                f"the config has {name}={settings[name]!r}: a model that is {wrong} cannot be "
+                "converted."
+            )
+    for name, size in sizes.items():
+        if settings.get(name, size) != size:
+            raise ValueError(
+                f"the config has {name}={settings[name]!r}, the weights {size}. They do not "
+                "belong together."
+            )
 
 
 def _one_of(name: str, stored: Any, given: Any) -> Any:

@@ -8,6 +8,7 @@ import copy
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -79,7 +80,7 @@ class HubHead:
         prefix = f"{self.backbone}."
         return f"model.{key.removeprefix(prefix)}" if key.startswith(prefix) else key
 
-    def project(self, owner: PreTrainedModel, hidden: Tensor) -> Tensor:
+    def project(self, owner: Any, hidden: Tensor) -> Tensor:
         """Logits `[..., V]` of hidden states `[..., D]` by the head's modules in `owner`."""
         shell = copy.copy(self.shell)
         modules = {name: owner._modules[name] for name in self.children}
@@ -222,7 +223,7 @@ def takes_cache(backbone: PreTrainedModel) -> bool:
     return "past_key_values" in inspect.signature(backbone.forward).parameters
 
 
-def first_position(backbone: PreTrainedModel) -> int:
+def first_position(backbone: nn.Module) -> int:
     """The number of the first position, for some tables of positions begin with padding."""
     tables = (
         module for name, module in backbone.named_modules() if name.endswith("position_embeddings")

@@ -19,7 +19,7 @@ from .checkpoint_lomdm import check_checkpoint, code_map
 from .configuration_lomdm import LoMDMConfig
 
 GIVEN = -100  # the label of a given position
-# that a CPU takes through the layers together: the states of more leave its caches
+# rows that a CPU takes through the layers together, so that their states stay in its caches
 CPU_POSITIONS = 2048
 # Standard arguments of transformers that these models do not read, and what to do instead.
 UNREAD = {
@@ -100,13 +100,13 @@ class LoMDMPreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
 
     def __init__(self, config: LoMDMConfig, *args, **kwargs):
-        config.validate_fields()  # fields that were set one by one
+        config.validate_fields()  # fields may have been set one by one
         super().__init__(config, *args, **kwargs)
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
         if "_auto_class" not in vars(cls):
-            # the code of a subclass travels if it asks: `register_for_auto_class`
+            # a subclass's code travels after `register_for_auto_class`
             cls._auto_class = None
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs) -> None:
@@ -190,7 +190,7 @@ def leave_heads(quantization_config):
     if isinstance(quantization_config, dict):
         quantization_config = AutoQuantizationConfig.from_dict(quantization_config)
     quantization_config = deepcopy(quantization_config)
-    # torchao and most, bitsandbytes
+    # the name in torchao and most others; the one in bitsandbytes
     for name in ("modules_to_not_convert", "llm_int8_skip_modules", "skip_modules"):
         if getattr(quantization_config, name, ()) is None:
             setattr(quantization_config, name, ["lm_head", "phi", "psi", "omega"])
@@ -200,7 +200,7 @@ def leave_heads(quantization_config):
 class LoMDMModel(LoMDMPreTrainedModel):
     """The backbone alone: token ids to hidden states. It sees neither the time nor the rates."""
 
-    # of a checkpoint with all heads
+    # keys of a checkpoint with all heads
     _keys_to_ignore_on_load_unexpected = [r"^(lm_head|phi|psi|omega)\."]
 
     def __init__(self, config: LoMDMConfig):
@@ -385,7 +385,7 @@ def check_inputs(
     expected = [text.shape[0], (past_length or 0) + text.shape[1]]
     given = expected if attention_mask is None else list(attention_mask.shape)
     has_cache = past_length is not None
-    # the first positions have left it again
+    # the first positions have left the cache
     if has_cache and len(given) == 2 and given[1] > expected[1]:
         given[1] = expected[1]
     if given != expected:
@@ -409,7 +409,7 @@ def check_cache(
     elif torch.compiler.is_compiling() or attention_mask.device.type != "cpu":
         return
     else:
-        # a text that has ended may end within a block
+        # a finished text may end within a block
         goes_on = attention_mask[:, -new_length:].bool().any(-1)
         lengths = attention_mask[goes_on, :-new_length].long().sum(-1).tolist()
     if any(length % block_size for length in lengths):

@@ -22,7 +22,7 @@ from transformers.utils import cached_file
 DOWNLOAD = ("revision", "token", "cache_dir", "force_download", "local_files_only", "subfolder")
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
-# of a distributed checkpoint: parts of weights
+# suffixes of distributed checkpoints, which hold parts of weights
 SHARDS = "shard-[0-9]*-model-[0-9]*-of-[0-9]*.safetensors"
 LAYER = re.compile(r"(?:model\.)?layers\.(\d+)\.")
 UNCOPIED = re.compile(r"^\s*from\s+\.+\s+import", re.MULTILINE)  # transformers overlooks it
@@ -125,9 +125,9 @@ def check_checkpoint(
             weights, or no such folder or repository.
     """
     for name in ("trust_remote_code", "dtype", "torch_dtype"):
-        options.pop(name, None)  # which say nothing of files and shapes
+        options.pop(name, None)  # these do not change files or shapes
     checkpoint, config = Checkpoint(name_or_path, options), options.pop("config", None)
-    # AutoModel passes it read
+    # AutoModel passes the configuration
     chosen = not isinstance(config, PreTrainedConfig) and not options.get("_from_auto")
     if not isinstance(config, PreTrainedConfig):
         config = model_class.config_class.from_pretrained(config or checkpoint.name, **options)
@@ -140,7 +140,8 @@ def check_checkpoint(
     files = checkpoint.weight_files()
     shapes = weight_shapes(files)
     layers = {match[1] for match in map(LAYER.match, shapes) if match}
-    if len(layers) != config.num_hidden_layers:  # before as many are built
+    # before that many layers are built; those of other backbones have names of their own
+    if config.backbone_config is None and len(layers) != config.num_hidden_layers:
         raise ValueError(
             f"the weights of {checkpoint.name} have {len(layers)} layers, its configuration says "
             f"num_hidden_layers={config.num_hidden_layers}. {SAME_EXPORT}"

@@ -31,7 +31,7 @@ from .checkpoint_lomdm import check_checkpoint  # noqa: F401  diffusers copies w
 from .configuration_lomdm import BOUNDS, LoMDMConfig
 from .context_lomdm import BlockContext
 from .pretrained_lomdm import (
-    add_row,
+    add_rows,
     check_backbone,
     choose_mask_token,
     converted_config,
@@ -236,8 +236,7 @@ class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
         tokenizer = load_tokenizer(source, options) if tokenizer is None else tokenizer
         rows = whole.get_input_embeddings().weight.shape[0]
         mask_token_id = choose_mask_token(tokenizer, rows, mask_token)
-        if mask_token_id == rows:
-            add_row(whole)
+        add_rows(whole, max(mask_token_id + 1, 0 if tokenizer is None else len(tokenizer)))
         config = converted_config(cls.config_class, whole, tokenizer, mask_token_id, settings)
         for module in whole.modules():
             # else post_init would draw its weights anew
@@ -465,8 +464,12 @@ class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
         logits = self.token_logits(hidden) if output_logits or self.rates_need_logits else None
         if self.rates_need_logits:
             rates = self.rates_of_logits(logits)
-        given = {"logits": logits if output_logits else None, "hidden_states": out.hidden_states}
-        return LoMDMOutput(rates=rates, last_hidden_state=hidden, **given)
+        return LoMDMOutput(
+            logits=logits if output_logits else None,
+            rates=rates,
+            last_hidden_state=hidden,
+            hidden_states=out.hidden_states,
+        )
 
     def encode(self, batch: Batch, views: Tensor | None = None, **options) -> Tensor:
         """Hidden states of the trunk for a batch, or for it and its views `[K * B, L]`."""
@@ -501,13 +504,16 @@ class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
         """The states `[B, L, D]` that `token_logits` projects, of hidden states `[B, L, D]`."""
         if not self.config.logit_shift:
             return hidden
-        previous = None
+        previous, position = None, batch.position
         if cache is not None:  # its last layer keeps the states, without values
             layer = self.config.num_hidden_layers + self.rate_law.uses_psi
-            held = len(cache.layers) > layer and cache.get_seq_length(layer)
-            previous = cache.layers[layer].keys[:, 0, -1:] if held else None
+            layers: list[Any] = cache.layers
+            if len(layers) > layer and (held := cache.get_seq_length(layer)):
+                previous = layers[layer].keys[:, 0, -1:]
+                # a mask counts what is in the cache, too
+                position = position + (held if batch.attention_mask is None else 0)
             cache.update(hidden[:, None], hidden[:, None, :, :0], layer)
-        return shifted_states(hidden, batch.position, self.config.block_size, 1, previous)
+        return shifted_states(hidden, position, self.config.block_size, 1, previous)
 
     def _embed(self, ids: Tensor, inputs_embeds: Tensor) -> Tensor:
         """Embeddings `[B, L, D]` of `ids`, but `inputs_embeds` at positions of the id -100."""

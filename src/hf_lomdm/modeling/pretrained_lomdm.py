@@ -24,7 +24,7 @@ TOLERANCE = 0.05  # of hidden states that should be equal, relative to their siz
 
 
 def load_pretrained(
-    auto_class: type, source: str | os.PathLike | PreTrainedModel, options: dict[str, Any]
+    auto_class: Any, source: str | os.PathLike | PreTrainedModel, options: dict[str, Any]
 ) -> PreTrainedModel:
     """The model of a Hub name or folder, with all its weights, or the model that is given.
 
@@ -47,6 +47,8 @@ def load_pretrained(
             f"{str(source)!r} lacks the weights {sorted(info['missing_keys'])[:3]}, which would be "
             f"random. Give a checkpoint that was trained as {kind}."
         )
+    if options.get("gguf_file") is not None and hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config  # its weights are de-quantised
     return model
 
 
@@ -77,11 +79,13 @@ def choose_mask_token(
     Raises:
         ValueError: a token that is not there, or a tokenizer with more tokens than rows.
     """
-    if tokenizer is not None and len(tokenizer) > rows:
-        raise ValueError(
-            f"tokenizer has {len(tokenizer)} tokens, the model {rows}: it is not the model's. "
-            "Pass the tokenizer that the model was trained with."
-        )
+    if tokenizer is not None:
+        most = max(set(tokenizer.get_vocab().values()) - set(tokenizer.added_tokens_decoder))
+        if most >= rows:
+            raise ValueError(
+                f"tokenizer has the token {most}, the model {rows} rows: it is not the model's. "
+                "Pass the tokenizer that the model was trained with."
+            )
     if isinstance(mask_token, str):
         vocabulary = {} if tokenizer is None else tokenizer.get_vocab()
         if mask_token not in vocabulary:
@@ -131,12 +135,15 @@ def with_mask_token(
 
 
 @torch.no_grad()
-def add_row(whole: PreTrainedModel) -> None:
-    """One more token: its embedding is the mean of the others."""
+def add_rows(whole: Any, total: int) -> None:
+    """More tokens, up to `total`: the embeddings of new ones are the mean of the others."""
     rows = len(whole.get_input_embeddings().weight)
-    whole.resize_token_embeddings(rows + 1, mean_resizing=False)
-    for table in (whole.get_input_embeddings(), whole.get_output_embeddings()):
-        table.weight[rows] = table.weight[:rows].float().mean(0).to(table.weight.dtype)
+    if total <= rows:
+        return
+    whole.resize_token_embeddings(total, mean_resizing=False)
+    for module in (whole.get_input_embeddings(), whole.get_output_embeddings()):
+        table = module.weight
+        table[rows:] = table[:rows].float().mean(0).to(table.dtype)
 
 
 def converted_config(
@@ -159,7 +166,8 @@ def converted_config(
     limit = getattr(whole.config, "max_position_embeddings", None)
     if limit is not None:
         settings.setdefault("max_position_embeddings", limit - first_position(whole.base_model))
-    settings.setdefault("num_attention_heads", whole.config.num_attention_heads)
+    heads = getattr(whole.config, "num_attention_heads", 1)  # a model without attention has none
+    settings.setdefault("num_attention_heads", heads)
     return config_class(backbone_config=whole.config, **{**special, **settings})
 
 
@@ -188,8 +196,10 @@ def check_backbone(backbone: PreTrainedModel, config: LoMDMConfig) -> None:
     probe = copy.copy(config)
     probe.block_size = blocks
     first = 1 if blocks is None else blocks
-    device = backbone.get_input_embeddings().weight.device
-    ids = (torch.arange(3 * first, device=device)[None] + 1) % config.mask_token_id
+    embeddings: Any = backbone.get_input_embeddings()
+    ids = (
+        torch.arange(3 * first, device=embeddings.weight.device)[None] + 1
+    ) % config.mask_token_id
 
     def read(text: Tensor, **options) -> Tensor:
         return read_backbone(backbone, probe, text, deterministic=True, **options).last_hidden_state
@@ -211,7 +221,7 @@ def check_backbone(backbone: PreTrainedModel, config: LoMDMConfig) -> None:
         _differ(clean, moved, slice(0, first)),
     )
     if packed is None:
-        fits = seen and torch.any(clean[:, 0] != moved[:, 0])
+        fits = seen and bool(torch.any(clean[:, 0] != moved[:, 0]))
     else:
         alone = _differ(clean, packed[:, : ids.shape[1]], slice(None))
         fits = seen and not unseen and not alone and _differ(clean, changed, slice(None))

@@ -336,7 +336,7 @@ def stack_views(values: Tensor | None, num_views: int) -> Tensor | None:
 
 def stack_copies(values: Tensor, num_copies: int) -> Tensor:
     """`[B, C * L, ...] -> [C * B, L, ...]`, copy after copy."""
-    # chunks, a single one too, are of a known length for the compiler
+    # the compiler knows the length of chunks
     return values if num_copies == 1 else torch.cat(values.chunk(num_copies, dim=1))
 
 
@@ -485,7 +485,7 @@ def draw_order(
 ) -> Tensor:
     """Rank of reveal of each position within its block, in Plackett-Luce order with weights `w`.
 
-    Minus the log of a local masking time is `Exp(1) / w`: whoever is masked last is revealed first.
+    Minus the log of a local masking time is `Exp(1) / w`: the last one masked is revealed first.
 
     Returns:
         `[B, L]` int64, 0 = revealed first; positions that are not maskable come after all others.

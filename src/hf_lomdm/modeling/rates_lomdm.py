@@ -181,7 +181,7 @@ class LearnedRates(RateLaw):
         """`w` of the head `phi`, from hidden states of the clean texts without gradients."""
         with torch.no_grad():
             features = model.encode(batch, deterministic=True)
-        # torch 2.9 and 2.10 would lend the views its weights, cast without gradients
+        # torch 2.9 and 2.10 would reuse its cast weights, which have no gradients, for the views
         torch.clear_autocast_cache()
         given = None if batch.maskable is None else ~batch.maskable
         return self._head_rates(model, model.phi, features, batch, given=given)
@@ -209,7 +209,7 @@ class LearnedRates(RateLaw):
     ) -> Tensor:
         """Rates `[C * B, L]` of an order head, from features `[B, C * L, D]`."""
         features = features.detach()  # heads never reach the backbone
-        features = features.to(head.norm.weight.dtype)  # that of the heads may differ
+        features = features.to(head.norm.weight.dtype)  # the heads may have another dtype
         if head.layer.gradient_checkpointing and torch.is_grad_enabled():
             # reentrant checkpointing drops the gradients of a layer whose input has none
             features.requires_grad_()

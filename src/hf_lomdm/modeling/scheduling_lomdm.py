@@ -391,13 +391,13 @@ class LoMDMScheduler(Corrections, SchedulerMixin, ConfigMixin):
         revealed = changed & masked
         rows = torch.arange(len(sample), device=sample.device)[:, None]
         columns = self.revealed_columns(revealed, timestep)
-        here = revealed.gather(1, columns)
-        # columns that only fill up a row must not raise for what the model says there
-        logits = model_output[rows, columns].masked_fill(~here[..., None], 0.0)
+        is_revealed = revealed.gather(1, columns)
+        # logits of columns that only fill up a row must not raise
+        logits = model_output[rows, columns].masked_fill(~is_revealed[..., None], 0.0)
         positions = self.positions(sample, attention_mask).gather(1, columns)
         tokens = self.draw_tokens(logits, rows, positions, len(sample), generator).to(sample.dtype)
         prev_sample = sample.scatter(
-            1, columns, torch.where(here, tokens, sample.gather(1, columns))
+            1, columns, torch.where(is_revealed, tokens, sample.gather(1, columns))
         )
         prev_sample = prev_sample.masked_fill(changed & ~masked, self.config.mask_token_id)
         return (

@@ -73,7 +73,7 @@ def _entry(path: Path, name: str) -> Any:
     try:
         content = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     except (ValueError, RecursionError):
-        return path.name  # of no kind that is known
+        return path.name  # an unknown kind
     return content.get(name) if isinstance(content, dict) else path.name
 
 

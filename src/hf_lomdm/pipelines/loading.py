@@ -156,7 +156,7 @@ def _check_classes(path: Path, pipeline_class: type, given: dict[str, Any]) -> N
 
 def _load_model(folder: Path, options: dict[str, Any]) -> LoMDMForMaskedDiffusion:
     if LoMDMConfig.get_config_dict(folder)[0].get("model_type") == "lomdm_order_adapter":
-        from ..adapters import OrderAdapter  # which few need, and which needs the evaluation
+        from ..adapters import OrderAdapter  # heavy, and few models need it
 
         adapter: Any = OrderAdapter.from_pretrained(folder, **options)
         return adapter

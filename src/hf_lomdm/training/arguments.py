@@ -18,7 +18,7 @@ from transformers.integrations import is_tensorboard_available
 
 # What is trained: a masked diffusion model of the family, or the autoregressive baseline.
 OBJECTIVES = ("diffusion", "ar")
-# What the numbers of `LoMDMTrainingArguments` may be: a type, and `low <= number < high`. Those of
+# Ranges of the numbers of `LoMDMTrainingArguments`: a type, and `low <= number < high`. Those of
 # the model are checked by its configuration, those of the data by `hf_lomdm.data`.
 RANGES: dict[str, tuple[type, float, float]] = {
     **dict.fromkeys(
@@ -39,8 +39,8 @@ RANGES: dict[str, tuple[type, float, float]] = {
     "max_steps": (int, -1, math.inf),
     **dict.fromkeys(("seed", "data_seed"), (int, 0, 2**32)),
 }
-# Settings of transformers that would have no effect here, or another one than they say; only their
-# default is taken.
+# Settings of transformers that have no effect here or another one than documented; only their
+# defaults are accepted.
 REFUSED = {
     "fp16": "rates and their gradients need the range of bf16; pass bf16",
     "fp16_full_eval": "evaluation has the precision of training; pass bf16",
@@ -97,8 +97,11 @@ MODES = (
             "time_epsilon",
             "time_range",
             "eval_num_samples",
+            "lora_rank",
         ),
     ),
+    Mode("no init_from", lambda run: not run.init_from, ("logit_shift",)),
+    Mode("no lora_rank", lambda run: run.lora_rank is None, ("lora_alpha", "lora_modules")),
     Mode("a rate_type that is not learned", lambda run: run.rate_type != "learned", ("c1", "c2")),
     Mode("bound order", lambda run: run.bound == "order", ("time_epsilon", "time_range")),
     Mode(
@@ -170,6 +173,32 @@ class ModelArguments:
                 "by default. Without effect where training resumes from a checkpoint."
             )
         },
+    )
+    logit_shift: bool = field(
+        default=True,
+        metadata={
+            "help": (
+                "Where init_from is a causal model of transformers: keep the token law of a "
+                "position at the position before it."
+            )
+        },
+    )
+    lora_rank: int | None = field(
+        default=None,
+        metadata={
+            "help": (
+                "Train low-rank updates of this rank of the backbone's linear layers, and order "
+                "heads or token rates in full; the backbone stays as it is, with bf16 in bfloat16. "
+                "Default: all weights."
+            )
+        },
+    )
+    lora_alpha: int = field(
+        default=32, metadata={"help": "Scale of the updates; they are multiplied by alpha / rank."}
+    )
+    lora_modules: list[str] | None = field(
+        default=None,
+        metadata={"help": "Names of the layers to update; default all linear ones."},
     )
     hidden_size: int = field(
         default=768, metadata={"help": "Hidden units; a multiple of 2 * num_attention_heads."}
@@ -311,11 +340,11 @@ class LoMDMTrainingArguments(TrainingArguments):
         if self.report_to is None:
             self.report_to = "tensorboard" if is_tensorboard_available() else "none"
         if self.data_seed is None:
-            # else the order of the texts depends on the global random state
+            # without it the order of texts depends on the global random state
             self.data_seed = self.seed
-        # else bf16 is refused where there is nothing but a CPU
+        # without it transformers refuses bf16 on a machine with only a CPU
         self.use_cpu |= not torch.accelerator.is_available()
-        # pinning needs one, and warns otherwise
+        # pinned memory needs an accelerator
         self.dataloader_pin_memory &= torch.accelerator.is_available()
         defaults = {argument.name: argument.default for argument in fields(TrainingArguments)}
         for name, reason in REFUSED.items():
@@ -324,7 +353,7 @@ class LoMDMTrainingArguments(TrainingArguments):
         for name in RANGES:
             check_range(name, getattr(self, name, None))
         if self.metric_for_best_model is not None and self.greater_is_better is None:
-            # of every metric of the trainer less is better, whatever its name ends in
+            # for all metrics of this trainer less is better
             self.greater_is_better = False
         try:
             super().__post_init__()

@@ -74,7 +74,7 @@ class CausalTrainer(LoMDMTrainer):
             model = self.accelerator.unwrap_model(self.model)
             with eval_mode(model):
                 rows = model.generate(num_return_sequences=count).tolist()
-        # from 2 on: behind the start token stands the first token, which may be a BOS that is EOS
+        # search from 2 on: the first token may be a BOS that is the EOS too
         texts = [row[: end_of_text(row, tokenizer.eos_token_id, 2)] for row in rows]
         return [tokenizer.decode(ids, skip_special_tokens=True) for ids in texts]
 
@@ -87,7 +87,7 @@ def whole_text_generation(model: PreTrainedModel) -> GenerationConfig:
         eos_token_id=config.eos_token_id,
         pad_token_id=config.pad_token_id,
         suppress_tokens=[config.bos_token_id],
-        max_length=config.max_position_embeddings + 1,  # the start token is no token of the text
+        max_length=config.max_position_embeddings + 1,  # plus the start token
         do_sample=True,
         top_k=0,
     )

@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 MANIFEST = "complete.json"
 LOCK = "_lock"  # no upload takes what begins with _
 _PREFIX = "_checkpoint-"
-# Of a checkpoint, and of `LoMDMPipeline.save_pretrained`.
+# Files of a checkpoint and of `LoMDMPipeline.save_pretrained`.
 _LEFT_OVER = re.compile(rf"{_PREFIX}\d+-(incomplete|removed)|[._][0-9a-f]{{32}}")
 _LOCKS: dict[tuple[int, Path], IO] = {}
 
@@ -101,7 +101,7 @@ def find_fault(folder: Path, checksums: bool = True) -> str | None:
     """
     try:
         entries = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        # a checkpoint of an earlier version has sizes alone
+        # checkpoints of earlier versions list sizes only
         recorded = {
             name: entry if isinstance(entry, list) else [entry, None]
             for name, entry in entries.items()
@@ -163,7 +163,7 @@ def lock(output_dir: str | Path) -> None:
         RunError: another process trains there.
     """
     try:
-        import fcntl  # Windows has none
+        import fcntl  # not on Windows
     except ImportError:
         return
     path = Path(output_dir).resolve() / LOCK
@@ -172,7 +172,7 @@ def lock(output_dir: str | Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     file = path.open("a")
     try:
-        # a lock of this process alone: workers do not inherit it
+        # the lock belongs to this process: workers do not inherit it
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
         file.close()

@@ -1,16 +1,16 @@
 """Fine-tuning: its arguments, LoRA on the backbone, order heads in full."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from transformers.pytorch_utils import Conv1D
 
 from ..modeling.modeling_lomdm import LoMDMForMaskedDiffusion
 from .arguments import LoMDMTrainingArguments
 
-# The linear layers of the backbone, and not those of the same names in the order heads.
-LORA_TARGETS = r"model\.layers\.\d+\.(attention\.(qkv_proj|o_proj)|mlp\.(up_proj|down_proj))"
-# What is trained in full, whichever of them the model has.
+# Modules that are trained in full where the model has them.
 RATE_MODULES = ("phi", "psi", "omega")
 
 
@@ -67,15 +67,40 @@ class LoraTrainingArguments(LoMDMTrainingArguments):
     )
 
 
+def lora_targets(model: LoMDMForMaskedDiffusion, names: Sequence[str] | None = None) -> str:
+    """A pattern for peft: the linear layers of the backbone, and not those of the order heads.
+
+    Raises:
+        ValueError: `names` that none of these layers has.
+    """
+    layers = {
+        name.rpartition(".")[2]
+        for name, module in model.model.named_modules()
+        if isinstance(module, (torch.nn.Linear, Conv1D))
+    }
+    unknown = sorted(set(names or ()) - layers)
+    if unknown:
+        raise ValueError(
+            f"lora_modules names {unknown}, which the backbone lacks. It has {sorted(layers)}."
+        )
+    return rf"model\.(?:.*\.)?(?:{'|'.join(sorted(names or layers))})"
+
+
 def add_lora(
-    model: LoMDMForMaskedDiffusion, rank: int, alpha: int, dropout: float = 0.0
+    model: LoMDMForMaskedDiffusion,
+    rank: int,
+    alpha: int,
+    dropout: float = 0.0,
+    modules: Sequence[str] | None = None,
 ) -> torch.nn.Module:
     """A `peft.PeftModel`: low-rank updates of the backbone, order heads or rates in full.
 
+    Args:
+        modules: names of the layers to update; default all linear layers of the backbone.
     Raises:
-        ValueError: a rank below 1, or quantised order heads.
+        ValueError: a rank below 1, layers that are not there, or quantised order heads.
     """
-    import peft  # of no other part of the package
+    import peft  # only this function needs it
 
     if rank < 1:
         raise ValueError(f"lora_rank must be at least 1, got {rank}. The default is 16.")
@@ -94,7 +119,7 @@ def add_lora(
         r=rank,
         lora_alpha=alpha,
         lora_dropout=dropout,
-        target_modules=LORA_TARGETS,
+        target_modules=lora_targets(model, modules),
         modules_to_save=full or None,
     )
     return peft.get_peft_model(model, config)

@@ -42,8 +42,8 @@ class FolderWriter(TrainerHooks):
         tokenizer = self.processing_class or getattr(self.data_collator, "tokenizer", None)
         folder.mkdir(parents=True, exist_ok=True)
         if self.staging:
-            # the Trainer resumes by the names of the weights in memory; on the disk those of
-            # GPT-NeoX have others
+            # the Trainer resumes by the weights' names in memory; GPT-NeoX saves under other
+            # names
             model.save_pretrained(folder, save_original_format=False)
             if tokenizer is not None:
                 tokenizer.save_pretrained(folder)
@@ -82,7 +82,7 @@ class FolderWriter(TrainerHooks):
             self.init_hf_repo(
                 **{name: kwargs[name] for name in ("token", "private") if name in kwargs}
             )
-        # the code of the card loads it by this name
+        # the card's code loads the model by this name
         kwargs.setdefault("model_name", self.hub_model_id)
         with explained_upload(
             f"{self.args.output_dir} is written, but was not uploaded to {self.hub_model_id}"

@@ -22,7 +22,7 @@ class Interruption:
     What is ignored stays ignored (`nohup`), and other threads than the main one note nothing.
 
     Args:
-        once: whether the second signal acts as it did before: whoever insists does not want to
+        once: whether the second signal has its usual effect: a user who insists does not want to
             wait. Not where a launcher passes on what the terminal has sent already.
     """
 
@@ -30,7 +30,7 @@ class Interruption:
         self.signal: signal.Signals | None = None
         self._once = once
         self._before: dict[int, object] = {}
-        self._training = torch.zeros((), dtype=torch.bool).share_memory_()  # with the workers
+        self._training = torch.zeros((), dtype=torch.bool).share_memory_()  # workers read it
 
     def __enter__(self) -> "Interruption":
         self._training.fill_(True)
@@ -51,8 +51,8 @@ class Interruption:
 
     def shield(self, loader: DataLoader) -> None:
         """Keeps the workers of `loader` at work until training ends; its last step needs them."""
-        own = getattr(loader, "base_dataloader", loader)  # of accelerate
-        if getattr(own.worker_init_fn, "func", None) is not _stay:  # one that stays comes again
+        own = getattr(loader, "base_dataloader", loader)  # accelerate wraps the loader
+        if getattr(own.worker_init_fn, "func", None) is not _stay:  # not shielded yet
             own.worker_init_fn = partial(_stay, self._training, own.worker_init_fn)
 
     def _restore(self) -> None:
@@ -78,5 +78,5 @@ def _stay(training: Tensor, initialise: Callable[[int], None] | None, worker: in
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
 
-    for number in SIGNALS:  # here, for torch sets that of SIGTERM when a worker starts
+    for number in SIGNALS:  # here: torch sets SIGTERM's handler in a new worker
         signal.signal(number, end)

@@ -119,7 +119,7 @@ class TrainingRecord:
 
     def save(self, folder: Path) -> None:
         """Writes `training_record.json` into `folder`."""
-        partial = folder / f"{RECORD_FILE}.partial"  # whole at any moment
+        partial = folder / f"{RECORD_FILE}.partial"  # the file itself is always complete
         partial.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
         partial.replace(folder / RECORD_FILE)
 
@@ -139,7 +139,7 @@ def describe_diffusion(config: PretrainedConfig) -> Description:
     }
     if isinstance(config, OrderAdapterConfig):
         process["base_name"] = config.base_name
-        # else a folder, unknown to the Hub
+        # a local folder is no model name for the Hub
         process["base_model"] = config.base_name if config.base_revision else None
         return Description(
             "order adapter", ("lomdm", "masked-diffusion", "order-adapter"), measures, **process
@@ -229,7 +229,7 @@ def model_card(
         ModelCardData(
             library_name="transformers", pipeline_tag="text-generation", tags=tags, **fields
         ),
-        template_str=template + "\n",  # Jinja takes away one
+        template_str=template + "\n",  # Jinja removes one newline
         marker=MARKER,
         name=name,
         model=description,

@@ -2,7 +2,9 @@
 
 from dataclasses import asdict, fields
 
+import torch
 from transformers import (
+    MODEL_FOR_MASKED_LM_MAPPING,
     AutoConfig,
     AutoTokenizer,
     GPTNeoXConfig,
@@ -13,9 +15,10 @@ from transformers import (
 from transformers.utils import cached_file
 
 from ..modeling.configuration_lomdm import LoMDMConfig
+from ..modeling.modeling_lomdm import LoMDMForMaskedDiffusion
 from .arguments import ModelArguments
 
-# Copied from the model that a run starts from: all that its weights depend on, in shape or meaning.
+# Fields that a start from a trained model copies: shapes and meaning of its weights.
 SIZES = (
     "hidden_size",
     "num_hidden_layers",
@@ -23,7 +26,15 @@ SIZES = (
     "intermediate_size",
     "tie_word_embeddings",
 )
-# Ids of no tokenizer: what a configuration can be checked with before there is one.
+NOT_OF_THE_CONFIGURATION = (
+    "objective",
+    "init_from",
+    "logit_shift",
+    "lora_rank",
+    "lora_alpha",
+    "lora_modules",
+)
+# Placeholder ids, to check a configuration before the tokenizer is known.
 NO_TOKENIZER = {
     "vocab_size": 5,
     "mask_token_id": 0,
@@ -50,7 +61,8 @@ def diffusion_config(
             range.
     """
     settings = asdict(arguments)
-    del settings["objective"], settings["init_from"]
+    for name in NOT_OF_THE_CONFIGURATION:
+        del settings[name]
     settings["max_position_embeddings"] = arguments.max_position_embeddings or max_length
     settings |= _start(arguments, max_length, token_ids, "lomdm")
     config = LoMDMConfig(**settings, **token_ids)
@@ -92,7 +104,7 @@ def causal_config(
     }
     settings |= _start(arguments, max_length, token_ids, "gpt_neox")
     sizes = {name: settings[name] for name in (*SIZES, "max_position_embeddings")}
-    # the same trunk, so what checks the sizes of the family checks these
+    # the trunk is the same, so the family's checks of sizes apply
     _check_positions(LoMDMConfig(**sizes, **token_ids, dropout=arguments.dropout), max_length)
     return GPTNeoXConfig(
         vocab_size=token_ids["vocab_size"],
@@ -111,7 +123,54 @@ def causal_config(
     )
 
 
-# ------------------------------------------------------------------- the start from a trained model
+# ------------------------------------------------------------------- a backbone of transformers
+
+
+def is_foreign(arguments: ModelArguments) -> bool:
+    """Whether a diffusion model is to be made of another kind of language model.
+
+    Raises:
+        ValueError: `init_from` has no configuration that can be read.
+    """
+    if not arguments.init_from or arguments.objective == "ar":
+        return False
+    return _read_config(arguments.init_from).model_type != "lomdm"
+
+
+def foreign_model(
+    arguments: ModelArguments,
+    max_length: int,
+    token_ids: dict[str, int | None],
+    tokenizer: PreTrainedTokenizerBase,
+    dtype: torch.dtype,
+) -> LoMDMForMaskedDiffusion:
+    """The causal or masked language model of `init_from` as a diffusion model, in training mode.
+
+    Args:
+        token_ids: of the run's rows, from `hf_lomdm.data.splits.model_token_ids`.
+        dtype: of the backbone.
+    Raises:
+        ValueError: a model that cannot be read so, as `LoMDMForMaskedDiffusion.from_causal_lm`.
+    """
+    process = ("c1", "c2", "bound", "time_epsilon", "time_range", "num_views")
+    settings = {name: getattr(arguments, name) for name in process}
+    settings |= {name: token_ids[name] for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
+    settings["max_position_embeddings"] = arguments.max_position_embeddings or max_length
+    how = {"block_size": arguments.block_size, "rate_type": arguments.rate_type}
+    how |= {"tokenizer": tokenizer, "settings": settings, "dtype": dtype}
+    if arguments.attn_implementation is not None:
+        how["attn_implementation"] = arguments.attn_implementation
+    if type(_read_config(arguments.init_from)) in MODEL_FOR_MASKED_LM_MAPPING:
+        model = LoMDMForMaskedDiffusion.from_masked_lm(arguments.init_from, **how)
+    else:
+        shift = arguments.logit_shift
+        model = LoMDMForMaskedDiffusion.from_causal_lm(
+            arguments.init_from, logit_shift=shift, **how
+        )
+    return model.train()
+
+
+# ------------------------------------------------------------- the start from a trained model
 
 
 def copy_trunk(model: PreTrainedModel, init_from: str) -> None:
@@ -141,7 +200,7 @@ def copy_trunk(model: PreTrainedModel, init_from: str) -> None:
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, init_from: str) -> None:
     """Raises `ValueError` if the tokenizer of `init_from` has other tokens than the run's."""
     if not _has_tokenizer(init_from):
-        return  # the ids are all there is to compare
+        return  # without a tokenizer only ids can be compared
     try:
         theirs = AutoTokenizer.from_pretrained(init_from, trust_remote_code=False).get_vocab()
     except Exception as error:  # tokenizers raises nothing narrower for a broken file
@@ -150,7 +209,10 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, init_from: str) -> None:
             f"{' '.join(str(error).split())}"
         )
         raise ValueError(f"{problem}. Export or download it again.") from error
-    differ = sorted(theirs.items() ^ tokenizer.get_vocab().items(), key=lambda item: item[1])
+    # special tokens may have been added
+    added = tokenizer.get_added_vocab().items() - theirs.items()
+    differ = (theirs.items() ^ tokenizer.get_vocab().items()) - added
+    differ = sorted(differ, key=lambda item: item[1])
     if differ:
         raise ValueError(
             f"the tokenizer of the run is not that of init_from={init_from!r}: {len(differ)} "
@@ -160,7 +222,7 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, init_from: str) -> None:
 
 
 def _has_tokenizer(name: str) -> bool:
-    options = {"_raise_exceptions_for_missing_entries": False}  # then what is missing is None
+    options = {"_raise_exceptions_for_missing_entries": False}  # missing entries become None
     return any(
         cached_file(name, file, **options) for file in ("tokenizer_config.json", "tokenizer.json")
     )
@@ -205,13 +267,17 @@ def _check_positions(config: LoMDMConfig, max_length: int) -> None:
         )
 
 
-def _load_config(init_from: str, model_type: str) -> PreTrainedConfig:
+def _read_config(init_from: str) -> PreTrainedConfig:
     try:
-        config = AutoConfig.from_pretrained(init_from, trust_remote_code=False)
+        return AutoConfig.from_pretrained(init_from, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ValueError(
             f"init_from={init_from!r} has no config.json that can be read: {error}"
         ) from error
+
+
+def _load_config(init_from: str, model_type: str) -> PreTrainedConfig:
+    config = _read_config(init_from)
     if config.model_type != model_type:
         kinds = {"lomdm": "diffusion", "gpt_neox": "ar"}
         raise ValueError(

@@ -44,8 +44,8 @@ class _Parser(HfArgumentParser):
 def _convert(action: argparse.Action, value: Any) -> Any:
     if isinstance(value, (dict, list)):
         raise TypeError
-    # Of another type are a whole number for a float, a number for a name, and what YAML has for a
-    # text: 1e-3
+    # YAML may give another type: a whole number for a float, a number for a name, a text for
+    # 1e-3
     value = value if type(value) is action.type else action.type(str(value))
     if action.choices is not None and value not in action.choices:
         choices = ", ".join(map(repr, action.choices))
@@ -90,7 +90,7 @@ def parse_arguments(
     parser = _Parser(PARTS, allow_abbrev=False, description=HELP)
     settings = _overlay(files, parser, named="output_dir" in named)
     if "num_train_epochs" in named and "max_steps" not in named:
-        settings.pop("max_steps", None)  # of a file, and would win
+        settings.pop("max_steps", None)  # the file's max_steps would win over the command line
     parser.set_defaults(**settings)
     *parts, unknown = parser.parse_args_into_dataclasses(words, return_remaining_strings=True)
     if unknown:
@@ -131,7 +131,7 @@ def _overlay(files: list[Path], parser: _Parser, named: bool) -> dict[str, Any]:
         }
     if files:
         settings.setdefault("output_dir", "outputs/" + "-".join(path.stem for path in files))
-    # no value: the default
+    # without a value the default holds
     return {key: value for key, value in settings.items() if value is not None}
 
 
@@ -141,7 +141,7 @@ def read_config(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: a missing file, one that is not a flat mapping, or a key that is no argument.
     """
-    import yaml  # of the extra `train`
+    import yaml  # installed by the extra `train`
 
     if not path.is_file():
         raise ValueError(

@@ -11,8 +11,8 @@ from transformers import TrainingArguments
 from .checkpointing import RunError
 
 RUN_FILE = "run.json"
-# Training arguments that may change between two starts of a run, by the reason. All others are
-# compared, those of a later transformers too.
+# Training arguments that may change when a run resumes, grouped by the reason. All others are
+# compared, also those that later versions of transformers add.
 HARMLESS_ARGUMENTS = {
     "how far the run goes and where it is written; a schedule with an end is stretched": """
         output_dir max_steps num_train_epochs resume_from_checkpoint do_train do_eval do_predict
@@ -85,7 +85,7 @@ def check_same_run(folder: Path, run: dict[str, Any]) -> None:
     stored = _load_run(folder)
     before, now = _compared(stored), _compared(run)
     changes = {key: (before[key], now[key]) for key in now if key in before}
-    # as text too: the records of earlier versions hold lists as text
+    # compare as text too: records of earlier versions hold lists as text
     differ = {
         key: f"{key}={old!r}, not {new!r}"
         for key, (old, new) in changes.items()

@@ -86,7 +86,7 @@ class LoMDMTrainer(FolderWriter):
         # makes the Trainer count the tokens of the global batch
         self.model_accepts_loss_kwargs = True
         self.ema: EMA | None = None
-        self._checkpoint: Path | None = None  # the one that training resumed from
+        self._checkpoint: Path | None = None  # where training resumed
         self._first_step = 0  # where the latest call of `train` began
         self._special_tokens = {
             name: getattr(self.model.config, name, None) for name in SPECIAL_TOKENS
@@ -136,7 +136,7 @@ class LoMDMTrainer(FolderWriter):
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         """Fetches the micro-batches of a step; adds to each text its quantile and generator."""
-        # resumed after the last step: nothing is left to do
+        # resumed after the last step
         if self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
             return [], None
@@ -184,7 +184,7 @@ class LoMDMTrainer(FolderWriter):
         self._step_loss = self._step_loss + loss
         if self.accelerator.sync_gradients:
             self._check_step(gradient_norm(model))
-            self._stop = bool(self._stop)  # here, where the host waits for the device anyway
+            self._stop = bool(self._stop)  # the host waits for the device here anyway
             if head_weights(model, ("phi",)):
                 self._training_log.add_gradient(gradient_norm(model, "phi"))
             self._step_loss, self._step_is_clean = 0.0, True
@@ -206,7 +206,7 @@ class LoMDMTrainer(FolderWriter):
     # ------------------------------------------------------------------------ optimizer and logging
 
     def get_decay_parameter_names(self, model) -> list[str]:
-        """The Trainer's choice without the rates of the vocabulary: their zero means nothing."""
+        """As in `transformers.Trainer`, but `omega` never decays: zero is no neutral rate."""
         return [
             name
             for name in super().get_decay_parameter_names(model)
@@ -249,7 +249,7 @@ class LoMDMTrainer(FolderWriter):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds terms of the bound, rates and the gradient of phi to the Trainer's logs."""
         if "train_loss" in logs and not self.num_steps_trained:
-            return  # the summary of no step at all: a loss of 0
+            return  # no step was taken: the loss would be 0
         if self.is_in_train and "loss" in logs:
             logs.update(self._training_log.take(self.accelerator))
         super().log(logs, start_time)
@@ -288,7 +288,7 @@ class LoMDMTrainer(FolderWriter):
                     self.args, self.state, self.control
                 )
         metrics = summarise_texts(torch.cat(rows))
-        # NaN is what a single text does not tell, its spread over texts
+        # a single text has no spread: its error is NaN
         measured = {name: value for name, value in metrics.items() if not math.isnan(value)}
         named = {f"{metric_key_prefix}_{name}": value for name, value in measured.items()}
         self.measured |= named
@@ -432,7 +432,7 @@ class LoMDMTrainer(FolderWriter):
             self.accelerator.num_processes == 1 and self._interruption.signal is not None
         ):
             control.should_save = control.should_training_stop = True
-            control.should_evaluate = False  # whoever sends the signal does not wait for long
+            control.should_evaluate = False  # a process that gets a signal may be killed soon
 
     def start_ema(self) -> None:
         """Starts the moving average from the weights, or takes it from the checkpoint."""

@@ -67,7 +67,7 @@ def write_order_html(
 
 
 def read_resource(name: str) -> str:
-    """A style sheet or script of this folder, as it stands within its element."""
+    """A page of this folder, or a style sheet or script as it stands within its element."""
     return "\n" + files(__package__).joinpath(name).read_text(encoding="utf-8")
 
 
@@ -125,42 +125,6 @@ def order_page(tokens: Sequence[list[str]], order: Sequence[list[int]], title: s
         f'<option value="{number}">text {number + 1}</option>' for number in range(len(tokens))
     )
     ramp = "".join(f'<i class="c{number}"></i>' for number in range(len(COLOURS)))
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{policy}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>{style}</style>
-</head>
-<body>
-<h1>{title}</h1>
-<div class="bar">
-<button id="first" type="button">First</button>
-<button id="back" type="button">Back</button>
-<button id="play" type="button">Play</button>
-<button id="forward" type="button">Forward</button>
-<button id="last" type="button">Last</button>
-<input id="step" type="range" min="0" max="0" value="0" step="1" aria-label="step of reveal">
-</div>
-<div class="bar">
-<label>Text <select id="sample">{samples}</select></label>
-<label>Speed <select id="speed"><option value="600">slow</option>
-<option value="200" selected>normal</option><option value="50">fast</option></select></label>
-<label>Theme <select id="theme"><option value="light dark">system</option>
-<option value="light">light</option><option value="dark">dark</option></select></label>
-</div>
-<p id="status" role="status" aria-live="polite"></p>
-{texts}
-<p class="legend">revealed first
-<span role="img" aria-label="colours from early, dark blue, to late, yellow">{ramp}</span>
-revealed last &nbsp; <span class="given">given</span> &nbsp;
-<span class="t masked" aria-hidden="true">masked</span> masked &nbsp;
-<span class="t now">revealed in this step</span></p>
-<p class="legend">Keys: <kbd>&larr;</kbd> <kbd>&rarr;</kbd> one step, <kbd>Home</kbd> <kbd>End</kbd>
-first and last, <kbd>space</kbd> play or pause.</p>
-<script>{script}</script>
-</body>
-</html>
-"""
+    parts = {"policy": policy, "style": style, "script": script, "title": title}
+    parts |= {"samples": samples, "texts": texts, "ramp": ramp}
+    return read_resource("order_page.html").lstrip().format(**parts)

@@ -14,9 +14,8 @@ def plot_order(record: Mapping, folder: str | os.PathLike) -> list[Path]:
     """Draws what a record of `evaluate_order` holds, one PNG each.
 
     `order_position.png`, `order_class.png`, `order_frequency.png`: mean relative rank (0 = revealed
-        first) on the given
-    texts and in generated ones; `order_reveals.png`: loss and KL by the share revealed;
-    `order_rates.png`: histograms.
+    first) on the given texts and in generated ones; `order_reveals.png`: loss and KL by the share
+    revealed; `order_rates.png`: histograms.
 
     Returns:
         The files, those without data left out.
