@@ -291,7 +291,7 @@ def run_plot(options: argparse.Namespace) -> None:
 def family(name: str) -> str:
     """The name of a setting without its numbers."""
     words = [word for word in name.split() if not word.replace(".", "").isdigit()]
-    return " ".join(words).removesuffix(" steps")
+    return " ".join(words).removesuffix(" steps").rstrip(",")
 
 
 def main(arguments: list[str] | None = None) -> None:
