@@ -452,12 +452,11 @@ class LoMDMScheduler(Corrections, SchedulerMixin, ConfigMixin):
 
     def _measures(self, logits: Tensor | None, masked: Tensor) -> dict[str, Tensor]:
         """Certainties `[B, L]` of the token laws, by each measure that order and count need."""
-        names = {"threshold": "confidence", "entropy_bound": "entropy"}
-        needed = {self.order_of_reveals, names.get(self.count_of_reveals)} & {*LOGIT_SAMPLERS}
-        found = {}
-        for name in needed:
-            found[name] = self._measure(logits, masked, name)
-            if masked.device.type == "cpu" and not (found[name].isfinite() | ~masked).all():
+        of_count = COUNTING_SAMPLERS.get(self.count_of_reveals)
+        needed = {self.order_of_reveals, of_count} & {*LOGIT_SAMPLERS}
+        found = {name: self._measure(logits, masked, name) for name in needed}
+        for values in found.values():
+            if masked.device.type == "cpu" and not (values.isfinite() | ~masked).all():
                 raise ValueError(
                     "logits give no law at a masked position (NaN or infinite). Check the weights."
                 )
