@@ -259,7 +259,7 @@ def test_a_mask_token_that_is_not_there_is_refused(mask_token):
 
 
 class LeakingLayer(torch.nn.Module):
-    """A layer that adds to each position what stood before it in the row, whatever the mask says."""
+    """A layer that adds to each position what stood before it, whatever the mask says."""
 
     def __init__(self, layer):
         super().__init__()
@@ -287,3 +287,19 @@ def test_the_vocabulary_can_grow(family, tmp_path):
     model.save_pretrained(tmp_path)
     again = LoMDMForMaskedDiffusion.from_pretrained(tmp_path, dtype=torch.float64)
     torch.testing.assert_close(again(ids).logits, model(ids).logits, **EXACT)
+
+
+@families
+@pytest.mark.parametrize("block_size", [None, 1, 4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_fresh_weights_pass_the_check_in_each_precision(family, block_size, dtype):
+    torch.manual_seed(0)
+    own = {**DECODERS, **ENCODERS}[family]
+    config = AutoConfig.for_model(family, **{**SIZES, "num_hidden_layers": 1, **own})
+    if family in ENCODERS:
+        kind, convert_from = AutoModelForMaskedLM, LoMDMForMaskedDiffusion.from_masked_lm
+    else:
+        kind, convert_from = AutoModelForCausalLM, LoMDMForMaskedDiffusion.from_causal_lm
+    whole = kind.from_config(config).to(dtype)
+    model = convert_from(whole, block_size=block_size, rate_type="uniform", mask_token=0)
+    assert model.dtype == dtype and model.config.mask_token_id == 0

@@ -321,8 +321,8 @@ def _check_sizes(backbone: PreTrainedConfig) -> None:
     if missing or backbone.is_encoder_decoder:
         what = "is an encoder with a decoder" if not missing else f"has no {missing[0]} of its own"
         raise ValueError(
-            f"backbone_config is of {backbone.model_type}, which {what}. Give the configuration of a "
-            "causal or a masked language model."
+            f"backbone_config is of {backbone.model_type}, which {what}. Give the configuration of "
+            "a causal or a masked language model."
         )
 
 

@@ -197,7 +197,7 @@ def check_backbone(backbone: PreTrainedModel, config: LoMDMConfig) -> None:
     try:
         with torch.no_grad():
             fits = _follows_masks(backbone, probe)
-    except (TypeError, RuntimeError, AttributeError) as error:
+    except (TypeError, ValueError, RuntimeError, AttributeError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(
             f"{kind} cannot be read with open attention, explicit positions and a mask of blocks: "
@@ -218,9 +218,8 @@ def _follows_masks(backbone: PreTrainedModel, config: LoMDMConfig) -> bool:
     moved = torch.cat((ids[:, :-1], (ids[:, -1:] + 1) % config.vocab_size), 1)
 
     def read(text: Tensor, **options) -> Tensor:
-        return read_backbone(
-            backbone, config, text, deterministic=True, **options
-        ).last_hidden_state
+        out = read_backbone(backbone, config, text, deterministic=True, **options)
+        return out.last_hidden_state
 
     clean, after = read(ids), read(moved)
     if config.block_size is None:
@@ -230,9 +229,8 @@ def _follows_masks(backbone: PreTrainedModel, config: LoMDMConfig) -> bool:
     leaks = _differ(clean[:, :-size], after[:, :-size])
     # 2. A block sees what comes before it
     later = slice(size, None)
-    blind = not _differ(
-        clean[:, later], read(torch.cat((moved[:, -size:], ids[:, later]), 1))[:, later]
-    )
+    other = read(torch.cat((moved[:, -size:], ids[:, later]), 1))
+    blind = bool((clean[:, later] == other[:, later]).all())
     # 3. A clean copy and a view side by side are as each of them alone
     view, at = ids.flip(1), slice(size, 2 * size)
     packed = read(ids, views=view)
