@@ -41,6 +41,12 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         help="tokens, prompt included; default: the model's longest",
     )
     parser.add_argument("--sampler", choices=SAMPLERS, help="default: the folder's")
+    parser.add_argument(
+        "--threshold", type=between(0, 1), help="of the count of --sampler threshold"
+    )
+    parser.add_argument(
+        "--entropy_bound", type=between(0), help="of the count of --sampler entropy_bound, in nats"
+    )
     parser.add_argument("--temperature", type=between(0), help="0 = the likeliest tokens")
     parser.add_argument(
         "--top_p", type=between(0, 1), help="keep the likeliest tokens up to this probability"
@@ -91,6 +97,8 @@ def main(arguments: list[str] | None = None) -> None:
         max_length=options.max_length,
         num_return_sequences=options.num_return_sequences,
         sampler=options.sampler,
+        threshold=options.threshold,
+        entropy_bound=options.entropy_bound,
         temperature=options.temperature,
         top_p=options.top_p,
         generator=[torch.Generator().manual_seed(options.seed + i) for i in range(batch)],

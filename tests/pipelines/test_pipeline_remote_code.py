@@ -100,6 +100,32 @@ def test_auto_classes_load_as_remote_code_with_the_same_weights(pipe, tmp_path):
         assert torch.allclose(torch.tensor(values), expected, atol=1e-6)
 
 
+GENERATE = """
+import json
+import torch
+from transformers import AutoModel
+
+model = AutoModel.from_pretrained(sys.argv[1], trust_remote_code=True)
+options = {"max_new_tokens": 6, "num_inference_steps": 3, "sampler": "threshold"}
+options |= {"guidance_scale": 1.5, "generator": torch.Generator().manual_seed(3)}
+print("RESULT", json.dumps(model.generate(torch.tensor([[1, 3, 4]]), **options).tolist()))
+"""
+
+
+def test_generate_of_a_model_that_is_remote_code_is_the_pipeline_of_its_folder(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path / "first")
+    found = run_without_package(GENERATE, tmp_path / "first", folder=tmp_path)
+    expected = pipe(
+        [[1, 3, 4]],
+        3,
+        max_new_tokens=6,
+        sampler="threshold",
+        guidance_scale=1.5,
+        generator=torch.Generator().manual_seed(3),
+    )
+    assert found == expected.sequences.tolist()
+
+
 ENTRANCES = """
 import hashlib, json
 from pathlib import Path

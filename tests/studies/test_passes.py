@@ -53,7 +53,7 @@ def test_all_at_once_is_the_product_of_the_marginals(states):
 
 
 def test_bounds_take_passes_between_one_and_three(states):
-    for setting in (("confidence", 0.4, 3), ("entropy", -0.9, 3), ("learned", -0.9, 3)):
+    for setting in (("confidence", 0.5, 3), ("entropy", -0.85, 3), ("learned", -0.8, 3)):
         law, number = passes.law_of_setting(states, *setting)
         assert abs(float(law.sum()) - 1) < 1e-12 and 1 < number < 3
 

@@ -64,6 +64,14 @@ def test_states_grow_into_the_text_that_the_pipeline_writes(make_model, case, se
     )
 
 
+def test_corrections_are_followed_to_the_last_reveal(make_model):
+    settings = {"corrector_steps": 2, "corrector_k": 2}
+    pipe = make_pipe(make_model(block_size=4), **settings)
+    out = pipe("abcd", 4, max_length=12, generator=generator(0))
+    *_, last = stream(pipe, "abcd", 4, 12, seed=0)
+    assert (last.text, last.order) == (out.texts[0], out.order[0].tolist())
+
+
 def test_rates_are_those_by_which_the_positions_of_the_step_were_drawn(make_model):
     model = make_model()
     pipe = make_pipe(model)

@@ -195,11 +195,9 @@ class LoMDMScheduler(Corrections, SchedulerMixin, ConfigMixin):
 
     def num_useful_steps(self, num_inference_steps: int, num_masked: int) -> int:
         """How many of `num_inference_steps` can change a text of `num_masked` masks."""
-        return (
-            num_inference_steps
-            if self.config.sampler == "ancestral"
-            else max(1, min(num_inference_steps, num_masked))
-        )
+        if self.config.sampler == "ancestral":
+            return num_inference_steps
+        return max(1, min(num_inference_steps, num_masked))
 
     def set_timesteps(
         self, num_inference_steps: int, device: str | torch.device | None = None

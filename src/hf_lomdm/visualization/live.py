@@ -70,13 +70,19 @@ class _Follower:
             pipe.model.config.mask_token_id,
             num_inference_steps,
         )
+        self.window_steps = num_inference_steps  # with corrections
         self.order = [None if token == self.mask else -1 for token in self.row]
         self.highest, self.states, self.stop, self.place = 0.0, SimpleQueue(), Event(), Semaphore(1)
 
     def state(self, step: int, rates: list[float | None]) -> LiveState:
         tokens = token_texts(self.tokenizer, self.row)
         return LiveState(
-            step, self.steps * len(self.windows), tokens, list(self.order), rates, self.highest
+            step,
+            self.window_steps * len(self.windows),
+            tokens,
+            list(self.order),
+            rates,
+            self.highest,
         )
 
     def __call__(
@@ -84,13 +90,13 @@ class _Follower:
     ) -> None:
         if self.stop.is_set():
             raise _Stopped
-        first, _ = self.windows[step // self.steps]
+        first, _ = self.windows[step // self.window_steps]
         rates, busy = [None] * len(self.row), False
         columns = (tensors[name][0].tolist() for name in ("sample", "revealed", "rates"))
         for i, (token, revealed, rate) in enumerate(zip(*columns, strict=True), start=first):
             self.row[i] = token
-            if revealed:
-                self.order[i] = step
+            if revealed or token == self.mask:  # which may be masked again
+                self.order[i] = step if revealed else None
             if revealed or token == self.mask:
                 rates[i], busy = rate, True
         if busy:  # else the window is full, and its last steps do nothing
@@ -142,6 +148,7 @@ def stream(
     follower.steps = scheduler.num_useful_steps(
         num_inference_steps, follower.row.count(follower.mask)
     )
+    follower.window_steps = follower.steps + scheduler.num_corrector_steps
     options = {
         "num_inference_steps": follower.steps,
         "max_length": max_length,
