@@ -84,7 +84,7 @@ OF_DIFFUSION = {
 
 @user_errors()
 def main(arguments: list[str] | None = None) -> None:
-    options = parse_arguments(__doc__, arguments)
+    options = parse_arguments(arguments, __doc__)
     if options.compare:
         compare(options)
     else:

@@ -26,7 +26,7 @@ from pathlib import Path
 import torch
 from transformers import HfArgumentParser, set_seed
 
-from hf_lomdm import LoMDMForMaskedDiffusion, LoMDMPipeline
+from hf_lomdm import LoMDMPipeline
 from hf_lomdm.cli.errors import FROM_OUTSIDE, loading, user_errors
 from hf_lomdm.data.batches import TextCollator
 from hf_lomdm.data.examples import CHAT_TEMPLATE, make_rows, read_examples, split_examples
@@ -38,6 +38,7 @@ from hf_lomdm.training.finetuning import (
     FinetuningArguments,
     LoraTrainingArguments,
     add_lora,
+    load_finetuned,
     merge_adapter,
 )
 from hf_lomdm.training.model_card import TrainingRecord, describe_diffusion, model_card, say_value
@@ -65,7 +66,8 @@ def prepare(arguments: list[str] | None) -> tuple[FinetuningArguments, LoMDMTrai
     check_target(Path(args.output_dir) / "merged", "lomdm")
     set_seed(args.seed)
     with loading("--model", options.model):
-        base, tokenizer = load_base(options), load_tokenizer(options.model)
+        tokenizer = load_tokenizer(options.model)
+        base = load_finetuned(options, tokenizer)
     if tokenizer.chat_template is None:
         tokenizer.chat_template = CHAT_TEMPLATE
     rows, length = load_rows(options, tokenizer, base.config)
@@ -112,11 +114,6 @@ def check(args: LoraTrainingArguments) -> None:
             "afterwards: training_scripts/export_to_hub.py --model OUTPUT_DIR/merged --output "
             "FOLDER --push org/name."
         )
-
-
-def load_base(options: FinetuningArguments) -> LoMDMForMaskedDiffusion:
-    """The model in float32: updates of a half-precision weight would be rounded away."""
-    return LoMDMForMaskedDiffusion.from_pretrained(options.model, dtype=torch.float32)
 
 
 def load_rows(options: FinetuningArguments, tokenizer, config) -> tuple[dict[str, list], int]:
@@ -169,7 +166,7 @@ def save_merged(
     options: FinetuningArguments, folder: Path, tokenizer, record: TrainingRecord
 ) -> LoMDMPipeline:
     """Writes the whole model of the saved adapter as a Hub folder, and loads it from there."""
-    merged = merge_adapter(load_base(options), folder / "adapter")
+    merged = merge_adapter(load_finetuned(options, tokenizer), folder / "adapter")
     card = model_card("merged", describe_diffusion(merged.config), record)
     make_pipeline(merged, tokenizer).save_pretrained(folder / "merged", model_card=card)
     record.save(folder / "merged")  # an export makes its card from it

@@ -520,9 +520,7 @@ def test_default_names_carry_model_and_data(script, folder, monkeypatch, tmp_pat
         (["zero-shot", "--model", "m"], "zero-shot-m-all.json"),
         (["sudoku", "--model", "m", "--file", "x/17.csv"], "sudoku-m-x-17.csv.json"),
     ]:
-        assert (
-            script.default_output(script.parse_arguments("", words)) == f"outputs/evaluation/{name}"
-        )
+        assert script.default_output(script.parse_arguments(words)) == f"outputs/evaluation/{name}"
 
 
 def test_no_record_is_replaced_by_one_of_something_else(script, folder, tmp_path, capsys):

@@ -7,6 +7,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
     DynamicCache,
+    LlavaConfig,
     MambaConfig,
     MambaForCausalLM,
     T5Config,
@@ -239,8 +240,10 @@ def test_what_cannot_be_a_backbone_is_refused_by_name():
     tiny = MambaConfig(vocab_size=20, hidden_size=16, num_hidden_layers=1, state_size=4)
     with pytest.raises(ValueError, match="^mamba "):
         LoMDMForMaskedDiffusion.from_causal_lm(MambaForCausalLM(tiny))
-    with pytest.raises(ValueError, match="an encoder with a decoder"):
+    with pytest.raises(ValueError, match="t5, which is an encoder with a decoder"):
         LoMDMConfig(backbone_config=T5Config(), mask_token_id=5)
+    with pytest.raises(ValueError, match="llava, which has no vocab_size of its own"):
+        LoMDMConfig(backbone_config=LlavaConfig(), mask_token_id=5)
     with pytest.raises(ValueError, match="Pass max_position_embeddings=8"):
         LoMDMForMaskedDiffusion.from_causal_lm(
             base("mistral", sliding_window=8), block_size=2, rate_type="uniform"
@@ -253,3 +256,50 @@ def test_what_cannot_be_a_backbone_is_refused_by_name():
 def test_a_mask_token_that_is_not_there_is_refused(mask_token):
     with pytest.raises(ValueError, match="mask_token"):
         LoMDMForMaskedDiffusion.from_causal_lm(base("llama"), mask_token=mask_token)
+
+
+class LeakingLayer(torch.nn.Module):
+    """A layer that adds to each position what stood before it, whatever the mask says."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, hidden, **options):
+        hidden = self.layer(hidden, **options)
+        return hidden + torch.nn.functional.pad(hidden[:, :-1], (0, 0, 1, 0))
+
+
+def test_layers_that_mix_positions_beside_attention_are_refused():
+    whole = base("llama")
+    whole.model.layers[0] = LeakingLayer(whole.model.layers[0])
+    with pytest.raises(ValueError, match="llama does not follow the mask"):
+        LoMDMForMaskedDiffusion.from_causal_lm(whole, block_size=2, rate_type="uniform")
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "bert"])
+def test_the_vocabulary_can_grow(family, tmp_path):
+    model, ids = convert(family, 2, "learned", mask_token=0), texts(2, 6)
+    before = model(ids).logits
+    model.resize_token_embeddings(25)
+    assert model.config.vocab_size == model.config.backbone_config.vocab_size == 25
+    torch.testing.assert_close(model(ids).logits[..., : before.shape[-1]], before, **EXACT)
+    model.save_pretrained(tmp_path)
+    again = LoMDMForMaskedDiffusion.from_pretrained(tmp_path, dtype=torch.float64)
+    torch.testing.assert_close(again(ids).logits, model(ids).logits, **EXACT)
+
+
+@families
+@pytest.mark.parametrize("block_size", [None, 1, 4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_fresh_weights_pass_the_check_in_each_precision(family, block_size, dtype):
+    torch.manual_seed(0)
+    own = {**DECODERS, **ENCODERS}[family]
+    config = AutoConfig.for_model(family, **{**SIZES, "num_hidden_layers": 1, **own})
+    if family in ENCODERS:
+        kind, convert_from = AutoModelForMaskedLM, LoMDMForMaskedDiffusion.from_masked_lm
+    else:
+        kind, convert_from = AutoModelForCausalLM, LoMDMForMaskedDiffusion.from_causal_lm
+    whole = kind.from_config(config).to(dtype)
+    model = convert_from(whole, block_size=block_size, rate_type="uniform", mask_token=0)
+    assert model.dtype == dtype and model.config.mask_token_id == 0

@@ -1,6 +1,7 @@
 """train.py starts from a causal language model of transformers, in full or with LoRA."""
 
 import importlib.util
+import json
 import sys
 from pathlib import Path
 
@@ -135,3 +136,22 @@ def test_a_model_of_another_kind_is_refused_in_one_line(train):
         with pytest.raises(SystemExit, match=reason) as error:
             train("refused", "--max_steps", "1", *words)
         assert str(error.value).startswith("error: ") and "\n" not in str(error.value)
+
+
+def test_finetune_lora_converts_a_causal_model(folder, tmp_path):
+    spec = importlib.util.spec_from_file_location(
+        "tune", ROOT / "training_scripts/finetune_lora.py"
+    )
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    lines = [json.dumps({"prompt": "the cat", "completion": "sat on the mat"})] * 20
+    (tmp_path / "pairs.jsonl").write_text("\n".join(lines))
+    files = ["--model", str(folder / "base"), "--train_file", str(tmp_path / "pairs.jsonl")]
+    quiet = ["--use_cpu", "true", "--report_to", "none", "--disable_tqdm", "true"]
+    steps = ["--max_steps", "2", "--save_strategy", "no", "--lora_rank", "2", "--block_size", "2"]
+    module.main([*files, "--output_dir", str(tmp_path / "out"), *quiet, *steps])
+    merged = LoMDMForMaskedDiffusion.from_pretrained(tmp_path / "out/merged")
+    assert (merged.config.block_size, merged.config.rate_type) == (2, "learned")
+    with pytest.raises(SystemExit, match="which has an order already"):
+        merged_folder = ["--model", str(tmp_path / "out/merged"), *files[2:]]
+        module.main([*merged_folder, "--output_dir", str(tmp_path / "no"), *quiet, *steps])

@@ -70,6 +70,7 @@ class OrderAdapter(LoMDMForMaskedDiffusion):
     config_class = OrderAdapterConfig
     _tied_weights_keys: dict[str, str] = {}
     _auto_class = None  # a folder of heads carries no code
+    hub_head = None  # the base projects with its own head
 
     def __init__(self, config: OrderAdapterConfig, base: PreTrainedModel):
         # post_init would apply it to the base, which is not there yet

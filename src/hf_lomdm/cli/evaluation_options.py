@@ -19,7 +19,9 @@ COMPANIONS = {
 }
 
 
-def parse_arguments(description: str, arguments: list[str] | None = None) -> argparse.Namespace:
+def parse_arguments(
+    arguments: list[str] | None = None, description: str | None = None
+) -> argparse.Namespace:
     """The options; `given` holds those that have another value than their default."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter

@@ -86,7 +86,8 @@ class HubHead:
         modules = {name: owner._modules[name] for name in self.children}
         shell._modules = {**modules, self.backbone: _Given(owner.config.backbone_config)}
         states = hidden.reshape(1, -1, hidden.shape[-1])
-        states = states.to(owner.get_submodule(self.output).weight.dtype)
+        weight = owner.get_submodule(self.output).weight
+        states = states.to(weight.dtype) if weight.is_floating_point() else states  # quantised
         logits = type(shell).forward(shell, inputs_embeds=states, return_dict=True).logits
         return logits.reshape(*hidden.shape[:-1], -1)
 

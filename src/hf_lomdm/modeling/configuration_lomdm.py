@@ -203,6 +203,7 @@ class LoMDMConfig(PreTrainedConfig):
         self.backbone_config = backbone = _read_backbone(backbone_config)
         self.logit_shift = logit_shift
         if backbone is not None:
+            _check_sizes(backbone)
             vocab_size, hidden_size = backbone.vocab_size, backbone.hidden_size
             num_hidden_layers = backbone.num_hidden_layers
             num_attention_heads = math.gcd(hidden_size // 2, num_attention_heads)
@@ -314,6 +315,17 @@ def _read_backbone(backbone: Any) -> PreTrainedConfig | None:
         ) from error
 
 
+def _check_sizes(backbone: PreTrainedConfig) -> None:
+    sizes = ("vocab_size", "hidden_size", "num_hidden_layers")
+    missing = [name for name in sizes if not isinstance(getattr(backbone, name, None), int)]
+    if missing or backbone.is_encoder_decoder:
+        what = "is an encoder with a decoder" if not missing else f"has no {missing[0]} of its own"
+        raise ValueError(
+            f"backbone_config is of {backbone.model_type}, which {what}. Give the configuration of "
+            "a causal or a masked language model."
+        )
+
+
 def _check_backbone(config: LoMDMConfig) -> None:
     backbone = config.backbone_config
     if backbone is None:
@@ -323,11 +335,6 @@ def _check_backbone(config: LoMDMConfig) -> None:
                 "Leave it out."
             )
         return
-    if backbone.is_encoder_decoder:
-        raise ValueError(
-            f"backbone_config is of {backbone.model_type}, an encoder with a decoder. Give a "
-            "causal or a masked language model."
-        )
     for name in ("vocab_size", "hidden_size", "num_hidden_layers"):
         if getattr(backbone, name, None) != getattr(config, name):
             raise ValueError(

@@ -242,6 +242,10 @@ class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
             # else post_init would draw its weights anew
             setattr(module, "_is_hf_initialized", True)  # noqa: B010
         model = cls(config, whole).eval()
+        device = model.get_output_embeddings().weight.device
+        for name in ("phi", "psi", "omega"):
+            head = getattr(model, name)
+            setattr(model, name, None if head is None else head.to(device))
         check_backbone(model.model, config)
         return model
 

@@ -6,10 +6,10 @@ Its mask token, its configuration, and what it must be able to do. This file tra
 import copy
 import os
 import re
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
@@ -192,39 +192,17 @@ def check_backbone(backbone: PreTrainedModel, config: LoMDMConfig) -> None:
             f"{kind} has layers that see {window} positions, less than max_position_embeddings="
             f"{config.max_position_embeddings} with blocks. Pass max_position_embeddings={window}."
         )
-    blocks = None if config.block_size is None else min(config.block_size, 2)
     probe = copy.copy(config)
-    probe.block_size = blocks
-    first = 1 if blocks is None else blocks
-    embeddings: Any = backbone.get_input_embeddings()
-    ids = (
-        torch.arange(3 * first, device=embeddings.weight.device)[None] + 1
-    ) % config.mask_token_id
-
-    def read(text: Tensor, **options) -> Tensor:
-        return read_backbone(backbone, probe, text, deterministic=True, **options).last_hidden_state
-
-    with torch.no_grad():
-        try:
-            clean = read(ids)
-            changed = read(ids.roll(1, 1))
-            moved = read(torch.cat((ids[:, :-1], (ids[:, -1:] + 1) % config.mask_token_id), 1))
-            packed = None if blocks is None else read(ids, views=ids.flip(1))
-        except (TypeError, RuntimeError, AttributeError) as error:
-            reason = " ".join(str(error).split())
-            raise ValueError(
-                f"{kind} cannot be read with open attention, explicit positions and a mask of "
-                f"blocks: {reason}. Give another model."
-            ) from error
-    seen, unseen = (
-        _differ(clean, moved, slice(-first, None)),
-        _differ(clean, moved, slice(0, first)),
-    )
-    if packed is None:
-        fits = seen and bool(torch.any(clean[:, 0] != moved[:, 0]))
-    else:
-        alone = _differ(clean, packed[:, : ids.shape[1]], slice(None))
-        fits = seen and not unseen and not alone and _differ(clean, changed, slice(None))
+    probe.block_size = None if config.block_size is None else min(config.block_size, 2)
+    try:
+        with torch.no_grad():
+            fits = _follows_masks(backbone, probe)
+    except (TypeError, ValueError, RuntimeError, AttributeError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"{kind} cannot be read with open attention, explicit positions and a mask of blocks: "
+            f"{reason}. Give another model."
+        ) from error
     if not fits:
         raise ValueError(
             f"{kind} does not follow the mask of attention that is needed "
@@ -232,7 +210,37 @@ def check_backbone(backbone: PreTrainedModel, config: LoMDMConfig) -> None:
         )
 
 
-def _differ(states: Tensor, others: Tensor, at: slice) -> bool:
-    """Whether hidden states `[B, L, D]` differ by more than rounding at some positions."""
-    states, others = states[:, at].float(), others[:, at].float()
-    return bool((states - others).abs().max() > TOLERANCE * states.abs().max())
+def _follows_masks(backbone: PreTrainedModel, config: LoMDMConfig) -> bool:
+    """Whether short passes show what they should, and nothing else."""
+    size = config.block_size or 1
+    device = cast(nn.Embedding, backbone.get_input_embeddings()).weight.device
+    ids = (torch.arange(3 * size, device=device)[None] + 1) % config.vocab_size
+    moved = torch.cat((ids[:, :-1], (ids[:, -1:] + 1) % config.vocab_size), 1)
+
+    def read(text: Tensor, **options) -> Tensor:
+        out = read_backbone(backbone, config, text, deterministic=True, **options)
+        return out.last_hidden_state
+
+    clean, after = read(ids), read(moved)
+    if config.block_size is None:
+        return bool((clean[:, 0] != after[:, 0]).any())
+    # 1. The first position of the last block sees its last one, the blocks before do not
+    opened = bool((clean[:, -size] != after[:, -size]).any())
+    leaks = _differ(clean[:, :-size], after[:, :-size])
+    # 2. A block sees what comes before it
+    later = slice(size, None)
+    other = read(torch.cat((moved[:, -size:], ids[:, later]), 1))
+    blind = bool((clean[:, later] == other[:, later]).all())
+    # 3. A clean copy and a view side by side are as each of them alone
+    view, at = ids.flip(1), slice(size, 2 * size)
+    packed = read(ids, views=view)
+    alone = read(torch.cat((ids[:, :size], view[:, at]), 1))
+    beside = packed[:, ids.shape[1] :]
+    mixed = _differ(clean, packed[:, : ids.shape[1]]) or _differ(alone[:, at], beside[:, at])
+    return opened and not (leaks or blind or mixed)
+
+
+def _differ(states: Tensor, others: Tensor) -> bool:
+    """Whether hidden states differ by more than rounding."""
+    difference = (states.float() - others.float()).abs().max()
+    return bool(difference > TOLERANCE * states.float().abs().max())

@@ -5,10 +5,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
+from ..data.tokenizers import special_token_ids
 from ..modeling.modeling_lomdm import LoMDMForMaskedDiffusion
-from .arguments import LoMDMTrainingArguments
+from .arguments import LoMDMTrainingArguments, ModelArguments
+from .models import foreign_model, is_foreign
 
 # Modules that are trained in full where the model has them.
 RATE_MODULES = ("phi", "psi", "omega")
@@ -18,7 +21,14 @@ RATE_MODULES = ("phi", "psi", "omega")
 class FinetuningArguments:
     """What `training_scripts/finetune_lora.py` is told beside `LoMDMTrainingArguments`."""
 
-    model: str = field(metadata={"help": "Folder or Hub name of the model."})
+    model: str = field(
+        metadata={
+            "help": (
+                "Folder or Hub name of the model; a causal or masked language model is converted "
+                "(docs/backbones.md)."
+            )
+        }
+    )
     train_file: str = field(
         metadata={"help": "jsonl: `messages`, or `prompt` and `completion`, in each line."}
     )
@@ -31,6 +41,14 @@ class FinetuningArguments:
         metadata={
             "help": "Tokens per answer, filled up with EOS; default the longest of train_file."
         },
+    )
+    block_size: int | None = field(
+        default=None,
+        metadata={"help": "Of a model that is converted: positions per block; default one window."},
+    )
+    rate_type: str | None = field(
+        default=None,
+        metadata={"help": "Of a model that is converted: learned (the default), uniform, ..."},
     )
     lora_rank: int = field(
         default=16, metadata={"help": "Rank of the updates of the backbone's linear layers."}
@@ -65,6 +83,28 @@ class LoraTrainingArguments(LoMDMTrainingArguments):
     ema_decay: float = field(
         default=0.0, metadata={"help": "Decay of the moving average of the weights; 0 = none."}
     )
+
+
+def load_finetuned(
+    options: FinetuningArguments, tokenizer: PreTrainedTokenizerBase
+) -> LoMDMForMaskedDiffusion:
+    """The model to fine-tune, in float32: low precision would round updates away.
+
+    Raises:
+        ValueError: a model that cannot be read, or settings of its process where it has one.
+    """
+    process = {"block_size": options.block_size, "rate_type": options.rate_type}
+    process = {name: value for name, value in process.items() if value is not None}
+    start = ModelArguments(init_from=options.model, **process)
+    if is_foreign(start):
+        ids = special_token_ids(tokenizer)
+        return foreign_model(start, None, ids, tokenizer, torch.float32)
+    if process:
+        raise ValueError(
+            f"{sorted(process)} are those of the model {options.model!r}, which has an order "
+            "already. Leave them out."
+        )
+    return LoMDMForMaskedDiffusion.from_pretrained(options.model, dtype=torch.float32)
 
 
 def lora_targets(model: LoMDMForMaskedDiffusion, names: Sequence[str] | None = None) -> str:

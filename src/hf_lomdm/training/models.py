@@ -139,7 +139,7 @@ def is_foreign(arguments: ModelArguments) -> bool:
 
 def foreign_model(
     arguments: ModelArguments,
-    max_length: int,
+    max_length: int | None,
     token_ids: dict[str, int | None],
     tokenizer: PreTrainedTokenizerBase,
     dtype: torch.dtype,
@@ -147,6 +147,7 @@ def foreign_model(
     """The causal or masked language model of `init_from` as a diffusion model, in training mode.
 
     Args:
+        max_length: of the run's rows; `None` = what the model takes.
         token_ids: of the run's rows, from `hf_lomdm.data.splits.model_token_ids`.
         dtype: of the backbone.
     Raises:
@@ -155,7 +156,8 @@ def foreign_model(
     process = ("c1", "c2", "bound", "time_epsilon", "time_range", "num_views")
     settings = {name: getattr(arguments, name) for name in process}
     settings |= {name: token_ids[name] for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
-    settings["max_position_embeddings"] = arguments.max_position_embeddings or max_length
+    if longest := arguments.max_position_embeddings or max_length:
+        settings["max_position_embeddings"] = longest
     how = {"block_size": arguments.block_size, "rate_type": arguments.rate_type}
     how |= {"tokenizer": tokenizer, "settings": settings, "dtype": dtype}
     if arguments.attn_implementation is not None:
