@@ -244,7 +244,7 @@ def block_mask(
     every = torch.arange(num_copies * total, device=hidden.device)
 
     def added(query: Tensor, key: Tensor) -> Tensor:  # [B or 1, 1, Q, K]
-        return added_mask(allowed, real, query, key, past, query_dtype(hidden), len(position))
+        return added_mask(allowed, real, query, key, past, query_dtype(hidden), position.shape[0])
 
     # chunks would need a graph for each length
     if torch.compiler.is_compiling() and num_copies == 1:

@@ -211,8 +211,9 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, init_from: str) -> None:
             f"{' '.join(str(error).split())}"
         )
         raise ValueError(f"{problem}. Export or download it again.") from error
-    # special tokens may have been added
-    added = tokenizer.get_added_vocab().items() - theirs.items()
+    # special tokens may have been added behind the last one
+    last = max(theirs.values(), default=-1)
+    added = {item for item in tokenizer.get_added_vocab().items() if item[1] > last}
     differ = (theirs.items() ^ tokenizer.get_vocab().items()) - added
     differ = sorted(differ, key=lambda item: item[1])
     if differ:
