@@ -291,7 +291,9 @@ def scripts() -> dict[str, Callable]:
         "evaluate": lambda folder: evaluating.load(
             evaluating.parse_arguments(["order", "--file", "x", "--model", str(folder)])
         ),
-        "finetune": lambda folder: finetune_lora.load_base(SimpleNamespace(model=str(folder))),
+        "finetune": lambda folder: finetune_lora.load_finetuned(
+            SimpleNamespace(model=str(folder), block_size=None, rate_type=None), None
+        ),
         "sample": lambda folder: sample.load(
             sample.parse_arguments(["--model", str(folder)]), "cpu"
         ),

@@ -212,10 +212,10 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, init_from: str) -> None:
         )
         raise ValueError(f"{problem}. Export or download it again.") from error
     # special tokens may have been added behind the last one
-    last = max(theirs.values(), default=-1)
-    added = {item for item in tokenizer.get_added_vocab().items() if item[1] > last}
-    differ = (theirs.items() ^ tokenizer.get_vocab().items()) - added
-    differ = sorted(differ, key=lambda item: item[1])
+    last, special = max(theirs.values(), default=-1), set(tokenizer.all_special_tokens)
+    ours = tokenizer.get_vocab().items()
+    added = {(token, index) for token, index in ours if index > last and token in special}
+    differ = sorted((theirs.items() ^ ours) - added, key=lambda item: item[1])
     if differ:
         raise ValueError(
             f"the tokenizer of the run is not that of init_from={init_from!r}: {len(differ)} "
