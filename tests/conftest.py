@@ -6,10 +6,18 @@ import os
 # subprocesses too.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import tempfile
+from pathlib import Path
+
 import pytest
 import torch
 
 from hf_lomdm import LoMDMConfig, LoMDMForMaskedDiffusion
+
+# What torch compiled as another processor (ATEN_CPU_CAPABILITY) is found again, and does not run.
+KIND = torch.backends.cpu.get_cpu_capability().lower()
+CACHE = Path(tempfile.gettempdir()) / f"hf-lomdm-inductor-{KIND}"
+os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(CACHE))
 
 TINY = {
     "vocab_size": 11,
