@@ -1,23 +1,21 @@
 """Fixtures for all tests: the smallest real models."""
 
 import os
+import tempfile
 
 # Tiny tensors: a second thread would only wait for the first. Before torch is imported, and for
 # subprocesses too.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-
-import tempfile
-from pathlib import Path
+# What torch compiled as another processor does not run on this one, but torch would find it again.
+os.environ.setdefault(
+    "TORCHINDUCTOR_CACHE_DIR",
+    f"{tempfile.gettempdir()}/hf-lomdm-compiled-{os.environ.get('ATEN_CPU_CAPABILITY', 'unset')}",
+)
 
 import pytest
 import torch
 
 from hf_lomdm import LoMDMConfig, LoMDMForMaskedDiffusion
-
-# What torch compiled as another processor (ATEN_CPU_CAPABILITY) is found again, and does not run.
-KIND = torch.backends.cpu.get_cpu_capability().lower()
-CACHE = Path(tempfile.gettempdir()) / f"hf-lomdm-inductor-{KIND}"
-os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(CACHE))
 
 TINY = {
     "vocab_size": 11,
