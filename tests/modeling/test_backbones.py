@@ -303,3 +303,60 @@ def test_fresh_weights_pass_the_check_in_each_precision(family, block_size, dtyp
     whole = kind.from_config(config).to(dtype)
     model = convert_from(whole, block_size=block_size, rate_type="uniform", mask_token=0)
     assert model.dtype == dtype and model.config.mask_token_id == 0
+
+
+@pytest.mark.parametrize("family", ENCODERS)
+def test_an_encoder_reads_as_it_was_trained(family):
+    ids = texts(2, 9)
+    with torch.no_grad():
+        expected = base(family)(ids).logits
+    logits = convert(family, mask_token=19)(ids).logits
+    torch.testing.assert_close(logits[..., :19], expected[..., :19], **EXACT)
+
+
+def test_the_clean_pass_of_the_forward_rates_has_no_dropout():
+    whole = base("llama", attention_dropout=0.5)
+    how = {"mask_token": 19, "settings": {"num_attention_heads": 2}}
+    model = LoMDMForMaskedDiffusion.from_causal_lm(whole, **how).double()
+    for weight in model.phi.parameters():
+        torch.nn.init.normal_(weight, std=0.5)
+    ids = texts(2, 9)
+    with torch.no_grad():
+        expected = model.forward_rates(ids)
+        model.train()
+        assert torch.equal(model.forward_rates(ids), expected)
+        first, second = (model(ids).logits for _ in range(2))
+    assert model.model.training and not torch.equal(first, second)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "bert"])
+def test_a_text_longer_than_the_table_of_positions_is_refused(family):
+    model = convert(family, 2, mask_token=19)
+    model(texts(1, 64))
+    with pytest.raises(ValueError, match=r"^a text has 65 positions, .* a table of 64\."):
+        model(texts(1, 65))
+
+
+def test_a_model_of_another_kind_is_refused():
+    causal, masked = LoMDMForMaskedDiffusion.from_causal_lm, LoMDMForMaskedDiffusion.from_masked_lm
+    for convert_from, model in (
+        (causal, base("bert")),
+        (masked, base("llama")),
+        (causal, base("llama").model),
+    ):
+        with pytest.raises(ValueError, match="goes to from_"):
+            convert_from(model)
+
+
+def test_a_setting_that_does_not_exist_is_refused():
+    with pytest.raises(ValueError, match="settings has .'nonsense'., which LoMDMConfig has not"):
+        LoMDMForMaskedDiffusion.from_causal_lm(base("llama"), settings={"nonsense": 1})
+
+
+def test_a_truncated_checkpoint_is_one_line(tmp_path):
+    base("llama").save_pretrained(tmp_path)
+    weights = (tmp_path / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+    with pytest.raises(ValueError, match="could not be loaded as CausalLM") as error:
+        LoMDMForMaskedDiffusion.from_causal_lm(tmp_path)
+    assert "\n" not in str(error.value)

@@ -126,6 +126,12 @@ def read_backbone(
     past = 0 if past_key_values is None else past_key_values.get_seq_length()
     held = past + text.shape[1] // num_copies
     total = held if attention_mask is None else attention_mask.shape[1]
+    longest = longest_text(backbone)
+    if longest is not None and total > longest:
+        raise ValueError(
+            f"a text has {total} positions, {backbone.config.model_type} has a table of {longest}. "
+            "Cut or split the texts."
+        )
     position = position_ids(attention_mask, total, text.device)[:, total - held :]  # [B or 1, P+L]
     if config.block_size is not None:
         real = None if attention_mask is None else attention_mask[:, total - held :]
@@ -231,6 +237,21 @@ def first_position(backbone: nn.Module) -> int:
     )
     padding = (getattr(table, "padding_idx", None) for table in tables)
     return next((index + 1 for index in padding if index is not None), 0)
+
+
+def longest_text(backbone: PreTrainedModel) -> int | None:
+    """Positions in the table of a backbone that learned one; `None` without a table."""
+    words = backbone.get_input_embeddings()
+    number = getattr(backbone.config, "max_position_embeddings", None)
+    if number is None:
+        return None
+    tables = (
+        module.num_embeddings
+        for module in backbone.modules()
+        if isinstance(module, nn.Embedding) and module is not words
+    )
+    rows = next((size for size in tables if size >= number), None)
+    return None if rows is None else rows - first_position(backbone)
 
 
 @contextmanager

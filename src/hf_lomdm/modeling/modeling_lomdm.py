@@ -1,6 +1,5 @@
 """LoMDM models: backbone, LM head, rates and loss. This file travels to the Hub."""
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -9,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedTokenizerBase
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.modeling_utils import PreTrainedModel
@@ -30,14 +28,7 @@ from .batch_lomdm import Batch, make_batch
 from .checkpoint_lomdm import check_checkpoint  # noqa: F401  diffusers copies what this file imports, no deeper
 from .configuration_lomdm import BOUNDS, LoMDMConfig
 from .context_lomdm import BlockContext
-from .pretrained_lomdm import (
-    add_rows,
-    check_backbone,
-    choose_mask_token,
-    converted_config,
-    load_pretrained,
-    load_tokenizer,
-)
+from .pretrained_lomdm import Conversion
 from .process_lomdm import (
     BoundTerms,
     View,
@@ -104,7 +95,7 @@ class LoMDMOutput(ModelOutput):
     rate_ratio: Tensor | None = None
 
 
-class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
+class LoMDMForMaskedDiffusion(Conversion, LoMDMPreTrainedModel):
     """A masked diffusion language model: backbone, LM head, and the rates of its `rate_type`.
 
     Without labels it gives the token law `p_i(z)` and the reverse rates `v_i(z)` of a partly masked
@@ -176,78 +167,6 @@ class LoMDMForMaskedDiffusion(LoMDMPreTrainedModel):
             self.model.config.vocab_size = self.config.vocab_size
         self._own_law.resize(self)
         return embeddings
-
-    @classmethod
-    def from_causal_lm(
-        cls,
-        source: str | os.PathLike | PreTrainedModel,
-        *,
-        block_size: int | None = None,
-        rate_type: str = "learned",
-        logit_shift: bool = True,
-        mask_token: int | str | None = None,
-        tokenizer: PreTrainedTokenizerBase | None = None,
-        settings: dict[str, Any] | None = None,
-        **options,
-    ) -> "LoMDMForMaskedDiffusion":
-        """A causal language model as a masked diffusion model, in eval mode (docs/backbones.md).
-
-        With `block_size=1`, `rate_type="uniform"` and `logit_shift=True` it is the causal model.
-        `with_mask_token(tokenizer, model.config)` gives its tokenizer the mask token.
-
-        Args:
-            source: Hub name or folder, or a model, which is then used up.
-            block_size, rate_type, logit_shift: of `LoMDMConfig`.
-            mask_token: an id or a token; default the tokenizer's, else a row of the embedding that
-                no text uses, else a new row.
-            tokenizer: default the one beside the model.
-            settings: further fields of `LoMDMConfig`.
-            options: of `AutoModelForCausalLM.from_pretrained` (`dtype`, `device_map`, `revision`,
-                `attn_implementation`, `quantization_config`, ...).
-        Raises:
-            ValueError: a model, tokenizer or mask token that does not fit, with the reason.
-        """
-        given = {"block_size": block_size, "rate_type": rate_type, "logit_shift": logit_shift}
-        settings = {**given, **(settings or {})}
-        return cls._convert(AutoModelForCausalLM, source, mask_token, tokenizer, settings, options)
-
-    @classmethod
-    def from_masked_lm(
-        cls,
-        source: str | os.PathLike | PreTrainedModel,
-        *,
-        block_size: int | None = None,
-        rate_type: str = "learned",
-        mask_token: int | str | None = None,
-        tokenizer: PreTrainedTokenizerBase | None = None,
-        settings: dict[str, Any] | None = None,
-        **options,
-    ) -> "LoMDMForMaskedDiffusion":
-        """A masked language model (BERT, ModernBERT) as a masked diffusion model, in eval mode.
-
-        Arguments and errors are those of `from_causal_lm`; the token law is at its position.
-        """
-        settings = {"block_size": block_size, "rate_type": rate_type, **(settings or {})}
-        return cls._convert(AutoModelForMaskedLM, source, mask_token, tokenizer, settings, options)
-
-    @classmethod
-    def _convert(cls, auto_class, source, mask_token, tokenizer, settings, options):
-        whole = load_pretrained(auto_class, source, options)
-        tokenizer = load_tokenizer(source, options) if tokenizer is None else tokenizer
-        rows = whole.get_input_embeddings().weight.shape[0]
-        mask_token_id = choose_mask_token(tokenizer, rows, mask_token)
-        add_rows(whole, max(mask_token_id + 1, 0 if tokenizer is None else len(tokenizer)))
-        config = converted_config(cls.config_class, whole, tokenizer, mask_token_id, settings)
-        for module in whole.modules():
-            # else post_init would draw its weights anew
-            setattr(module, "_is_hf_initialized", True)  # noqa: B010
-        model = cls(config, whole).eval()
-        device = model.get_output_embeddings().weight.device
-        for name in ("phi", "psi", "omega"):
-            head = getattr(model, name)
-            setattr(model, name, None if head is None else head.to(device))
-        check_backbone(model.model, config)
-        return model
 
     @property
     def _own_law(self) -> RateLaw:

@@ -4,13 +4,23 @@ Its mask token, its configuration, and what it must be able to do. This file tra
 """
 
 import copy
+import inspect
 import os
 import re
 from typing import Any, cast
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_MASKED_LM_MAPPING,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import cached_file
 
 from .backbone_hub_lomdm import FULL, SLIDING, first_position, read_backbone
@@ -21,6 +31,89 @@ UNUSED = re.compile(r"reserved|unused", re.IGNORECASE)  # names of entries that 
 DOWNLOAD = ("revision", "token", "cache_dir", "force_download", "local_files_only", "subfolder")
 TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json")
 TOLERANCE = 0.05  # of hidden states that should be equal, relative to their size: bfloat16
+
+
+class Conversion:
+    """The part of a model that makes one of a causal or a masked language model."""
+
+    config_class: Any
+
+    @classmethod
+    def from_causal_lm(
+        cls,
+        source: str | os.PathLike | PreTrainedModel,
+        *,
+        block_size: int | None = None,
+        rate_type: str = "learned",
+        logit_shift: bool = True,
+        mask_token: int | str | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        settings: dict[str, Any] | None = None,
+        **options,
+    ) -> Any:
+        """A causal language model as a masked diffusion model, in eval mode (docs/backbones.md).
+
+        With `block_size=1`, `rate_type="uniform"` and `logit_shift=True` it is the causal model.
+        `with_mask_token(tokenizer, model.config)` gives its tokenizer the mask token.
+
+        Args:
+            source: Hub name or folder, or a model, which is then used up.
+            block_size, rate_type, logit_shift: of `LoMDMConfig`.
+            mask_token: an id or a token; default the tokenizer's, else a row of the embedding that
+                no text uses, else a new row.
+            tokenizer: default the one beside the model.
+            settings: further fields of `LoMDMConfig`.
+            options: of `AutoModelForCausalLM.from_pretrained` (`dtype`, `device_map`, `revision`,
+                `attn_implementation`, `quantization_config`, ...).
+        Raises:
+            ValueError: a model, tokenizer or mask token that does not fit, with the reason.
+        """
+        given = {"block_size": block_size, "rate_type": rate_type, "logit_shift": logit_shift}
+        settings = {**given, **(settings or {})}
+        return cls._convert(AutoModelForCausalLM, source, mask_token, tokenizer, settings, options)
+
+    @classmethod
+    def from_masked_lm(
+        cls,
+        source: str | os.PathLike | PreTrainedModel,
+        *,
+        block_size: int | None = None,
+        rate_type: str = "learned",
+        mask_token: int | str | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        settings: dict[str, Any] | None = None,
+        **options,
+    ) -> Any:
+        """A masked language model (BERT, ModernBERT) as a masked diffusion model, in eval mode.
+
+        Arguments and errors are those of `from_causal_lm`; the token law is at its position.
+        """
+        settings = {"block_size": block_size, "rate_type": rate_type, **(settings or {})}
+        return cls._convert(AutoModelForMaskedLM, source, mask_token, tokenizer, settings, options)
+
+    @classmethod
+    def _convert(cls, auto_class, source, mask_token, tokenizer, settings, options) -> Any:
+        fields = inspect.signature(cls.config_class).parameters
+        unknown = sorted(settings.keys() - fields)
+        if unknown:
+            raise ValueError(f"settings has {unknown}, which {cls.config_class.__name__} has not.")
+        whole = load_pretrained(auto_class, source, options)
+        tokenizer = load_tokenizer(source, options) if tokenizer is None else tokenizer
+        rows = len(cast(nn.Embedding, whole.get_input_embeddings()).weight)
+        mask_token_id = choose_mask_token(tokenizer, rows, mask_token)
+        add_rows(whole, max(mask_token_id + 1, 0 if tokenizer is None else len(tokenizer)))
+        config = converted_config(cls.config_class, whole, tokenizer, mask_token_id, settings)
+        for module in whole.modules():
+            # else post_init would draw its weights anew
+            setattr(module, "_is_hf_initialized", True)  # noqa: B010
+        build: Any = cls  # of the model whose part this is
+        model = build(config, whole).eval()
+        device = model.get_output_embeddings().weight.device
+        for name in ("phi", "psi", "omega"):
+            head = getattr(model, name)
+            setattr(model, name, None if head is None else head.to(device))
+        check_backbone(model.model, config)
+        return model
 
 
 def load_pretrained(
@@ -34,14 +127,16 @@ def load_pretrained(
     if isinstance(source, PreTrainedModel):
         if options:
             raise ValueError(f"{sorted(options)} are for loading by name. Leave them out.")
+        _check_kind(source, auto_class)
         return source
     kind = auto_class.__name__.removeprefix("AutoModelFor")
     try:
         options = {"trust_remote_code": False, **options}
         model, info = auto_class.from_pretrained(source, output_loading_info=True, **options)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{str(source)!r} could not be loaded as {kind}: {reason}") from error
+    _check_kind(model, auto_class)
     if info["missing_keys"]:
         raise ValueError(
             f"{str(source)!r} lacks the weights {sorted(info['missing_keys'])[:3]}, which would be "
@@ -50,6 +145,19 @@ def load_pretrained(
     if options.get("gguf_file") is not None and hasattr(model.config, "quantization_config"):
         del model.config.quantization_config  # its weights are de-quantised
     return model
+
+
+def _check_kind(model: PreTrainedModel, auto_class: Any) -> None:
+    """Raises `ValueError` for a model of another kind; BERT can be loaded as a causal one, too."""
+    masked = type(model.config) in MODEL_FOR_MASKED_LM_MAPPING
+    mapping = MODEL_FOR_MASKED_LM_MAPPING if masked else MODEL_FOR_CAUSAL_LM_MAPPING
+    fits = type(model.config) in mapping and isinstance(model, mapping[type(model.config)])
+    if not fits or masked != (auto_class is AutoModelForMaskedLM):
+        kind = "from_masked_lm" if masked else "from_causal_lm"
+        raise ValueError(
+            f"the model is a {type(model).__name__}. Give a language model with its prediction "
+            f"head; one of {model.config.model_type} goes to {kind}."
+        )
 
 
 def load_tokenizer(
