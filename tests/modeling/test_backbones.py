@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from tokenizers import Tokenizer, models
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -10,12 +11,14 @@ from transformers import (
     LlavaConfig,
     MambaConfig,
     MambaForCausalLM,
+    PreTrainedTokenizerFast,
     T5Config,
 )
 
 import oracles
 from hf_lomdm import LoMDMConfig, LoMDMForMaskedDiffusion
 from hf_lomdm.evaluation import exact_log_likelihood, nelbo
+from hf_lomdm.modeling.pretrained_lomdm import choose_mask_token, with_mask_token
 
 EXACT = {"rtol": 1e-9, "atol": 1e-10}  # float64, another order of summation
 SIZES = {
@@ -360,3 +363,45 @@ def test_a_truncated_checkpoint_is_one_line(tmp_path):
     with pytest.raises(ValueError, match="could not be loaded as CausalLM") as error:
         LoMDMForMaskedDiffusion.from_causal_lm(tmp_path)
     assert "\n" not in str(error.value)
+
+
+def tokenizer_of(*special: str, words: int = 4, **named) -> PreTrainedTokenizerFast:
+    """A tokenizer of a few words and then special tokens."""
+    vocabulary = {f"w{index}": index for index in range(words)}
+    model = Tokenizer(models.WordLevel(vocabulary, unk_token="w0"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=model, **named)
+    tokenizer.add_special_tokens({"additional_special_tokens": list(special)})
+    return tokenizer
+
+
+def test_the_mask_token_is_the_own_one_or_one_that_no_text_uses_or_a_new_one():
+    reserved = tokenizer_of("<|reserved_special_token_3|>", "<|other|>")
+    assert choose_mask_token(tokenizer_of("<x>", mask_token="[M]"), 6) == 4
+    assert choose_mask_token(reserved, 9) == 6  # rows that no token has
+    assert choose_mask_token(reserved, 6) == 4
+    assert choose_mask_token(tokenizer_of("<|other|>"), 5) == 5
+    assert choose_mask_token(None, 5) == 5
+    assert choose_mask_token(reserved, 6, "<|other|>") == 5
+    assert choose_mask_token(reserved, 6, 2) == 2
+    with pytest.raises(ValueError, match="it is not the model's"):
+        choose_mask_token(tokenizer_of(words=7), 6)
+
+
+@pytest.mark.parametrize("rows", [6, 9])
+def test_the_tokenizer_of_a_converted_model_has_its_mask_token(rows):
+    tokenizer = tokenizer_of("<|reserved_special_token_3|>", "<|other|>")
+    whole = base("llama", vocab_size=rows)
+    model = LoMDMForMaskedDiffusion.from_causal_lm(whole, tokenizer=tokenizer)
+    tokenizer = with_mask_token(tokenizer, model.config)
+    assert tokenizer.mask_token_id == model.config.mask_token_id == {6: 4, 9: 6}[rows]
+    assert model.config.vocab_size == rows
+    with pytest.raises(ValueError, match="it is not the model's"):
+        with_mask_token(tokenizer_of(mask_token="[M]", words=3), model.config)
+
+
+def test_the_embedding_of_a_new_mask_token_is_the_mean_of_the_others():
+    whole = base("gpt_neox")
+    table = whole.get_input_embeddings().weight.detach().clone()
+    model = convert("gpt_neox")
+    expected = torch.cat((table, table.float().mean(0, keepdim=True).double()))
+    torch.testing.assert_close(model.get_input_embeddings().weight, expected)

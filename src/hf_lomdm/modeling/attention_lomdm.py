@@ -5,7 +5,7 @@ This file travels to the Hub.
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -207,6 +207,34 @@ def added_mask(
     return zero.where(mask, torch.finfo(dtype).min)
 
 
+def is_flex(implementation: str | None, block_size: int) -> bool:
+    """Whether blocks are masked by FlexAttention; `ValueError` for what cannot mask them."""
+    if implementation not in BLOCK_ATTENTION:
+        raise ValueError(
+            f"attn_implementation={implementation!r} cannot mask blocks "
+            f"(block_size={block_size}). Load the model with one of {BLOCK_ATTENTION}."
+        )
+    return implementation == "flex_attention"
+
+
+def flex_mask(
+    config: Any, embeds: Tensor, allowed: Callable[..., Tensor], real: Tensor | None, keys: int
+):
+    """A rule of blocks as the block mask of FlexAttention.
+
+    Args:
+        config: of the attention. embeds: `[B, Q, ...]`, of which shape, precision and device count.
+        real: `[B, keys]` bool, keys that are not padding; `None` = all.
+    """
+    every = torch.ones((embeds.shape[0], keys), dtype=torch.bool, device=embeds.device)
+    return create_bidirectional_mask(
+        config=config,
+        inputs_embeds=embeds,
+        attention_mask=every if real is None else real,
+        and_mask_function=allowed,
+    )
+
+
 def block_mask(
     config: LoMDMConfig,
     hidden: Tensor,
@@ -225,22 +253,11 @@ def block_mask(
     lone = num_copies == 1 and past % size == 0 and total - past <= size and total <= reach * size
     if lone and attention_mask is None:  # one block and all before it
         return None
-    if config._attn_implementation not in BLOCK_ATTENTION:
-        raise ValueError(
-            f"attn_implementation={config._attn_implementation!r} cannot mask blocks "
-            f"(block_size={size}). Load the model with one of {BLOCK_ATTENTION}."
-        )
-    flex = config._attn_implementation == "flex_attention"
+    flex = is_flex(config._attn_implementation, size)
     allowed = block_rule(config, position, num_copies, past, batch if flex else -1)
     real = None if attention_mask is None else attention_mask.repeat(1, num_copies).to(torch.bool)
     if flex:
-        every = torch.ones((batch, num_copies * total), dtype=torch.bool, device=hidden.device)
-        return create_bidirectional_mask(
-            config=config,
-            inputs_embeds=hidden,
-            attention_mask=every if real is None else real,
-            and_mask_function=allowed,
-        )
+        return flex_mask(config, hidden, allowed, real, num_copies * total)
     every = torch.arange(num_copies * total, device=hidden.device)
 
     def added(query: Tensor, key: Tensor) -> Tensor:  # [B or 1, 1, Q, K]

@@ -21,13 +21,12 @@ from transformers import (
     PreTrainedModel,
 )
 from transformers.cache_utils import Cache
-from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_outputs import (
     BaseModelOutput,
     BaseModelOutputWithPastAndCrossAttentions,
 )
 
-from .attention_lomdm import BLOCK_ATTENTION, added_mask, block_rule
+from .attention_lomdm import added_mask, block_rule, flex_mask, is_flex
 from .configuration_lomdm import LoMDMConfig
 from .process_lomdm import position_ids
 
@@ -169,24 +168,14 @@ def backbone_mask(
     Args:
         text: `[B, C * L, ...]`. attention_mask: `[B, P + L]`. position: `[B or 1, P + L]`.
     """
-    kind = backbone.config._attn_implementation
-    if kind not in BLOCK_ATTENTION:
-        raise ValueError(
-            f"attn_implementation={kind!r} cannot mask blocks (block_size={config.block_size}). "
-            f"Load the model with one of {BLOCK_ATTENTION}."
-        )
+    flex = is_flex(backbone.config._attn_implementation, config.block_size)
     (batch, width), total = text.shape[:2], position.shape[1]
-    past, flex = total - width // num_copies, kind == "flex_attention"
+    past = total - width // num_copies
     allowed = block_rule(config, position, num_copies, past, batch if flex else -1)
     real = None if attention_mask is None else attention_mask.repeat(1, num_copies).to(torch.bool)
     if flex:
-        every = torch.ones((batch, total * num_copies), dtype=torch.bool, device=text.device)
-        return create_bidirectional_mask(
-            config=backbone.config,
-            inputs_embeds=text.new_empty((batch, width, 1), dtype=backbone.dtype),
-            attention_mask=every if real is None else real,
-            and_mask_function=allowed,
-        )
+        embeds = text.new_empty((batch, width, 1), dtype=backbone.dtype)
+        return flex_mask(backbone.config, embeds, allowed, real, num_copies * total)
     key = torch.arange(num_copies * total, device=text.device)
     query = key[: num_copies * (total - past), None]
     return added_mask(allowed, real, query, key, past, backbone.dtype, len(position))
