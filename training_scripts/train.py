@@ -26,9 +26,12 @@ and the names of its files, here `outputs/tiny-mdlm`: every pair has a folder of
 command started again continues from the newest complete checkpoint of `output_dir`, with the same
 result as if it had never stopped. At the end `output_dir` holds the evaluation, the log and the
 averaged weights, as a Hub folder that loads as a model and as a pipeline without this package
-(under FSDP: once `export_to_hub.py` has added the code), or with `--objective ar` by
+(under FSDP: once `export_to_hub.py` has added the code; with `--lora_rank` in `merged`, beside the
+updates alone), or with `--objective ar` by
 `AutoModelForCausalLM`; `--push_to_hub` uploads it.
 """
+
+from pathlib import Path
 
 import torch
 from transformers import GPTNeoXForCausalLM, set_seed
@@ -80,6 +83,8 @@ def train(trainer: LoMDMTrainer) -> None:
     if trainer.is_world_process_zero() and not trainer.is_fsdp_enabled:
         for text in trainer.sample_texts(3):
             print(f"--- sample\n{visible(text)}", flush=True)
+        if hasattr(trainer.model, "peft_config"):
+            trainer.write_merged(Path(trainer.args.output_dir) / "merged")
     trainer.accelerator.end_training()
 
 

@@ -95,6 +95,25 @@ def test_a_causal_model_is_trained_in_full_and_resumed_bit_by_bit(train):
 def test_with_lora_the_base_stays_and_the_folder_holds_the_updates_alone(train, folder):
     path = train("lora", "--max_steps", "2", "--lora_rank", "2", "--lora_modules", "q_proj")
     assert not (path / "model.safetensors").exists()
+    merged = LoMDMForMaskedDiffusion.from_pretrained(path / "merged")
+    base = AutoModelForCausalLM.from_pretrained(folder / "base")
+    changed = {
+        name
+        for name, weight in base.state_dict().items()
+        if not torch.equal(merged.state_dict()[name][: len(weight)], weight)
+    }
+    assert changed == {f"model.layers.{layer}.self_attn.q_proj.weight" for layer in range(2)}
+    assert "masked diffusion" in (path / "merged/README.md").read_text()
+
+
+def test_a_run_with_lora_goes_on_with_lora_alone(train):
+    train("lora", "--max_steps", "2", "--lora_rank", "2")
+    with pytest.raises(SystemExit, match="adapters=..default.., not ..") as error:
+        train("lora", "--max_steps", "4")
+    assert "\n" not in str(error.value)
+    train("whole", "--max_steps", "2")
+    with pytest.raises(SystemExit, match="adapters=.., not ..default.."):
+        train("whole", "--max_steps", "4", "--lora_rank", "2")
 
 
 def test_merged_equals_unmerged(folder):

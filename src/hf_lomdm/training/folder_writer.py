@@ -1,5 +1,6 @@
 """What the Trainer writes and uploads of a model: its folder with the record and the card."""
 
+import copy
 from pathlib import Path
 
 import torch
@@ -64,6 +65,15 @@ class FolderWriter(TrainerHooks):
     ) -> None:
         """Writes what loads without this package; `None` leaves the card as it is."""
         make_pipeline(model, tokenizer).save_pretrained(folder, model_card=card)
+
+    def write_merged(self, folder: Path) -> None:
+        """Writes the whole model of a run with adapters as a Hub folder, averaged as they are."""
+        with self.averaged_weights():
+            model = copy.deepcopy(self.accelerator.unwrap_model(self.model))
+        folder.mkdir(parents=True, exist_ok=True)
+        card = self._card(folder.absolute().name, picture=False)
+        self.write_model(model.merge_and_unload().eval(), self.processing_class, folder, card)
+        self._record().save(folder)
 
     def init_hf_repo(self, *args, **kwargs) -> None:
         """As in `transformers.Trainer`; `ConnectionError` without a repository to push to."""

@@ -131,6 +131,8 @@ def _compared(run: dict[str, Any]) -> dict[str, Any]:
         for name, state in adapters.items()
         for key, value in state.items()
     }
+    if "adapter" in run:  # earlier versions have not noted it
+        flat["adapters"] = sorted(adapters)
     if all(name in arguments for name in TEXTS_PER_STEP):
         per_device, accumulated, processes = (arguments.pop(name) for name in TEXTS_PER_STEP)
         flat[" * ".join(TEXTS_PER_STEP)] = per_device * accumulated * processes
@@ -145,7 +147,11 @@ def _describe(run: dict[str, Any]) -> str:
 
 def _without_harmless(config: dict[str, Any]) -> dict[str, Any]:
     harmless = " ".join(HARMLESS_CONFIG.values()).split()
-    return {name: value for name, value in config.items() if name not in harmless}
+    return {
+        name: _without_harmless(value) if name == "backbone_config" and value else value
+        for name, value in config.items()
+        if name not in harmless
+    }
 
 
 def _plain(value: Any) -> Any:
