@@ -13,6 +13,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import ModelOutput, can_return_tuple
 
+from .adapted_lomdm import Adapted
 from .attention_lomdm import attention_inputs  # noqa: F401  diffusers copies what this file imports, no deeper
 from .backbone_hub_lomdm import HubHead, new_model, read_backbone, shifted_states, takes_cache
 from .backbone_lomdm import (
@@ -28,7 +29,7 @@ from .batch_lomdm import Batch, make_batch
 from .checkpoint_lomdm import check_checkpoint  # noqa: F401  diffusers copies what this file imports, no deeper
 from .configuration_lomdm import BOUNDS, LoMDMConfig
 from .context_lomdm import BlockContext
-from .pretrained_lomdm import Conversion
+from .pretrained_lomdm import load_pretrained  # noqa: F401  diffusers copies what this file imports, no deeper
 from .process_lomdm import (
     BoundTerms,
     View,
@@ -95,7 +96,7 @@ class LoMDMOutput(ModelOutput):
     rate_ratio: Tensor | None = None
 
 
-class LoMDMForMaskedDiffusion(Conversion, LoMDMPreTrainedModel):
+class LoMDMForMaskedDiffusion(Adapted, LoMDMPreTrainedModel):
     """A masked diffusion language model: backbone, LM head, and the rates of its `rate_type`.
 
     Without labels it gives the token law `p_i(z)` and the reverse rates `v_i(z)` of a partly masked
