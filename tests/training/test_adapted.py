@@ -1,6 +1,7 @@
 """Folders without their base: written by a run with LoRA, exported, and put together again."""
 
 import json
+from copy import deepcopy
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from without_package import run_without_package
 
 CODE = """
 import json
+from copy import deepcopy
 import torch
 from diffusers import DiffusionPipeline
 from transformers import AutoModel
@@ -31,7 +33,7 @@ print("RESULT", json.dumps([out.sequences.tolist(), weights]))
 def adapted(path, config=LLAMA, **settings):
     """A random base, and an adapter of it with updates and heads that are not zero."""
     torch.manual_seed(0)
-    whole = AutoModelForCausalLM.from_config(config)
+    whole = AutoModelForCausalLM.from_config(deepcopy(config))
     whole.save_pretrained(path / "base")
     how = {"block_size": 2, "settings": {"num_attention_heads": 2, **settings}}
     model = add_lora(LoMDMForMaskedDiffusion.from_causal_lm(whole, **how), rank=2, alpha=3)

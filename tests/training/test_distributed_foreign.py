@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -53,7 +54,9 @@ def test_two_processes_equal_one_and_go_on_as_one(folder, lora):  # noqa: F811
 def build(lora: bool):
     torch.manual_seed(0)
     how = {"block_size": 2, "settings": {"num_attention_heads": 2}}
-    model = LoMDMForMaskedDiffusion.from_causal_lm(AutoModelForCausalLM.from_config(LLAMA), **how)
+    model = LoMDMForMaskedDiffusion.from_causal_lm(
+        AutoModelForCausalLM.from_config(deepcopy(LLAMA)), **how
+    )
     return add_lora(model, 2, 4) if lora else model
 
 
