@@ -164,9 +164,7 @@ def test_views_of_fixed_forward_rates_are_averaged_in_value_and_gradient(
 @bounds
 def test_score_of_a_text_adds_up_the_products_of_its_blocks(build, monkeypatch, rate_type, bound):
     seen, rloo = [], loss_lomdm.rloo_score
-    monkeypatch.setattr(
-        loss_lomdm, "rloo_score", lambda *args: seen.append(args) or rloo(*args)
-    )
+    monkeypatch.setattr(loss_lomdm, "rloo_score", lambda *args: seen.append(args) or rloo(*args))
     out = run(build(rate_type, 2).train(), torch.tensor([0, 2, 1, 1, 2]), copies=400, bound=bound)
     (bound_1, bound_2), (log_q_1, log_q_2) = seen[0]
     assert bound_1.shape == (400, 3)
