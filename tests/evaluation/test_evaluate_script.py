@@ -1,6 +1,5 @@
 """training_scripts/evaluate.py: a record, a table and clear errors for every command."""
 
-import importlib.util
 import json
 import math
 import shutil
@@ -20,6 +19,7 @@ from transformers import (
 )
 
 from conftest import build_model
+from hf_lomdm.cli import evaluate
 from hf_lomdm.data.tokenizers import train_tokenizer
 from hf_lomdm.evaluation import generation
 from hf_lomdm.visualization import plots
@@ -31,12 +31,7 @@ ENVIRONMENT = {"versions", "device", "dtype", "seed", "commit"}
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location(
-        "evaluate_script", ROOT / "training_scripts/evaluate.py"
-    )
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return evaluate
 
 
 @pytest.fixture(scope="module")

@@ -161,7 +161,7 @@ def shifted(weights: dict) -> dict:
 
 
 def run_script(checkpoint: Path, output: Path, *words) -> Path:
-    load_script("convert_checkpoint").main(
+    load_script("convert").main(
         ["--checkpoint", str(checkpoint), "--output", str(output), *map(str, words)]
     )
     return output

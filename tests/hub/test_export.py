@@ -1,7 +1,7 @@
 """From a checkpoint to a Hub folder, by the function and by the script; and the sampling script on
 that folder."""
 
-import importlib.util
+import importlib
 import io
 import json
 import re
@@ -17,16 +17,9 @@ from hf_lomdm.hub import export_to_hub_folder
 from tiny_tokenizer import build_tokenizer
 from training.tiny_training import make_trainer
 
-SCRIPTS = Path(__file__).parents[2] / "training_scripts"
-
 
 def load_script(name: str):
-    spec = importlib.util.spec_from_file_location(
-        f"training_scripts_{name}", SCRIPTS / f"{name}.py"
-    )
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return importlib.import_module(f"hf_lomdm.cli.{name}")
 
 
 @pytest.fixture
@@ -159,7 +152,7 @@ def test_export_script_writes_the_folder_and_lists_it(checkpoint, tmp_path, caps
         "--max_shard_size",
         "10KB",
     ]
-    load_script("export_to_hub").main(arguments)
+    load_script("export").main(arguments)
     listed = capsys.readouterr().out
     assert "scheduler/scheduling_lomdm.py" in listed and "model-00001-of-" in listed
     pipe = LoMDMPipeline.from_pretrained(tmp_path / "hub")
@@ -169,7 +162,7 @@ def test_export_script_writes_the_folder_and_lists_it(checkpoint, tmp_path, caps
 
 @pytest.mark.parametrize("option", ["--push", "--repo_id"])
 def test_export_script_uploads_to_the_named_repository(checkpoint, tmp_path, monkeypatch, option):
-    script, wanted = load_script("export_to_hub"), {}
+    script, wanted = load_script("export"), {}
 
     def export(*arguments, **options):
         wanted.update(options)
@@ -192,7 +185,7 @@ def test_export_script_uploads_to_the_named_repository(checkpoint, tmp_path, mon
 
 def test_export_script_does_not_ignore_private_without_a_repository(checkpoint, tmp_path):
     with pytest.raises(SystemExit, match="--private needs --push"):
-        load_script("export_to_hub").main(
+        load_script("export").main(
             ["--model", str(checkpoint), "--output", str(tmp_path / "h"), "--private"]
         )
 
@@ -302,9 +295,7 @@ def test_export_script_says_in_one_line_what_it_cannot_export(checkpoint, tmp_pa
     if kind == "a file":
         model.write_text("x")
     with pytest.raises(SystemExit, match=f"^error: .*{re.escape(str(model))}") as error:
-        load_script("export_to_hub").main(
-            ["--model", str(model), "--output", str(tmp_path / "hub")]
-        )
+        load_script("export").main(["--model", str(model), "--output", str(tmp_path / "hub")])
     assert "\n" not in error.value.code and not (tmp_path / "hub").exists()
 
 

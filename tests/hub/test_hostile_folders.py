@@ -3,7 +3,6 @@ trusted."""
 
 import json
 import pickle
-import runpy
 import shutil
 import struct
 from collections.abc import Callable
@@ -17,11 +16,10 @@ from transformers import AutoModel
 
 from conftest import TINY
 from hf_lomdm import LoMDMConfig, LoMDMForMaskedDiffusion, LoMDMModel, LoMDMPipeline, LoMDMScheduler
+from hf_lomdm.cli import evaluate, finetune, sample
 from hf_lomdm.training.models import copy_trunk
 from tiny_tokenizer import build_tokenizer
 from without_package import run_without_package
-
-SCRIPTS = Path(__file__).parents[2] / "training_scripts"
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
@@ -274,24 +272,18 @@ def test_every_loader_refuses_before_it_builds(
     assert "\n" not in str(error.value) and not (folder.parent / "canary").exists()
 
 
-def load_script(name: str) -> SimpleNamespace:
-    """A script by its file: `evaluate` is also a library."""
-    return SimpleNamespace(**runpy.run_path(str(SCRIPTS / f"{name}.py")))
-
-
 def scripts() -> dict[str, Callable]:
     """What loads a model in the scripts, as a function of its folder."""
-    evaluating, finetune_lora, sample = map(load_script, ("evaluate", "finetune_lora", "sample"))
 
     def start_from(folder):
         model = LoMDMForMaskedDiffusion(LoMDMConfig(**TINY))
         copy_trunk(model, str(folder))
 
     return {
-        "evaluate": lambda folder: evaluating.load(
-            evaluating.parse_arguments(["order", "--file", "x", "--model", str(folder)])
+        "evaluate": lambda folder: evaluate.load(
+            evaluate.parse_arguments(["order", "--file", "x", "--model", str(folder)])
         ),
-        "finetune": lambda folder: finetune_lora.load_finetuned(
+        "finetune": lambda folder: finetune.load_finetuned(
             SimpleNamespace(model=str(folder), block_size=None, rate_type=None), None
         ),
         "sample": lambda folder: sample.load(

@@ -228,8 +228,7 @@ def test_training_does_not_begin_where_its_model_could_not_be_saved(tmp_path, mo
     trainer = make_trainer(tmp_path / "run", max_steps=1)
     with pytest.raises(ValueError, match="holds a model of the kind 'bert', not 'lomdm'"):
         trainer.train()
-    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "training_scripts")
-    script = importlib.import_module("finetune_lora")
+    script = importlib.import_module("hf_lomdm.cli.finetune")
     words = [
         "--model",
         "absent",

@@ -1,7 +1,7 @@
 """The Space: its command line, its metadata, and how it writes in a real browser."""
 
 import asyncio
-import importlib.util
+import importlib
 import os
 import re
 import shutil
@@ -47,10 +47,7 @@ def test_it_asks_for_what_the_package_asks_for():
 @pytest.fixture(scope="module")
 def app():
     pytest.importorskip("gradio", reason="the Space needs gradio: pip install gradio")
-    spec = importlib.util.spec_from_file_location("space_app", APP)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return importlib.import_module("hf_lomdm.cli.space")
 
 
 @pytest.fixture(scope="module")

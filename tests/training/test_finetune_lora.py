@@ -1,7 +1,6 @@
 """training_scripts/finetune_lora.py and the rows that it trains on, with the tiny model on copying
 letters."""
 
-import importlib.util
 import json
 import random
 from pathlib import Path
@@ -13,6 +12,7 @@ from transformers import AutoModel
 
 from conftest import build_model
 from hf_lomdm import LoMDMForMaskedDiffusion, LoMDMPipeline, LoMDMScheduler
+from hf_lomdm.cli import finetune as command
 from hf_lomdm.data.batches import TextCollator
 from hf_lomdm.data.examples import CHAT_TEMPLATE, make_rows, read_examples
 from hf_lomdm.data.tokenizers import train_tokenizer
@@ -61,12 +61,7 @@ def copies(count: int) -> list[dict]:
 
 
 def load_script():
-    specification = importlib.util.spec_from_file_location(
-        "finetune", ROOT / "training_scripts" / "finetune_lora.py"
-    )
-    script = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(script)
-    return script
+    return command
 
 
 @pytest.fixture

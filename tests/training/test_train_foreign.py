@@ -1,6 +1,5 @@
 """train.py starts from a causal language model of transformers, in full or with LoRA."""
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -16,6 +15,8 @@ from transformers import (
 )
 
 from hf_lomdm import LoMDMForMaskedDiffusion
+from hf_lomdm.cli import finetune
+from hf_lomdm.cli import train as command
 from hf_lomdm.training.finetuning import add_lora, lora_targets
 
 ROOT = Path(__file__).parents[2]
@@ -67,16 +68,13 @@ def folder(tmp_path):
 @pytest.fixture
 def train(folder, monkeypatch):
     """`train.py` on that model, with further words of its command line."""
-    spec = importlib.util.spec_from_file_location("train", ROOT / "training_scripts/train.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
 
     def run(output: str, *words: str) -> Path:
         start = ["--init_from", str(folder / "base"), "--train_file", str(folder / "text.txt")]
         output_dir = ["--output_dir", str(folder / output)]
         flags = [word for pair in FLAGS.items() for word in pair]
         monkeypatch.setattr(sys, "argv", ["train.py", *start, *output_dir, *flags, *words])
-        module.main()
+        command.main()
         return folder / output
 
     return run
@@ -160,19 +158,14 @@ def test_a_model_of_another_kind_is_refused_in_one_line(train):
 
 
 def test_finetune_lora_converts_a_causal_model(folder, tmp_path):
-    spec = importlib.util.spec_from_file_location(
-        "tune", ROOT / "training_scripts/finetune_lora.py"
-    )
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
     lines = [json.dumps({"prompt": "the cat", "completion": "sat on the mat"})] * 20
     (tmp_path / "pairs.jsonl").write_text("\n".join(lines))
     files = ["--model", str(folder / "base"), "--train_file", str(tmp_path / "pairs.jsonl")]
     quiet = ["--use_cpu", "true", "--report_to", "none", "--disable_tqdm", "true"]
     steps = ["--max_steps", "2", "--save_strategy", "no", "--lora_rank", "2", "--block_size", "2"]
-    module.main([*files, "--output_dir", str(tmp_path / "out"), *quiet, *steps])
+    finetune.main([*files, "--output_dir", str(tmp_path / "out"), *quiet, *steps])
     merged = LoMDMForMaskedDiffusion.from_pretrained(tmp_path / "out/merged")
     assert (merged.config.block_size, merged.config.rate_type) == (2, "learned")
     with pytest.raises(SystemExit, match="which has an order already"):
         merged_folder = ["--model", str(tmp_path / "out/merged"), *files[2:]]
-        module.main([*merged_folder, "--output_dir", str(tmp_path / "no"), *quiet, *steps])
+        finetune.main([*merged_folder, "--output_dir", str(tmp_path / "no"), *quiet, *steps])

@@ -3,7 +3,6 @@ browser."""
 
 import base64
 import hashlib
-import importlib.util
 import re
 import shutil
 from html.parser import HTMLParser
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from hf_lomdm.cli import sample
 from hf_lomdm.visualization import order_picture, write_order_html
 from hf_lomdm.visualization.html import COLOURS, black_or_white
 
@@ -156,9 +156,6 @@ def test_unusable_input_is_refused(tmp_path, tokens, order, message):
 
 
 def test_sample_script_writes_the_page_of_all_its_texts(tmp_path):
-    spec = importlib.util.spec_from_file_location("sample", ROOT / "training_scripts" / "sample.py")
-    sample = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(sample)
     model, path = str(ROOT / "checkpoints" / "lomdm-enwiki"), tmp_path / "order.html"
     arguments = [
         "--model",

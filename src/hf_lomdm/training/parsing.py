@@ -59,6 +59,11 @@ def _container_types(key: str) -> set[type]:
     return {get_origin(kind) or kind for kind in get_args(hints[key])} & {dict, list}
 
 
+# Settings that say where the text of a run is; one on the command line replaces those of files.
+SOURCE = (
+    *("dataset_name", "dataset_config", "dataset_revision", "train_file", "validation_file"),
+    *("train_split", "validation_split"),
+)
 PARTS = (DataArguments, ModelArguments, LoMDMTrainingArguments)
 HELP = (
     "--config FILE.yaml, once or more, reads any of these settings from a file. Later files win, "
@@ -71,9 +76,10 @@ def parse_arguments(
 ) -> tuple[DataArguments, ModelArguments, LoMDMTrainingArguments]:
     """Parses `[--config FILE.yaml ...] [--key value ...]`.
 
-    Later files win over earlier ones, the command line wins over all. With `init_from` and no
-    tokenizer named, the tokenizer is that of `init_from`. Without an `output_dir` a run writes to
-    `outputs/` and the names of its files, so that `--config owt.yaml --config mdlm.yaml` gives
+    Later files win over earlier ones, the command line wins over all; a text that it names takes
+    the place of the one in the files, with its validation text and its splits. With `init_from` and
+    no tokenizer named, the tokenizer is that of `init_from`. Without an `output_dir` a run writes
+    to `outputs/` and the names of its files, so that `--config owt.yaml --config mdlm.yaml` gives
     `outputs/owt-mdlm`.
 
     Args:
@@ -91,6 +97,8 @@ def parse_arguments(
     settings = _overlay(files, parser, named="output_dir" in named)
     if "num_train_epochs" in named and "max_steps" not in named:
         settings.pop("max_steps", None)  # the file's max_steps would win over the command line
+    if named & {"dataset_name", "train_file"}:  # another text than that of the files
+        settings = {key: value for key, value in settings.items() if key not in SOURCE}
     parser.set_defaults(**settings)
     *parts, unknown = parser.parse_args_into_dataclasses(words, return_remaining_strings=True)
     if unknown:

@@ -1,0 +1,5 @@
+"""`python -m hf_lomdm`, the same as `lomdm`."""
+
+from lomdm_command import main
+
+main()
