@@ -103,11 +103,12 @@ def train(trainer: LoMDMTrainer) -> None:
     if trainer.is_world_process_zero() and not trainer.is_fsdp_enabled:
         for text in trainer.sample_texts(3):
             print(f"--- sample\n{visible(text)}", flush=True)
+        folder = Path(trainer.args.output_dir)
         if hasattr(trainer.model, "peft_config"):
-            folder = Path(trainer.args.output_dir)
             if trainer.base_name:
                 write_base_config(trainer.model, folder, trainer.base_name)
             trainer.write_merged(folder / "merged")
+        print(where_to_go_on(trainer, folder), flush=True)
     trainer.accelerator.end_training()
 
 
@@ -170,6 +171,14 @@ def prepare(arguments: list[str] | None) -> LoMDMTrainer:
     trainer.base_name = model_args.init_from
     trainer.data_fingerprint = data_fingerprint({"train": texts["train"]}, tokenizer)
     return trainer
+
+
+def where_to_go_on(trainer: LoMDMTrainer, folder: Path) -> str:
+    """Where the model lies, and the next commands."""
+    measure = f"lomdm evaluate likelihood {folder} --file TEXT"
+    if not trainer.has_order:
+        return f"The model is in {folder}, for AutoModelForCausalLM. To go on:\n    {measure}"
+    return f"The model is in {folder}. To go on:\n    lomdm sample {folder}\n    {measure}"
 
 
 def evaluate(trainer: LoMDMTrainer) -> None:

@@ -32,6 +32,7 @@ from .measures import (
     maskable,
 )
 from .optimizer import add_muon
+from .progress import tell_progress
 from .trainer_hooks import StepCallback
 from .training_log import TrainingLog, keep_logs_in
 
@@ -95,11 +96,15 @@ class LoMDMTrainer(FolderWriter):
         # whether any process had been told to stop when the step began
         self._stop: Tensor | bool = False
         self._step_loss: Tensor | float = 0.0
+        # of the last step: the loss of this process, the tokens of all
+        self.step_loss: Tensor | float = 0.0
+        self.step_tokens: Tensor | int = 0
         # whether no position of the step was masked before it came here
         self._step_is_clean: Tensor | bool = True
         self._training_log = TrainingLog()
         self.add_callback(StepCallback(self))
         keep_logs_in(self.args.output_dir, self.callback_handler.callbacks)
+        tell_progress(self)
 
     def get_train_dataloader(self):
         """As in `transformers.Trainer`, but there is a batch in it."""
@@ -160,6 +165,7 @@ class LoMDMTrainer(FolderWriter):
         )
         counts = torch.stack([torch.as_tensor(tokens, device=device, dtype=torch.int64), told])
         tokens, self._stop = self.accelerator.reduce(counts, "sum")
+        self.step_tokens = tokens
         return tokens
 
     def objective(self, model, inputs) -> LoMDMOutput:
@@ -187,6 +193,7 @@ class LoMDMTrainer(FolderWriter):
             self._stop = bool(self._stop)  # the host waits for the device here anyway
             if head_weights(model, ("phi",)):
                 self._training_log.add_gradient(gradient_norm(model, "phi"))
+            self.step_loss = self._step_loss
             self._step_loss, self._step_is_clean = 0.0, True
         return loss
 
@@ -338,15 +345,29 @@ class LoMDMTrainer(FolderWriter):
             self.model, **batch, num_samples=self.args.eval_num_samples, generator=generators
         )
 
-    def sample_texts(self, count: int) -> list[str]:
-        """Texts of `max_position_embeddings` tokens at most, by the averaged weights."""
+    @property
+    def can_sample(self) -> bool:
+        """Whether one process has all weights, and a tokenizer, and the model writes by itself."""
+        return self.has_order and self.processing_class is not None and not self.is_sharded
+
+    def sample_texts(
+        self, count: int, longest: int | None = None, seed: int | None = None
+    ) -> list[str]:
+        """Texts of `longest` tokens at most, as many as the model reads, by the averaged weights.
+
+        `seed`: of draws of their own; default the global generator's.
+        """
+        own = None if seed is None else torch.Generator().manual_seed(seed)
         with self.averaged_weights():
             model = self.accelerator.unwrap_model(self.model)
-            pipe, length = (
+            pipe, limit = (
                 make_pipeline(model, self.processing_class),
                 model.config.max_position_embeddings,
             )
-            return pipe(num_inference_steps=length, num_return_sequences=count).texts
+            pipe.set_progress_bar_config(disable=True)
+            length = min(longest or limit, limit)
+            how = {"num_inference_steps": length, "max_length": length, "generator": own}
+            return pipe(num_return_sequences=count, **how).texts
 
     # -------------------------------------------------------------------------- saving and resuming
 
