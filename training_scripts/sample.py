@@ -8,6 +8,7 @@ GPU (seconds): python training_scripts/sample.py --model org/lomdm-owt --num_inf
 import argparse
 import sys
 import time
+from itertools import accumulate
 from pathlib import Path
 
 import torch
@@ -16,8 +17,10 @@ from hf_lomdm import LoMDMPipeline
 from hf_lomdm.cli.errors import loading, user_errors
 from hf_lomdm.cli.option_types import SEED, between, new_file, nonempty, whole
 from hf_lomdm.modeling.scheduling_lomdm import SAMPLERS
+from hf_lomdm.pipelines.pipeline_lomdm import LoMDMPipelineOutput
 from hf_lomdm.training.ema import take_average
 from hf_lomdm.visualization import order_picture, order_text, token_texts, visible, write_order_html
+from hf_lomdm.visualization.molecules import write_molecules_svg
 
 DTYPES = ("float32", "bfloat16", "float16")
 # More is a slip of the finger, and would take all memory or time.
@@ -66,6 +69,11 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "--html",
         type=new_file,
         help="write a page to step through the order of all texts to this file",
+    )
+    parser.add_argument(
+        "--svg",
+        type=new_file,
+        help="draw the molecules among the texts, atoms coloured by step, to this file",
     )
     return parser.parse_args(arguments)
 
@@ -116,6 +124,8 @@ def main(arguments: list[str] | None = None) -> None:
             write_order_html(
                 options.html, tokens, orders, f"Order of reveal: {Path(options.model).name}"
             )
+        if options.svg:
+            draw_molecules(pipe, output, options.svg)
     finally:
         print_texts(options, output.texts, tokens, orders)
     written = sum(step >= 0 for order in orders for step in order)
@@ -123,6 +133,21 @@ def main(arguments: list[str] | None = None) -> None:
         f"--- {written} tokens in {output.num_forward_passes} forward passes, {seconds:.1f} s on "
         f"{device}"
     )
+
+
+def draw_molecules(pipe: LoMDMPipeline, output: LoMDMPipelineOutput, path: str) -> None:
+    pieces, steps = [], []
+    special = set(pipe.tokenizer.all_special_ids)
+    rows = zip(output.texts, output.sequences.tolist(), output.order.tolist(), strict=True)
+    for text, ids, order in rows:
+        shown = [i for i, token in enumerate(ids) if token not in special]
+        tokens = token_texts(pipe.tokenizer, [ids[i] for i in shown])
+        ends = list(accumulate(map(len, tokens)))  # behind EOS a row may hold anything
+        count = sum(end <= len(text) for end in ends)
+        pieces.append(tokens[:count])
+        steps.append([order[i] for i in shown[:count]])
+    count = write_molecules_svg(path, pieces, steps)
+    print(f"--- {count} of {len(pieces)} texts are molecules: {path}")
 
 
 def print_texts(

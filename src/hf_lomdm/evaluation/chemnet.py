@@ -24,16 +24,16 @@ def require_chemnet() -> None:
 @torch.no_grad()
 def activations(smiles: Sequence[str], batch_size: int = 64, progress: bool = True) -> np.ndarray:
     """ChemNet's last hidden state `[N, 512]` float32 of canonical SMILES."""
-    from fcd_torch.utils import get_one_hot
+    from fcd_torch.utils import SmilesDataset
 
     model, found = load(), np.zeros((len(smiles), SIZE), dtype=np.float32)
-    bar = tqdm(total=len(smiles), disable=not progress, unit="molecule", desc="ChemNet")
-    with bar:
+    encoded = SmilesDataset(smiles, canonize=False)
+    with tqdm(total=len(smiles), disable=not progress, unit="molecule", desc="ChemNet") as bar:
         for start in range(0, len(smiles), batch_size):
-            batch = smiles[start : start + batch_size]
-            one_hot = np.stack([get_one_hot(one, 350) for one in batch]).astype(np.float32)
-            found[start : start + len(batch)] = model(torch.from_numpy(one_hot).transpose(1, 2))
-            bar.update(len(batch))
+            end = min(start + batch_size, len(smiles))
+            features = torch.tensor(np.stack([encoded[i] for i in range(start, end)])).float()
+            found[start:end] = model(features.transpose(1, 2))
+            bar.update(end - start)
     return found
 
 

@@ -89,7 +89,7 @@ def jackknife(measure: Callable[[np.ndarray], dict], groups: int) -> dict[str, d
     parts = [measure(np.arange(groups) != left_out) for left_out in range(groups)]
     found = {}
     for name, value in whole.items():
-        values = [part[name] for part in parts]
+        values = [part.get(name) for part in parts]
         error = None
         if value is not None and None not in values:
             error = float(np.sqrt((groups - 1) * np.var(values)))
