@@ -1,4 +1,4 @@
-r"""Measures a model: likelihood, zero-shot likelihood, generation, order, Sudoku.
+r"""Measures a model: likelihood, zero-shot likelihood, generation, order, Sudoku, molecules.
 
 On GPUs, on the seven sets of the paper:
 
