@@ -20,7 +20,7 @@ from hf_lomdm.modeling.scheduling_lomdm import SAMPLERS
 from hf_lomdm.pipelines.pipeline_lomdm import LoMDMPipelineOutput
 from hf_lomdm.training.ema import take_average
 from hf_lomdm.visualization import order_picture, order_text, token_texts, visible, write_order_html
-from hf_lomdm.visualization.molecules import write_molecules_svg
+from hf_lomdm.visualization.molecules import write_molecules
 
 DTYPES = ("float32", "bfloat16", "float16")
 # More is a slip of the finger, and would take all memory or time.
@@ -71,9 +71,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         help="write a page to step through the order of all texts to this file",
     )
     parser.add_argument(
-        "--svg",
+        "--molecules",
         type=new_file,
-        help="draw the molecules among the texts, atoms coloured by step, to this file",
+        help="draw the molecules among the texts, atoms coloured by step, to this .svg or .png",
     )
     return parser.parse_args(arguments)
 
@@ -124,8 +124,8 @@ def main(arguments: list[str] | None = None) -> None:
             write_order_html(
                 options.html, tokens, orders, f"Order of reveal: {Path(options.model).name}"
             )
-        if options.svg:
-            draw_molecules(pipe, output, options.svg)
+        if options.molecules:
+            draw_molecules(pipe, output, options.molecules)
     finally:
         print_texts(options, output.texts, tokens, orders)
     written = sum(step >= 0 for order in orders for step in order)
@@ -146,7 +146,7 @@ def draw_molecules(pipe: LoMDMPipeline, output: LoMDMPipelineOutput, path: str) 
         count = sum(end <= len(text) for end in ends)
         pieces.append(tokens[:count])
         steps.append([order[i] for i in shown[:count]])
-    count = write_molecules_svg(path, pieces, steps)
+    count = write_molecules(path, pieces, steps)
     print(f"--- {count} of {len(pieces)} texts are molecules: {path}")
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from hf_lomdm.visualization.molecules import ACROSS, atom_steps, write_molecules_svg
+from hf_lomdm.visualization.molecules import ACROSS, atom_steps, write_molecules
 
 
 def test_an_atom_is_there_when_all_its_characters_are():
@@ -20,17 +20,25 @@ def test_molecules_are_drawn_and_other_texts_left_out(tmp_path):
     order = [list(range(len(text))) for text in texts]
     order[2] = [-1, -1, 0]
     path = tmp_path / "molecules.svg"
-    assert write_molecules_svg(path, [list(text) for text in texts], order) == 4
+    assert write_molecules(path, [list(text) for text in texts], order) == 4
     picture = path.read_text()
     assert picture.lstrip().startswith("<?xml") and f"width='{ACROSS * 320}px'" in picture
-    assert "#E8E8E8" in picture  # of the given atoms
+    assert "#CCCCCC" in picture  # of the given atoms
     lone = tmp_path / "one.svg"
-    write_molecules_svg(lone, [["C", "C"]], [[0, 1]])
+    write_molecules(lone, [["C", "C"]], [[0, 1]])
     assert "width='320px'" in lone.read_text()
 
 
 def test_texts_without_a_molecule_are_refused(tmp_path):
     pytest.importorskip("rdkit")
     with pytest.raises(ValueError, match="none of 1 texts is a molecule, the first is 'C\\('"):
-        write_molecules_svg(tmp_path / "none.svg", [["C", "("]], [[0, 1]])
-    assert not (tmp_path / "none.svg").exists()
+        write_molecules(tmp_path / "none.svg", [["C", "("]], [[0, 1]])
+    with pytest.raises(ValueError, match="none.pdf must end in .svg or .png"):
+        write_molecules(tmp_path / "none.pdf", [["C"]], [[0]])
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_picture_of_pixels_is_a_png(tmp_path):
+    pytest.importorskip("rdkit")
+    write_molecules(tmp_path / "one.png", [["C", "O"]], [[0, 1]])
+    assert (tmp_path / "one.png").read_bytes().startswith(b"\x89PNG")

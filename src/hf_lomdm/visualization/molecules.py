@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from ..evaluation.molecule_descriptors import parse, require_rdkit
@@ -12,7 +13,7 @@ from .terminal import COLOURS
 
 # The atoms of SMILES: whatever stands in brackets, two letters, one letter, or a dummy.
 ATOMS = re.compile(r"\[[^\]]*\]|Cl|Br|[A-Za-z*]")
-GIVEN_COLOUR = (0.91, 0.91, 0.91)
+GIVEN_COLOUR = (0.8, 0.8, 0.8)
 ACROSS, WIDTH, HEIGHT = 3, 320, 260  # molecules in a row; pixels of one
 
 
@@ -32,19 +33,21 @@ def atom_steps(tokens: Sequence[str], order: Sequence[int]) -> list[int]:
     return [max(steps[slice(*atom.span())]) for atom in ATOMS.finditer("".join(tokens))]
 
 
-def write_molecules_svg(
+def write_molecules(
     path: str | os.PathLike, tokens: Sequence[Sequence[str]], order: Sequence[Sequence[int]]
 ) -> int:
     """Draws the molecules among some texts: early atoms blue, late ones red, given ones grey.
 
     Args:
-        path: file to write, SVG. tokens, order: of each text, as in `atom_steps`.
+        path: file to write, .svg or .png. tokens, order: of each text, as in `atom_steps`.
     Returns:
         How many of them are molecules and were drawn.
     Raises:
-        ValueError: none of them is, or RDKit is missing.
+        ValueError: none of them is, another kind of file, or RDKit is missing.
     """
     require_rdkit()
+    if Path(path).suffix not in (".svg", ".png"):
+        raise ValueError(f"{path} must end in .svg or .png. For example: molecules.svg.")
     texts = ["".join(one) for one in tokens]
     drawn = [(one, index) for index, text in enumerate(texts) if (one := parse(text)) is not None]
     if not drawn:
@@ -54,7 +57,10 @@ def write_molecules_svg(
         )
     molecules = [molecule for molecule, _ in drawn]
     colours = [_colours(atom_steps(tokens[index], order[index])) for _, index in drawn]
-    write_file(path, _draw(molecules, colours, [texts[index] for _, index in drawn]).encode())
+    canvas = _canvas(len(drawn), Path(path).suffix == ".svg")
+    _draw(canvas, molecules, colours, [texts[index] for _, index in drawn])
+    picture = canvas.GetDrawingText()
+    write_file(path, picture.encode() if isinstance(picture, str) else picture)
     return len(drawn)
 
 
@@ -69,12 +75,17 @@ def _colours(steps: list[int]) -> dict[int, tuple[float, ...]]:
     }
 
 
-def _draw(molecules: list[Any], colours: list[dict[int, Any]], legends: list[str]) -> str:
+def _canvas(count: int, is_svg: bool) -> Any:
     from rdkit.Chem.Draw import rdMolDraw2D
 
-    across = min(ACROSS, len(molecules))
-    down = -(-len(molecules) // across)
-    canvas = rdMolDraw2D.MolDraw2DSVG(across * WIDTH, down * HEIGHT, WIDTH, HEIGHT)
+    across = min(ACROSS, count)
+    kind = rdMolDraw2D.MolDraw2DSVG if is_svg else rdMolDraw2D.MolDraw2DCairo
+    return kind(across * WIDTH, -(-count // across) * HEIGHT, WIDTH, HEIGHT)
+
+
+def _draw(
+    canvas: Any, molecules: list[Any], colours: list[dict[int, Any]], legends: list[str]
+) -> None:
     canvas.drawOptions().useBWAtomPalette()  # the colours tell the order, not the elements
     canvas.drawOptions().legendFontSize = 12
     canvas.DrawMolecules(
@@ -85,4 +96,3 @@ def _draw(molecules: list[Any], colours: list[dict[int, Any]], legends: list[str
         highlightBonds=[[]] * len(molecules),
     )
     canvas.FinishDrawing()
-    return canvas.GetDrawingText()
