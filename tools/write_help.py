@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import importlib
 import io
+import os
 import re
 import sys
 import textwrap
@@ -105,7 +106,7 @@ def parser_page(command: str) -> list[str]:
     """What argparse prints of a command; of one with commands of its own, each of them."""
     module = importlib.import_module(f"hf_lomdm.cli.{command}")
     first = printed(module, command, [])
-    found = re.search(r"\{([a-z,-]+)\} \.\.\.", first)
+    found = re.search(r"\{([a-z,-]+)\}\s+\.\.\.", first)
     parts = [first] if found is None else [first, *own_options(module, command, found[1])]
     return "\n".join(parts).splitlines()
 
@@ -118,6 +119,7 @@ def own_options(module, command: str, names: str) -> list[str]:
 
 def printed(module, command: str, words: list[str]) -> str:
     """What `lomdm command words --help` prints."""
+    os.environ["COLUMNS"] = str(WIDTH)  # as wide as argparse writes
     out, before = io.StringIO(), sys.argv
     sys.argv = [f"lomdm {command}"]
     try:

@@ -1,4 +1,4 @@
-"""Measures a model: likelihood, zero-shot likelihood, generation, order, Sudoku.
+"""Measures a model: likelihood, zero-shot likelihood, generation, order, Sudoku, molecules.
 
     python training_scripts/evaluate.py likelihood --model outputs/tiny --file valid.txt
 

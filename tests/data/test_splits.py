@@ -216,6 +216,17 @@ def test_without_packing_each_document_is_one_row_cut_at_max_length(tokenizer, s
     assert f"; {len(ids[2]) - width} tokens behind max_length dropped" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("special", [True, False])
+def test_rows_filled_with_eos_are_all_as_long_and_say_where_the_document_ends(tokenizer, special):
+    texts = ["one", "two words", "a much longer text than max_length can hold , by far"]
+    settings = {"packing": False, "max_length": 8, "insert_special_tokens": special}
+    plain = write_rows(texts, tokenizer, **settings)
+    filled = write_rows(texts, tokenizer, fill_with_eos=True, **settings)
+    assert [len(row) for row in filled] == [8, 8, 8] and len(plain[0]) < 8
+    for row, full in zip(plain, filled, strict=True):
+        assert full == row + [tokenizer.eos_token_id] * (8 - len(row))
+
+
 # ------------------------------------------------------------------------------------------ caching
 
 
@@ -244,6 +255,7 @@ def test_whatever_rows_depend_on_changes_the_cached_file(tokenizer):
             ]
         ),
         (as_dataset(["a"]), tokenizer, replace(base, detokenizer="ptb"), None),
+        (as_dataset(["a"]), tokenizer, replace(base, packing=False, fill_with_eos=True), None),
     ]
     keys = [splits._fingerprint(*variant) for variant in variants]
     assert len(set(keys)) == len(keys)
@@ -620,6 +632,7 @@ def test_a_column_that_holds_no_text_is_refused(kind, tmp_path):
         ({"detokenizer": "x"}, "detokenizer must be one of"),
         ({"max_length": 2}, "max_length must be at least 3, got 2"),
         ({"max_length": 0, "insert_special_tokens": False}, "max_length must be at least 1, got 0"),
+        ({"fill_with_eos": True}, "fill_with_eos=True .* packing=True joins.* Pass packing=False"),
         ({"max_train_rows": 0}, "max_train_rows must be at least 1, got 0"),
         ({"max_validation_rows": -1}, "max_validation_rows must be at least 1, got -1"),
     ],
@@ -648,11 +661,13 @@ def test_text_without_documents_is_refused(tokenizer, texts):
         tokenize(empty, tokenizer, DataArguments(max_length=16))
 
 
-@pytest.mark.parametrize("packing", [True, False])
+@pytest.mark.parametrize("packing, fill", [(True, False), (False, False), (False, True)])
 @pytest.mark.parametrize("insert", [True, False])
-def test_the_model_knows_bos_and_eos_exactly_where_rows_hold_them(packing, insert):
+def test_the_model_knows_bos_and_eos_exactly_where_rows_hold_them(packing, fill, insert):
     own = load_tokenizer(str(FIXTURES / "bert_tokenizer"))  # BOS and EOS differ
-    arguments = DataArguments(max_length=8, packing=packing, insert_special_tokens=insert)
+    arguments = DataArguments(
+        max_length=16, packing=packing, insert_special_tokens=insert, fill_with_eos=fill
+    )
     texts = datasets.Dataset.from_dict({"text": ["some words of a text"] * 8})
     rows = [list(row) for row in tokenize(texts, own, arguments)["input_ids"]]
     ids = model_token_ids(own, arguments)

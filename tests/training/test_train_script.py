@@ -55,6 +55,10 @@ SOURCES = {
     "text8": TEXT8,
     "enwiki": {**TEXT8, "train_tokenizer": "bpe:300"},
     "sudoku": {"train_file": FIXTURES / "sudoku.csv", "max_length": 81},
+    "moses": {
+        "train_file": FIXTURES / "molecules.train.txt",
+        "validation_file": FIXTURES / "molecules.valid.txt",
+    },
     "lm1b": LM1B,
     "lm1b_packed": LM1B,
     "owt": {
@@ -309,6 +313,7 @@ def test_the_log_and_the_training_metrics_lie_in_the_folder_and_a_finished_run_k
         ("text8", {}, False, True),  # packed: EOS behind every document
         ("text8", {"packing": "false"}, False, False),
         ("tiny", {}, True, True),
+        ("moses", {}, False, True),  # filled up with EOS
     ],
 )
 def test_special_tokens_that_are_in_no_row_are_not_in_the_configuration(

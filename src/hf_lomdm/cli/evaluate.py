@@ -1,4 +1,4 @@
-r"""Measures a model: likelihood, zero-shot likelihood, generation, order, Sudoku.
+r"""Measures a model: likelihood, zero-shot likelihood, generation, order, Sudoku, molecules.
 
 On GPUs, on the seven sets of the paper:
 
@@ -47,6 +47,7 @@ from hf_lomdm.data.sudoku import add_clues, load_puzzles
 from hf_lomdm.data.text import read_documents
 from hf_lomdm.data.tokenizers import load_tokenizer
 from hf_lomdm.evaluation.accuracy import compare_bounds, exact_gap, pilot
+from hf_lomdm.evaluation.chemnet import require_chemnet
 from hf_lomdm.evaluation.compare import (
     comparison_table,
     measure_table,
@@ -55,9 +56,24 @@ from hf_lomdm.evaluation.compare import (
 )
 from hf_lomdm.evaluation.corpus import evaluate_corpus, is_diffusion, process_state, special_tokens
 from hf_lomdm.evaluation.density import measured_density
+from hf_lomdm.evaluation.generation import (
+    WrittenTexts,
+    costs,
+    write_causal_texts,
+    write_texts,
+)
+from hf_lomdm.evaluation.molecule_descriptors import require_rdkit
+from hf_lomdm.evaluation.molecule_reference import known_molecules, read_smiles, reference_of
+from hf_lomdm.evaluation.molecules import (
+    describe_samples,
+    measure_molecules,
+    molecule_likelihood,
+    molecule_rows,
+)
 from hf_lomdm.evaluation.parts import delete_parts
 from hf_lomdm.evaluation.records import check_output, holds_file, write_record
 from hf_lomdm.evaluation.sudoku import evaluate_sudoku
+from hf_lomdm.evaluation.token_classes import SmilesClasses
 from hf_lomdm.evaluation.zero_shot import evaluate_zero_shot
 from hf_lomdm.modeling.modeling_lomdm import LoMDMForMaskedDiffusion
 from hf_lomdm.modeling.rates_lomdm import EqualRates
@@ -229,12 +245,61 @@ def run_sudoku(options: argparse.Namespace) -> dict[str, Any]:
     return where | evaluate_sudoku(pipe, puzzles, **settings)
 
 
+def run_molecules(options: argparse.Namespace) -> dict[str, Any]:
+    require_rdkit()
+    if not options.no_fcd:
+        require_chemnet()
+    model, tokenizer = load(options)
+    show = not options.quiet
+    sets = {"test": options.reference, "scaffolds": options.scaffold_reference}
+    fcd = {"fcd": not options.no_fcd, "progress": show}
+    references = {name: reference_of(file, **fcd) for name, file in sets.items() if file}
+    known = known_molecules(options.train_file, show) if options.train_file else None
+    record = {"reference": Path(options.reference).name}
+    if options.file:
+        record |= _given_molecules(options, model, tokenizer)
+    written = _write_molecules(options, model, tokenizer)
+    texts = [item.text for item in written.items]
+    described = describe_samples(texts, _parts(options, "descriptors"), show)
+    record |= measure_molecules(described, references, known, **fcd)
+    return record | costs(written) | written.setting
+
+
+def _given_molecules(options: argparse.Namespace, model, tokenizer) -> dict[str, Any]:
+    """The likelihood of `--file`, and the order of its characters."""
+    smiles = read_smiles(options.file)[: options.max_rows]
+    common = {"seed": options.seed, "progress": not options.quiet}
+    parts = {"parts_file": _parts(options, "likelihood")}
+    record = {"likelihood": molecule_likelihood(smiles, tokenizer, model, **common, **parts)}
+    if is_diffusion(model):
+        from hf_lomdm.evaluation.order import evaluate_order
+
+        rows = molecule_rows(smiles, tokenizer, model)
+        named = {"tokenizer": tokenizer, "classes": SmilesClasses}
+        record["order"] = evaluate_order(model, rows, **named, **common)
+    return record
+
+
+def _write_molecules(options: argparse.Namespace, model, tokenizer) -> WrittenTexts:
+    names = ("num_samples", "batch_size", "seed")
+    settings = {name: getattr(options, name) for name in names}
+    settings |= {"parts_file": _parts(options, "samples"), "progress": not options.quiet}
+    if not is_diffusion(model):
+        return write_causal_texts(model, tokenizer, **settings)
+    pipe = LoMDMPipeline.from_pretrained(options.model, model=model, tokenizer=tokenizer)
+    steps = options.num_inference_steps or model.config.max_position_embeddings
+    settings |= {"sampler": options.sampler, "grid": options.grid}
+    settings |= {"num_inference_steps": steps, "learned_order": not options.without_order}
+    return write_texts(pipe, **settings)
+
+
 COMMANDS = {
     "likelihood": run_likelihood,
     "zero-shot": run_zero_shot,
     "generation": run_generation,
     "order": run_order,
     "sudoku": run_sudoku,
+    "molecules": run_molecules,
 }
 
 

@@ -39,6 +39,7 @@ def parse_arguments(
     _add_generation(commands)
     _add_order(commands)
     _add_sudoku(commands)
+    _add_molecules(commands)
     options = parser.parse_args(arguments)
     if (options.command is None) == (options.compare is None):
         parser.error(f"give a command ({', '.join(commands.choices)}) or --compare RECORD ...")
@@ -147,6 +148,29 @@ def _add_sudoku(commands) -> None:
     parser.add_argument("--without_order", action="store_true", help="all rates equal: c2 = 0")
 
 
+def _add_molecules(commands) -> None:
+    parser = _command(commands, "molecules", "the measures of MOSES, by a model of SMILES")
+    smiles = "one SMILES a line, or a column SMILES; or a .npz of their statistics"
+    parser.add_argument("--reference", type=nonempty, required=True, help=f"test set: {smiles}")
+    parser.add_argument(
+        "--scaffold_reference", type=nonempty, help="another, whose scaffolds training lacks"
+    )
+    parser.add_argument("--train_file", type=nonempty, help="what is not new, for novelty")
+    parser.add_argument("--num_samples", type=whole(2), default=30_000, help="molecules written")
+    parser.add_argument(
+        "--num_inference_steps", type=whole(1), help="default: a position at a time"
+    )
+    parser.add_argument("--batch_size", type=whole(1), default=64)
+    parser.add_argument("--sampler", help="default: the folder's")
+    parser.add_argument("--grid", help="default: the folder's")
+    parser.add_argument("--without_order", action="store_true", help="all rates equal: c2 = 0")
+    parser.add_argument("--no_fcd", action="store_true", help="without the distance by ChemNet")
+    parser.add_argument(
+        "--file", type=nonempty, help="SMILES whose likelihood and order are measured too"
+    )
+    parser.add_argument("--max_rows", type=whole(1), help="the first molecules of --file only")
+
+
 def _command(commands, command: str, summary: str) -> argparse.ArgumentParser:
     parser = commands.add_parser(command, help=summary, description=summary)
     parser.add_argument(
@@ -220,11 +244,13 @@ def check_options(options: argparse.Namespace) -> None:
         if options.command == "zero-shot"
         else [getattr(options, "file", None)]
     )
+    others = ("reference", "scaffold_reference", "train_file")
     for option, file in [
         *(("file", file) for file in files),
+        *((option, getattr(options, option, None)) for option in others),
         ("judge", getattr(options, "judge", None)),
     ]:
-        local = option == "file" or str(file).endswith(".gguf")
+        local = option != "judge" or str(file).endswith(".gguf")
         if file is not None and local and not Path(file).exists():
             raise ValueError(f"--{option} {file} does not exist. Check the path.")
     if (
@@ -265,9 +291,11 @@ def default_output(options: argparse.Namespace) -> str:
         if getattr(options, "sets", None) == list(SETS)
         else "-".join(getattr(options, "sets", ()))
     )
-    data = {"zero-shot": sets, "generation": getattr(options, "judge", "")}.get(
-        options.command
-    ) or options.file
+    data = {
+        "zero-shot": sets,
+        "generation": getattr(options, "judge", ""),
+        "molecules": getattr(options, "reference", ""),
+    }.get(options.command) or options.file
     return f"outputs/evaluation/{record_name(options.command, options.model, data)}"
 
 

@@ -86,6 +86,15 @@ class DataArguments:
     insert_special_tokens: bool = field(
         default=True, metadata={"help": "BOS in front of each row and EOS behind it."}
     )
+    fill_with_eos: bool = field(
+        default=False,
+        metadata={
+            "help": (
+                "Rows of one document each end in EOS up to max_length, in place of padding: the "
+                "model learns where texts end. Needs packing false."
+            )
+        },
+    )
     max_train_rows: int | None = field(default=None, metadata={"help": "Use the first rows only."})
     max_validation_rows: int | None = field(
         default=None, metadata={"help": "Use the first rows only."}

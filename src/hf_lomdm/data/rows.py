@@ -128,15 +128,29 @@ def pack_full_rows(
 
 
 def truncate_documents(
-    batches: Iterable[Pieces], max_length: int, ends: Ends, counts: RowCounts
+    batches: Iterable[Pieces],
+    max_length: int,
+    ends: Ends,
+    counts: RowCounts,
+    filler: int | None = None,
 ) -> Iterator[list[np.ndarray]]:
-    """One row per document between `ends`; what does not fit into `max_length` is dropped."""
+    """One row per document between `ends`; what does not fit into `max_length` is dropped.
+
+    Args:
+        filler: stands behind each row up to `max_length`; `None` = rows stay as long as they are.
+    """
     front, back = _as_lists(ends)
     width = max_length - len(front) - len(back)
     for texts in whole_documents(batches):
         counts.dropped += sum(max(len(ids) - width, 0) for ids in texts)
         if texts:
-            yield [_between(front, ids[:width], back) for ids in texts]
+            rows = [_between(front, ids[:width], back) for ids in texts]
+            yield rows if filler is None else [fill(row, max_length, filler) for row in rows]
+
+
+def fill(row: np.ndarray, length: int, token: int) -> np.ndarray:
+    """`row` with `token` behind it up to `length`."""
+    return np.pad(row, (0, length - len(row)), constant_values=token)
 
 
 def _as_lists(ends: Ends) -> list[list[int]]:

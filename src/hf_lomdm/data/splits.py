@@ -78,6 +78,11 @@ def check_arguments(arguments: DataArguments) -> None:
         raise ValueError(
             f"max_length must be at least {shortest}, got {arguments.max_length}. For example: 128."
         )
+    if arguments.fill_with_eos and arguments.packing:
+        raise ValueError(
+            "fill_with_eos=True is for rows of one document each, and packing=True joins "
+            "documents. Pass packing=False, or leave fill_with_eos out."
+        )
     check_limits(arguments)
 
 
@@ -87,12 +92,13 @@ def model_token_ids(
     """`special_token_ids`, but `None` for a BOS or EOS that no row has and no model learns.
 
     Without `insert_special_tokens` no row begins with BOS, and EOS stands behind documents only
-    where they are packed.
+    where they are packed or filled up with it.
     """
     ids: dict[str, int | None] = {**special_token_ids(tokenizer)}
     if not arguments.insert_special_tokens:
+        has_eos = arguments.packing or arguments.fill_with_eos
         ids["bos_token_id"] = None
-        ids["eos_token_id"] = ids["eos_token_id"] if arguments.packing else None
+        ids["eos_token_id"] = ids["eos_token_id"] if has_eos else None
     return ids
 
 
@@ -156,6 +162,7 @@ def _fingerprint(
         else json.dumps(sorted(tokenizer.get_vocab().items()))
     )
     cut = (arguments.max_length, arguments.packing, arguments.insert_special_tokens, max_rows)
+    cut += ("filled",) * arguments.fill_with_eos
     ids = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id)
     parts = (ROWS_VERSION, texts._fingerprint, arguments.detokenizer, cut, ids, vocabulary)
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
@@ -177,7 +184,8 @@ def _write_rows(
     if arguments.packing:
         blocks = pack_full_rows(batches, arguments.max_length, ends, eos, counts)
     else:
-        blocks = truncate_documents(batches, arguments.max_length, ends, counts)
+        filler = eos if arguments.fill_with_eos else None
+        blocks = truncate_documents(batches, arguments.max_length, ends, counts, filler)
     digest = _write_blocks(path, blocks, max_rows, counts)
     _check_rows(counts, arguments, split)
     return asdict(counts) | {"digest": digest}

@@ -314,7 +314,6 @@ def judge_written(
     """
     items = written.items
     texts, ids = [item.text for item in items], [item.ids for item in items]
-    passes, tokens = (sum(getattr(item, name) for item in items) for name in ("passes", "tokens"))
     options = {
         "batch_size": batch_size,
         "parts_file": beside(parts_file, "judge"),
@@ -324,11 +323,20 @@ def judge_written(
         **judge_texts(texts, judge, judge_tokenizer, **options),
         **entropy(ids, "entropy"),
         "tokens_per_text": sum(map(len, ids)) / len(ids),
+        **costs(written),
+        **written.setting,
+        "examples": texts[:EXAMPLES],
+    }
+
+
+def costs(written: WrittenTexts) -> dict[str, float]:
+    """`forward_passes` per text, `tokens_per_forward` and `seconds` of writing."""
+    items = written.items
+    passes, tokens = (sum(getattr(item, name) for item in items) for name in ("passes", "tokens"))
+    return {
         "forward_passes": passes / len(items),
         "tokens_per_forward": tokens / passes,
         "seconds": sum(item.seconds for item in items),
-        **written.setting,
-        "examples": texts[:EXAMPLES],
     }
 
 

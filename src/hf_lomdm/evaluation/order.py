@@ -33,8 +33,9 @@ from .corpus import is_diffusion
 from .likelihood import CHUNK_ELEMENTS, clean_texts, evaluating
 from .records import environment
 from .summary import masked_std
-from .token_classes import CLASSES, NUM_DECILES, TokenClasses, frequency_deciles
+from .token_classes import NUM_DECILES, SmilesClasses, TokenClasses, frequency_deciles
 
+Classes = TokenClasses | SmilesClasses
 MAX_REVEAL_BINS = 32
 HISTOGRAM_BINS = 40
 
@@ -101,6 +102,7 @@ def evaluate_order(
     rows: Iterable[Sequence[int] | Mapping],
     *,
     tokenizer: Any = None,
+    classes: type[Classes] = TokenClasses,
     num_samples: int = 8,
     num_generated: int = 16,
     seed: int = 0,
@@ -117,6 +119,7 @@ def evaluate_order(
         rows: clean texts, each a sequence of token ids or a mapping with `input_ids` and optionally
             `labels` (-100 = given: not part of the order).
         tokenizer: names the classes of tokens; without it there are no ranks by class.
+        classes: which classes: of words, or of the characters of SMILES.
         num_samples: partly masked states per text, spread evenly over the number of reveals.
         num_generated: texts that the model writes, one position per step; 0 = none, `generated` is
             then `None`.
@@ -137,7 +140,8 @@ def evaluate_order(
     rows = [dict(row) if isinstance(row, Mapping) else {"input_ids": row} for row in rows]
     _check(model, rows, num_samples, num_generated)
     ids = torch.cat([torch.as_tensor(row["input_ids"], dtype=torch.int64) for row in rows])
-    report = _OrderReport(model, ids, max(len(row["input_ids"]) for row in rows), tokenizer)
+    named = None if tokenizer is None else classes(tokenizer, model.config.vocab_size)
+    report = _OrderReport(model, ids, max(len(row["input_ids"]) for row in rows), named)
     with (
         evaluating(model),
         tqdm(total=len(rows), desc="order", unit="text", disable=not progress) as bar,
@@ -195,10 +199,11 @@ def _pair_statistics(
 class _RankTables:
     """Means of tau and of relative ranks by position in the block, class and frequency."""
 
-    def __init__(self, width: int, classes: TokenClasses | None, deciles: Tensor):
+    def __init__(self, width: int, classes: Classes | None, deciles: Tensor):
         self._classes, self._deciles = classes, deciles
         self._tau, self._position = TextMeans(1), TextMeans(width)
-        self._class, self._frequency = TextMeans(len(CLASSES)), TextMeans(NUM_DECILES)
+        self._names = () if classes is None else classes.names
+        self._class, self._frequency = TextMeans(len(self._names)), TextMeans(NUM_DECILES)
 
     def add(self, ids: Tensor, place: Tensor, tau: Tensor, ranks: Tensor, counted: Tensor) -> None:
         """Adds texts: ids, position in block, ranks, which exist (`[B, L]` each); tau `[B]`."""
@@ -212,7 +217,7 @@ class _RankTables:
     def record(self) -> dict:
         classes = {
             name: means
-            for name, means in zip(CLASSES, self._class.estimates(), strict=True)
+            for name, means in zip(self._names, self._class.estimates(), strict=True)
             if means["n"]
         }
         return {
@@ -253,10 +258,9 @@ class _RateTable:
 class _OrderReport:
     """Everything that is summed up over texts."""
 
-    def __init__(self, model: nn.Module, ids: Tensor, longest: int, tokenizer: Any):
+    def __init__(self, model: nn.Module, ids: Tensor, longest: int, classes: Classes | None):
         self.model, self.longest, self.tokens = model, longest, 0
         self.width = min(longest, model.config.block_size or longest)
-        classes = None if tokenizer is None else TokenClasses(tokenizer, model.config.vocab_size)
         self._tables = (self.width, classes, frequency_deciles(ids, model.config.vocab_size))
         self.forward, self.w, self.v = self.rank_tables(), _RateTable(), _RateTable()
         self.bins = min(MAX_REVEAL_BINS, self.width)

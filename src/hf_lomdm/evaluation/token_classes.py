@@ -1,4 +1,4 @@
-"""Token classes: special, word start, continuation, digit, punctuation, space, other."""
+"""Token classes: of words (special, word start, continuation, ...), and of SMILES."""
 
 import unicodedata
 from typing import Any
@@ -9,6 +9,16 @@ from torch import Tensor
 CLASSES = ("special", "word start", "continuation", "digit", "punctuation", "space", "other")
 SPECIAL, WORD_START, CONTINUATION, DIGIT, PUNCTUATION, SPACE, OTHER = range(len(CLASSES))
 NUM_DECILES = 10
+# Kinds of the characters of SMILES, for the statistics of orders.
+KINDS = {
+    "atom": "",  # letters: all that is in no other
+    "bond": "-=#:/\\~.",
+    "ring digit": "0123456789%",
+    "branch": "()",
+    "bracket": "[]+@",
+    "end": "",  # special tokens, EOS above all
+}
+ATOM, END = list(KINDS).index("atom"), list(KINDS).index("end")
 
 
 class TokenClasses:
@@ -24,6 +34,8 @@ class TokenClasses:
     Args:
         tokenizer: a transformers tokenizer. vocab_size: number of ids that the model knows.
     """
+
+    names: tuple[str, ...] = CLASSES
 
     def __init__(self, tokenizer: Any, vocab_size: int):
         special = set(tokenizer.all_special_ids)
@@ -45,6 +57,30 @@ class TokenClasses:
         kind = self._kind[ids]
         continues = (kind == WORD_START) & within & ~self._opens[ids]
         return torch.where(continues, CONTINUATION, kind)
+
+
+class SmilesClasses:
+    """The kind of each token of SMILES: atom, bond, ring digit, branch, bracket or end.
+
+    A token of several characters has the kind of its first. Special tokens, EOS above all, are
+    ends.
+
+    Args:
+        tokenizer: of characters or atoms. vocab_size: number of ids that the model knows.
+    """
+
+    names = tuple(KINDS)
+
+    def __init__(self, tokenizer: Any, vocab_size: int):
+        self._kind = torch.full((vocab_size,), ATOM)
+        for token, index in tokenizer.get_vocab().items():
+            kinds = (n for n, signs in enumerate(KINDS.values()) if token[:1] in signs and token)
+            self._kind[index] = next(kinds, ATOM)
+        self._kind[[i for i in tokenizer.all_special_ids if i < vocab_size]] = END
+
+    def __call__(self, ids: Tensor) -> Tensor:
+        """Indices into `names`, `[B, L]` int64, of texts `[B, L]`."""
+        return self._kind[ids]
 
 
 def frequency_deciles(ids: Tensor, vocab_size: int) -> Tensor:

@@ -123,6 +123,7 @@ MODES = (
                 "train_tokenizer",
                 "packing",
                 "insert_special_tokens",
+                "fill_with_eos",
             ),
         ),
     ),

@@ -184,8 +184,9 @@ def describe_data(arguments: DataArguments) -> str:
     )
     named = f"`{source}`" + (f" ({', '.join(details)})" if details else "")
     rows = "packed into rows" if arguments.packing else "one document per row,"
+    length = f"{arguments.max_length} tokens" + ", filled up with EOS" * arguments.fill_with_eos
     tokenizer = arguments.train_tokenizer or _public_name(arguments.tokenizer)
-    return f"{named}, {rows} of {arguments.max_length} tokens, tokenizer `{tokenizer}`"
+    return f"{named}, {rows} of {length}, tokenizer `{tokenizer}`"
 
 
 def _public_name(name: str) -> str:

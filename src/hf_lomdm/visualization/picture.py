@@ -73,7 +73,7 @@ def order_picture(tokens: list[str], order: list[int], path: str | os.PathLike) 
     )
 
 
-def _light(code: int) -> tuple[float, ...]:
+def light(code: int) -> tuple[float, ...]:
     """RGB of a colour of the terminal's 6 x 6 x 6 cube (codes 16 to 231), half-way to white."""
     levels = (0, 95, 135, 175, 215, 255)
     return tuple((255 + levels[(code - 16) // place % 6]) / 510 for place in (36, 6, 1))
@@ -100,7 +100,7 @@ def _draw(
     axes.set(xlim=(0, COLUMNS), ylim=(max(lines, 5), 0))
     axes.axis("off")
     colour_map = colors.LinearSegmentedColormap.from_list(
-        "order", [_light(code) for code in COLOURS]
+        "order", [light(code) for code in COLOURS]
     )
     colours = ScalarMappable(colors.Normalize(1, last + 1), colour_map)
     font = {"family": "DejaVu Sans Mono", "size": FONT_SIZE, "va": "center"}
