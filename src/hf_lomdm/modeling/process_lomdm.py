@@ -309,6 +309,11 @@ def learned_rates(
     return c1 + c2 * centre(torch.sigmoid(scores), real, blocks)
 
 
+def rates_in_order(rates: Tensor, log_factors: Tensor) -> Tensor:
+    """`w_i exp(b_i)`: rates `[B, L]` that lean towards an order, `b` `[B, L]` (docs/method.md)."""
+    return rates * log_factors.exp()
+
+
 def log_rate_of_token_rates(logits: Tensor, log_omega: Tensor) -> Tensor:
     """Log reverse rate `[...]` of GenMD4, `v = sum_y omega_y mu_y`, from its token law.
 
