@@ -38,6 +38,7 @@ from hf_lomdm import LoMDMConfig, LoMDMForMaskedDiffusion
 from hf_lomdm.cli.errors import user_errors
 from hf_lomdm.cli.option_types import positive, whole
 from hf_lomdm.evaluation.records import environment, write_record
+from hf_lomdm.training.checkpointing import complete_checkpoints
 from hf_lomdm.training.order_search import FILE
 
 STUDY = Path(__file__).resolve().parent
@@ -102,21 +103,32 @@ def run(options: argparse.Namespace, task: Task, system: str, seed: int) -> dict
 def measured(folder: Path, task: Task) -> dict[str, Any]:
     """What a finished run gave: its bound, its order, what was spent."""
     results = _read(folder / "eval_results.json")
-    model = LoMDMForMaskedDiffusion.from_pretrained(folder, dtype=torch.float32).eval()
+    config = LoMDMConfig.from_pretrained(folder)
     texts = reader(folder)(task.rows(TAU_ROWS, ROWS["valid"][1]))
-    with torch.no_grad():
-        rates = model.forward_rates(texts)
+    rates = forward_rates(folder, texts)
     search = _read(folder / FILE) if (folder / FILE).exists() else None
     return {
         "bound": results["eval_nelbo"],
         "standard_error": results["eval_nelbo_standard_error"],
         "velocity": results["eval_velocity"],
         "tau": tau_to_best(rates.double(), task.steps),
-        "mean_rates": rates.mean(0).tolist(),
-        "operations": operations(folder, model, len(task.steps), search),
+        "log_rates_by_step": {
+            int(checkpoint.name.split("-")[1]): forward_rates(checkpoint, texts)
+            .log()
+            .mean(0)
+            .tolist()
+            for checkpoint in complete_checkpoints(folder)
+        },
+        "operations": operations(folder, config, len(task.steps), search),
         "search": search,
-        **environment(model.device, model.dtype, None),
+        **environment(rates.device, rates.dtype, None),
     }
+
+
+@torch.no_grad()
+def forward_rates(folder: Path, texts: Tensor) -> Tensor:
+    """Rates `[B, L]` of texts by the model of a folder."""
+    return LoMDMForMaskedDiffusion.from_pretrained(folder).eval().forward_rates(texts)
 
 
 def reader(folder: Path):
@@ -126,14 +138,16 @@ def reader(folder: Path):
     return lambda rows: ids[rows]
 
 
-def operations(folder: Path, model, length: int, search: dict[str, Any] | None) -> float:
+def operations(
+    folder: Path, config: LoMDMConfig, length: int, search: dict[str, Any] | None
+) -> float:
     """Of training, and of the search before it."""
     record = _read(folder / "training_record.json")
     rows = record["settings"]["per_device_train_batch_size"]
-    total = record["steps"] * flops.training(model.config, length)
+    total = record["steps"] * flops.training(config, length)
     if search is not None:
         trials = sum(len(tried["bounds"]) for tried in search["rounds"])
-        copy = LoMDMConfig(**model.config.to_dict() | {"rate_type": "uniform", "num_views": None})
+        copy = LoMDMConfig(**config.to_dict() | {"rate_type": "uniform", "num_views": None})
         total += trials * search["rounds"][0]["steps"] * flops.training(copy, length)
     return total * rows * length
 

@@ -1,4 +1,5 @@
-"""Rates times a factor of each position: what they are, both bounds, and what is refused."""
+"""Rates times a factor of each position, and rates that are exponentials: what they are, both
+bounds, and what is refused."""
 
 import math
 
@@ -6,6 +7,7 @@ import pytest
 import torch
 
 import oracles
+from hf_lomdm.modeling.process_lomdm import exponential_rates, learned_rates
 
 EXACT = {"rtol": 1e-9, "atol": 1e-10}
 Z = 4.0  # a mean this many standard errors off has probability 6e-5; seeds are fixed
@@ -40,10 +42,38 @@ def test_rates_are_those_without_an_order_times_the_factor_of_the_position(build
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("rate_type", ["learned", "uniform"])
+@pytest.mark.parametrize("order", [None, ORDER])
+def test_exponential_rates_are_the_exponential_of_the_scores(build, order):
+    text, noisy = torch.tensor([[0, 2, 1, 1], [0, 2, 1, 1]]), torch.tensor([[0, 3, 3, 1]] * 2)
+    mask = torch.tensor([[1, 1, 1, 1], [0, 1, 1, 1]])  # padding counts in no mean
+    linear, model = build("learned", order), build("learned", order, log_rate_range=3.0)
+    factor = torch.tensor(order or [0.0] * 8).double().exp()
+    factor = factor[torch.tensor([[0, 1, 2, 3], [0, 0, 1, 2]])]
+    for ours, theirs in (
+        (model.forward_rates(text, mask), linear.forward_rates(text, mask)),
+        (model(noisy, mask).rates, linear(noisy, mask).rates),
+    ):
+        normsig = (theirs / factor - 0.7) / 0.65
+        expected = (3 * normsig).exp() * factor
+        torch.testing.assert_close(ours[mask.bool()], expected[mask.bool()], **EXACT)
+
+
+@torch.no_grad()
+def test_exponential_rates_say_what_normsig_cannot(build):
+    high = torch.tensor([[40.0, 40, 40, -40, -40, -40, -40, -40, -40, -40, -40, -40]])
+    linear, exponential = learned_rates(high, 0.7, 0.65), exponential_rates(high, 5.0)
+    assert linear[0, 0] / linear[0, -1] < 2.21
+    torch.testing.assert_close((exponential[0, 0] / exponential[0, -1]).log().item(), 5.0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("rate_type", ["learned", "uniform", "exponential"])
 @pytest.mark.parametrize("bound", ["order", "time"])
 def test_bound_is_the_enumerated_one(build, rate_type, bound):
-    model, text = build(rate_type), torch.tensor([0, 2, 1])
+    text, law = torch.tensor([0, 2, 1]), {}
+    if rate_type == "exponential":
+        rate_type, law = "learned", {"log_rate_range": 2.0}
+    model = build(rate_type, **law)
     table = oracles.tables(model, text)
     main, velocity = getattr(oracles, f"{bound}_bound")(table)
     batch, generator = text.expand(COPIES, -1), torch.Generator().manual_seed(0)
@@ -96,6 +126,8 @@ def test_an_order_survives_saving(build, tmp_path):
         ({"position_log_rates": ORDER, "rate_type": "token"}, "needs rate_type"),
         ({"position_log_rates": ORDER, "rate_type": "score"}, "needs rate_type"),
         ({"position_log_rates": ORDER, "block_size": 2}, "block_size=None"),
+        ({"log_rate_range": 0.0}, "log_rate_range must be"),
+        ({"log_rate_range": 41.0}, "log_rate_range must be"),
     ],
 )
 def test_what_is_no_order_is_refused_in_one_line(make_model, settings, message):

@@ -160,13 +160,20 @@ def test_mean_gradient_of_the_order_bound_is_the_enumerated_one(
     check_order_gradient(model, monkeypatch, text)
 
 
-@pytest.mark.parametrize("rate_type", ["learned", "uniform"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"position_log_rates": GIVEN_ORDER},
+        {"position_log_rates": GIVEN_ORDER, "rate_type": "uniform"},
+        {"log_rate_range": 2.0},
+        {"log_rate_range": 2.0, "position_log_rates": GIVEN_ORDER},
+    ],
+)
 @pytest.mark.parametrize("bound", ["order", "time"])
-def test_mean_gradient_in_a_given_order_is_the_enumerated_one(
-    make_model, monkeypatch, rate_type, bound
+def test_mean_gradient_of_other_laws_of_rates_is_the_enumerated_one(
+    make_model, monkeypatch, settings, bound
 ):
-    settings = {**oracles.SMALLEST, "rate_type": rate_type, "position_log_rates": GIVEN_ORDER}
-    model = oracles.vivid(make_model(**settings)).train()
+    model = oracles.vivid(make_model(**oracles.SMALLEST, **settings)).train()
     if bound == "order":
         check_order_gradient(model, monkeypatch, TEXT.tolist())
     else:

@@ -49,9 +49,9 @@ class Judge:
 
 
 BOUNDS = {  # by round: right to left looks best at first, and is overtaken
-    "random": [1.0, 0.98, 0.97],
-    "left_to_right": [0.95, 0.7, 0.5],
-    "right_to_left": [0.9, 0.88, 0.87],
+    "random": [1.0, 0.98],
+    "left_to_right": [0.95, 0.5],
+    "right_to_left": [0.9, 0.88],
     "inside_out": [0.99],
     "outside_in": [0.98],
 }
@@ -93,20 +93,19 @@ def test_the_better_half_goes_on_and_the_winner_is_the_best_at_the_end(search, t
     found, judge = search()
     orders = [name for name, _ in judge.seen]
     assert sorted(orders[:5]) == sorted(candidate_orders(LENGTH))
-    assert sorted(orders[5:8]) == ["left_to_right", "random", "right_to_left"]
-    assert sorted(orders[8:]) == ["left_to_right", "random"]
+    assert sorted(orders[5:]) == ["left_to_right", "random", "right_to_left"]
     assert found.name == "left_to_right"
     assert found.log_rates == candidate_orders(LENGTH)["left_to_right"]
     record = json.loads((tmp_path / "order_search.json").read_text())
     assert record["winner"] == "left_to_right"
-    assert [tried["steps"] for tried in record["rounds"]] == [2, 4, 6]
+    assert [tried["steps"] for tried in record["rounds"]] == [2, 4]
     last = record["rounds"][-1]["bounds"]["left_to_right"]
-    assert last["minus_random"] == pytest.approx(0.5 - 0.97)
+    assert last["minus_random"] == pytest.approx(0.5 - 0.98)
 
 
 def test_copies_train_alone_in_rounds_as_in_one_go_and_the_winner_is_kept(search):
     found, judge = search(trainer=real_trainer)
-    assert found.checkpoint.name == "checkpoint-6"
+    assert found.checkpoint.name == "checkpoint-4"
     weights = load_file(found.checkpoint / "model.safetensors")
     name, last = [seen for seen in judge.seen if seen[0] == "left_to_right"][-1]
     assert all(torch.equal(weights[key], last[key]) for key in weights)
@@ -115,7 +114,7 @@ def test_copies_train_alone_in_rounds_as_in_one_go_and_the_winner_is_kept(search
     model = build_model(max_position_embeddings=LENGTH, **order)
     settings = {"lr_scheduler_type": "constant_with_warmup", "warmup_steps": 1, "ema_decay": 0.0}
     trainer = make_trainer(
-        found.checkpoint.parents[2] / "alone", model=model, max_steps=6, **settings
+        found.checkpoint.parents[2] / "alone", model=model, max_steps=4, **settings
     )
     trainer.train()
     for key, value in trainer.model.state_dict().items():
@@ -201,7 +200,7 @@ def test_a_given_order_is_trained_in(tmp_path):
     ],
 )
 def test_a_search_that_could_find_nothing_is_refused(tmp_path, words, message):
-    config = str(ROOT / "studies" / "known_orders" / "pairs.yaml")
-    line = ["--config", config, "--order_search", "2", "--output_dir", str(tmp_path), *words]
+    line = ["--train_file", "rows.txt", "--train_tokenizer", "char", "--order_search", "2"]
+    line += ["--output_dir", str(tmp_path), *words]
     with pytest.raises(ValueError, match=message):
         parse_arguments(line)

@@ -88,6 +88,9 @@ class LoMDMConfig(PreTrainedConfig):
             from left to right (BD3-LM, with 1 an AR model). `None` is one window.
         c1, c2: level and range of the learned rates, `c1 > c2 >= 0`; 0.7 and 0.65 are the paper's
             best (Table 4).
+        log_rate_range: `None` for the paper's law of learned rates; a number `r` for `exp(r
+            NormSig(g))`, whose rates differ by a factor of `e^r` at most, where that of c1 and c2
+            allows 2 or 3 between two halves of a text.
         position_log_rates: a given order for `"learned"` and `"uniform"` rates in one window: a
             number `b_i` for each position up to `max_position_embeddings`, whose rates are then
             multiplied by `exp(b_i)`. `None` gives no order. `train.py --order_search` finds one.
@@ -144,6 +147,7 @@ class LoMDMConfig(PreTrainedConfig):
         "block_size": Number(int, 1, optional=True),
         "c1": Number(float, 0, 1e6, "(]"),
         "c2": Number(float, 0, 1e6),
+        "log_rate_range": Number(float, 0, 40, "(]", optional=True),
         "bound": BOUNDS,
         "time_epsilon": Number(float, 0, 1, "()", optional=True),
         "num_views": Number(int, 1, 2**12, optional=True),
@@ -192,6 +196,7 @@ class LoMDMConfig(PreTrainedConfig):
         block_size: int | None = None,
         c1: float = 0.7,
         c2: float = 0.65,
+        log_rate_range: float | None = None,
         position_log_rates: list[float] | None = None,
         bound: str = "order",
         time_epsilon: float | None = None,
@@ -228,6 +233,7 @@ class LoMDMConfig(PreTrainedConfig):
         self.block_size = block_size
         self.c1 = c1
         self.c2 = c2
+        self.log_rate_range = log_rate_range
         self.position_log_rates = position_log_rates
         self.bound = bound
         self.time_epsilon = time_epsilon

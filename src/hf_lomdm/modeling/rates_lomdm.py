@@ -16,6 +16,7 @@ from .process_lomdm import (
     at_least_float32,
     centre,
     copy_to_device,
+    exponential_rates,
     learned_rates,
     log_rate_of_scores,
     log_rate_of_token_rates,
@@ -197,7 +198,8 @@ class PositionRates(EqualRates):
 class LearnedRates(RateLaw):
     """LoMDM: `c1 + c2 NormSig(g)`, from `phi` on clean and `psi` on partly masked text.
 
-    In a given order they are multiplied by the factor of each position.
+    With a `log_rate_range` `r` they are `exp(r NormSig(g))`. In a given order they are multiplied
+    by the factor of each position.
     """
 
     learns_forward = True
@@ -248,7 +250,11 @@ class LearnedRates(RateLaw):
         # the mean score is a flat direction of NormSig, along which training drifts until the
         # sigmoids saturate
         scores = centre(scores, batch.real, batch.blocks)
-        rates = learned_rates(scores, model.config.c1, model.config.c2, batch.real, batch.blocks)
+        config = model.config
+        if config.log_rate_range is None:
+            rates = learned_rates(scores, config.c1, config.c2, batch.real, batch.blocks)
+        else:
+            rates = exponential_rates(scores, config.log_rate_range, batch.real, batch.blocks)
         return in_given_order(model, rates, batch)
 
 

@@ -100,6 +100,7 @@ MODES = (
             "time_range",
             "eval_num_samples",
             "lora_rank",
+            "log_rate_range",
             "position_log_rates",
             "order_search",
         ),
@@ -114,7 +115,12 @@ MODES = (
     Mode("position_log_rates", lambda run: run.position_log_rates is not None, ("order_search",)),
     Mode("no init_from", lambda run: not run.init_from, ("logit_shift",)),
     Mode("no lora_rank", lambda run: run.lora_rank is None, ("lora_alpha", "lora_modules")),
-    Mode("a rate_type that is not learned", lambda run: run.rate_type != "learned", ("c1", "c2")),
+    Mode(
+        "a rate_type that is not learned",
+        lambda run: run.rate_type != "learned",
+        ("c1", "c2", "log_rate_range"),
+    ),
+    Mode("log_rate_range", lambda run: run.log_rate_range is not None, ("c1", "c2")),
     Mode("bound order", lambda run: run.bound == "order", ("time_epsilon", "time_range")),
     Mode(
         "task sudoku",
@@ -239,6 +245,15 @@ class ModelArguments:
     )
     c1: float = field(default=0.7, metadata={"help": "Level of the learned rates."})
     c2: float = field(default=0.65, metadata={"help": "Range of the learned rates; 0 <= c2 < c1."})
+    log_rate_range: float | None = field(
+        default=None,
+        metadata={
+            "help": (
+                "Largest log ratio of two learned rates, which are then exp(r NormSig(g)), for "
+                "example 5; default the paper's c1 + c2 NormSig(g)."
+            )
+        },
+    )
     position_log_rates: list[float] | None = field(
         default=None,
         metadata={

@@ -67,7 +67,7 @@ def search_order(
     """
     orders, folder = candidate_orders(length), Path(args.output_dir) / "order_search"
     names, rounds = list(LATENESS), []
-    while True:
+    while len(names) > 1:
         steps = (len(rounds) + 1) * args.order_search
         records = {
             name: _try(make_trainer, orders[name], _audition(args, folder / name, steps))
@@ -75,8 +75,6 @@ def search_order(
         }
         rounds.append(_summary(records, steps))
         print(f"order search, {steps} steps: {_line(rounds[-1])}", flush=True)
-        if len(names) == 1:
-            break
         names = sorted(names, key=lambda name: records[name]["value"])[: len(names) // 2]
     gain, error, _ = difference(records[RANDOM], records[names[0]])
     clear = error is not None and gain > Z * error
