@@ -107,7 +107,13 @@ def prepare() -> LoMDMTrainer:
     data_args, model_args, args = parse_arguments()
     set_seed(args.seed)
     # what is wrong with it shows before the text is read
-    if not is_foreign(model_args):
+    if is_foreign(model_args):
+        if args.order_search:
+            raise ValueError(
+                f"order_search={args.order_search} tries our own trunk, and init_from="
+                f"{model_args.init_from!r} has another. Leave it out."
+            )
+    else:
         make_config, *_ = OBJECTIVES[model_args.objective]
         make_config(model_args, data_args.max_length, NO_TOKENIZER)
     with args.main_process_first(desc="tokenisation"):

@@ -51,13 +51,14 @@ from tasks import KNOBS, SYMBOLS, Task, add_knobs, make_task, write_rows
 TRAIN = ROOT / "training_scripts" / "train.py"
 ROWS = {"train": (20000, 1), "valid": (1000, 2)}  # rows and seed
 TAU_ROWS = 256
-SYSTEMS: dict[str, list[str]] = {
-    "best": ["--rate_type", "uniform", "--num_views", "2", "--order_search", "0"],
-    "backwards": ["--rate_type", "uniform", "--num_views", "2", "--order_search", "0"],
-    "mdlm": ["--rate_type", "uniform", "--num_views", "2", "--order_search", "0"],
+# further configurations of the systems, in the folder `systems`
+SYSTEMS = {
+    "best": ["given_order.yaml"],
+    "backwards": ["given_order.yaml"],
+    "mdlm": ["given_order.yaml"],
     "lomdm": [],
-    "no_search": ["--order_search", "0"],
-    "paper": ["--order_search", "0", "--bound", "time", "--time_epsilon", "1e-3"],
+    "no_search": ["no_search.yaml"],
+    "paper": ["paper.yaml"],
 }
 PRIZE = ("best", "backwards", "mdlm")
 
@@ -89,7 +90,11 @@ def run(options: argparse.Namespace, task: Task, system: str, seed: int) -> dict
     record = folder.with_suffix(".json")
     if record.exists():
         return _read(record)
-    words = ["--config", str(STUDY / f"{options.task}.yaml"), *options.words, *SYSTEMS[system]]
+    files = [
+        STUDY / f"{options.task}.yaml",
+        *(STUDY / "systems" / name for name in SYSTEMS[system]),
+    ]
+    words = [word for file in files for word in ("--config", str(file))] + options.words
     words += ["--max_length", str(len(task.steps)), "--seed", str(seed)]
     words += ["--train_file", str(options.folder / "train.txt")]
     words += ["--validation_file", str(options.folder / "valid.txt"), "--output_dir", str(folder)]

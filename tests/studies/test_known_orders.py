@@ -115,6 +115,19 @@ def test_the_configuration_of_a_task_is_for_its_rows(task):
     assert model.rate_type == "learned" and training.order_search > 0
 
 
+@pytest.mark.parametrize("system", measure.SYSTEMS)
+def test_systems_are_what_their_names_say(system):
+    files = [STUDY / "latents.yaml", *(STUDY / "systems" / f for f in measure.SYSTEMS[system])]
+    words = [word for file in files for word in ("--config", str(file))]
+    _, model, training = parse_arguments([*words, "--output_dir", "unused"])
+    assert (training.order_search > 0) == (system == "lomdm")
+    assert (model.log_rate_range is not None) == (system == "lomdm")
+    assert model.bound == ("time" if system == "paper" else "order")
+    learned = system in ("lomdm", "no_search", "paper")
+    assert model.rate_type == ("learned" if learned else "uniform")
+    assert learned or model.num_views == 2
+
+
 @pytest.mark.parametrize(
     ("task", "knobs", "message"),
     [
