@@ -91,7 +91,7 @@ def hashes(width: int = 7, blocks: int = 3, wiring: int = 0) -> Task:
     return Task(2, width, complete, torch.arange(blocks).repeat_interleave(width))
 
 
-def sums(digits: int = 5, base: int = 4, wiring: int = 0) -> Task:
+def sums(digits: int = 3, base: int = 3, wiring: int = 0) -> Task:
     """Two numbers of `digits` and their sum, one digit longer; nothing is wired at random."""
 
     def complete(free: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 the study by hand."""
 
 import itertools
+import json
 import math
 import sys
 from collections import Counter
@@ -18,6 +19,7 @@ STUDY = ROOT / "studies" / "known_orders"
 sys.path.insert(0, str(STUDY))
 
 import measure  # noqa: E402
+import picture  # noqa: E402
 from tasks import TASKS, hashes, latents, make_task, pairs, parse_options, sums  # noqa: E402
 from tasks import main as make_rows  # noqa: E402
 
@@ -175,6 +177,33 @@ def test_shares_and_their_table():
     assert found["best"]["above_entropy"] == pytest.approx(0.1)
     assert "1.00 0.00" in measure.table(found)
     assert measure.share_of_prize(1.0, 0.5, 0.5) is None
+
+
+def test_pictures_show_every_system_and_checkpoint(tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    figures = []
+    monkeypatch.setattr(
+        picture, "_save", lambda figure, path: figures.append(figure) or path.touch()
+    )
+    run = {"bound": 0.5, "log_rates_by_step": {"10": [0.0, 1.0], "20": [2.0, -2.0]}}
+    system = {"bound": 0.5, "standard_error": 0.01}
+    names = ("best", "mdlm", "lomdm")
+    record = {
+        "task": "sums",
+        "entropy": 0.4,
+        "systems": dict.fromkeys(names, system),
+        "runs": {name: [run, run] for name in names},
+    }
+    paths = [tmp_path / "a.json", tmp_path / "b.json"]
+    for path in paths:
+        path.write_text(json.dumps(record))
+    outputs = ["--output", str(tmp_path / "p.png"), "--rates", str(tmp_path / "r.png")]
+    picture.main([*map(str, paths), *outputs])
+    prizes, rates = figures
+    assert [axes.get_title() for axes in prizes.axes] == ["a", "b"]
+    assert [len(axes.patches) for axes in prizes.axes] == [3, 3]
+    lines = {line.get_label(): list(line.get_ydata()) for line in rates.axes[0].lines}
+    assert lines == {"step 10": [-0.5, 0.5], "step 20": [2.0, -2.0]}
 
 
 def test_candidates_are_orders_of_the_row():
