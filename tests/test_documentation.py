@@ -30,6 +30,7 @@ TRAIN = "training_scripts/train.py"
 PASSES_ON = {  # script -> the one whose options it takes too
     "studies/family/compare_systems.py": TRAIN,
     "studies/word_orders/fixed_order.py": TRAIN,
+    "studies/known_orders/measure.py": TRAIN,
 }
 
 

@@ -17,6 +17,7 @@ from hf_lomdm.modeling import process_lomdm as process
 # float64, the sum of up to 324 gradients
 EXACT = {"rtol": 1e-8, "atol": 1e-10}
 TEXT = torch.tensor([0, 2, 1])
+GIVEN_ORDER = [0.0, 0.5, -0.5, 0, 0, 0, 0, 0]  # of positions, logs of factors of their rates
 # Through which quantity of the bound a part of the model may get its gradient
 THROUGH = {
     "learned": {"phi": ["forward"], "psi": ["reverse"], "model": ["nll"], "lm_head": ["nll"]},
@@ -159,6 +160,26 @@ def test_mean_gradient_of_the_order_bound_is_the_enumerated_one(
     check_order_gradient(model, monkeypatch, text)
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"position_log_rates": GIVEN_ORDER},
+        {"position_log_rates": GIVEN_ORDER, "rate_type": "uniform"},
+        {"log_rate_range": 2.0},
+        {"log_rate_range": 2.0, "position_log_rates": GIVEN_ORDER},
+    ],
+)
+@pytest.mark.parametrize("bound", ["order", "time"])
+def test_mean_gradient_of_other_laws_of_rates_is_the_enumerated_one(
+    make_model, monkeypatch, settings, bound
+):
+    model = oracles.vivid(make_model(**oracles.SMALLEST, **settings)).train()
+    if bound == "order":
+        check_order_gradient(model, monkeypatch, TEXT.tolist())
+    else:
+        check_time_gradient(model, monkeypatch, TEXT, 0.3)
+
+
 def test_mean_gradient_on_three_views_is_the_enumerated_one(make_model, monkeypatch):
     model = oracles.vivid(make_model(**oracles.SMALLEST, rate_type="learned", num_views=3)).train()
     check_order_gradient(model, monkeypatch, [0, 2, 1])
@@ -175,6 +196,19 @@ def bound_at_time(table, quantile):
     return oracles.time_law(table, log_u.exp()[None])[0] @ sum(oracles.rate_terms(table)) * weight
 
 
+def check_time_gradient(model, monkeypatch, text, quantile):
+    """The expected bound and gradient at one quantile, over all pairs of views, are exact."""
+    parts = oracles.block_tables(model, text)
+    draws = joint(mask_noise(table, drawn_time(table, quantile)[0]) for table in parts)
+    total = mean_gradient(model, monkeypatch, text, draws, "time", quantile)
+
+    def expected(parts):
+        return oracles.add_up(bound_at_time, parts, quantile)
+
+    torch.testing.assert_close(total, expected(parts).detach(), **EXACT)
+    check_gradients(model, text, expected, THROUGH[model.config.rate_type])
+
+
 @pytest.mark.parametrize("quantile", [0.3, 0.9])
 @pytest.mark.parametrize(
     ("rate_type", "block_size"),
@@ -186,15 +220,7 @@ def test_mean_gradient_of_the_time_bound_is_the_enumerated_one(
     model = oracles.vivid(
         make_model(**oracles.SMALLEST, rate_type=rate_type, block_size=block_size)
     ).train()
-    parts = oracles.block_tables(model, TEXT)
-    draws = joint(mask_noise(table, drawn_time(table, quantile)[0]) for table in parts)
-    total = mean_gradient(model, monkeypatch, TEXT, draws, "time", quantile)
-
-    def expected(parts):
-        return oracles.add_up(bound_at_time, parts, quantile)
-
-    torch.testing.assert_close(total, expected(parts).detach(), **EXACT)
-    check_gradients(model, TEXT, expected, THROUGH[rate_type])
+    check_time_gradient(model, monkeypatch, TEXT, quantile)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,11 @@ MASK, SAMPLES = oracles.SMALLEST["mask_token_id"], 20_000
 
 @pytest.fixture
 def pipe(make_model):
-    model = oracles.vivid(make_model(**oracles.SMALLEST))
+    return make_pipe(make_model)
+
+
+def make_pipe(make_model, **settings):
+    model = oracles.vivid(make_model(**oracles.SMALLEST, **settings))
     pipe = LoMDMPipeline(model, LoMDMScheduler(mask_token_id=MASK))
     pipe.set_progress_bar_config(disable=True)
     return pipe
@@ -74,6 +78,18 @@ def test_sequential_one_by_one_writes_with_the_exact_probabilities(pipe):
     assert distance(write(pipe, start, 3).sequences, exact) < Z
     # the reference order is another law, and the test sees it
     assert distance(write(pipe, start, 3, sampler="random").sequences, exact) > Z
+
+
+@pytest.mark.parametrize("law", [{"log_rate_range": 3.0}, {"rate_type": "uniform"}])
+def test_other_laws_of_rates_write_with_the_exact_probabilities(make_model, law):
+    pipe = make_pipe(make_model, **law, position_log_rates=[0.0, 2.0, -2.0, 0, 0, 0, 0, 0])
+    start = [MASK] * 3
+    exact = joint_law(states(pipe, start), start)
+    out = write(pipe, start, 3)
+    assert distance(torch.cat([out.sequences, out.order], dim=1), exact) < Z
+    plain = make_pipe(make_model, **law)  # the order matters
+    out = write(plain, start, 3)
+    assert distance(torch.cat([out.sequences, out.order], dim=1), exact) > Z
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.4])

@@ -14,6 +14,9 @@ for each:
     python training_scripts/train.py --config training_scripts/configs/tiny.yaml \
         --config training_scripts/configs/systems/mdlm.yaml
 
+With `--order_search 1000` LoMDM first tries orders on copies of its network, each alone for so many
+steps, and goes on in the best one (docs/when_an_order_pays.md).
+
 Any of them can start from a trained model, such as one that `convert_checkpoint.py` made of a
 public MDLM or BD3-LM:
 
@@ -32,16 +35,23 @@ updates alone), or with `--objective ar` by
 """
 
 import sys
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
-from transformers import GPTNeoXForCausalLM, set_seed
+from datasets import Dataset
+from transformers import GPTNeoXForCausalLM, PreTrainedTokenizerBase, set_seed
 
 from hf_lomdm.cli.errors import FROM_OUTSIDE, user_errors
+from hf_lomdm.data.arguments import DataArguments
 from hf_lomdm.data.batches import TextCollator
 from hf_lomdm.data.splits import data_fingerprint, load_data, model_token_ids
 from hf_lomdm.data.sudoku import TOKEN_IDS, load_sudoku
+from hf_lomdm.modeling.configuration_lomdm import LoMDMConfig
 from hf_lomdm.modeling.modeling_lomdm import LoMDMForMaskedDiffusion
+from hf_lomdm.training.arguments import LoMDMTrainingArguments, ModelArguments
 from hf_lomdm.training.causal import CausalTrainer
 from hf_lomdm.training.checkpointing import RunError, choose_checkpoint
 from hf_lomdm.training.finetuning import add_lora, write_base_config
@@ -55,6 +65,7 @@ from hf_lomdm.training.models import (
     foreign_model,
     is_foreign,
 )
+from hf_lomdm.training.order_search import search_order
 from hf_lomdm.training.parsing import parse_arguments
 from hf_lomdm.training.trainer import LoMDMTrainer
 from hf_lomdm.visualization import visible
@@ -120,10 +131,15 @@ def prepare(arguments: list[str] | None) -> LoMDMTrainer:
     """
     data_args, model_args, args = parse_arguments(with_text(arguments))
     set_seed(args.seed)
-    make_config, model_class, trainer_class = OBJECTIVES[model_args.objective]
-    foreign = is_foreign(model_args)
     # what is wrong with it shows before the text is read
-    if not foreign:
+    if is_foreign(model_args):
+        if args.order_search:
+            raise ValueError(
+                f"order_search={args.order_search} tries our own trunk, and init_from="
+                f"{model_args.init_from!r} has another. Leave it out."
+            )
+    else:
+        make_config, *_ = OBJECTIVES[model_args.objective]
         make_config(model_args, data_args.max_length, NO_TOKENIZER)
     with args.main_process_first(desc="tokenisation"):
         if data_args.task == "sudoku":
@@ -136,8 +152,50 @@ def prepare(arguments: list[str] | None) -> LoMDMTrainer:
         else:
             texts, tokenizer = load_data(data_args, args.output_dir)
             token_ids = model_token_ids(tokenizer, data_args)
+    make = partial(make_trainer, data_args, texts, tokenizer, token_ids)
+    if args.order_search:
+        model_args = with_order(model_args, args, data_args.max_length, make)
+    return make(model_args, args)
+
+
+def with_order(
+    model_args: ModelArguments,
+    args: LoMDMTrainingArguments,
+    max_length: int,
+    make: Callable[[ModelArguments, LoMDMTrainingArguments], LoMDMTrainer],
+) -> ModelArguments:
+    """The same with the order that the search finds, or found before training began."""
+    checkpoint = choose_checkpoint(args.resume_from_checkpoint, args.output_dir)
+    if checkpoint is not None:
+        found = LoMDMConfig.from_pretrained(checkpoint).position_log_rates
+        return replace(model_args, position_log_rates=found)
+
+    def make_candidate(log_rates, args):
+        set_seed(args.seed)  # copies start alike
+        order = {"position_log_rates": log_rates, "rate_type": "uniform", "num_views": None}
+        return make(replace(model_args, **order), args)
+
+    found = search_order(make_candidate, args, model_args.max_position_embeddings or max_length)
+    return replace(model_args, position_log_rates=found.log_rates, init_from=str(found.checkpoint))
+
+
+def make_trainer(
+    data_args: DataArguments,
+    texts: dict[str, Dataset],
+    tokenizer: PreTrainedTokenizerBase,
+    token_ids: dict[str, int | None],
+    model_args: ModelArguments,
+    args: LoMDMTrainingArguments,
+) -> LoMDMTrainer:
+    """The trainer of a new model, or of one that starts from `init_from`.
+
+    Raises:
+        ValueError: an `init_from` that does not fit.
+    """
+    make_config, model_class, trainer_class = OBJECTIVES[model_args.objective]
     if model_args.init_from:
         check_tokenizer(tokenizer, model_args.init_from)
+    foreign = is_foreign(model_args)
     if foreign:
         # a frozen backbone has no updates that bfloat16 would round away
         half = args.bf16 and model_args.lora_rank is not None

@@ -19,6 +19,7 @@ RATE_TYPES = ("learned", "uniform", "token", "score")
 BOUNDS = ("order", "time")
 MOST = 2**24  # whole numbers up to here are exact in float32: positions, for the rotary embedding
 MOST_LABELS = 2**16
+WIDEST_ORDER = 80.0  # of log rates of positions, largest minus smallest: float32 holds their ratio
 NO_FIELDS = (FunctionType, classmethod, staticmethod, dict)  # methods and tables of the class
 
 # Arguments of `from_pretrained` that transformers would also take from a file: code of the Hub to
@@ -59,6 +60,7 @@ class Number:
 
 SIZE, TOKEN, OPTIONAL_TOKEN = Number(int, 1), Number(int, 0), Number(int, 0, optional=True)
 LOCAL_TIME = Number(float, 0, 1, "(]")
+LOG_RATE = Number(float, -1e6, 1e6)
 FLAG, NAME = (False, True), str | None
 BASE: dict[str, Any] = {  # the entries of `base`
     "name": str,
@@ -93,6 +95,12 @@ class LoMDMConfig(PreTrainedConfig):
             from left to right (BD3-LM, with 1 an AR model). `None` is one window.
         c1, c2: level and range of the learned rates, `c1 > c2 >= 0`; 0.7 and 0.65 are the paper's
             best (Table 4).
+        log_rate_range: `None` for the paper's law of learned rates; a number `r` for `exp(r
+            NormSig(g))`, whose rates differ by a factor of `e^r` at most, where that of c1 and c2
+            allows 2 or 3 between two halves of a text.
+        position_log_rates: a given order for `"learned"` and `"uniform"` rates in one window: a
+            number `b_i` for each position up to `max_position_embeddings`, whose rates are then
+            multiplied by `exp(b_i)`. `None` gives no order. `train.py --order_search` finds one.
         bound: the objective of training: `"order"` (docs/method.md, "order bound") or `"time"` (the
             paper's NELBO).
         time_epsilon: only for training by the time bound. `None` draws importance-sampled times of
@@ -149,6 +157,7 @@ class LoMDMConfig(PreTrainedConfig):
         "block_size": Number(int, 1, optional=True),
         "c1": Number(float, 0, 1e6, "(]"),
         "c2": Number(float, 0, 1e6),
+        "log_rate_range": Number(float, 0, 40, "(]", optional=True),
         "bound": BOUNDS,
         "time_epsilon": Number(float, 0, 1, "()", optional=True),
         "num_views": Number(int, 1, 2**12, optional=True),
@@ -198,6 +207,8 @@ class LoMDMConfig(PreTrainedConfig):
         block_size: int | None = None,
         c1: float = 0.7,
         c2: float = 0.65,
+        log_rate_range: float | None = None,
+        position_log_rates: list[float] | None = None,
         bound: str = "order",
         time_epsilon: float | None = None,
         time_range: list[float] | None = None,
@@ -235,6 +246,8 @@ class LoMDMConfig(PreTrainedConfig):
         self.block_size = block_size
         self.c1 = c1
         self.c2 = c2
+        self.log_rate_range = log_rate_range
+        self.position_log_rates = position_log_rates
         self.bound = bound
         self.time_epsilon = time_epsilon
         self.time_range = time_range
@@ -462,6 +475,28 @@ def _check_process(config: LoMDMConfig) -> None:
         )
     if config.time_range is not None:
         _check_time_range(config)
+    if config.position_log_rates is not None:
+        _check_order(config)
+
+
+def _check_order(config: LoMDMConfig) -> None:
+    log_rates, length = config.position_log_rates, config.max_position_embeddings
+    listed = isinstance(log_rates, (list, tuple)) and len(log_rates) == length
+    if not listed or any(rate not in LOG_RATE for rate in log_rates):
+        raise ValueError(
+            f"position_log_rates must be {length} numbers in [-1e6, 1e6], one for each of "
+            f"max_position_embeddings, got {_shown(log_rates)}."
+        )
+    if max(log_rates) - min(log_rates) > WIDEST_ORDER:
+        raise ValueError(
+            f"position_log_rates must differ by at most {WIDEST_ORDER:g}, got "
+            f"{max(log_rates) - min(log_rates):g}. Multiply them by a smaller number."
+        )
+    if config.rate_type not in ("learned", "uniform") or config.block_size is not None:
+        raise ValueError(
+            "position_log_rates needs rate_type 'learned' or 'uniform' and block_size=None, got "
+            f"{config.rate_type!r} and {config.block_size}. Leave it out."
+        )
 
 
 def _check_time_range(config: LoMDMConfig) -> None:

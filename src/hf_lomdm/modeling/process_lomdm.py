@@ -309,6 +309,24 @@ def learned_rates(
     return c1 + c2 * centre(torch.sigmoid(scores), real, blocks)
 
 
+def exponential_rates(
+    scores: Tensor, log_range: float, real: Tensor | None = None, blocks: Blocks | None = None
+) -> Tensor:
+    """`exp(r NormSig(g))`: rates that differ by a factor of `e^r` at most (docs/method.md).
+
+    Args:
+        scores, real, blocks: as in `learned_rates`. log_range: `r`.
+    Returns:
+        `[B, L]`, positive; to first order in `r` those of `c1 = 1, c2 = r`.
+    """
+    return (log_range * centre(torch.sigmoid(scores), real, blocks)).exp()
+
+
+def rates_in_order(rates: Tensor, log_factors: Tensor) -> Tensor:
+    """`w_i exp(b_i)`: rates `[B, L]` that lean towards an order, `b` `[B, L]` (docs/method.md)."""
+    return rates * log_factors.exp()
+
+
 def log_rate_of_token_rates(logits: Tensor, log_omega: Tensor) -> Tensor:
     """Log reverse rate `[...]` of GenMD4, `v = sum_y omega_y mu_y`, from its token law.
 

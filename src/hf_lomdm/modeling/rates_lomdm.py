@@ -15,10 +15,14 @@ from .configuration_lomdm import LoMDMConfig
 from .process_lomdm import (
     at_least_float32,
     centre,
+    copy_to_device,
+    exponential_rates,
     learned_rates,
     log_rate_of_scores,
     log_rate_of_token_rates,
+    rates_in_order,
     stack_copies,
+    stack_views,
 )
 
 RHO_AT_START = math.log(math.e - 1)  # softplus of it is 1
@@ -159,16 +163,44 @@ class RateLaw:
         """Follows a vocabulary of another size."""
 
 
+def in_given_order(model: Any, rates: Tensor, batch: Batch) -> Tensor:
+    """Rates `[C * B, L]` times the factor of each position that the configuration gives."""
+    log_rates = model.config.position_log_rates
+    if log_rates is None:
+        return rates
+    table = copy_to_device(torch.tensor(log_rates, dtype=rates.dtype), rates.device)
+    log_factors = table[batch.position]  # [B, L]
+    return rates_in_order(rates, stack_views(log_factors, len(rates) // len(log_factors)))
+
+
 @dataclass(frozen=True)
 class EqualRates(RateLaw):
-    """All rates equal `level`: MDLM, AR and BD3-LM at 1; a learned order taken away at `c1`."""
+    """All rates equal `level`: an order taken away, at `c1` a learned one."""
 
     level: float = 1.0
 
 
 @dataclass(frozen=True)
+class PositionRates(EqualRates):
+    """Rates of the positions alone: 1, or in a given order the factor of each position."""
+
+    def forward_rates(self, model: Any, batch: Batch) -> Tensor:
+        """`w_i`, the same for every text."""
+        return in_given_order(model, super().forward_rates(model, batch), batch)
+
+    def reverse_rates(self, model: Any, hidden: Tensor, batch: Batch, *args, **options) -> Tensor:
+        """`v_i = w_i`: the velocity part is zero."""
+        rates = super().reverse_rates(model, hidden, batch, *args, **options)
+        return in_given_order(model, rates, batch)
+
+
+@dataclass(frozen=True)
 class LearnedRates(RateLaw):
-    """LoMDM: `c1 + c2 NormSig(g)`, from `phi` on clean and `psi` on partly masked text."""
+    """LoMDM: `c1 + c2 NormSig(g)`, from `phi` on clean and `psi` on partly masked text.
+
+    With a `log_rate_range` `r` they are `exp(r NormSig(g))`. In a given order they are multiplied
+    by the factor of each position.
+    """
 
     learns_forward = True
     uses_psi = True
@@ -218,7 +250,12 @@ class LearnedRates(RateLaw):
         # the mean score is a flat direction of NormSig, along which training drifts until the
         # sigmoids saturate
         scores = centre(scores, batch.real, batch.blocks)
-        return learned_rates(scores, model.config.c1, model.config.c2, batch.real, batch.blocks)
+        config = model.config
+        if config.log_rate_range is None:
+            rates = learned_rates(scores, config.c1, config.c2, batch.real, batch.blocks)
+        else:
+            rates = exponential_rates(scores, config.log_rate_range, batch.real, batch.blocks)
+        return in_given_order(model, rates, batch)
 
 
 @dataclass(frozen=True)
@@ -262,7 +299,7 @@ class ScoreRates(RateLaw):
 
 RATE_LAWS: dict[str, RateLaw] = {
     "learned": LearnedRates(),
-    "uniform": EqualRates(),
+    "uniform": PositionRates(),
     "token": TokenRates(),
     "score": ScoreRates(),
 }

@@ -35,7 +35,9 @@ RANGES: dict[str, tuple[type, float, float]] = {
         ("gradient_accumulation_steps", "eval_num_samples", "ddp_timeout"), (int, 1, math.inf)
     ),
     **dict.fromkeys(("dataloader_prefetch_factor", "torch_empty_cache_steps"), (int, 1, math.inf)),
-    **dict.fromkeys(("dataloader_num_workers", "save_total_limit"), (int, 0, math.inf)),
+    **dict.fromkeys(
+        ("dataloader_num_workers", "save_total_limit", "order_search"), (int, 0, math.inf)
+    ),
     "max_steps": (int, -1, math.inf),
     **dict.fromkeys(("seed", "data_seed"), (int, 0, 2**32)),
 }
@@ -98,11 +100,27 @@ MODES = (
             "time_range",
             "eval_num_samples",
             "lora_rank",
+            "log_rate_range",
+            "position_log_rates",
+            "order_search",
         ),
     ),
+    Mode("block_size", lambda run: run.block_size is not None, ("order_search",)),
+    Mode("lora_rank", lambda run: run.lora_rank is not None, ("order_search",)),
+    Mode(
+        "a rate_type that takes no order",
+        lambda run: run.rate_type not in ("learned", "uniform"),
+        ("order_search",),
+    ),
+    Mode("position_log_rates", lambda run: run.position_log_rates is not None, ("order_search",)),
     Mode("no init_from", lambda run: not run.init_from, ("logit_shift",)),
     Mode("no lora_rank", lambda run: run.lora_rank is None, ("lora_alpha", "lora_modules")),
-    Mode("a rate_type that is not learned", lambda run: run.rate_type != "learned", ("c1", "c2")),
+    Mode(
+        "a rate_type that is not learned",
+        lambda run: run.rate_type != "learned",
+        ("c1", "c2", "log_rate_range"),
+    ),
+    Mode("log_rate_range", lambda run: run.log_rate_range is not None, ("c1", "c2")),
     Mode("bound order", lambda run: run.bound == "order", ("time_epsilon", "time_range")),
     Mode(
         "task sudoku",
@@ -237,6 +255,24 @@ class ModelArguments:
     )
     c1: float = field(default=0.7, metadata={"help": "Level of the learned rates."})
     c2: float = field(default=0.65, metadata={"help": "Range of the learned rates; 0 <= c2 < c1."})
+    log_rate_range: float | None = field(
+        default=None,
+        metadata={
+            "help": (
+                "Largest log ratio of two learned rates, which are then exp(r NormSig(g)), for "
+                "example 5; default the paper's c1 + c2 NormSig(g)."
+            )
+        },
+    )
+    position_log_rates: list[float] | None = field(
+        default=None,
+        metadata={
+            "help": (
+                "A given order for learned or uniform rates: a number for each position, whose "
+                "rates are multiplied by its exponential; default none."
+            )
+        },
+    )
     bound: str = field(
         default="order", metadata={"help": "What training minimises: order, or time (the paper's)."}
     )
@@ -307,6 +343,17 @@ class LoMDMTrainingArguments(TrainingArguments):
     )
     ema_decay: float = field(
         default=0.9999, metadata={"help": "Decay of the moving average of the weights; 0 = none."}
+    )
+    order_search: int = field(
+        default=0,
+        metadata={
+            "help": (
+                "Before training, try orders on copies of the network, each alone for this many "
+                "steps, the better half for as many more, until one is left; if it is clearly "
+                "better than none, it becomes position_log_rates, and training goes on from its "
+                "copy. 0 = no search."
+            )
+        },
     )
     eval_num_samples: int = field(
         default=2, metadata={"help": "Passes per text at evaluation, 2 or more for an error."}

@@ -153,7 +153,8 @@ def foreign_model(
     Raises:
         ValueError: a model that cannot be read so, as `LoMDMForMaskedDiffusion.from_causal_lm`.
     """
-    own = ("intermediate_size", "c1", "c2", "bound", "time_epsilon", "time_range", "num_views")
+    own = ("intermediate_size", "c1", "c2", "log_rate_range", "position_log_rates")
+    own += ("bound", "time_epsilon", "time_range", "num_views")
     settings = {name: getattr(arguments, name) for name in own}
     settings |= {name: token_ids[name] for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
     if longest := arguments.max_position_embeddings or max_length:
