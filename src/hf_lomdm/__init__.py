@@ -1,7 +1,7 @@
 """hf_lomdm: learnable-order masked diffusion language models with transformers and diffusers.
 
 The model is imported at once, so that `AutoModel` knows it wherever `hf_lomdm` is imported. The
-names that need diffusers are imported when first used.
+names that need more are imported when first used.
 """
 
 import importlib
@@ -10,12 +10,13 @@ from .modeling import LoMDMConfig, LoMDMForMaskedDiffusion, LoMDMModel
 
 __version__ = "0.1.0"
 
-_NEED_DIFFUSERS = {
+_WHEN_USED = {
     "LoMDMScheduler": "modeling.scheduling_lomdm",
     "LoMDMPipeline": "pipelines.pipeline_lomdm",
     "OrderAdapter": "adapters.order_adapter",
+    "LoMDMDataCollator": "data.batches",
 }
-__all__ = ["LoMDMConfig", "LoMDMForMaskedDiffusion", "LoMDMModel", *_NEED_DIFFUSERS]
+__all__ = ["LoMDMConfig", "LoMDMForMaskedDiffusion", "LoMDMModel", *_WHEN_USED]
 
 
 def _make_pipeline(model: LoMDMForMaskedDiffusion):
@@ -33,10 +34,10 @@ LoMDMForMaskedDiffusion.make_pipeline = staticmethod(_make_pipeline)
 
 
 def __getattr__(name: str):
-    if name not in _NEED_DIFFUSERS:
+    if name not in _WHEN_USED:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:
-        module = importlib.import_module(f"{__name__}.{_NEED_DIFFUSERS[name]}")
+        module = importlib.import_module(f"{__name__}.{_WHEN_USED[name]}")
     except AttributeError as error:  # `from hf_lomdm import name` would report a missing name
         raise ImportError(f"{name} cannot be imported: {error}") from error
     return getattr(module, name)

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from hf_lomdm.data.batches import Text, TextCollator, batches_by_length, collate
+from hf_lomdm.data.batches import LoMDMDataCollator, Text, batches_by_length, collate
 
 
 def test_collator_pads_on_the_right_and_labels_padding():
     rows = [{"input_ids": np.array([5, 6, 7])}, {"input_ids": [8, 9, 10, 11, 12]}]
-    batch = TextCollator(pad_token_id=3, max_length=5)(rows)
+    batch = LoMDMDataCollator(pad_token_id=3, max_length=5)(rows)
     assert batch["input_ids"].tolist() == [[5, 6, 7, 3, 3], [8, 9, 10, 11, 12]]
     assert batch["labels"].tolist() == [[5, 6, 7, -100, -100], [8, 9, 10, 11, 12]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]]
@@ -17,7 +17,7 @@ def test_collator_pads_on_the_right_and_labels_padding():
 
 
 def test_collator_gives_no_mask_when_nothing_is_padded_even_if_a_text_has_the_padding_id():
-    batch = TextCollator(pad_token_id=3, max_length=3)(
+    batch = LoMDMDataCollator(pad_token_id=3, max_length=3)(
         [{"input_ids": [5, 3, 3]}, {"input_ids": [1, 2, 4]}]
     )
     assert sorted(batch) == ["input_ids", "labels"]
@@ -25,7 +25,7 @@ def test_collator_gives_no_mask_when_nothing_is_padded_even_if_a_text_has_the_pa
 
 
 def test_collator_keeps_given_positions():
-    batch = TextCollator(pad_token_id=0, max_length=4)(
+    batch = LoMDMDataCollator(pad_token_id=0, max_length=4)(
         [{"input_ids": [5, 6, 7], "labels": [-100, -100, 7]}]
     )
     assert batch["input_ids"].tolist() == [[5, 6, 7, 0]]
@@ -34,11 +34,11 @@ def test_collator_keeps_given_positions():
 
 def test_collator_refuses_rows_that_are_too_long():
     with pytest.raises(ValueError, match="row of 3 tokens is longer than max_length 2"):
-        TextCollator(pad_token_id=0, max_length=2)([{"input_ids": [5, 6, 7]}])
+        LoMDMDataCollator(pad_token_id=0, max_length=2)([{"input_ids": [5, 6, 7]}])
 
 
 def test_collated_batches_train_the_model(make_model):
-    collator = TextCollator(pad_token_id=0, max_length=6)
+    collator = LoMDMDataCollator(pad_token_id=0, max_length=6)
     padded = collator([{"input_ids": [1, 5, 2]}, {"input_ids": [1, 5, 6, 7, 8, 2]}])
     full = collator([{"input_ids": [1, 5, 6, 7, 8, 2]}])
     for batch in (padded, full):

@@ -13,7 +13,7 @@ from tiny_judge import build_pipeline
 
 from conftest import build_model
 from hf_lomdm import LoMDMPipeline, LoMDMScheduler
-from hf_lomdm.data.batches import TextCollator
+from hf_lomdm.data.batches import LoMDMDataCollator
 from hf_lomdm.data.sudoku import (
     MASK,
     TOKEN_IDS,
@@ -135,7 +135,7 @@ def test_rows_train_a_model_that_never_masks_a_clue(tmp_path):
         model=pipe.model,
         args=arguments,
         train_dataset=rows,
-        data_collator=TextCollator(TOKEN_IDS["pad_token_id"], 81),
+        data_collator=LoMDMDataCollator(TOKEN_IDS["pad_token_id"], 81),
     )
     before = pipe.model.lm_head.weight.detach().clone()
     trainer.train()

@@ -20,7 +20,16 @@ def named(*names: str) -> set[str]:
     return {f"{name}_lomdm.py" for name in names}
 
 
-CODE = named("attention", "backbone", "backbone_hub", "batch", "checkpoint", "configuration")
+CODE = named(
+    "adapted",
+    "loss",
+    "attention",
+    "backbone",
+    "backbone_hub",
+    "batch",
+    "checkpoint",
+    "configuration",
+)
 CODE |= named("context", "modeling", "pretrained", "process", "rates", "token_losses")
 SCHEDULER_CODE = named(
     "corrections", "forward", "input_checks", "position_draw", "process", "scheduling"
@@ -79,7 +88,7 @@ def test_saved_folder_has_the_layout_and_one_copy_of_the_weights(pipe, tmp_path)
     assert (
         (folder / "README.md")
         .read_text()
-        .startswith("---\nlibrary_name: transformers\npipeline_tag: text-gen")
+        .startswith("---\nlibrary_name: transformers\npipeline_tag: fill-mask")
     )
     assert list(folder.parent.iterdir()) == [folder]  # the temporary folder is gone
 
@@ -351,3 +360,17 @@ def test_options_of_the_download_reach_the_hub(pipe, tmp_path, monkeypatch):
     )
     LoMDMPipeline.from_pretrained("me/tiny", **options)
     assert seen.items() >= options.items()
+
+
+def test_a_folder_loads_by_what_its_card_names(pipe, tmp_path):
+    """`pipeline_tag` and `library_name` of the card: a pipeline of transformers."""
+    import transformers
+    from huggingface_hub import ModelCard
+
+    pipe.save_pretrained(tmp_path / "out")
+    data = ModelCard.load(tmp_path / "out" / "README.md").data
+    assert data.library_name == "transformers"
+    fill = transformers.pipeline(data.pipeline_tag, model=str(tmp_path / "out"), top_k=3)
+    found = fill(f"ab{fill.tokenizer.mask_token}")
+    assert len(found) == 3 and found[0]["score"] >= found[1]["score"] > 0
+    assert all(answer["token"] != pipe.model.config.mask_token_id for answer in found)

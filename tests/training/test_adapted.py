@@ -101,6 +101,22 @@ def test_an_export_names_the_base_anew_and_keeps_its_precision(tmp_path):
         export_to_hub_folder(tmp_path / "whole", tmp_path / "again", base_name="x")
 
 
+def test_updates_of_a_base_in_bfloat16_are_not_rounded_away(train, folder):  # noqa: F811
+    run = train("half", "--max_steps", "2", "--lora_rank", "2", "--bf16", "true")
+    weights = load_file(run / "adapter_model.safetensors")
+    prefix = "base_model.model.model.layers.0.self_attn.q_proj"
+    up, down = (weights[f"{prefix}.lora_{name}.weight"] for name in "BA")
+    base = AutoModelForCausalLM.from_pretrained(folder / "base", dtype=torch.bfloat16)
+    rounded = base.model.layers[0].self_attn.q_proj.weight.float()
+    expected = rounded + 32 / 2 * up @ down
+    for path, start in ((run / "merged", rounded), (run, None)):
+        model = LoMDMForMaskedDiffusion.from_pretrained(path)
+        found = model.model.layers[0].self_attn.q_proj.weight
+        assert found.dtype == torch.float32
+        tolerance = 1e-6 if start is not None else 2**-8  # the stored base was not rounded
+        torch.testing.assert_close(found, expected, rtol=tolerance, atol=1e-6)
+
+
 def test_a_base_with_other_weights_is_refused(tmp_path):
     merged = adapted(tmp_path)
     for precision in (torch.bfloat16, torch.float32):  # as the fingerprint allows

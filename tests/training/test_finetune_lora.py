@@ -13,7 +13,7 @@ from transformers import AutoModel
 from conftest import build_model
 from hf_lomdm import LoMDMForMaskedDiffusion, LoMDMPipeline, LoMDMScheduler
 from hf_lomdm.cli import finetune as command
-from hf_lomdm.data.batches import TextCollator
+from hf_lomdm.data.batches import LoMDMDataCollator
 from hf_lomdm.data.examples import CHAT_TEMPLATE, make_rows, read_examples
 from hf_lomdm.data.tokenizers import train_tokenizer
 from hf_lomdm.hub import export_to_hub_folder
@@ -418,7 +418,7 @@ def test_padding_changes_no_bound_of_an_adapted_model(make_model, tmp_path):
     rows = [{"input_ids": [1, 3, 4, 5, 2], "labels": [-100, -100, 4, 5, 2]}]
     actual = []
     for length in (5, 9):
-        batch = TextCollator(0, length)(rows)
+        batch = LoMDMDataCollator(0, length)(rows)
         with torch.no_grad():
             out = model(
                 **batch, quantiles=torch.tensor([0.4]), generator=[torch.Generator().manual_seed(3)]

@@ -28,7 +28,7 @@ import torch
 from transformers import HfArgumentParser, set_seed
 
 from hf_lomdm.cli.errors import FROM_OUTSIDE, loading, user_errors
-from hf_lomdm.data.batches import TextCollator
+from hf_lomdm.data.batches import LoMDMDataCollator
 from hf_lomdm.data.examples import CHAT_TEMPLATE, make_rows, read_examples, split_examples
 from hf_lomdm.data.splits import data_fingerprint
 from hf_lomdm.data.tokenizers import load_tokenizer
@@ -81,7 +81,7 @@ def prepare(arguments: list[str] | None) -> tuple[FinetuningArguments, LoMDMTrai
         args=args,
         train_dataset=rows["train"],
         eval_dataset=rows["validation"],
-        data_collator=TextCollator(base.config.pad_token_id, longest),
+        data_collator=LoMDMDataCollator(base.config.pad_token_id, longest),
         processing_class=tokenizer,
     )
     trainer.data_fingerprint = data_fingerprint({"train": rows["train"]}, tokenizer)

@@ -46,7 +46,7 @@ from transformers import GPTNeoXForCausalLM, PreTrainedTokenizerBase, set_seed
 
 from hf_lomdm.cli.errors import FROM_OUTSIDE, user_errors
 from hf_lomdm.data.arguments import DataArguments
-from hf_lomdm.data.batches import TextCollator
+from hf_lomdm.data.batches import LoMDMDataCollator
 from hf_lomdm.data.splits import data_fingerprint, load_data, model_token_ids
 from hf_lomdm.data.sudoku import TOKEN_IDS, load_sudoku
 from hf_lomdm.modeling.configuration_lomdm import LoMDMConfig
@@ -222,7 +222,7 @@ def make_trainer(
         args=args,
         train_dataset=texts["train"],
         eval_dataset=texts["validation"],
-        data_collator=TextCollator(tokenizer.pad_token_id, data_args.max_length),
+        data_collator=LoMDMDataCollator(tokenizer.pad_token_id, data_args.max_length),
         processing_class=tokenizer,
     )
     trainer.data = describe_data(data_args)

@@ -22,7 +22,7 @@ from transformers import HfArgumentParser, set_seed
 from hf_lomdm.adapters import OrderAdapter
 from hf_lomdm.cli.errors import FROM_OUTSIDE, loading, user_errors
 from hf_lomdm.data.arguments import DataArguments
-from hf_lomdm.data.batches import TextCollator
+from hf_lomdm.data.batches import LoMDMDataCollator
 from hf_lomdm.data.splits import data_fingerprint, load_data
 from hf_lomdm.evaluation.compare import comparison_table
 from hf_lomdm.evaluation.corpus import evaluate_corpus
@@ -71,7 +71,7 @@ def prepare(arguments: list[str] | None) -> LoMDMTrainer:
     data_args.insert_special_tokens = model.config.bos_token_id is not None
     with args.main_process_first(desc="tokenisation"):
         texts, tokenizer = load_data(data_args, args.output_dir)
-    pad = TextCollator(tokenizer.pad_token_id, data_args.max_length)
+    pad = LoMDMDataCollator(tokenizer.pad_token_id, data_args.max_length)
 
     def collate(rows: list[dict]) -> dict[str, torch.Tensor]:
         batch = pad(rows)

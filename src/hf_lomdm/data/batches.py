@@ -17,7 +17,7 @@ class Text(NamedTuple):
 
 
 @dataclass
-class TextCollator:
+class LoMDMDataCollator:
     """Rows to a batch, padded on the right to `max_length`, so that shapes never change.
 
     Returns `input_ids` and `labels`, both `[B, max_length]` int64; labels are -100 at padding and
@@ -41,7 +41,7 @@ class TextCollator:
 
 
 def collate(texts: Sequence[Text], device: torch.device) -> dict[str, Tensor]:
-    """As `TextCollator`, but on `device` and only as long as the longest text.
+    """As `LoMDMDataCollator`, but on `device` and only as long as the longest text.
 
     Each text is padded by its own last token: a model may have no padding token.
     """
@@ -50,7 +50,7 @@ def collate(texts: Sequence[Text], device: torch.device) -> dict[str, Tensor]:
 
 
 def _pad(texts: Sequence[Text], length: int, padding: Sequence[int]) -> dict[str, Tensor]:
-    """The batch of `TextCollator`, each text padded to `length` by its own token of `padding`."""
+    """The batch of texts, each padded to `length` by its own token of `padding`."""
     input_ids = torch.tensor(padding)[:, None].repeat(1, length)
     labels = torch.full_like(input_ids, -100)
     attention_mask = torch.zeros_like(input_ids)

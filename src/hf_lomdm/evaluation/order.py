@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..data.batches import TextCollator
+from ..data.batches import LoMDMDataCollator
 from ..data.draws import hashed_generator
 from ..modeling.batch_lomdm import Batch, make_batch
 from ..modeling.process_lomdm import (
@@ -408,7 +408,7 @@ def _batches(model: nn.Module, rows: list[dict]) -> Iterable[tuple[int, Batch]]:
     for first in range(0, len(rows), size):
         part = rows[first : first + size]
         longest = max(len(row["input_ids"]) for row in part)
-        values = TextCollator(model.config.pad_token_id or 0, longest)(part)
+        values = LoMDMDataCollator(model.config.pad_token_id or 0, longest)(part)
         values = {name: tensor.to(model.device) for name, tensor in values.items()}
         yield (
             first,

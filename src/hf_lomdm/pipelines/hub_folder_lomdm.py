@@ -26,7 +26,7 @@ WEIGHT_FILES = (WEIGHTS, INDEX, "model-*-of-*.safetensors")
 OUR_CODE = (["pipeline_lomdm", "LoMDMPipeline"], ["scheduling_lomdm", "LoMDMScheduler"])
 CARD = """---
 library_name: transformers
-pipeline_tag: text-generation
+pipeline_tag: fill-mask
 tags: [lomdm, masked-diffusion, diffusers, custom_code]
 ---
 

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
 from ..data.tokenizers import special_token_ids
-from ..modeling.adapted_lomdm import base_weights, describe_base
+from ..modeling.adapted_lomdm import describe_base
 from ..modeling.modeling_lomdm import LoMDMForMaskedDiffusion
 from .arguments import LoMDMTrainingArguments, ModelArguments
 from .models import foreign_model, is_foreign
@@ -176,7 +176,7 @@ def write_base_config(model: torch.nn.Module, folder: str | Path, base_name: str
     """
     adapter = model.peft_config["default"]
     config = copy.deepcopy(model.config)
-    config.dtype = next(weight for _, weight in base_weights(model)).dtype
+    config.dtype = torch.float32  # the sum in bfloat16 would round most of the updates away
     config.architectures = [type(model.get_base_model()).__name__]
     config.base = describe_base(model, base_name, adapter.lora_alpha / adapter.r)
     config.save_pretrained(folder)

@@ -68,9 +68,12 @@ class FolderWriter(TrainerHooks):
         make_pipeline(model, tokenizer).save_pretrained(folder, model_card=card)
 
     def write_merged(self, folder: Path) -> None:
-        """Writes the whole model of a run with adapters as a Hub folder, averaged as they are."""
+        """Writes the whole model of a run with adapters as a Hub folder, averaged as they are.
+
+        It is float32: the sum with weights in bfloat16 would round most of the updates away.
+        """
         with self.averaged_weights():
-            model = copy.deepcopy(self.accelerator.unwrap_model(self.model))
+            model = copy.deepcopy(self.accelerator.unwrap_model(self.model)).float()
         folder.mkdir(parents=True, exist_ok=True)
         card = self._card(folder.absolute().name, picture=False)
         self.write_model(model.merge_and_unload().eval(), self.processing_class, folder, card)

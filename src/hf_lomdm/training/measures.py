@@ -11,7 +11,7 @@ MASKED = (
     "labels differ from input_ids where they are not -100: the collator masks, as "
     "DataCollatorForLanguageModeling does. The model masks by itself, so pass a data_collator that "
     "leaves input_ids as they are and sets labels to them, -100 at padding and at given positions, "
-    "such as hf_lomdm.data.batches.TextCollator."
+    "such as hf_lomdm.data.batches.LoMDMDataCollator."
 )
 
 

@@ -228,7 +228,11 @@ def model_card(
     template = files(__package__).joinpath("card_template.md").read_text(encoding="utf-8")
     card = ModelCard.from_template(
         ModelCardData(
-            library_name="transformers", pipeline_tag="text-generation", tags=tags, **fields
+            library_name="transformers",
+            # what transformers.pipeline makes of the model
+            pipeline_tag="text-generation" if description.kind == "causal" else "fill-mask",
+            tags=tags,
+            **fields,
         ),
         template_str=template + "\n",  # Jinja removes one newline
         marker=MARKER,
