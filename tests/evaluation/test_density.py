@@ -48,7 +48,7 @@ def test_a_measured_density_lowers_the_error_of_a_trained_model():
     even, fitted = (
         evaluate(model, rows * 4, density=chosen)["monte_carlo_error"] for chosen in (None, density)
     )
-    # 0.65 on the text of docs/evaluation.md; each error is known to about a tenth from 160 rows
+    # 0.65 on the text of studies/shipped; each error is known to about a tenth from 160 rows
     assert fitted < 0.85 * even
 
 
