@@ -36,6 +36,7 @@ LOMDM = {  # command of `lomdm` -> the script with the same options
     "train": TRAIN,
     "sample": "training_scripts/sample.py",
     "evaluate": "training_scripts/evaluate.py",
+    "finetune": "training_scripts/finetune_lora.py",
     "export": "training_scripts/export_to_hub.py",
     "convert": "training_scripts/convert_checkpoint.py",
     "space": "space/app.py",
