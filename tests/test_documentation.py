@@ -80,7 +80,8 @@ def hub_folder(tmp_path_factory) -> Path:
 def causal_folder(tmp_path_factory) -> Path:
     """A tiny causal model with a chat template, in place of one that would be fetched."""
     folder = tmp_path_factory.mktemp("causal") / "model"
-    words = "[UNK] [EOS] user assistant : Name a city in England . London Hello Hi".split()
+    words = ["[UNK]", "[EOS]", "user", "assistant", ":"]
+    words += ["Name", "a", "city", "in", "England", ".", "London", "Hello", "Hi"]
     tokenizer = Tokenizer(
         models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="[UNK]")
     )
