@@ -6,7 +6,7 @@ CHECKPOINT ?= checkpoints/lomdm-enwiki
 
 run := "$(VENV)/bin/python"
 inputs := setup.py pyproject.toml constraints.txt tools/install.sh
-sources := src tests tools training_scripts metrics benchmarks studies space setup.py
+sources := src tests tools training_scripts metrics benchmarks studies space docs setup.py
 
 .PHONY: help demo hub-folders test test-slow format lint types docs
 .NOTPARALLEL:
