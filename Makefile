@@ -6,9 +6,9 @@ CHECKPOINT ?= checkpoints/lomdm-enwiki
 
 run := "$(VENV)/bin/python"
 inputs := setup.py pyproject.toml constraints.txt tools/install.sh
-sources := src tests tools training_scripts metrics benchmarks studies space setup.py
+sources := src tests tools training_scripts metrics benchmarks studies space docs setup.py
 
-.PHONY: help demo hub-folders test test-slow format lint types
+.PHONY: help demo hub-folders test test-slow format lint types docs
 .NOTPARALLEL:
 
 help:
@@ -18,6 +18,7 @@ help:
 	@echo "make hub-folders  write the Hub folder of each checkpoint, with its code, to export/"
 	@echo "make format     format and fix the code;  make lint checks only"
 	@echo "make types      check the types of modeling, data and pipelines"
+	@echo "make docs       build the documentation into site/; a broken link is an error"
 
 $(VENV)/.installed-demo: $(inputs)
 	PYTHON="$(PYTHON)" tools/install.sh "$(VENV)" train,viz
@@ -51,3 +52,6 @@ lint: $(VENV)/.installed-dev
 
 types: $(VENV)/.installed-dev
 	$(run) -m mypy
+
+docs: $(VENV)/.installed-dev
+	NO_MKDOCS_2_WARNING=1 $(run) -m mkdocs build --strict

@@ -239,12 +239,13 @@ def base_weights(model: nn.Module) -> list[tuple[str, Tensor]]:
 
 
 def base_fingerprint(model: Any, dtype: torch.dtype = torch.bfloat16) -> str:
-    """`fingerprint` of what is the base's in a model, but for the row of the mask token.
+    """`fingerprint` of what is the base's in a model, but for the rows of special tokens.
 
-    That row may be new: a mean of the others, which depends on their precision.
+    These may be new: means of the others, which depend on their precision.
     """
-    mask, rows = model.config.mask_token_id, model.config.vocab_size
-    kept = [index for index in range(rows) if index != mask]
+    rows = model.config.vocab_size
+    special = {getattr(model.config, f"{name}_token_id") for name in ("mask", "pad", "bos", "eos")}
+    kept = [index for index in range(rows) if index not in special]
     return fingerprint(
         (
             (name, weight[kept] if len(weight) == rows else weight)

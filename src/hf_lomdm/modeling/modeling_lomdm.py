@@ -86,6 +86,15 @@ class LoMDMForMaskedDiffusion(Adapted, LoMDMWithLoss):
         elif isinstance(module, LoMDMOrderHead) and module.given is not None:
             nn.init.zeros_(module.given)
 
+    def extra_repr(self) -> str:
+        """The line in which `repr` says what kind of model it is, above its layers."""
+        config = self.config
+        return (
+            f"{self.num_parameters() / 1e6:.1f} M parameters, {self.dtype} on {self.device}, "
+            f"rate_type={config.rate_type!r}, block_size={config.block_size}, "
+            f"context of {config.max_position_embeddings} tokens, {config.vocab_size} token ids"
+        )
+
     def get_input_embeddings(self) -> nn.Module:
         """The embedding of token ids."""
         return self.model.get_input_embeddings()

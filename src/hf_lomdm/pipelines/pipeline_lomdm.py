@@ -107,6 +107,21 @@ class LoMDMPipeline(DiffusionPipeline):
         tokenizer = None if tokenizer is Parameter.empty else tokenizer
         self.register_modules(model=model, scheduler=scheduler, tokenizer=tokenizer)
 
+    def __repr__(self) -> str:
+        """What it writes with, a line for each component."""
+        sampler = getattr(getattr(self.scheduler, "config", None), "sampler", None)
+        said = {
+            "model": self.model.extra_repr() if isinstance(self.model, nn.Module) else "",
+            "scheduler": f"sampler={sampler!r}",
+            "tokenizer": f"{len(self.tokenizer)} entries" if self.tokenizer is not None else "",
+        }
+        lines = [f"{type(self).__name__}("]
+        for name, details in said.items():
+            part = getattr(self, name)
+            shown = None if part is None else f"{type(part).__name__}({details})"
+            lines.append(f"  {name}: {shown}")
+        return "\n".join([*lines, ")"])
+
     @torch.no_grad()
     def __call__(
         self,
