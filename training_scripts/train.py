@@ -52,7 +52,7 @@ from hf_lomdm.data.sudoku import TOKEN_IDS, load_sudoku
 from hf_lomdm.training.arguments import LoMDMTrainingArguments, ModelArguments
 from hf_lomdm.training.causal import CausalTrainer
 from hf_lomdm.training.checkpointing import RunError, choose_checkpoint
-from hf_lomdm.training.finetuning import add_lora
+from hf_lomdm.training.finetuning import add_lora, write_base_config
 from hf_lomdm.training.model_card import describe_data, say_value
 from hf_lomdm.training.models import (
     NO_TOKENIZER,
@@ -94,7 +94,10 @@ def train(trainer: LoMDMTrainer) -> None:
         for text in trainer.sample_texts(3):
             print(f"--- sample\n{visible(text)}", flush=True)
         if hasattr(trainer.model, "peft_config"):
-            trainer.write_merged(Path(trainer.args.output_dir) / "merged")
+            folder = Path(trainer.args.output_dir)
+            if trainer.base_name:
+                write_base_config(trainer.model, folder, trainer.base_name)
+            trainer.write_merged(folder / "merged")
     trainer.accelerator.end_training()
 
 
@@ -201,6 +204,7 @@ def make_trainer(
         processing_class=tokenizer,
     )
     trainer.data = describe_data(data_args)
+    trainer.base_name = model_args.init_from
     trainer.data_fingerprint = data_fingerprint({"train": texts["train"]}, tokenizer)
     return trainer
 
