@@ -22,7 +22,7 @@ ROOMS = {
     "visualization": "orders as text, pictures and pages",
     "training": "arguments, trainer, checkpoints, model cards",
     "hub": "export and conversion",
-    "cli": "the commands of `lomdm`, their options, errors and pages of help (`tools/write_help.py`)",
+    "cli": "the commands of `lomdm`, their options, errors and pages of help",
     "hf_lomdm": "the public names",
 }
 HEIGHT = {room: height for height, room in enumerate(ROOMS)}

@@ -104,7 +104,14 @@ def test_the_better_half_goes_on_and_the_winner_is_the_best_at_the_end(search, t
 
 
 def test_copies_train_alone_in_rounds_as_in_one_go_and_the_winner_is_kept(search):
-    found, judge = search(trainer=real_trainer)
+    trainers = []
+
+    def make(log_rates, args):
+        trainers.append(real_trainer(log_rates, args))
+        return trainers[-1]
+
+    found, judge = search(trainer=make)
+    assert {trainer.num_steps_trained for trainer in trainers} == {2}  # of each, in each round
     assert found.checkpoint.name == "checkpoint-4"
     weights = load_file(found.checkpoint / "model.safetensors")
     name, last = [seen for seen in judge.seen if seen[0] == "left_to_right"][-1]
