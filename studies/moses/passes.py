@@ -30,8 +30,11 @@ SETTINGS: dict[str, dict[str, Any]] = {
         for sampler in ("sequential", "random", "left_to_right", "confidence")
         for steps in (58, 29, 15, 8)
     },
-    "sequential, 58 steps, temperature 0.8": {
-        **{"sampler": "sequential", "steps": 58, "temperature": 0.8}
+    **{
+        f"sequential, 58 steps, temperature {value}": {
+            **{"sampler": "sequential", "steps": 58, "temperature": value}
+        }
+        for value in (0.8, 0.5)
     },
     "without order, 58 steps": {"sampler": "sequential", "steps": 58, "learned_order": False},
     **{f"threshold {tau}": {"sampler": "threshold", "threshold": tau} for tau in (0.99, 0.9, 0.7)},
