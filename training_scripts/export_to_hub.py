@@ -36,6 +36,11 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         help="sampler of the folder's scheduler; default: the checkpoint's",
     )
     parser.add_argument("--model_card", type=Path, help="file whose text becomes README.md")
+    parser.add_argument(
+        "--base_name",
+        type=nonempty,
+        help="of an adapter, which is written alone: its base's name on the Hub; default the run's",
+    )
     parser.add_argument("--max_shard_size", help='for example "5GB"')
     parser.add_argument(
         "--push", "--repo_id", dest="repo_id", metavar="REPO_ID", help="upload to this repository"
@@ -74,6 +79,7 @@ def export(options: argparse.Namespace, upload: dict[str, Any]) -> Path:
         model_card=None
         if options.model_card is None
         else options.model_card.read_text(encoding="utf-8"),
+        base_name=options.base_name,
         max_shard_size=options.max_shard_size,
         **upload,
     )

@@ -17,8 +17,9 @@ a plain one, saved with it. Special tokens that texts spell out are text. Answer
 filled up with EOS to `--completion_length` tokens, which is the `max_new_tokens` to sample with.
 The same command started again continues from the newest complete checkpoint.
 
-`OUTPUT_DIR/adapter` holds the adapter for `peft`, `OUTPUT_DIR/merged` the whole model as a Hub
-folder; both are averaged weights with `--ema_decay` (the default is 0: runs are short).
+`OUTPUT_DIR/adapter` holds what was trained alone and names its base; `peft` reads it, and
+`export_to_hub.py` makes a Hub folder of it. `OUTPUT_DIR/merged` holds the whole model as a Hub
+folder. Both are averaged weights with `--ema_decay` (the default is 0: runs are short).
 """
 
 from pathlib import Path
@@ -40,6 +41,7 @@ from hf_lomdm.training.finetuning import (
     add_lora,
     load_finetuned,
     merge_adapter,
+    write_base_config,
 )
 from hf_lomdm.training.model_card import TrainingRecord, describe_diffusion, model_card, say_value
 from hf_lomdm.training.trainer import LoMDMTrainer, make_pipeline
@@ -94,6 +96,7 @@ def train(options: FinetuningArguments, trainer: LoMDMTrainer, length: int) -> N
     after = trainer.evaluate()
     trainer.save_model(str(folder / "adapter"))
     if trainer.is_world_process_zero():
+        write_base_config(trainer.model, folder / "adapter", options.model)
         trainer.save_metrics("eval", before | after)
         record = describe_run(options, args, trainer, after)
         pipe = save_merged(options, folder, trainer.processing_class, record)

@@ -43,7 +43,7 @@ from hf_lomdm.data.splits import data_fingerprint, load_data, model_token_ids
 from hf_lomdm.data.sudoku import TOKEN_IDS, load_sudoku
 from hf_lomdm.training.causal import CausalTrainer
 from hf_lomdm.training.checkpointing import RunError, choose_checkpoint
-from hf_lomdm.training.finetuning import add_lora
+from hf_lomdm.training.finetuning import add_lora, write_base_config
 from hf_lomdm.training.model_card import describe_data, say_value
 from hf_lomdm.training.models import (
     NO_TOKENIZER,
@@ -84,7 +84,10 @@ def train(trainer: LoMDMTrainer) -> None:
         for text in trainer.sample_texts(3):
             print(f"--- sample\n{visible(text)}", flush=True)
         if hasattr(trainer.model, "peft_config"):
-            trainer.write_merged(Path(trainer.args.output_dir) / "merged")
+            folder = Path(trainer.args.output_dir)
+            if trainer.base_name:
+                write_base_config(trainer.model, folder, trainer.base_name)
+            trainer.write_merged(folder / "merged")
     trainer.accelerator.end_training()
 
 
@@ -144,6 +147,7 @@ def prepare() -> LoMDMTrainer:
         processing_class=tokenizer,
     )
     trainer.data = describe_data(data_args)
+    trainer.base_name = model_args.init_from
     trainer.data_fingerprint = data_fingerprint({"train": texts["train"]}, tokenizer)
     return trainer
 

@@ -16,7 +16,7 @@ from transformers import (
 )
 
 import oracles
-from hf_lomdm import LoMDMConfig, LoMDMForMaskedDiffusion
+from hf_lomdm import LoMDMConfig, LoMDMForMaskedDiffusion, LoMDMPipeline, LoMDMScheduler
 from hf_lomdm.evaluation import exact_log_likelihood, nelbo
 from hf_lomdm.modeling.pretrained_lomdm import choose_mask_token, with_mask_token
 
@@ -63,15 +63,16 @@ def base(family, seed=0, **overrides):
     return oracles.vivid(kind.from_config(config)).eval()
 
 
-def convert(family, block_size=None, rate_type="uniform", settings=None, **options):
-    """It as a diffusion model, whose order heads are random, too."""
+def convert(family, block_size=None, rate_type="uniform", settings=None, whole=None, **options):
+    """It, or another `whole` model, as a diffusion model, whose order heads are random, too."""
     settings = {"num_attention_heads": 2, "intermediate_size": 32, **(settings or {})}
     how = {"block_size": block_size, "rate_type": rate_type, "settings": settings}
+    whole = base(family) if whole is None else whole
     torch.manual_seed(0)
     if family in ENCODERS:
-        model = LoMDMForMaskedDiffusion.from_masked_lm(base(family), **how, **options)
+        model = LoMDMForMaskedDiffusion.from_masked_lm(whole, **how, **options)
     else:
-        model = LoMDMForMaskedDiffusion.from_causal_lm(base(family), **how, **options)
+        model = LoMDMForMaskedDiffusion.from_causal_lm(whole, **how, **options)
     for name, weight in model.double().named_parameters():
         if name.startswith(("phi", "psi")):
             torch.nn.init.normal_(weight, std=0.5)
@@ -115,16 +116,28 @@ def test_weights_keep_their_names_and_the_given_configuration_stays(family):
     assert whole.config.to_dict() == before
 
 
-@pytest.mark.parametrize("rate_type", ["uniform", "learned", "token", "score"])
-@pytest.mark.parametrize("block_size", [None, 2, 3])
-@pytest.mark.parametrize("family", ["llama", "gpt2", "bert"])
+NO_ENDS = {"pad_token_id": None, "bos_token_id": None, "eos_token_id": None}
+WHOLE_GRID = [
+    (family, block_size, rate_type)
+    for family in ("llama", "gpt2", "bert")
+    for block_size in (None, 2, 3)
+    for rate_type in ("uniform", "learned", "token", "score")
+]
+OTHERS = [
+    (family, block_size, "learned")
+    for family in [*DECODERS, *ENCODERS]
+    for block_size in (None, 2)
+    if family not in ("llama", "gpt2", "bert")
+]
+
+
+@pytest.mark.parametrize(("family", "block_size", "rate_type"), WHOLE_GRID + OTHERS)
 def test_the_loss_is_the_bound_by_enumeration(family, block_size, rate_type):
-    settings = {"pad_token_id": None, "bos_token_id": None, "eos_token_id": None}
-    model = convert(family, block_size, rate_type, settings, mask_token=19)
+    model = convert(family, block_size, rate_type, NO_ENDS, mask_token=19)
     text = torch.tensor([4, 7, 5, 9])
     parts = oracles.block_tables(model, text)
     main, velocity = oracles.add_up(oracles.order_bound, parts)
-    batch = text.expand(4000, -1)
+    batch = text.expand(2000, -1)
     out = model(batch, labels=batch, generator=torch.Generator().manual_seed(0))
     for drawn, exact in ((out.main, main), (out.velocity, velocity)):
         if drawn.std() < 1e-9:
@@ -133,6 +146,24 @@ def test_the_loss_is_the_bound_by_enumeration(family, block_size, rate_type):
             assert abs(oracles.z_score(drawn, exact)) < 4
     exact = oracles.add_up(oracles.log_likelihood, parts)
     torch.testing.assert_close(exact_log_likelihood(model, text[None])[0], exact, **EXACT)
+
+
+@families
+@pytest.mark.parametrize("block_size", [None, 2])
+def test_written_texts_have_the_law_of_the_model(family, block_size):
+    whole = base(family, vocab_size=5)
+    model = convert(family, block_size, "learned", NO_ENDS, whole, mask_token=4)
+    every = torch.cartesian_prod(*[torch.arange(4)] * 3)  # [64, 3]
+    law = exact_log_likelihood(model, every).exp()
+    torch.testing.assert_close(law.sum(), torch.ones_like(law.sum()), **EXACT)
+    pipe = LoMDMPipeline(model, LoMDMScheduler(mask_token_id=4, block_size=block_size))
+    pipe.set_progress_bar_config(disable=True)
+    generator = torch.Generator().manual_seed(0)
+    how = {"max_length": 3, "num_inference_steps": 3, "output_type": "seq"}
+    written = pipe(num_return_sequences=1000, generator=generator, **how).sequences
+    counts = torch.bincount((written * torch.tensor([16, 4, 1])).sum(-1), minlength=64)
+    assert abs(oracles.chi_square_z(counts.double(), law)) < 4
+    assert oracles.chi_square_z(counts.double(), torch.full_like(law, 1 / 64)) > 4
 
 
 @families

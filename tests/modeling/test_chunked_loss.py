@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from hf_lomdm.modeling import modeling_lomdm, token_losses_lomdm
+from hf_lomdm.modeling import loss_lomdm, token_losses_lomdm
 from hf_lomdm.modeling.process_lomdm import at_least_float32
 
 SYSTEMS = [
@@ -42,8 +42,8 @@ def test_chunks_change_neither_the_loss_nor_a_gradient(make_model, monkeypatch, 
     monkeypatch.setattr(
         model, "token_logits", lambda hidden: calls.append(len(hidden)) or read(hidden)
     )
-    monkeypatch.setattr(modeling_lomdm, "CHUNK_LOGITS", 5 * 11 + 10)  # 5 rows of the 11 logits
-    for room in (modeling_lomdm, token_losses_lomdm):
+    monkeypatch.setattr(loss_lomdm, "CHUNK_LOGITS", 5 * 11 + 10)  # 5 rows of the 11 logits
+    for room in (loss_lomdm, token_losses_lomdm):
         monkeypatch.setattr(room, "CACHE_LOGITS", 2 * 11)
     torch.manual_seed(0)  # the same dropout: making logits again draws nothing
     chunked, chunked_gradients = loss_and_gradients(model)
@@ -165,7 +165,7 @@ def test_evaluation_in_chunks_gives_the_same_values(make_model, monkeypatch):
     ids = torch.randint(3, 10, (6, 16))
     with torch.no_grad():
         whole = model(input_ids=ids, labels=ids, generator=torch.Generator().manual_seed(2)).nelbo
-        monkeypatch.setattr(modeling_lomdm, "CHUNK_LOGITS", 1)  # one row at a time
+        monkeypatch.setattr(loss_lomdm, "CHUNK_LOGITS", 1)  # one row at a time
         parts = model(input_ids=ids, labels=ids, generator=torch.Generator().manual_seed(2)).nelbo
     torch.testing.assert_close(parts, whole, rtol=1e-5, atol=1e-5)  # float32
 

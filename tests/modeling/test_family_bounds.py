@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import oracles
-from hf_lomdm.modeling import modeling_lomdm, process_lomdm
+from hf_lomdm.modeling import loss_lomdm, process_lomdm
 
 EXACT = {"rtol": 1e-9, "atol": 1e-10}  # float64 against float64, a few hundred operations
 # A mean this many standard errors off has probability 6e-5; seeds are fixed.
@@ -163,10 +163,8 @@ def test_views_of_fixed_forward_rates_are_averaged_in_value_and_gradient(
 @pytest.mark.parametrize("rate_type", ["learned", "token"])
 @bounds
 def test_score_of_a_text_adds_up_the_products_of_its_blocks(build, monkeypatch, rate_type, bound):
-    seen, rloo = [], modeling_lomdm.rloo_score
-    monkeypatch.setattr(
-        modeling_lomdm, "rloo_score", lambda *args: seen.append(args) or rloo(*args)
-    )
+    seen, rloo = [], loss_lomdm.rloo_score
+    monkeypatch.setattr(loss_lomdm, "rloo_score", lambda *args: seen.append(args) or rloo(*args))
     out = run(build(rate_type, 2).train(), torch.tensor([0, 2, 1, 1, 2]), copies=400, bound=bound)
     (bound_1, bound_2), (log_q_1, log_q_2) = seen[0]
     assert bound_1.shape == (400, 3)
@@ -310,7 +308,7 @@ def test_clipped_training_is_the_loss_of_bd3_lm_on_identical_masks(build, rate_t
     quantiles = torch.rand(40, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     batch = model.make_batch(clean, maskable=maskable)
     terms, *_ = model.estimate_bound(batch, model.forward_rates(clean), quantiles, seeds)
-    uniform = torch.exp(-modeling_lomdm.position_exponentials(seeds, torch.arange(5)[None]))
+    uniform = torch.exp(-loss_lomdm.position_exponentials(seeds, torch.arange(5)[None]))
     for block, start in enumerate((0, 2, 4)):
         at = slice(start, start + 2)
         # a time per block; its polynomial schedule

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import oracles
-from hf_lomdm.modeling import modeling_lomdm
+from hf_lomdm.modeling import loss_lomdm
 from hf_lomdm.modeling import process_lomdm as process
 
 # float64, the sum of up to 324 gradients
@@ -89,11 +89,11 @@ def mean_gradient(model, monkeypatch, text, draws, bound, quantile):
     total = 0.0
     num_blocks = len(oracles.blocks_of(model, text))
     monkeypatch.setattr(
-        modeling_lomdm, "block_quantiles", lambda q, *_: q[:, None].expand(-1, num_blocks)
+        loss_lomdm, "block_quantiles", lambda q, *_: q[:, None].expand(-1, num_blocks)
     )
     for views in itertools.product(list(draws), repeat=model.num_views):
         noise = torch.stack([n for n, _ in views])
-        monkeypatch.setattr(modeling_lomdm, "position_exponentials", lambda *_, noise=noise: noise)
+        monkeypatch.setattr(loss_lomdm, "position_exponentials", lambda *_, noise=noise: noise)
         probability = torch.stack([p for _, p in views]).prod()
         batch = text[None]
         out = model(
@@ -296,13 +296,13 @@ def test_the_score_is_part_of_the_gradient_in_training_only(model):
 def test_the_two_views_of_a_text_are_independent(model, monkeypatch, bound):
     # the RLOO term is biased for dependent views; the enumeration above takes their independence
     # for granted
-    seen, draw = [], getattr(modeling_lomdm, f"draw_{bound}_view")
+    seen, draw = [], getattr(loss_lomdm, f"draw_{bound}_view")
 
     def recording(*args, **kwargs):
         seen.append(draw(*args, **kwargs))
         return seen[-1]
 
-    monkeypatch.setattr(modeling_lomdm, f"draw_{bound}_view", recording)
+    monkeypatch.setattr(loss_lomdm, f"draw_{bound}_view", recording)
     copies, quantile = 20_000, 0.5
     batch = TEXT.expand(copies, -1)
     generator = torch.Generator().manual_seed(0)

@@ -93,7 +93,8 @@ def test_a_causal_model_is_trained_in_full_and_resumed_bit_by_bit(train):
 
 
 def test_with_lora_the_base_stays_and_the_folder_holds_the_updates_alone(train, folder):
-    path = train("lora", "--max_steps", "2", "--lora_rank", "2", "--lora_modules", "q_proj")
+    words = ("--lora_rank", "2", "--lora_modules", "q_proj", "--intermediate_size", "8")
+    path = train("lora", "--max_steps", "2", *words)
     assert not (path / "model.safetensors").exists()
     merged = LoMDMForMaskedDiffusion.from_pretrained(path / "merged")
     base = AutoModelForCausalLM.from_pretrained(folder / "base")
@@ -102,6 +103,7 @@ def test_with_lora_the_base_stays_and_the_folder_holds_the_updates_alone(train, 
         for name, weight in base.state_dict().items()
         if not torch.equal(merged.state_dict()[name][: len(weight)], weight)
     }
+    assert merged.config.intermediate_size == 8  # of the order heads
     assert changed == {f"model.layers.{layer}.self_attn.q_proj.weight" for layer in range(2)}
     assert "masked diffusion" in (path / "merged/README.md").read_text()
 

@@ -1,7 +1,6 @@
 """A masked language model that is only read: loaded, recognised, and split into trunk and head."""
 
 import copy
-import hashlib
 import os
 
 import torch
@@ -10,6 +9,7 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
 from hf_lomdm.adapters.configuration import OrderAdapterConfig
+from hf_lomdm.modeling.adapted_lomdm import fingerprint
 from hf_lomdm.modeling.backbone_lomdm import check_inputs, check_unread, one_text
 from hf_lomdm.modeling.process_lomdm import position_ids
 
@@ -214,26 +214,14 @@ def check_split(frozen: FrozenBase) -> None:
         )
 
 
-def fingerprint(base: PreTrainedModel, dtype: torch.dtype = torch.bfloat16) -> str:
-    """A hash of names, shapes and values of the weights in half precision.
-
-    Values go into it in bfloat16 or float16: the same hash where they are held in float32.
-    """
-    digest = hashlib.blake2b(digest_size=16)
-    for name, weight in sorted(base.named_parameters()):
-        digest.update(f"{name} {list(weight.shape)}".encode())
-        digest.update(weight.detach().reshape(-1).to("cpu", dtype).view(torch.int16).numpy())
-    return digest.hexdigest()
-
-
 def is_base(base: PreTrainedModel, config: OrderAdapterConfig) -> bool:
     """Whether these are the weights that the adapter was trained on, in any precision.
 
     Weights that were rounded to one half precision have a fingerprint in that one only.
     """
-    if config.base_fingerprint == fingerprint(base):
+    if config.base_fingerprint == fingerprint(base.named_parameters()):
         return True
-    return config.base_fingerprint_float16 == fingerprint(base, torch.float16)
+    return config.base_fingerprint_float16 == fingerprint(base.named_parameters(), torch.float16)
 
 
 def special_tokens(base: PreTrainedModel, name: str, revision: str | None) -> dict:

@@ -15,13 +15,13 @@ from hf_lomdm.adapters.frozen_base import (
     FrozenBase,
     check_base,
     check_split,
-    fingerprint,
     is_base,
     load_base,
     longest_text,
     precision,
     special_tokens,
 )
+from hf_lomdm.modeling.adapted_lomdm import fingerprint
 from hf_lomdm.modeling.attention_lomdm import BLOCK_ATTENTION
 from hf_lomdm.modeling.batch_lomdm import Batch
 from hf_lomdm.modeling.checkpoint_lomdm import weight_shapes
@@ -239,8 +239,12 @@ def fresh_config(base: PreTrainedModel, name: str, settings: dict) -> OrderAdapt
     shared = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
     sizes = {key: getattr(base.config, key) for key in shared}
     sizes["max_position_embeddings"] = longest_text(base) - ends
-    identity = {"base_name": name, "base_revision": commit, "base_fingerprint": fingerprint(base)}
-    identity["base_fingerprint_float16"] = fingerprint(base, torch.float16)
+    identity = {
+        "base_name": name,
+        "base_revision": commit,
+        "base_fingerprint": fingerprint(base.named_parameters()),
+    }
+    identity["base_fingerprint_float16"] = fingerprint(base.named_parameters(), torch.float16)
     return OrderAdapterConfig(**{**identity, **sizes, **merged})
 
 

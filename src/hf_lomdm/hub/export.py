@@ -1,6 +1,7 @@
 """One folder for the Hub: weights once, tokenizer, scheduler, code and card."""
 
 import copy
+import functools
 import os
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,8 @@ from typing import Any
 import torch
 from huggingface_hub import HfApi
 
+from ..modeling.adapted_lomdm import read_adapted
+from ..modeling.checkpoint_lomdm import Checkpoint
 from ..modeling.configuration_lomdm import LoMDMConfig
 from ..modeling.modeling_lomdm import LoMDMForMaskedDiffusion
 from ..modeling.scheduling_lomdm import LoMDMScheduler
@@ -24,6 +27,7 @@ def export_to_hub_folder(
     scheduler_config: dict[str, Any] | None = None,
     dtype: torch.dtype | None = None,
     model_card: str | None = None,
+    base_name: str | None = None,
     **save_options,
 ) -> Path:
     """Writes the Hub folder of a model (`LoMDMPipeline.save_pretrained`) and may upload it.
@@ -41,6 +45,8 @@ def export_to_hub_folder(
         model_card: text of `README.md`; default: the card that somebody wrote for `output` or for
             the checkpoint; else one from the checkpoint's `training_record.json`, with a picture of
             the order if matplotlib is there; else a line that promises nothing.
+        base_name: of the folder of an adapter, which is written without the weights of its base:
+            where users find these; default where the run did.
         save_options: `push_to_hub`, `repo_id`, `private`, `token`, `commit_message`,
             `max_shard_size` of `LoMDMPipeline.save_pretrained`.
     Returns:
@@ -62,8 +68,9 @@ def export_to_hub_folder(
     if isinstance(model, (str, os.PathLike)):
         record = cards.TrainingRecord.load(Path(model))
         model_card = _hand_written(Path(model), output) if model_card is None else model_card
-        source = _load(Path(model), output, dtype)
+        source, folder = _load(Path(model), output, dtype), Path(model)
         model, tokenizer = source.model, tokenizer or source.tokenizer
+        _leave_base_out(model, folder, base_name)
         settings = {
             name: value
             for name, value in source.scheduler.config.items()
@@ -91,6 +98,24 @@ def export_to_hub_folder(
             if save_options.get("push_to_hub"):
                 _upload_record(output, save_options)
     return output
+
+
+def _leave_base_out(model: LoMDMForMaskedDiffusion, folder: Path, base_name: str | None) -> None:
+    """Lets a model of an adapter's folder save what that folder holds, and name its base."""
+    named = LoMDMConfig.get_config_dict(folder)[0].get("base")
+    if named is None:
+        if base_name is not None:
+            raise ValueError(
+                f"base_name={base_name!r} has no effect: {folder} holds whole weights. Leave it "
+                "out, or export the folder of the adapter."
+            )
+        return
+    weights = read_adapted(Checkpoint(folder, {}))
+    if model.dtype != model.config.dtype:
+        weights = {key: value.to(model.dtype) for key, value in weights.items()}
+    model.config.base = named if base_name is None else {**named, "name": base_name}
+    # its own weights are whole ones
+    model.save_pretrained = functools.partial(model.save_pretrained, state_dict=weights)
 
 
 def _add_record(

@@ -60,6 +60,13 @@ class Number:
 SIZE, TOKEN, OPTIONAL_TOKEN = Number(int, 1), Number(int, 0), Number(int, 0, optional=True)
 LOCAL_TIME = Number(float, 0, 1, "(]")
 FLAG, NAME = (False, True), str | None
+BASE: dict[str, Any] = {  # the entries of `base`
+    "name": str,
+    "revision": NAME,
+    "fingerprint": NAME,
+    "fingerprint_float16": NAME,
+    "lora_scale": Number(float, 0, 1e6),
+}
 
 
 class LoMDMConfig(PreTrainedConfig):
@@ -114,6 +121,9 @@ class LoMDMConfig(PreTrainedConfig):
             heads, and `dropout` and `rope_theta` are not used by the backbone.
         logit_shift: the token law of a position is read at the position before it, where a causal
             model keeps it; only with `backbone_config` (docs/backbones.md).
+        base: only of a folder that holds updates and heads without the weights of their base: where
+            these are (`name`, `revision`), what they are (`fingerprint`, `fingerprint_float16`, or
+            `None` for any), and the factor of the updates (`lora_scale`).
 
     Raises:
         ValueError: a value of another type or out of range (`allowed`), with the name, the value
@@ -149,6 +159,7 @@ class LoMDMConfig(PreTrainedConfig):
         "tie_word_embeddings": FLAG,
         "backbone_config": PreTrainedConfig | None,
         "logit_shift": FLAG,
+        "base": dict | None,
         # of transformers, which declares some of these types and checks none
         "architectures": list | None,
         "auto_map": dict,
@@ -198,8 +209,10 @@ class LoMDMConfig(PreTrainedConfig):
         tie_word_embeddings: bool = False,
         backbone_config: PreTrainedConfig | dict | None = None,
         logit_shift: bool = False,
+        base: dict[str, Any] | None = None,
         **kwargs,
     ):
+        self.base = base
         self.backbone_config = backbone = _read_backbone(backbone_config)
         self.logit_shift = logit_shift
         if backbone is not None:
@@ -296,6 +309,8 @@ class LoMDMConfig(PreTrainedConfig):
                 f"num_attention_heads={self.num_attention_heads}."
             )
         _check_backbone(self)
+        if self.base is not None:
+            _check_base(self.base)
         _check_process(self)
         _check_special_tokens(self)
 
@@ -347,6 +362,17 @@ def _check_backbone(config: LoMDMConfig) -> None:
             f"max_position_embeddings={config.max_position_embeddings} is more than the "
             f"{longest} of backbone_config. Pass at most that."
         )
+
+
+def _check_base(base: dict[str, Any]) -> None:
+    for name, allowed in BASE.items():
+        value = base.get(name)
+        if value not in allowed if isinstance(allowed, Number) else not isinstance(value, allowed):
+            what = getattr(allowed, "__name__", allowed)
+            raise ValueError(f"{name} of base must be {what}, got {_shown(value)}.")
+    unknown = sorted(map(str, base.keys() - BASE))
+    if unknown:
+        raise ValueError(f"base has {unknown}, which mean nothing. Leave them out.")
 
 
 def _check_field(config_class: type[LoMDMConfig], name: str, value: Any) -> None:

@@ -103,6 +103,14 @@ class Conversion:
         mask_token_id = choose_mask_token(tokenizer, rows, mask_token)
         add_rows(whole, max(mask_token_id + 1, 0 if tokenizer is None else len(tokenizer)))
         config = converted_config(cls.config_class, whole, tokenizer, mask_token_id, settings)
+        model = cls.of_base(config, whole)
+        check_backbone(model.model, config)
+        return model
+
+    @classmethod
+    def of_base(cls, config: LoMDMConfig, whole: PreTrainedModel) -> Any:
+        """A model of `config` with the weights of `whole`, which is used up, and fresh heads."""
+        add_rows(whole, config.vocab_size)
         for module in whole.modules():
             # else post_init would draw its weights anew
             setattr(module, "_is_hf_initialized", True)  # noqa: B010
@@ -112,7 +120,6 @@ class Conversion:
         for name in ("phi", "psi", "omega"):
             head = getattr(model, name)
             setattr(model, name, None if head is None else head.to(device))
-        check_backbone(model.model, config)
         return model
 
 

@@ -208,6 +208,15 @@ class ModelArguments:
         default=12, metadata={"help": "Transformer blocks of the backbone."}
     )
     num_attention_heads: int = field(default=12, metadata={"help": "Attention heads per block."})
+    intermediate_size: int | None = field(
+        default=None,
+        metadata={
+            "help": (
+                "Width of each MLP, in a converted model of those of the order heads; default 4 * "
+                "hidden_size."
+            )
+        },
+    )
     max_position_embeddings: int | None = field(
         default=None, metadata={"help": "Longest text; default max_length."}
     )

@@ -1,5 +1,6 @@
 """Fine-tuning: its arguments, LoRA on the backbone, order heads in full."""
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
 from ..data.tokenizers import special_token_ids
+from ..modeling.adapted_lomdm import base_weights, describe_base
 from ..modeling.modeling_lomdm import LoMDMForMaskedDiffusion
 from .arguments import LoMDMTrainingArguments, ModelArguments
 from .models import foreign_model, is_foreign
@@ -163,6 +165,21 @@ def add_lora(
         modules_to_save=full or None,
     )
     return peft.get_peft_model(model, config)
+
+
+def write_base_config(model: torch.nn.Module, folder: str | Path, base_name: str) -> None:
+    """Writes `config.json` beside a saved adapter, so that the folder loads by itself.
+
+    Args:
+        model: of `add_lora`.
+        base_name: Hub name or folder of the base, which has the other weights.
+    """
+    adapter = model.peft_config["default"]
+    config = copy.deepcopy(model.config)
+    config.dtype = next(weight for _, weight in base_weights(model)).dtype
+    config.architectures = [type(model.get_base_model()).__name__]
+    config.base = describe_base(model, base_name, adapter.lora_alpha / adapter.r)
+    config.save_pretrained(folder)
 
 
 def merge_adapter(base: LoMDMForMaskedDiffusion, folder: str | Path) -> LoMDMForMaskedDiffusion:

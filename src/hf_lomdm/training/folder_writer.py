@@ -31,6 +31,7 @@ class FolderWriter(TrainerHooks):
     # Whether the model reveals its tokens in an order that a picture can show.
     has_order = True
     data: str | None = None  # what the model is trained on, in words, for its card
+    base_name: str | None = None  # where the weights are that adapters change
     # of the rows and the tokenizer: a run goes on with the same alone
     data_fingerprint: str | None = None
 

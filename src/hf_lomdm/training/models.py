@@ -91,7 +91,7 @@ def causal_config(
         "hidden_size": arguments.hidden_size,
         "num_hidden_layers": arguments.num_hidden_layers,
         "num_attention_heads": arguments.num_attention_heads,
-        "intermediate_size": 4 * arguments.hidden_size,
+        "intermediate_size": arguments.intermediate_size or 4 * arguments.hidden_size,
         "max_position_embeddings": arguments.max_position_embeddings or max_length,
         "rope_parameters": {
             "rope_type": "default",
@@ -153,8 +153,8 @@ def foreign_model(
     Raises:
         ValueError: a model that cannot be read so, as `LoMDMForMaskedDiffusion.from_causal_lm`.
     """
-    process = ("c1", "c2", "bound", "time_epsilon", "time_range", "num_views")
-    settings = {name: getattr(arguments, name) for name in process}
+    own = ("intermediate_size", "c1", "c2", "bound", "time_epsilon", "time_range", "num_views")
+    settings = {name: getattr(arguments, name) for name in own}
     settings |= {name: token_ids[name] for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
     if longest := arguments.max_position_embeddings or max_length:
         settings["max_position_embeddings"] = longest
@@ -245,7 +245,7 @@ def _start(
     changed = [
         f"{name} {taken[name]}"
         for name in SIZES
-        if name in given and taken[name] != getattr(arguments, name)
+        if name in given and getattr(arguments, name) not in (None, taken[name])
     ]
     if changed and token_ids is not NO_TOKENIZER:
         print(
