@@ -28,7 +28,7 @@ def smiles_template(
     windows: list[int] = []
     for part in parts:
         if isinstance(part, str):
-            row += encode_texts(tokenizer, [part], lambda _, text=part: f"the part {text!r}")[0]
+            row += encode_texts(tokenizer, [part], lambda _: "a part of the template")[0]
         elif isinstance(part, int) and part > 0:
             windows += range(len(row), len(row) + part)
             row += [tokenizer.mask_token_id] * part
