@@ -117,8 +117,15 @@ def measure(name: str, reference: Reference, options: argparse.Namespace) -> dic
 def line(name: str, found: dict[str, Any]) -> str:
     """A row of the table."""
     cells = [found, *(found["measures"].get(column) for column in COLUMNS)]
-    numbers = [f"{cell['value']:.3f} +- {cell['standard_error']:.3f}" for cell in cells if cell]
+    numbers = [show(cell["value"], cell["standard_error"]) for cell in cells if cell]
     return " | ".join([name, f"{found['forward_passes']:.1f}", *numbers])
+
+
+def show(value: float | None, error: float | None) -> str:
+    """A figure with its error; neither is known of a few molecules."""
+    if value is None:
+        return "-"
+    return f"{value:.3f}" + ("" if error is None else f" +- {error:.3f}")
 
 
 if __name__ == "__main__":
