@@ -14,7 +14,8 @@ from hf_lomdm.hub import export_to_hub_folder
 from without_package import run_without_package
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = (ROOT / "checkpoints" / "lomdm-enwiki", ROOT / "checkpoints" / "lomdm-sudoku")
+NAMES = ("lomdm-enwiki", "lomdm-sudoku", "lomdm-moses")
+FOLDERS = tuple(ROOT / "checkpoints" / name for name in NAMES)
 FILES = {"README.md", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
 FILES |= {"scheduler/scheduler_config.json", "training_record.json", "order.png"}
 # where both are as good, the fast suite runs the Sudoku model
@@ -69,7 +70,8 @@ def test_auto_classes_load_them_with_the_package_and_do_not_ask_to_run_code(fold
 @pytest.mark.parametrize("folder", EACH, ids=lambda folder: folder.name)
 def test_their_exported_hub_folders_write_the_same_without_the_package(folder, tmp_path):
     exported = export_to_hub_folder(folder, tmp_path / "export")
-    prompt = PUZZLE if "sudoku" in folder.name else "The city of"
+    prompts = {"lomdm-sudoku": PUZZLE, "lomdm-enwiki": "The city of", "lomdm-moses": "c1ccccc1"}
+    prompt = prompts[folder.name]
     code, arguments = REMOTE_CODE, (exported, prompt)
     sequences, size, module = run_without_package(code, *arguments, folder=tmp_path)
     pipe = load(folder)
@@ -101,6 +103,16 @@ def test_the_one_of_sudoku_solves_a_puzzle_of_30_clues():
         PUZZLE, num_inference_steps=81, generator=torch.Generator().manual_seed(0)
     )
     assert out.texts == [SOLUTION]
+
+
+def test_the_one_of_moses_writes_molecules_that_end():
+    pipe = load(FOLDERS[2])
+    generator = torch.Generator().manual_seed(0)
+    out = pipe(num_inference_steps=58, num_return_sequences=4, generator=generator)
+    assert out.sequences.shape == (4, 58) and pipe.model.config.bos_token_id is None
+    assert all(
+        0 < len(text) < 58 and set(text) <= set("BCFHNOSclnors()[]=#-123456") for text in out.texts
+    )
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)

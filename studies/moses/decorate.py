@@ -25,8 +25,10 @@ from hf_lomdm.data.molecules import smiles_template
 from hf_lomdm.evaluation.molecule_descriptors import canonical, parse, require_rdkit, scaffold
 from hf_lomdm.evaluation.molecule_reference import hashes, known_molecules, read_smiles
 from hf_lomdm.evaluation.records import environment, write_record
+from hf_lomdm.visualization.molecules import write_molecules
 
 MOST_WINDOWS, LONGEST_WINDOW = 3, 8
+MOST_DRAWN = 24
 
 
 def parse_options() -> argparse.Namespace:
@@ -43,6 +45,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--sampler")
     parser.add_argument("--seed", type=whole(0), default=0)
     parser.add_argument("--output", type=nonempty, default="outputs/studies/decorate.json")
+    parser.add_argument("--picture", type=nonempty, help="draw the first ones to this file")
     return parser.parse_args()
 
 
@@ -61,7 +64,9 @@ def main() -> None:
         for number, one in enumerate(scaffolds)
         for _ in range(options.num_samples)
     ]
-    texts = fill_in(pipe, [task for _, task in tasks], options)
+    texts, order = fill_in(pipe, [task for _, task in tasks], options)
+    if options.picture:
+        write_molecules(options.picture, texts[:MOST_DRAWN], order[:MOST_DRAWN])
     known = known_molecules(options.train_file) if options.train_file else None
     pairs = [(scaffolds[number], text) for (number, _), text in zip(tasks, texts, strict=True)]
     record = {"task": "decorate", "model": options.model, **measure(pairs, known)}
@@ -113,9 +118,12 @@ def with_dummies(smiles: str, numbers: random.Random) -> str:
     return Chem.MolToSmiles(molecule)
 
 
-def fill_in(pipe: Any, templates: list, options: argparse.Namespace) -> list[str]:
-    """The texts of the templates."""
-    texts = []
+def fill_in(
+    pipe: Any, templates: list, options: argparse.Namespace
+) -> tuple[list[str], list[list[int]]]:
+    """The texts of the templates, and the step of reveal of each of their characters."""
+    texts: list[str] = []
+    order: list[list[int]] = []
     with tqdm(total=len(templates), unit="text") as bar:
         for start in range(0, len(templates), options.batch_size):
             batch = templates[start : start + options.batch_size]
@@ -127,8 +135,10 @@ def fill_in(pipe: Any, templates: list, options: argparse.Namespace) -> list[str
                 generator=step_generators(options.seed, 0, range(start, start + len(batch))),
             )
             texts += out.texts
+            rows = zip(out.texts, out.order.tolist(), strict=True)
+            order += [row[: len(text)] for text, row in rows]
             bar.update(len(batch))
-    return texts
+    return texts, order
 
 
 def measure(pairs: list[tuple[str, str]], known: np.ndarray | None) -> dict[str, Any]:

@@ -30,8 +30,11 @@ SETTINGS: dict[str, dict[str, Any]] = {
         for sampler in ("sequential", "random", "left_to_right", "confidence")
         for steps in (58, 29, 15, 8)
     },
-    "sequential, 58 steps, temperature 0.8": {
-        **{"sampler": "sequential", "steps": 58, "temperature": 0.8}
+    **{
+        f"sequential, 58 steps, temperature {value}": {
+            **{"sampler": "sequential", "steps": 58, "temperature": value}
+        }
+        for value in (0.8, 0.5)
     },
     "without order, 58 steps": {"sampler": "sequential", "steps": 58, "learned_order": False},
     **{f"threshold {tau}": {"sampler": "threshold", "threshold": tau} for tau in (0.99, 0.9, 0.7)},
@@ -114,8 +117,15 @@ def measure(name: str, reference: Reference, options: argparse.Namespace) -> dic
 def line(name: str, found: dict[str, Any]) -> str:
     """A row of the table."""
     cells = [found, *(found["measures"].get(column) for column in COLUMNS)]
-    numbers = [f"{cell['value']:.3f} +- {cell['standard_error']:.3f}" for cell in cells if cell]
+    numbers = [show(cell["value"], cell["standard_error"]) for cell in cells if cell]
     return " | ".join([name, f"{found['forward_passes']:.1f}", *numbers])
+
+
+def show(value: float | None, error: float | None) -> str:
+    """A figure with its error; neither is known of a few molecules."""
+    if value is None:
+        return "-"
+    return f"{value:.3f}" + ("" if error is None else f" +- {error:.3f}")
 
 
 if __name__ == "__main__":

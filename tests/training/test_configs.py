@@ -64,6 +64,7 @@ def test_there_is_a_file_for_each_scale_and_each_system():
         "tiny",
         "enwiki",
         "text8",
+        "moses",
         "lm1b",
         "lm1b_packed",
         "owt",
@@ -105,7 +106,7 @@ def test_a_scale_alone_is_lomdm(scale):
 def test_every_pair_and_every_scale_alone_has_a_folder_of_its_own():
     runs = [(scale,) for scale in SCALES] + PAIRS
     folders = [parse(*files)[2].output_dir for files in runs]
-    assert len(set(folders)) == len(folders) == 96
+    assert len(set(folders)) == len(folders) == 110
     assert {"outputs/tiny", "outputs/owt-mdlm"} <= set(folders)
     assert parse(*PAIRS[0], words=("--output_dir", "elsewhere"))[2].output_dir == "elsewhere"
 

@@ -28,8 +28,7 @@ def smiles_template(
     windows: list[int] = []
     for part in parts:
         if isinstance(part, str):
-            names = [f"the part {part!r}"]
-            row += encode_texts(tokenizer, [part], names.__getitem__)[0]
+            row += encode_texts(tokenizer, [part], lambda _: "a part of the template")[0]
         elif isinstance(part, int) and part > 0:
             windows += range(len(row), len(row) + part)
             row += [tokenizer.mask_token_id] * part

@@ -161,8 +161,8 @@ def _fingerprint(
         if backend is not None
         else json.dumps(sorted(tokenizer.get_vocab().items()))
     )
-    cut: tuple = (arguments.max_length, arguments.packing)
-    cut += (arguments.insert_special_tokens, max_rows) + ("filled",) * arguments.fill_with_eos
+    cut = [arguments.max_length, arguments.packing, arguments.insert_special_tokens, max_rows]
+    cut += [arguments.fill_with_eos] * arguments.fill_with_eos
     ids = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id)
     parts = (ROWS_VERSION, texts._fingerprint, arguments.detokenizer, cut, ids, vocabulary)
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]

@@ -1,0 +1,37 @@
+"""The scripts of studies/moses: templates of scaffolds, and their tables."""
+
+import random
+import runpy
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[2] / "studies" / "moses"
+
+
+def test_dummies_take_the_places_of_hydrogens_and_leave_the_scaffold():
+    pytest.importorskip("rdkit")
+    from hf_lomdm.evaluation.molecule_descriptors import canonical, parse
+
+    decorate = runpy.run_path(str(ROOT / "decorate.py"))
+    numbers = random.Random(0)
+    for scaffold in ("c1ccc2[nH]ccc2c1", "O=C(NC1CCc2ccccc2C1)c1ccncc1"):
+        for _ in range(20):
+            text = decorate["with_dummies"](scaffold, numbers)
+            assert 1 <= text.count("*") <= 3
+            decorated = parse(canonical(text.replace("*", "C")))
+            assert decorated.HasSubstructMatch(parse(scaffold))
+
+
+def test_the_error_of_a_ratio_is_that_of_scaffolds():
+    ratio = runpy.run_path(str(ROOT / "decorate.py"))["ratio"]
+    top, bottom = np.array([1.0, 3.0, 2.0]), np.array([4.0, 4.0, 4.0])
+    found = ratio(top, bottom)
+    assert found["value"] == 0.5
+    assert found["standard_error"] == pytest.approx((top / 4).std(ddof=1) / np.sqrt(3))
+
+
+def test_a_figure_without_an_error_is_shown():
+    show = runpy.run_path(str(ROOT / "passes.py"))["show"]
+    assert [show(0.5, 0.01), show(0.5, None), show(None, None)] == ["0.500 +- 0.010", "0.500", "-"]
