@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from hf_lomdm import LoMDMConfig, LoMDMForMaskedDiffusion
-from hf_lomdm.data.tokenizers import load_tokenizer
+from hf_lomdm.data.tokenizers import load_tokenizer, special_token_ids
 from hf_lomdm.evaluation import nelbo
 from hf_lomdm.evaluation.records import write_record
 
@@ -33,8 +33,12 @@ def main() -> None:
     options = parser.parse_args()
     tokenizer = load_tokenizer(options.models[0])
     ids = tokenizer(options.text.read_text(), add_special_tokens=False)["input_ids"]
-    rows = torch.tensor(ids[: options.rows * options.length]).view(options.rows, -1)
-    sizes = [len(tokenizer.decode(row).encode()) for row in rows.tolist()]
+    width = options.length - 2
+    texts = torch.tensor(ids[: options.rows * width]).view(options.rows, width)
+    sizes = [len(tokenizer.decode(row).encode()) for row in texts.tolist()]
+    # as in training; BOS and EOS are given, and are no part of the text
+    ends = [texts.new_full((options.rows, 1), end) for end in special_ids(tokenizer)]
+    rows = torch.cat((ends[0], texts, ends[1]), dim=1)
     values = {}
     for name in options.models:
         values[name] = bits(load(name, options.length), rows, options.num_samples) / sum(sizes)
@@ -64,10 +68,23 @@ def bits(model: LoMDMForMaskedDiffusion, rows: Tensor, num_samples: int) -> Tens
     """Bits of each row by the order bound, the same draws for every model."""
     generators = [torch.Generator().manual_seed(row) for row in range(len(rows))]
     estimates = [
-        nelbo(model, row[None], num_samples=num_samples, generator=[generator]).nelbo
+        nelbo(model, row[None], labels=inner(row), num_samples=num_samples, generator=[generator])
         for row, generator in zip(rows, generators, strict=True)
     ]
-    return torch.cat(estimates) / math.log(2)
+    return torch.cat([estimate.nelbo for estimate in estimates]) / math.log(2)
+
+
+def inner(row: Tensor) -> Tensor:
+    """Labels `[1, L]` of a row whose ends are given."""
+    labels = row[None].clone()
+    labels[:, [0, -1]] = -100
+    return labels
+
+
+def special_ids(tokenizer) -> tuple[int, int]:
+    """BOS and EOS as rows of a training run have them."""
+    ids = special_token_ids(tokenizer)
+    return ids["bos_token_id"], ids["eos_token_id"]
 
 
 def summary(values: Tensor) -> dict[str, float]:

@@ -101,7 +101,7 @@ def test_an_export_names_the_base_anew_and_keeps_its_precision(tmp_path):
         export_to_hub_folder(tmp_path / "whole", tmp_path / "again", base_name="x")
 
 
-def test_updates_of_a_base_in_bfloat16_are_not_rounded_away(train, folder):  # noqa: F811
+def test_updates_of_a_base_in_bfloat16_are_added_in_float32(train, folder):  # noqa: F811
     run = train("half", "--max_steps", "2", "--lora_rank", "2", "--bf16", "true")
     weights = load_file(run / "adapter_model.safetensors")
     prefix = "base_model.model.model.layers.0.self_attn.q_proj"

@@ -176,7 +176,7 @@ def write_base_config(model: torch.nn.Module, folder: str | Path, base_name: str
     """
     adapter = model.peft_config["default"]
     config = copy.deepcopy(model.config)
-    config.dtype = torch.float32  # the sum in bfloat16 would round most of the updates away
+    config.dtype = torch.float32  # as the updates are
     config.architectures = [type(model.get_base_model()).__name__]
     config.base = describe_base(model, base_name, adapter.lora_alpha / adapter.r)
     config.save_pretrained(folder)

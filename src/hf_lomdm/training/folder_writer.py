@@ -70,7 +70,7 @@ class FolderWriter(TrainerHooks):
     def write_merged(self, folder: Path) -> None:
         """Writes the whole model of a run with adapters as a Hub folder, averaged as they are.
 
-        It is float32: the sum with weights in bfloat16 would round most of the updates away.
+        It is float32, as the updates are, whatever the precision of the base.
         """
         with self.averaged_weights():
             model = copy.deepcopy(self.accelerator.unwrap_model(self.model)).float()
