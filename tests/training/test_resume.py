@@ -347,7 +347,7 @@ def test_every_training_argument_is_compared_refused_or_harmless_by_name():
             "frozen_modules",
             "ema_decay",
         ),
-        *("seed", "data_seed"),
+        *("seed", "data_seed", "order_search"),
         *(
             "lr_scheduler_type",
             "lr_scheduler_kwargs",

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -60,7 +61,7 @@ def folder(tmp_path):
         tmp_path / "base"
     )
     torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(LLAMA).save_pretrained(tmp_path / "base")
+    AutoModelForCausalLM.from_config(deepcopy(LLAMA)).save_pretrained(tmp_path / "base")
     (tmp_path / "text.txt").write_text(TEXT)
     return tmp_path
 
@@ -119,7 +120,7 @@ def test_a_run_with_lora_goes_on_with_lora_alone(train):
 def test_merged_equals_unmerged(folder):
     for config in (LLAMA, GPT2):
         torch.manual_seed(0)
-        whole = AutoModelForCausalLM.from_config(config).double()
+        whole = AutoModelForCausalLM.from_config(deepcopy(config)).double()
         how = {"block_size": 2, "settings": {"num_attention_heads": 2}}
         model = LoMDMForMaskedDiffusion.from_causal_lm(whole, **how).double()
         wrapped = add_lora(model, rank=2, alpha=4).double().eval()
@@ -135,7 +136,7 @@ def test_merged_equals_unmerged(folder):
 
 
 def test_lora_leaves_the_layers_of_the_order_heads_out():
-    whole = AutoModelForCausalLM.from_config(LLAMA)
+    whole = AutoModelForCausalLM.from_config(deepcopy(LLAMA))
     settings = {"num_attention_heads": 2}
     model = LoMDMForMaskedDiffusion.from_causal_lm(whole, settings=settings)
     names = {name for name, _ in add_lora(model, 2, 4).named_parameters() if "lora_A" in name}
