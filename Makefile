@@ -31,8 +31,9 @@ $(VENV)/.installed-dev: $(inputs)
 demo: $(VENV)/.installed-demo
 	$(run) training_scripts/sample.py --model "$(CHECKPOINT)" --num_inference_steps 64 --seed 0 --show_order
 
+# lomdm-smollm2 needs its base from the Hub
 hub-folders: $(VENV)/.installed-demo
-	for name in $(notdir $(wildcard checkpoints/*)); do \
+	for name in $(notdir $(filter-out checkpoints/lomdm-smollm2,$(wildcard checkpoints/*))); do \
 	    $(run) training_scripts/export_to_hub.py --model "checkpoints/$$name" --output "export/$$name" || exit 1; \
 	done
 

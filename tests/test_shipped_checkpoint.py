@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from hf_lomdm import LoMDMPipeline
+from hf_lomdm import LoMDMConfig, LoMDMForMaskedDiffusion, LoMDMPipeline
 from hf_lomdm.hub import export_to_hub_folder
+from hf_lomdm.modeling.checkpoint_lomdm import weight_shapes
 from without_package import run_without_package
 
 ROOT = Path(__file__).parents[1]
@@ -131,3 +132,24 @@ def test_stripping_an_exported_folder_gives_the_checkpoint_again(folder, tmp_pat
         json.loads((where / "config.json").read_text()) for where in (exported, folder)
     )
     assert config == shipped
+
+
+def test_the_adapter_of_smollm2_fits_a_model_of_its_base_and_names_it():
+    folder = ROOT / "checkpoints" / "lomdm-smollm2"
+    config = LoMDMConfig.from_pretrained(folder)
+    assert config.base["name"] == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    assert not config.backbone_config.name_or_path and not list(folder.rglob("*.py"))
+    path = folder / "model.safetensors"
+    assert path.stat().st_size < 15e6
+    # its factors have the shapes of the layers that they change; its heads those of the model
+    with torch.device("meta"):
+        model = LoMDMForMaskedDiffusion(config)
+    shapes = {name: list(weight.shape) for name, weight in model.state_dict().items()}
+    found = weight_shapes([str(path)])
+    layers = {name.partition(".lora_")[0] for name in found if ".lora_" in name}
+    assert len(layers) == 7 * 30
+    for layer in layers:
+        down, up = (found[f"{layer}.lora_{part}.weight"] for part in "AB")
+        assert [up[0], down[1]] == shapes[f"{layer}.weight"] and down[0] == up[1] == 8
+    heads = {name: shape for name, shape in shapes.items() if name.startswith(("phi.", "psi."))}
+    assert {name: shape for name, shape in found.items() if ".lora_" not in name} == heads
