@@ -40,4 +40,11 @@ def main(words: list[str] | None = None) -> None:
     if rest[place:] and not any(word.startswith("-") for word in rest[: place + 1]):
         rest.insert(place, option)
     sys.argv = [f"lomdm {command}", *rest]
-    importlib.import_module(f"hf_lomdm.cli.{command}").main()
+    try:
+        module = importlib.import_module(f"hf_lomdm.cli.{command}")
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("hf_lomdm"):
+            raise
+        extra = f"the extra {command}: pip install 'hf-lomdm[{command}]'"
+        sys.exit(f"error: lomdm {command} needs {error.name}, of {extra}")
+    module.main()

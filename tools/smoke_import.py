@@ -12,8 +12,8 @@ import sys
 import sysconfig
 from pathlib import Path
 
-# What only an extra provides: the model type of lm-eval cannot be defined without lm-eval.
-NEED_EXTRAS = {"hf_lomdm.evaluation.lm_eval_adapter"}
+# What only an extra provides: the model type of lm-eval needs lm-eval, the page gradio.
+NEED_EXTRAS = {"hf_lomdm.evaluation.lm_eval_adapter", "hf_lomdm.cli.space"}
 
 
 def public_names(module_name: str) -> list[str]:

@@ -127,3 +127,12 @@ def test_a_chat_answers_line_by_line(tmp_path, monkeypatch, capsys):
         run("chat", str(tmp_path / "model"), *options, monkeypatch=monkeypatch)
         answers.append(capsys.readouterr().out.splitlines())
     assert answers[0] == answers[1] and len(answers[0]) == 2  # two lines, two answers, one seed
+
+
+def test_a_missing_extra_is_one_line(monkeypatch):
+    for name in ("gradio", "hf_lomdm.cli.space"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    message = "^error: lomdm space needs gradio, of the extra space: pip install 'hf-lomdm.space.'$"
+    with pytest.raises(SystemExit, match=message):
+        lomdm_command.main(["space", "here"])
