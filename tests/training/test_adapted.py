@@ -124,10 +124,10 @@ def test_a_base_with_other_weights_is_refused(tmp_path):
         base = AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=precision)
         LoMDMForMaskedDiffusion.from_pretrained(tmp_path / "adapter", base=base)
     torch.manual_seed(1)
-    other = AutoModelForCausalLM.from_config(LLAMA)
+    other = AutoModelForCausalLM.from_config(deepcopy(LLAMA))
     with pytest.raises(ValueError, match="does not have the weights that it was trained on"):
         LoMDMForMaskedDiffusion.from_pretrained(tmp_path / "adapter", base=other)
-    other = AutoModelForCausalLM.from_config(LLAMA)
+    other = AutoModelForCausalLM.from_config(deepcopy(LLAMA))
     model = LoMDMForMaskedDiffusion.from_pretrained(
         tmp_path / "adapter", base=other, verify_base=False
     )

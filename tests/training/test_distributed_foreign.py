@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM
 from hf_lomdm import LoMDMForMaskedDiffusion
 from hf_lomdm.training.finetuning import add_lora
 
+OWN = deepcopy(LLAMA)  # converting a model changes the configuration that it was made of
 LORA = ("--lora_rank", "2")
 
 
@@ -55,7 +56,7 @@ def build(lora: bool):
     torch.manual_seed(0)
     how = {"block_size": 2, "settings": {"num_attention_heads": 2}}
     model = LoMDMForMaskedDiffusion.from_causal_lm(
-        AutoModelForCausalLM.from_config(deepcopy(LLAMA)), **how
+        AutoModelForCausalLM.from_config(deepcopy(OWN)), **how
     )
     return add_lora(model, 2, 4) if lora else model
 
@@ -81,7 +82,7 @@ def shard_and_step(path: Path, port: str, lora: bool) -> None:
     whole = model.get_base_model() if lora else model
     layers = [part for part in model.modules() if type(part).__name__ in whole._no_split_modules]
     heads = 4 if lora else 2  # a layer in each; peft keeps the heads as they were, too
-    assert len(layers) == LLAMA.num_hidden_layers + heads
+    assert len(layers) == OWN.num_hidden_layers + heads
     for layer in layers:
         fully_shard(layer)
     torch.save(step(fully_shard(model)), path)
