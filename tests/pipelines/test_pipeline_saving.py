@@ -368,9 +368,9 @@ def test_a_folder_loads_by_what_its_card_names(pipe, tmp_path):
     from huggingface_hub import ModelCard
 
     pipe.save_pretrained(tmp_path / "out")
-    data = ModelCard.load(tmp_path / "out" / "README.md").data
-    assert data.library_name == "transformers"
-    fill = transformers.pipeline(data.pipeline_tag, model=str(tmp_path / "out"), top_k=3)
+    data = ModelCard.load(tmp_path / "out" / "README.md").data.to_dict()
+    assert data["library_name"] == "transformers"
+    fill = transformers.pipeline(data["pipeline_tag"], model=str(tmp_path / "out"), top_k=3)
     found = fill(f"ab{fill.tokenizer.mask_token}")
     assert len(found) == 3 and found[0]["score"] >= found[1]["score"] > 0
     assert all(answer["token"] != pipe.model.config.mask_token_id for answer in found)

@@ -153,6 +153,24 @@ def test_updates_of_a_model_of_the_family(tmp_path):
     assert_same(loaded, model.merge_and_unload())
 
 
+def test_a_configuration_that_is_passed_keeps_its_base(tmp_path):
+    adapted(tmp_path)
+    config = LoMDMConfig.from_pretrained(tmp_path / "adapter")
+    for _ in range(2):
+        model = LoMDMForMaskedDiffusion.from_pretrained(tmp_path / "adapter", config=config)
+        assert config.base["name"] == str(tmp_path / "base") and model.config.base is None
+
+
+def test_a_base_that_names_itself_is_refused(tmp_path):
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = LoMDMConfig(vocab_size=9, mask_token_id=8, max_position_embeddings=16, **sizes)
+    model = add_lora(LoMDMForMaskedDiffusion(config), rank=2, alpha=3)
+    model.save_pretrained(tmp_path)
+    write_base_config(model, tmp_path, str(tmp_path))
+    with pytest.raises(ValueError, match="has a base itself"):
+        LoMDMForMaskedDiffusion.from_pretrained(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("entry", "value", "reason"),
     [

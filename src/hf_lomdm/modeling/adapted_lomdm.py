@@ -4,6 +4,7 @@ What was trained are order heads, token rates, and low-rank updates (LoRA) of li
 base is a language model of transformers, or a model of this family.
 """
 
+import copy
 import hashlib
 import os
 from collections.abc import Iterable
@@ -54,12 +55,11 @@ class Adapted(Conversion):
             ValueError: also a base that does not fit.
         """
         name, config = pretrained_model_name_or_path, kwargs.get("config")
-        named = _base_of(cls, name, config, kwargs)
-        if named is None:
+        if _base_of(cls, name, config, kwargs) is None:
             if base is not None:
                 raise ValueError(f"{name} holds whole weights. Leave base= out.")
             return super().from_pretrained(name, *args, **kwargs)  # type: ignore[misc]
-        return _assemble(cls, name, named, base, verify_base, kwargs)
+        return _assemble(cls, name, base, verify_base, kwargs)
 
 
 def _base_of(model_class: Any, name: Any, config: Any, options: dict[str, Any]) -> dict | None:
@@ -75,16 +75,14 @@ def _base_of(model_class: Any, name: Any, config: Any, options: dict[str, Any]) 
     return fields.get("base")
 
 
-def _assemble(
-    model_class: Any, name: Any, named: dict, base: Any, verify: bool, options: dict[str, Any]
-) -> Any:
+def _assemble(model_class: Any, name: Any, base: Any, verify: bool, options: dict[str, Any]) -> Any:
     """The base with the heads and the updates of the folder `name`, in eval mode."""
     checkpoint = Checkpoint(name, options)
     options = {key: value for key, value in options.items() if key not in checkpoint.download}
     wants_info = options.pop("output_loading_info", False)
     for key in ("_from_auto", "trust_remote_code", "use_safetensors", "adapter_kwargs"):
         options.pop(key, None)
-    config = options.pop("config", None)
+    config = copy.deepcopy(options.pop("config", None))  # the caller's keeps its base
     if not isinstance(config, PreTrainedConfig):
         config = model_class.config_class.from_pretrained(name, **checkpoint.download)
     named, config.base = config.base, None  # what is put together is whole
@@ -137,6 +135,8 @@ def _load_base(model_class: Any, config: Any, base: Any, options: dict[str, Any]
     """The model of `config` with the weights of its base, and heads of any value."""
     if config.backbone_config is None:
         is_model = isinstance(base, PreTrainedModel)
+        if not is_model and _base_of(model_class, base, None, options) is not None:
+            raise ValueError(f"the base {base} has a base itself. Pass base= and a whole model.")
         own = base if is_model else model_class.from_pretrained(base, **options)
         model = model_class(config).to(own.device, own.dtype)
         trunk = dict(base_weights(own))
