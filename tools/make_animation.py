@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from hf_lomdm import LoMDMPipeline
-from hf_lomdm.visualization.html import COLOURS, black_or_white
+from hf_lomdm.visualization.colours import COLOURS, black_or_white, colour_index
 from hf_lomdm.visualization.live import LiveState, stream
 from hf_lomdm.visualization.picture import place_tokens
 
@@ -43,7 +43,7 @@ def colour(step: int | None, last: int) -> str:
     """The colour of the box of a token that was revealed in `step` of `0..last`."""
     if step is None:
         return MASKED
-    return GIVEN if step < 0 else COLOURS[(len(COLOURS) - 1) * step // max(1, last)]
+    return GIVEN if step < 0 else COLOURS[colour_index(step, 0, last)]
 
 
 def frame(state: LiveState, tokens: list[str], last: int, rates: tuple[float, float]):

@@ -12,7 +12,7 @@ import pytest
 
 from hf_lomdm.cli import sample
 from hf_lomdm.visualization import order_picture, write_order_html
-from hf_lomdm.visualization.html import COLOURS, black_or_white
+from hf_lomdm.visualization.colours import COLOURS, black_or_white
 
 ROOT = Path(__file__).parents[2]
 TOKENS, ORDER = [["Ab", " cd", "\ne", "f", "<pad>"], ["x", "y"]], [[-1, 3, 0, 1, -2], [1, 0]]
@@ -138,7 +138,9 @@ def test_colours_grow_lighter_steadily_and_their_letters_are_legible():
     lights = [luminance(colour) for colour in COLOURS]
     assert lights == sorted(lights) and len(set(lights)) == len(lights)
     for colour, light in zip(COLOURS, lights, strict=True):
-        ratio = (light + 0.05) / 0.05 if black_or_white(colour) == "#000" else 1.05 / (light + 0.05)
+        ratio = (
+            (light + 0.05) / 0.05 if black_or_white(colour) == "#000000" else 1.05 / (light + 0.05)
+        )
         assert ratio >= 4.5  # WCAG AA
 
 

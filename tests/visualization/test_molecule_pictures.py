@@ -24,6 +24,7 @@ def test_molecules_are_drawn_and_other_texts_left_out(tmp_path):
     picture = path.read_text()
     assert picture.lstrip().startswith("<?xml") and f"width='{ACROSS * 320}px'" in picture
     assert "#CCCCCC" in picture  # of the given atoms
+    assert "stroke:#00224E" in picture and "stroke:#FEE838" in picture  # first and last, cividis
     lone = tmp_path / "one.svg"
     write_molecules(lone, [["C", "C"]], [[0, 1]])
     assert "width='320px'" in lone.read_text()

@@ -36,11 +36,11 @@ def test_picture_colours_follow_the_order(tmp_path):
     first, given, last = (
         row[int((0.15 + column * 0.602 * 9 / 72) * 150)] for column in (0.5, 44, 49)
     )
-    # light blue: the colours of the terminal
-    assert first == pytest.approx([0.5, 0.5, 1.0], abs=0.02)
+    # dark blue, the first colour of cividis
+    assert first == pytest.approx([0, 34 / 255, 78 / 255], abs=0.02)
     # begins at column 42, the last word at 48
     assert given == pytest.approx([0.91, 0.91, 0.91], abs=0.02)
-    assert last == pytest.approx([1.0, 0.5, 0.5], abs=0.02)  # light red
+    assert last == pytest.approx([254 / 255, 232 / 255, 56 / 255], abs=0.02)  # its yellow
 
 
 def test_picture_without_matplotlib_names_the_extra(tmp_path, monkeypatch):

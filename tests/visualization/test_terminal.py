@@ -31,7 +31,9 @@ def test_coloured_text_is_the_text_and_colours_run_from_the_first_step_to_the_la
     first_part = order_text(TOKENS, ORDER, color=True).split("\n\n")[0]
     assert ESCAPE.sub("", first_part) == "Ab cd\nef"
     assert first_part.startswith("Ab\x1b")  # given: no colour
-    assert "\x1b[38;5;196m cd\x1b[0m" in first_part and "\x1b[38;5;21m\ne\x1b[0m" in first_part
+    late, early = "48;2;254;232;56;38;2;0;0;0", "48;2;0;34;78;38;2;255;255;255"  # cividis
+    assert f"\x1b[{late}m cd\x1b[0m" in first_part
+    assert f"\n\x1b[{early}me\x1b[0m" in first_part  # a line break is not painted
 
 
 def test_text_without_reveals_is_given_back():

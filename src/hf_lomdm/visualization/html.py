@@ -12,24 +12,8 @@ from collections.abc import Sequence
 from importlib.resources import files
 
 from ..evaluation.records import write_file
+from .colours import COLOURS, black_or_white, colour_index
 from .terminal import visible
-
-# Cividis, from early (dark blue) to late (yellow): the same to eyes with and without colour
-# blindness, and it grows steadily in lightness.
-COLOURS = (
-    *(
-        "#00224e",
-        "#002e6c",
-        "#1a386f",
-        "#2f436d",
-        "#3f4d6b",
-        "#4c576c",
-        "#58616f",
-        "#646c73",
-        "#707678",
-    ),
-    *("#7d8078", "#8b8b77", "#999674", "#a8a26f", "#b8ae68", "#c9bb5f", "#dcc954", "#fee838"),
-)
 
 
 def write_order_html(
@@ -87,7 +71,7 @@ def token_span(token: str, step: int, last: int) -> str:
     """A token as a span, in the colour of its step of `last + 1`; -1 = given."""
     if step < 0:
         return f'<span class="given" title="given">{escape(token)}</span>'
-    colour = round(step / max(1, last) * (len(COLOURS) - 1))
+    colour = colour_index(step, 0, last)
     attributes = f'class="t c{colour}" data-step="{step}" title="step {step + 1} of {last + 1}"'
     return f"<span {attributes}>{escape(token)}</span>"
 
@@ -95,14 +79,6 @@ def token_span(token: str, step: int, last: int) -> str:
 def escape(text: str) -> str:
     """HTML of a text: what could be taken for something else is escaped or a sign."""
     return html.escape(visible(text)).replace("\n", "\u21b5\n")
-
-
-def black_or_white(colour: str) -> str:
-    """The one that stands out more on a background, by WCAG's contrast (never below 4.5)."""
-    channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
-    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
-    luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-    return "#000" if (luminance + 0.05) / 0.05 > 1.05 / (luminance + 0.05) else "#fff"
 
 
 def _hash(text: str) -> str:

@@ -15,7 +15,8 @@ import torch
 
 from ..modeling.settings_lomdm import check_setting
 from ..pipelines.canvas_lomdm import windows
-from .html import COLOURS, black_or_white, escape, order_page, read_resource, token_span
+from .colours import COLOURS, black_or_white
+from .html import escape, order_page, read_resource, token_span
 from .terminal import token_texts
 
 # seconds that a run waits for somebody to take its next state; then nobody is there any more

@@ -8,13 +8,13 @@ from typing import Any
 
 from ..evaluation.molecule_descriptors import parse, require_rdkit
 from ..evaluation.records import write_file
-from .picture import light
-from .terminal import COLOURS
+from .colours import COLOURS, channels, colour_index
 
 # The atoms of SMILES: whatever stands in brackets, two letters, one letter, or a dummy.
 ATOMS = re.compile(r"\[[^\]]*\]|Cl|Br|[A-Za-z*]")
-GIVEN_COLOUR = (0.8, 0.8, 0.8)
+GIVEN_COLOUR = "#cccccc"
 ACROSS, WIDTH, HEIGHT = 3, 320, 260  # molecules in a row; pixels of one
+BOND, RING = 34, 0.36  # the longest bond in pixels; radius of the ring of an atom, in bonds
 
 
 def atom_steps(tokens: Sequence[str], order: Sequence[int]) -> list[int]:
@@ -36,7 +36,9 @@ def atom_steps(tokens: Sequence[str], order: Sequence[int]) -> list[int]:
 def write_molecules(
     path: str | os.PathLike, tokens: Sequence[Sequence[str]], order: Sequence[Sequence[int]]
 ) -> int:
-    """Draws the molecules among some texts: early atoms blue, late ones red, given ones grey.
+    """Draws the molecules among some texts: a ring around each atom tells its time.
+
+    Dark blue early, yellow late, grey given.
 
     Args:
         path: file to write, .svg or .png. tokens, order: of each text, as in `atom_steps`.
@@ -55,24 +57,14 @@ def write_molecules(
             f"none of {len(texts)} texts is a molecule, the first is {texts[0][:60]!r}. Write more "
             "(num_return_sequences)."
         )
-    molecules = [molecule for molecule, _ in drawn]
-    colours = [_colours(atom_steps(tokens[index], order[index])) for _, index in drawn]
     canvas = _canvas(len(drawn), Path(path).suffix == ".svg")
-    _draw(canvas, molecules, colours, [texts[index] for _, index in drawn])
+    for number, (molecule, index) in enumerate(drawn):
+        canvas.SetOffset(number % ACROSS * WIDTH, number // ACROSS * HEIGHT)
+        _draw(canvas, molecule, atom_steps(tokens[index], order[index]), texts[index])
+    canvas.FinishDrawing()
     picture = canvas.GetDrawingText()
     write_file(path, picture.encode() if isinstance(picture, str) else picture)
     return len(drawn)
-
-
-def _colours(steps: list[int]) -> dict[int, tuple[float, ...]]:
-    """The colour of each atom by the place of its step between the first and the last one."""
-    revealed = [step for step in steps if step >= 0] or [0]
-    first, last = min(revealed), max(revealed)
-    places = [(step - first) / max(1, last - first) for step in steps]
-    return {
-        atom: GIVEN_COLOUR if step < 0 else light(COLOURS[round(place * (len(COLOURS) - 1))])
-        for atom, (step, place) in enumerate(zip(steps, places, strict=True))
-    }
 
 
 def _canvas(count: int, is_svg: bool) -> Any:
@@ -80,19 +72,26 @@ def _canvas(count: int, is_svg: bool) -> Any:
 
     across = min(ACROSS, count)
     kind = rdMolDraw2D.MolDraw2DSVG if is_svg else rdMolDraw2D.MolDraw2DCairo
-    return kind(across * WIDTH, -(-count // across) * HEIGHT, WIDTH, HEIGHT)
+    canvas = kind(across * WIDTH, -(-count // across) * HEIGHT, WIDTH, HEIGHT)
+    options = canvas.drawOptions()
+    options.useBWAtomPalette()  # the colours tell the order, not the elements
+    options.legendFontSize, options.fixedBondLength = 12, BOND
+    # rings: letters on a dark ground could not be read
+    options.fillHighlights, options.atomHighlightsAreCircles = False, True
+    options.highlightRadius, options.highlightBondWidthMultiplier = RING, 8
+    options.scaleBondWidth = False
+    return canvas
 
 
-def _draw(
-    canvas: Any, molecules: list[Any], colours: list[dict[int, Any]], legends: list[str]
-) -> None:
-    canvas.drawOptions().useBWAtomPalette()  # the colours tell the order, not the elements
-    canvas.drawOptions().legendFontSize = 12
-    canvas.DrawMolecules(
-        molecules,
-        legends=legends,
-        highlightAtoms=[list(one) for one in colours],
-        highlightAtomColors=colours,
-        highlightBonds=[[]] * len(molecules),
-    )
-    canvas.FinishDrawing()
+def _draw(canvas: Any, molecule: Any, steps: list[int], legend: str) -> None:
+    """Draws a molecule, the ring of each atom coloured by the place of its step among all."""
+    revealed = [step for step in steps if step >= 0] or [0]
+    first, last = min(revealed), max(revealed)
+    colours = [
+        GIVEN_COLOUR if step < 0 else COLOURS[colour_index(step, first, last)] for step in steps
+    ]
+    rings = {
+        atom: [tuple(channel / 255 for channel in channels(colour))]
+        for atom, colour in enumerate(colours)
+    }
+    canvas.DrawMoleculeWithHighlights(molecule, legend, rings, {}, {}, {})

@@ -1,15 +1,12 @@
-"""The generation order as a picture: text in boxes coloured by step, with a colour bar.
-
-The colours are those of the terminal, from early (blue) to late (red), light enough for black
-letters.
-"""
+"""The generation order as a picture: text in boxes coloured by step, with a colour bar."""
 
 import io
 import os
 from pathlib import Path
 
 from ..evaluation.records import write_file
-from .terminal import COLOURS, PICTURES
+from .colours import black_or_white, colour_map
+from .terminal import PICTURES
 
 COLUMNS = 80
 FONT_SIZE = 9  # points
@@ -73,12 +70,6 @@ def order_picture(tokens: list[str], order: list[int], path: str | os.PathLike) 
     )
 
 
-def light(code: int) -> tuple[float, ...]:
-    """RGB of a colour of the terminal's 6 x 6 x 6 cube (codes 16 to 231), half-way to white."""
-    levels = (0, 95, 135, 175, 215, 255)
-    return tuple((255 + levels[(code - 16) // place % 6]) / 510 for place in (36, 6, 1))
-
-
 def _draw(
     pieces: list[tuple[int, int, int, str]], order: list[int], last: int, path: str | os.PathLike
 ) -> None:
@@ -99,15 +90,16 @@ def _draw(
     )
     axes.set(xlim=(0, COLUMNS), ylim=(max(lines, 5), 0))
     axes.axis("off")
-    colour_map = colors.LinearSegmentedColormap.from_list(
-        "order", [light(code) for code in COLOURS]
-    )
-    colours = ScalarMappable(colors.Normalize(1, last + 1), colour_map)
+    colours = ScalarMappable(colors.Normalize(1, last + 1), colour_map())
     font = {"family": "DejaVu Sans Mono", "size": FONT_SIZE, "va": "center"}
     for index, line, column, text in pieces:
-        colour = colours.to_rgba(order[index] + 1) if order[index] >= 0 else GIVEN_COLOUR
+        colour = (
+            colors.to_hex(colours.to_rgba(order[index] + 1)) if order[index] >= 0 else GIVEN_COLOUR
+        )
         axes.add_patch(Rectangle((column, line + 0.05), len(text), 0.9, color=colour, linewidth=0))
-        axes.text(column, line + 0.5, text, parse_math=False, **font)  # a "$" in a text is a dollar
+        letters = black_or_white(colour)
+        # a "$" in a text is a dollar
+        axes.text(column, line + 0.5, text, parse_math=False, color=letters, **font)
     bar = figure.add_axes(
         (1 - BAR_WIDTH / width, MARGIN / height, 0.12 / width, text_height / height)
     )

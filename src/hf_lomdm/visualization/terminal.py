@@ -3,12 +3,11 @@
 import math
 from typing import Any
 
+from .colours import COLOURS, black_or_white, channels, colour_index
+
 SHARES = (0.25, 0.5, 0.75, 1.0)
 HIDDEN = "·"
 RESET = "\x1b[0m"
-# 256-colour codes from early (blue) through green and yellow to late (red); given tokens keep the
-# terminal's colour.
-COLOURS = (21, 27, 33, 39, 45, 49, 47, 82, 118, 154, 190, 226, 220, 214, 208, 202, 196)
 LEGEND_WIDTH = 40
 # Texts may hold codes that steer a terminal, marks that turn the direction of a line, and halves of
 # surrogate pairs, which no encoding takes: all are shown as signs. Line breaks and tabs stay.
@@ -50,7 +49,7 @@ def order_text(tokens: list[str], order: list[int], color: bool) -> str:
             Control characters that could steer the terminal are shown as pictures of themselves
             (`␛`).
         order: step of reveal of each token; -1 = given, -2 = padding (left out).
-        color: `True` colours the text by 256-colour ANSI codes, `False` uses no escape codes: only
+        color: `True` colours the text by 24-bit ANSI codes, `False` uses no escape codes: only
             the snapshots, where `·` stands for each character of a masked token, show the order.
     Returns:
         Lines of text, without a newline at the end.
@@ -76,16 +75,16 @@ def order_text(tokens: list[str], order: list[int], color: bool) -> str:
     return "\n\n".join(parts)
 
 
-def _colour(step: int, steps: list[int]) -> str:
-    """Escape code of a step: its place between the first and the last one."""
-    place = (step - steps[0]) / max(1, steps[-1] - steps[0])
-    return f"\x1b[38;5;{COLOURS[round(place * (len(COLOURS) - 1))]}m"
+def _painted(text: str, step: float, steps: list[int]) -> str:
+    """A text on the colour of its step; a line break would paint the rest of the line."""
+    colour = COLOURS[colour_index(step, steps[0], steps[-1])]
+    ground, letters = (";".join(map(str, channels(c))) for c in (colour, black_or_white(colour)))
+    code = f"\x1b[48;2;{ground};38;2;{letters}m"
+    return "\n".join(f"{code}{part}{RESET}" if part else "" for part in text.split("\n"))
 
 
 def _coloured(pairs: list[tuple[str, int]], steps: list[int]) -> str:
-    return "".join(
-        token if step < 0 else f"{_colour(step, steps)}{token}{RESET}" for token, step in pairs
-    )
+    return "".join(token if step < 0 else _painted(token, step, steps) for token, step in pairs)
 
 
 def _legend(steps: list[int]) -> str:
@@ -93,8 +92,8 @@ def _legend(steps: list[int]) -> str:
     places = [
         steps[0] + (steps[-1] - steps[0]) * i / (LEGEND_WIDTH - 1) for i in range(LEGEND_WIDTH)
     ]
-    bar = "".join(f"{_colour(place, steps)}█" for place in places)
-    return f"step {steps[0] + 1} {bar}{RESET} step {steps[-1] + 1}; uncoloured: given"
+    bar = "".join(_painted(" ", place, steps) for place in places)
+    return f"step {steps[0] + 1} {bar} step {steps[-1] + 1}; uncoloured: given"
 
 
 def _snapshot(pairs: list[tuple[str, int]], last: int) -> str:
