@@ -1,6 +1,7 @@
 """Fixtures for all tests: the smallest real models."""
 
 import os
+import shutil
 import tempfile
 
 # Tiny tensors: a second thread would only wait for the first. Before torch is imported, and for
@@ -50,3 +51,22 @@ def make_model():
     """The factory `build_model`: keyword arguments override the tiny configuration, `seed` the
     weights."""
     return build_model
+
+
+@pytest.fixture
+def browser():
+    """A headless Chromium: that of the variable `CHROMIUM`, or of the path; skips without one."""
+    playwright = pytest.importorskip(
+        "playwright.sync_api", reason="drives a browser: pip install playwright"
+    )
+    names = (os.environ.get("CHROMIUM"), "chromium", "chromium-browser", "google-chrome")
+    path = next(filter(None, (shutil.which(name) for name in names if name)), None)
+    if path is None:
+        pytest.skip("no Chromium on this machine")
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run"]
+    with playwright.sync_playwright() as driver:
+        chromium = driver.chromium.launch(
+            executable_path=path, args=[*flags, "--disable-background-networking"]
+        )
+        yield chromium
+        chromium.close()

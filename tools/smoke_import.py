@@ -13,7 +13,10 @@ import sysconfig
 from pathlib import Path
 
 # What only an extra provides: the model type of lm-eval needs lm-eval, the page gradio.
-NEED_EXTRAS = {"hf_lomdm.evaluation.lm_eval_adapter", "hf_lomdm.cli.space"}
+NEED_EXTRAS = {
+    "hf_lomdm.evaluation.lm_eval_adapter",
+    *(f"hf_lomdm.cli.{name}" for name in ("space", "space_gate", "space_page")),
+}
 
 
 def public_names(module_name: str) -> list[str]:
@@ -29,7 +32,7 @@ def use_package_data() -> None:
     """Makes a page and a card, which are put together from files that are no modules."""
     html = importlib.import_module("hf_lomdm.visualization.html")
     cards = importlib.import_module("hf_lomdm.training.model_card")
-    html.order_page([["text"]], [[0]], "title")
+    html.order_page([html.text_element(["text"], [0], "label")], "title")
     cards.model_card("name", cards.describe_causal(), cards.TrainingRecord(0, {}))
 
 

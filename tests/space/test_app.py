@@ -1,14 +1,15 @@
-"""The Space: its command line, its metadata, and how it writes in a real browser."""
+"""The Space: its command line, its limits, its metadata, and how it works in a real browser."""
 
 import asyncio
+import html
 import importlib
 import os
 import re
-import shutil
 import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from urllib.error import URLError
 from urllib.request import urlopen
@@ -17,21 +18,15 @@ import pytest
 import torch
 
 from hf_lomdm import LoMDMPipeline, LoMDMScheduler
+from hf_lomdm.cli import space_models
+from hf_lomdm.cli.space_models import ORDERS, PUZZLE, SAMPLERS, Refused, Settings, Shown
 from hf_lomdm.visualization import token_texts
 from tiny_tokenizer import build_tokenizer
 
 ROOT = Path(__file__).parents[2]
-APP, MODEL = ROOT / "space" / "app.py", ROOT / "checkpoints" / "lomdm-enwiki"
-CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
-FLAGS = (
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--no-first-run",
-    "--disable-background-networking",
-)
+APP = ROOT / "space" / "app.py"
+MODELS = {name: ROOT / "checkpoints" / f"lomdm-{name}" for name in ("enwiki", "sudoku", "moses")}
+MODEL = MODELS["enwiki"]
 
 
 def test_it_asks_for_what_the_package_asks_for():
@@ -58,7 +53,7 @@ def address():
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "MODEL": "overridden/by-the-option"}
-    command = [sys.executable, str(APP), "--model", str(MODEL), "--port", str(port)]
+    command = [sys.executable, str(APP), "--model", *map(str, MODELS.values()), "--port", str(port)]
     process = subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
@@ -81,21 +76,8 @@ def _wait_for(url: str, process: subprocess.Popen) -> str:
     raise AssertionError(f"the app does not answer at {url}: {process.communicate()[0]}")
 
 
-@pytest.fixture
-def browser():
-    playwright = pytest.importorskip(
-        "playwright.sync_api", reason="drives a browser: pip install playwright"
-    )
-    if CHROMIUM is None:
-        pytest.skip("no Chromium on this machine")
-    with playwright.sync_playwright() as driver:
-        chromium = driver.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
-        yield chromium
-        chromium.close()
-
-
-def open_page(browser, address: str, problems: list[str]):
-    page = browser.new_page(viewport={"width": 1100, "height": 1000}, color_scheme="light")
+def open_page(browser, address: str, problems: list[str], width: int = 1280, **options):
+    page = browser.new_page(viewport={"width": width, "height": 844}, **options)
     page.on(
         "console",
         lambda message: problems.append(message.text) if message.type == "error" else None,
@@ -121,73 +103,136 @@ def expected(prompt: str, steps: int = 64) -> tuple[str, list[tuple[str, int]]]:
         max_length=64,
         generator=[torch.Generator().manual_seed(0)],
     )
-    pairs = zip(
-        token_texts(pipe.tokenizer, out.sequences[0].tolist()), out.order[0].tolist(), strict=True
-    )
-    return out.texts[0], [(token.replace("\n", "↵\n"), step) for token, step in pairs if step >= 0]
+    tokens = token_texts(pipe.tokenizer, out.sequences[0].tolist())
+    special = set(pipe.tokenizer.all_special_tokens)
+    pairs = zip(tokens, out.order[0].tolist(), strict=True)
+    return out.texts[0], [
+        ("" if token in special else token.replace("\n", "↵\n"), step)
+        for token, step in pairs
+        if step >= 0
+    ]
 
 
-WATCH = """() => {
-  window.counts = [];
-  new MutationObserver(() => counts.push(document.querySelectorAll("#live .text .t").length))
-    .observe(document.querySelector("#live"),
-             {childList: true, subtree: true, characterData: true});
-}"""
+FRAME = "#run iframe"
+
+
+def finish(page) -> None:
+    """Goes to the end of the run that is there."""
+    page.locator(FRAME).wait_for(timeout=60_000)
+    page.frame_locator(FRAME).locator("#last").click()
+
+
+def press_write(page) -> None:
+    """Writes another run, and waits for it."""
+    page.evaluate("document.querySelector('#run iframe').id = 'old'")
+    page.get_by_role("button", name="Write").click()
+    page.locator("#run iframe:not(#old)").wait_for(timeout=60_000)
 
 
 @pytest.mark.slow
-def test_app_writes_live_in_a_browser_without_errors_and_without_leaving_the_machine(
-    browser, address
-):
+def test_the_page_opens_with_a_run_that_plays_by_itself_and_stays_on_the_machine(browser, address):
     problems: list[str] = []
     page = open_page(browser, address, problems)
-    page.get_by_label("Prompt or template").fill("The city of")
-    page.evaluate(WATCH)
-    page.get_by_role("button", name="Write").click()
-    page.locator("#order iframe").wait_for(timeout=60_000)
-    counts = page.evaluate("counts")
-    assert counts == sorted(counts) and len(set(counts)) > 5  # it grew before the eyes, not at once
+    frame = page.frame_locator(FRAME)
+    frame.locator("#play", has_text="Pause").wait_for()  # it plays, and nobody pressed anything
+    frame.locator("#status", has_text=re.compile("^step [2-9] of ")).wait_for()
+    assert frame.locator(".masked").count() > 5
     text, tokens = expected("The city of")
     assert page.locator("#finished textarea").input_value() == text
-    shown = page.eval_on_selector_all(
-        "#live .text .t",
-        "all => all.map(one => [one.textContent, Number(one.dataset.step), one.className])",
+    finish(page)
+    shown = frame.locator(".text .t").evaluate_all(
+        "all => all.map(one => [one.textContent, Number(one.dataset.step), one.className])"
     )
     assert [(token, step) for token, step, _ in shown] == tokens
     last = max(step for _, step in tokens)
-    first = next(name for _, step, name in shown if step == 0)
-    final = next(name for _, step, name in shown if step == last)
-    assert first.split()[-1] == "c0" and final.split()[-1] == "c16"
-    background = "all => getComputedStyle(all).backgroundColor"
-    # the first colour of the page
-    assert page.eval_on_selector("#live .text .c0", background) == "rgb(0, 34, 78)"
-    frame = page.frame_locator("#order iframe")
-    frame.locator("#first").click()  # the script within the frame runs
+    colours = {step: name.split()[1] for _, step, name in shown}
+    assert (colours[0], colours[last]) == ("c0", "c16")
+    ground = frame.locator(".text .c0").first.evaluate(
+        "one => getComputedStyle(one).backgroundColor"
+    )
+    assert ground == "rgb(0, 34, 78)"  # the first colour of cividis
+    frame.locator("#first").click()
     assert (
         frame.locator("#status").inner_text()
-        == f"step 0 of {last + 1}: 0 of {len(tokens)} tokens revealed"
+        == f"step 0 of {last + 1}: 0 of {last + 1} tokens revealed"
     )
+    bars = frame.locator(".text .t").evaluate_all(
+        "all => all.map(one => one.style.getPropertyValue('--rate'))"
+    )
+    assert len(set(bars)) > 5
     assert problems == []
 
 
 @pytest.mark.slow
-def test_app_fills_templates_and_says_what_is_wrong(browser, address):
+def test_a_motion_that_is_not_wanted_does_not_start(browser, address):
+    page = open_page(browser, address, [], reduced_motion="reduce")
+    status = page.frame_locator(FRAME).locator("#status")
+    assert re.fullmatch(r"step (\d+) of \1: .*", status.inner_text())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1280])
+def test_every_model_fits_the_page_and_shows_its_kind(browser, address, width, scheme):
+    problems: list[str] = []
+    page = open_page(browser, address, problems, width, color_scheme=scheme)
+    fits = "document.documentElement.scrollWidth <= innerWidth"
+    frame = page.frame_locator(FRAME)
+    assert page.evaluate(fits)
+    page.get_by_label("lomdm-sudoku").click()
+    frame.locator(".grid").nth(1).wait_for()
+    left, right = (frame.locator(".grid").nth(number).bounding_box() for number in (0, 1))
+    assert left["y"] == right["y"] and left["x"] + left["width"] < right["x"]
+    assert left["width"] == pytest.approx(left["height"], abs=1)
+    assert (
+        frame.locator(".grid > *").count() == 162 and frame.locator(".grid > .given").count() == 60
+    )
+    assert page.evaluate(fits)
+    finish(page)
+    assert frame.get_by_text("Solved.", exact=True).is_visible()
+    page.get_by_label("lomdm-moses").click()
+    frame.get_by_text("c1ccc(").or_(frame.locator(".text")).first.wait_for()
+    if importlib.util.find_spec("rdkit"):
+        assert frame.locator("svg ellipse[data-step]").count() > 0
+    else:
+        assert frame.get_by_text("needs RDKit").is_visible()
+    # all of the frame's page is to be seen, without bars to scroll it
+    page.wait_for_function(
+        "height => Math.abs(document.querySelector('#run iframe').clientHeight - height) < 2",
+        arg=frame.locator("html").evaluate("one => one.offsetHeight"),
+    )
+    assert page.evaluate(fits)
+    dark = frame.locator("body").evaluate("one => getComputedStyle(one).backgroundColor")
+    assert dark == ("rgb(22, 24, 28)" if scheme == "dark" else "rgb(255, 255, 255)")
+    assert problems == []
+
+
+@pytest.mark.slow
+def test_on_a_phone_the_run_is_scrolled_to(browser, address):
+    page = open_page(browser, address, [], width=390)
+    page.get_by_role("button", name="Write").scroll_into_view_if_needed()
+    inside = "0 <= Math.round(document.querySelector('#run').getBoundingClientRect().top)"
+    assert not page.evaluate(inside)
+    press_write(page)
+    page.wait_for_function(
+        f"{inside} && document.querySelector('#run').getBoundingClientRect().top < 200"
+    )
+
+
+@pytest.mark.slow
+def test_templates_are_filled_in_and_what_is_wrong_is_said(browser, address):
     problems: list[str] = []
     page = open_page(browser, address, problems)
-    prompt, write = (
-        page.get_by_label("Prompt or template"),
-        page.get_by_role("button", name="Write"),
-    )
-    prompt.fill("The [MASK][MASK] of <b>London</b>")
-    write.click()
-    page.locator("#order iframe").wait_for(timeout=60_000)
-    assert page.locator("#live .text .t").count() == 2 and page.locator("#live b").count() == 0
-    assert page.locator("#live .given", has_text="L").count() >= 1
+    prompt = page.locator("#prompt textarea")
+    prompt.fill("The [MASK][MASK] of <b>London</b> ${1 + 1}")
+    press_write(page)
+    finish(page)
+    frame = page.frame_locator(FRAME)
+    assert frame.locator(".text .t").count() == 2 and frame.locator("b").count() == 0
+    assert "".join(frame.locator(".text .given").all_inner_texts()).endswith("${1 + 1}")
     prompt.fill("city " * 200)
-    write.click()
-    page.get_by_text(re.compile("prompt 0 needs .* tokens, more than the limit of 64")).wait_for(
-        timeout=20_000
-    )
+    page.get_by_role("button", name="Write").click()
+    page.get_by_text(re.compile("The prompt has .* tokens, and Length 64")).wait_for(timeout=20_000)
     assert problems == []
 
 
@@ -195,63 +240,189 @@ def test_app_fills_templates_and_says_what_is_wrong(browser, address):
 def test_stop_ends_a_text_in_the_middle_and_the_next_one_is_written(browser, address):
     problems: list[str] = []
     page = open_page(browser, address, problems)
-    page.get_by_label("number input for Steps").fill("1024")  # seconds, also on a fast machine
-    page.get_by_label("number input for Steps").press("Enter")
-    page.get_by_label("Sampler").fill("ancestral")
-    page.get_by_label("Sampler").press("Enter")
+    steps = page.get_by_label("number input for Steps")
+    steps.fill("1024")  # seconds, also on a fast machine
+    steps.press("Enter")
+    page.get_by_label("Order").click()
+    page.get_by_role("option", name="in random clusters").click()
     page.get_by_role("button", name="Write").click()
-    page.locator("#live .text .t").first.wait_for(timeout=60_000)
+    status = page.locator("#run [role=status]", has_text=re.compile("step [1-9]"))
+    status.wait_for(timeout=60_000)
     page.get_by_role("button", name="Stop").click()
     page.wait_for_timeout(1000)
-    status = page.locator("#live [role=status]")
     output = status.inner_text()
     page.wait_for_timeout(1000)
-    assert (
-        status.inner_text() == output
-        and " of 1024: " in output
-        and not output.startswith("step 1024")
-    )
-    assert page.locator("#order iframe").count() == 0
-    page.get_by_label("number input for Steps").fill("8")
-    page.get_by_label("number input for Steps").press("Enter")
+    assert status.inner_text() == output and " of 1024: " in output
+    assert page.locator(FRAME).count() == 0
+    steps.fill("8")
+    steps.press("Enter")
     page.get_by_role("button", name="Write").click()
-    page.locator("#order iframe").wait_for(timeout=60_000)
+    page.locator(FRAME).wait_for(timeout=60_000)
     assert problems == []
 
 
-def test_settings_are_passed_on_and_bad_ones_become_messages(app):
-    pipe = app.load(str(MODEL))
-    write = app.writer(pipe, "Order")
-    *growing, (live, text, order) = write("The city of", 4, 12, "left_to_right", 0.0, 3)
-    options = {
-        "num_inference_steps": 4,
-        "max_length": 12,
-        "sampler": "left_to_right",
-        "temperature": 0.0,
+@pytest.fixture(scope="module")
+def shown():
+    """The shipped models as the page has them."""
+    return {
+        name: Shown(name, LoMDMPipeline.from_pretrained(path, dtype=torch.float32))
+        for name, path in MODELS.items()
     }
-    assert (
-        text
-        == pipe("The city of", **options, generator=[torch.Generator().manual_seed(3)]).texts[0]
-    )
-    assert len(growing) == 5 and all(page == "" and not done for _, done, page in growing)
-    assert "step 4 of 4" in live and 'sandbox="allow-scripts"' in order
-    with pytest.raises(app.gr.Error, match="more than the limit of 5"):
-        list(write("The city of London", 4, 5, "sequential", 1.0, 0))
 
 
-def test_page_offers_every_sampler_of_the_scheduler_and_no_more_tokens_than_the_model_takes(app):
-    pipe = app.load(str(MODEL))
-    for sampler in app.SAMPLERS:
-        type(pipe.scheduler).from_config(pipe.scheduler.config, sampler=sampler)
-    parts = {
-        part["props"].get("label"): part["props"]
-        for part in app.build(pipe, "<x>").config["components"]
-    }
-    assert (
-        parts["Length in tokens, with the prompt"]["maximum"]
-        == pipe.model.config.max_position_embeddings
+@pytest.fixture(scope="module")
+def opened(shown):
+    """With what the page opens, of each model."""
+    return {name: model.open() for name, model in shown.items()}
+
+
+def page_of(run: str) -> str:
+    """The page within the frame of a run."""
+    return html.unescape(re.search('srcdoc="([^"]*)"', run)[1])
+
+
+def test_every_shipped_model_is_of_its_kind_and_opens_with_settings_that_suit_it(shown, opened):
+    kinds = {"enwiki": "text", "sudoku": "sudoku", "moses": "molecules"}
+    assert {name: model.kind for name, model in shown.items()} == kinds
+    settings, run, text = opened["enwiki"]
+    assert (settings.length, settings.steps) == (64, 64) and text == expected("The city of")[0]
+    page = page_of(run)
+    assert "<body data-plays>" in page and "[BOS]" not in page and "[EOS]" not in page
+    settings, run, text = opened["moses"]
+    assert settings.length == 58 and re.fullmatch(r"c1ccc\(.{4}\)cc1C\(=O\)N.{3}", text)
+    if importlib.util.find_spec("rdkit"):
+        assert page_of(run).count("<svg") == 1
+
+
+def test_a_sudoku_is_two_grids_with_its_clues_apart_and_says_whether_it_is_solved(opened):
+    settings, run, text = opened["sudoku"]
+    assert (settings.prompt, settings.length, settings.steps) == (PUZZLE, 81, 81)
+    grids = re.findall('<div class="grid".*?</div>', page_of(run))
+    for grid, line in zip(grids, text.split("\n"), strict=True):
+        cells = re.findall(r"<span([^>]*)>(\d)</span>", grid)
+        assert "".join(digit for _, digit in cells) == line.split(": ")[1]
+        given = [digit if 'class="given"' in kind else "." for kind, digit in cells]
+        assert "".join(given) == PUZZLE
+    notes = re.findall('<p class="note">([^<]*)', page_of(run))
+    pattern = re.compile(r"Not solved: \d+ of 27 rows, columns and boxes are wrong\.")
+    assert pattern.fullmatch(notes[0]) and notes[1] == "Solved."
+    # the learned order shows its rates, the other one has no use for them
+    rates = re.findall('data-rates="([^"]*)"', page_of(run))
+    assert len(set(rates[0])) > 10 and set(rates[1]) == {","}
+
+
+def test_a_puzzle_with_one_wrong_cell_breaks_its_row_its_column_and_its_box():
+    solution = "534678912672195348198342567859761423426853791713924856961537284287419635345286179"
+    assert space_models._verdict(list(map(int, solution))) == "Solved."
+    broken = [1, *map(int, solution[1:])]
+    assert space_models._verdict(broken).startswith("Not solved: 3 of 27 ")
+
+
+def test_molecules_without_rdkit_are_written_and_a_line_says_what_the_drawing_needs(
+    shown, monkeypatch
+):
+    def missing(*_):
+        raise ValueError("not installed")
+
+    monkeypatch.setattr(space_models, "molecule_svg", missing)
+    model = shown["moses"]
+    *_, (run, text) = model.write(model.start)
+    assert "<svg" not in page_of(run) and text.startswith("c1ccc(")
+    assert "The drawing needs RDKit: pip install 'hf-lomdm[molecules]'" in html.unescape(
+        page_of(run)
     )
-    assert parts["Sampler"]["value"] == pipe.scheduler.config.sampler
+    monkeypatch.setattr(space_models, "molecule_svg", lambda *_: None)
+    *_, (run, _) = model.write(model.start)
+    assert "This text is no molecule" in page_of(run)
+
+
+def test_molecules_are_continued_or_made_up_without_a_template(shown):
+    model = shown["moses"]
+    for prompt in ("c1ccccc1", ""):
+        *_, (_, text) = model.write(replace(model.start, prompt=prompt, steps=8))
+        assert text.startswith(prompt)
+
+
+WRONG = {
+    ("enwiki", "city " * 60): r"^The prompt has \d+ tokens, and Length 64 leaves room for 63\. "
+    "Shorten the prompt, or raise Length.$",
+    ("enwiki", "[MASK] " * 65): r"^The prompt has \d+ tokens, and the model takes 64\. "
+    "Shorten the prompt.$",
+    ("sudoku", PUZZLE[1:]): "^A puzzle has 81 cells, and the prompt has 80.$",
+    ("sudoku", "x" + PUZZLE[1:]): "^A cell is a digit or a dot, and the prompt has 'x'.$",
+    ("sudoku", "1" * 81): "^No cell is empty.",
+    ("sudoku", ""): "^A puzzle has 81 cells, and the prompt has 0.$",
+    ("moses", "C[MASK]?"): "^The model does not know the character '[?]'.$",
+    ("moses", "C" * 58): "^The prompt has 58 characters, and the model takes 57.",
+    ("moses", "C" * 58 + "[MASK]"): "^The prompt has 59 characters, and the model takes 58.",
+}
+
+
+@pytest.mark.parametrize(("name", "prompt"), WRONG)
+def test_a_prompt_that_a_model_cannot_take_is_refused_in_the_words_of_the_page(shown, name, prompt):
+    model = shown[name]
+    with pytest.raises(Refused, match=WRONG[name, prompt]) as refusal:
+        next(model.write(replace(model.start, prompt=prompt)))
+    assert not re.search("max_|num_|_id|None", str(refusal.value))
+
+
+def test_a_run_sends_few_states_and_no_text_before_its_end(shown, monkeypatch):
+    model = shown["enwiki"]
+    monkeypatch.setattr(space_models, "PAUSE", 1e9)
+    first, last = model.write(replace(model.start, steps=8, length=16))
+    assert "step 0 of 8" in first[0] and first[1] == "" and "<iframe" in last[0]
+    monkeypatch.setattr(space_models, "PAUSE", 0)
+    *growing, _ = model.write(replace(model.start, steps=8, length=16))
+    assert [re.search(r"step (\d)", run)[1] for run, _ in growing] == list("012345678")
+
+
+def test_what_was_typed_reaches_the_page_as_text_alone(shown):
+    model = shown["enwiki"]
+    prompt = "<script>x</script><b>&lt;</b>\u202e"
+    for run, text in model.write(replace(model.start, prompt=prompt)):
+        inner = page_of(run) if text else run
+        assert "<script>x" not in inner and "<b>" not in inner and "\u202e" not in inner
+    given = re.findall('<span class="given"[^>]*>([^<]*)<', inner)
+    assert html.unescape("".join(given)).startswith(prompt.replace("\u202e", "\ufffd"))
+
+
+def test_settings_are_passed_on_to_the_pipeline(shown):
+    model = shown["enwiki"]
+    *_, (_, text) = model.write(Settings("The city of", 4, 12, "left_to_right", 0.0, 3))
+    options = {"num_inference_steps": 4, "max_length": 12, "sampler": "left_to_right"}
+    generator = [torch.Generator().manual_seed(3)]
+    alone = model.pipe("The city of", **options, temperature=0.0, generator=generator)
+    assert text == alone.texts[0]
+
+
+def test_every_order_is_explained_in_a_few_words(shown):
+    assert tuple(ORDERS) == SAMPLERS and len(set(ORDERS.values())) == len(ORDERS)
+    assert max(len(words.split()) for words in ORDERS.values()) <= 8
+
+
+def test_page_has_the_fields_that_suit_each_model(app, shown, opened, monkeypatch):
+    page = importlib.import_module("hf_lomdm.cli.space_page")
+    monkeypatch.setattr(Shown, "open", lambda model: opened[model.name])
+    blocks = page.build(shown)
+    parts = {part["props"].get("label"): part["props"] for part in blocks.config["components"]}
+    assert [name for _, name in parts["Model"]["choices"]] == list(shown)
+    assert parts["Length in tokens, with the prompt"]["maximum"] == 64
+    assert parts["Order"]["value"] == "sequential"
+    choose = page._chooser(shown, opened)
+    prompt, steps, length, order, _, _, run, text = choose("sudoku")
+    assert (prompt["value"], steps["value"]) == (PUZZLE, 81) and "grid" in run and "\n" in text
+    assert not length["visible"] and not order["visible"]
+    with pytest.raises(app.gr.Error, match="one of the models of the page"):
+        choose("../other")
+
+
+def test_models_that_cannot_be_loaded_are_left_out_with_a_line(app, monkeypatch, capsys):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    models = app.load_all([str(ROOT / "tests"), str(MODEL), str(MODEL), "nowhere/at-all"])
+    assert list(models) == ["lomdm-enwiki", str(MODEL)]
+    lines = capsys.readouterr().out.splitlines()
+    left_out = [line for line in lines if line.startswith("left out: --model ")]
+    assert len(left_out) == 2 and "nowhere/at-all cannot be loaded: " in left_out[1]
 
 
 @pytest.mark.parametrize("model", ["nowhere/at-all", str(ROOT / "tests")])
@@ -263,8 +434,8 @@ def test_models_that_cannot_be_loaded_end_the_app_with_a_reason(app, model, monk
 
 def test_model_comes_from_the_option_or_else_from_the_environment(app, monkeypatch):
     monkeypatch.setenv("MODEL", "org/name")
-    assert app.parse_arguments([]).model == "org/name"
-    assert app.parse_arguments(["--model", "other"]).model == "other"
+    assert app.parse_arguments([]).model == ["org/name"]
+    assert app.parse_arguments(["--model", "other", "more"]).model == ["other", "more"]
     monkeypatch.delenv("MODEL")
     with pytest.raises(SystemExit):
         app.parse_arguments([])
@@ -283,24 +454,33 @@ HOSTILE = {
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_settings_that_the_page_would_not_send_are_refused_before_any_work(
-    app, make_model, monkeypatch, name
+    app, tiny, monkeypatch, name
 ):
-    pipe = LoMDMPipeline(make_model(), LoMDMScheduler(mask_token_id=10), build_tokenizer())
-    monkeypatch.setattr(app, "stream", None)
-    write, place = app.writer(pipe, "Order"), list(HOSTILE).index(name)
+    page = importlib.import_module("hf_lomdm.cli.space_page")
+    monkeypatch.setattr(space_models, "stream", None)
+    write, place = page._writer({"tiny": tiny}), list(HOSTILE).index(name)
+    label = "Order" if name == "sampler" else name.capitalize()
     for value in HOSTILE[name]:
-        with pytest.raises(app.gr.Error, match=f"^'?{name} must be "):
-            next(write(*SETTINGS[:place], value, *SETTINGS[place + 1 :]))
+        with pytest.raises(app.gr.Error, match=f"^'?{label} must be "):
+            next(write("tiny", *SETTINGS[:place], value, *SETTINGS[place + 1 :]))
+    for unknown in ("other", None, ["tiny"], 1):
+        with pytest.raises(app.gr.Error, match="Choose one of the models"):
+            next(write(unknown, *SETTINGS))
 
 
 @pytest.fixture
-def client(app, make_model, monkeypatch):
+def tiny(make_model) -> Shown:
+    scheduler = LoMDMScheduler(mask_token_id=10)
+    return Shown("tiny", LoMDMPipeline(make_model(), scheduler, build_tokenizer()))
+
+
+@pytest.fixture
+def client(app, tiny, monkeypatch):
     """The app as `main` starts it, without a socket."""
     from starlette.testclient import TestClient
 
-    pipe = LoMDMPipeline(make_model(), LoMDMScheduler(mask_token_id=10), build_tokenizer())
     launched = {}
-    monkeypatch.setattr(app, "load", lambda model: pipe)
+    monkeypatch.setattr(app, "load", lambda model: tiny.pipe)
     monkeypatch.setattr(
         app.gr.Blocks, "launch", lambda self, **options: launched.update(options, page=self)
     )
@@ -314,14 +494,18 @@ def join(client, *data) -> dict:
     """The body of a request that presses the button."""
     functions = client.get("/config").json()["dependencies"]
     number = next(function["id"] for function in functions if function["api_name"] == "write")
-    return {"data": data, "fn_index": number, "session_hash": "session"}
+    return {"data": ["tiny", *data], "fn_index": number, "session_hash": "session"}
 
 
-def test_requests_beyond_what_the_page_sends_are_refused_unread(app, client):
+def test_requests_beyond_what_the_page_sends_are_refused_unread(client):
+    from hf_lomdm.cli import space_gate  # which needs starlette
+
     longest = join(client, "\U0001f600" * 4000, *SETTINGS[1:])
     assert client.post("/gradio_api/queue/join", json=longest).status_code == 200
     assert (
-        client.post("/gradio_api/queue/join", content=b"a" * (app.BODY_BYTES + 1)).status_code
+        client.post(
+            "/gradio_api/queue/join", content=b"a" * (space_gate.BODY_BYTES + 1)
+        ).status_code
         == 413
     )
     taken, messages = 0, []
@@ -335,8 +519,8 @@ def test_requests_beyond_what_the_page_sends_are_refused_unread(app, client):
         messages.append(message)
 
     scope = {"type": "http", "method": "POST", "path": "/gradio_api/queue/join", "headers": []}
-    asyncio.run(app.Gate(None)(scope, receive, send))
-    assert messages[0]["status"] == 413 and taken <= app.BODY_BYTES + 10_000
+    asyncio.run(space_gate.Gate(None)(scope, receive, send))
+    assert messages[0]["status"] == 413 and taken <= space_gate.BODY_BYTES + 10_000
 
 
 def test_uploads_files_of_the_server_and_all_that_the_page_does_not_need_are_closed(client):

@@ -4,7 +4,6 @@ browser."""
 import base64
 import hashlib
 import re
-import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import pytest
 from hf_lomdm.cli import sample
 from hf_lomdm.visualization import order_picture, write_order_html
 from hf_lomdm.visualization.colours import COLOURS, black_or_white
+from hf_lomdm.visualization.html import order_frame, text_element
 
 ROOT = Path(__file__).parents[2]
 TOKENS, ORDER = [["Ab", " cd", "\ne", "f", "<pad>"], ["x", "y"]], [[-1, 3, 0, 1, -2], [1, 0]]
@@ -29,16 +29,6 @@ HOSTILE = [
     "語",
     "]]>",
 ]
-CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
-FLAGS = (
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--no-first-run",
-    "--disable-background-networking",
-)
 
 
 class Page(HTMLParser):
@@ -177,17 +167,24 @@ def test_sample_script_writes_the_page_of_all_its_texts(tmp_path):
     assert {step for spans in texts for _, step, _ in spans} == {None, "0", "1", "2", "3"}
 
 
-@pytest.fixture
-def browser():
-    playwright = pytest.importorskip(
-        "playwright.sync_api", reason="drives a browser: pip install playwright"
+def test_rates_become_bars_from_the_lowest_to_the_highest_and_a_cut_row_keeps_its_columns():
+    rates = {0: [None, 0.2, 0.9, 0.55, 3.0], 2: [None, None, 0.2, None, None]}
+    element = text_element(
+        ["a", "b", "c", "d"], [-1, 2, 3, 0], "<x>", {0: rates[0][:4], 2: rates[2]}
     )
-    if CHROMIUM is None:
-        pytest.skip("no Chromium on this machine")
-    with playwright.sync_playwright() as driver:
-        chromium = driver.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
-        yield chromium
-        chromium.close()
+    # of the three that are revealed: "0" is the lowest rate or none, "z" the highest
+    assert re.findall('data-rates="([^"]*)"', element) == ["0zi,,000,"]
+    assert 'aria-label="&lt;x&gt;"' in element
+    same = text_element(["a", "b"], [0, 1], "x", {0: [0.7, 0.7]})
+    assert 'data-rates="00,"' in same
+
+
+def test_a_frame_plays_by_itself_and_only_its_script_may_run():
+    sample = text_element([HOSTILE[0], "b"], [0, 1], "text")
+    frame = order_frame(sample, title='a"b')
+    assert frame.count("<") == 2 and 'sandbox="allow-scripts"' in frame
+    assert 'title="a&quot;b"' in frame and "allow-same-origin" not in frame
+    assert "&amp;lt;script&amp;gt;" in frame and "&lt;body data-plays&gt;" in frame
 
 
 @pytest.mark.slow
@@ -206,15 +203,15 @@ def test_page_in_a_browser_steps_scrubs_plays_and_switches_by_mouse_and_keys(bro
 
     def masked():
         return page.eval_on_selector_all(
-            ".text:not([hidden]) .masked", "all => all.map(one => one.textContent)"
+            ".sample:not([hidden]) .masked", "all => all.map(one => one.textContent)"
         )
 
     assert masked() == [] and page.inner_text("#status") == "step 4 of 4: 3 of 3 tokens revealed"
     page.click("#first")
     assert masked() == [" cd", "↵\ne", "f"]
     page.keyboard.press("ArrowRight")  # the focus is on a button, which has no use for arrows
-    assert masked() == [" cd", "f"] and page.inner_text(".text:not([hidden]) .now").endswith("e")
-    assert page.get_attribute(".text:not([hidden]) [data-step='3']", "aria-hidden") == "true"
+    assert masked() == [" cd", "f"] and page.inner_text(".sample:not([hidden]) .now").endswith("e")
+    assert page.get_attribute(".sample:not([hidden]) [data-step='3']", "aria-hidden") == "true"
     page.keyboard.press("End")
     page.keyboard.press("ArrowLeft")
     assert masked() == [" cd"] and page.inner_text("#status").startswith("step 3 of 4")

@@ -4,13 +4,14 @@ escaped."""
 import re
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 import torch
 
 from hf_lomdm import LoMDMPipeline, LoMDMScheduler
 from hf_lomdm.visualization import live
-from hf_lomdm.visualization.live import BLANK, LiveState, live_html, order_frame, stream
+from hf_lomdm.visualization.live import BLANK, LiveState, live_html, stream
 from tiny_tokenizer import build_tokenizer
 
 
@@ -175,23 +176,20 @@ def test_html_hides_masked_tokens_escapes_the_others_and_frames_the_newest():
     # one more is in the legend
     assert "&lt;/span&gt;&lt;script&gt;" in text and text.count(BLANK) == 2
     # steps 0 and 1 of 4, in 16 colours
-    assert re.findall(r'<span class="(t [^"]*)"', text) == ["t c0", "t now c4"]
+    shown = re.findall(r'<span class="(t [^"]*)"', text)
+    assert shown == ["t c0", "t now c4", "t masked"]
     assert "step 2 of 5: 2 of 3 tokens revealed" in text
 
 
-def test_plot_has_a_bar_for_each_rate_as_high_as_its_share_of_the_highest():
-    bars = re.findall(
-        r'<rect class="(v[^"]*)" x="(\d+)" y="([\d.]+)" width="8" height="([\d.]+)"',
-        live_html(STATE),
-    )
-    assert bars == [("v now", "21", "75.00", "25.00"), ("v", "31", "50.00", "50.00")]
+def test_the_bar_of_a_masked_token_is_as_high_as_the_share_of_its_rate_of_the_highest():
+    assert re.findall('style="--rate: ([^"]*)"', live_html(STATE)) == ["0.50"]
+    start = replace(STATE, step=0, order=[-1, None, None, None], rates=[None] * 4, highest_rate=0.0)
+    assert re.findall('style="--rate: ([^"]*)"', live_html(start)) == ["0.00"] * 3
 
 
-def test_frame_carries_the_page_of_the_order_and_only_its_script_may_run():
-    frame = order_frame(
-        LiveState(2, 2, [HOSTILE, "b"], [0, 1], [None, None], 1.0, "done"), title='a"b'
-    )
-    assert (
-        frame.count("<") == 2 and 'sandbox="allow-scripts"' in frame and 'title="a&quot;b"' in frame
-    )
-    assert "allow-same-origin" not in frame and "&amp;lt;script&amp;gt;" in frame
+def test_a_row_of_ids_is_written_as_its_text_with_none_but_allowed_tokens(make_model):
+    pipe = make_pipe(make_model())
+    row = pipe.tokenizer.convert_tokens_to_ids(["<bos>", "a", "b"])
+    assert list(stream(pipe, row, 5, 12, seed=1)) == list(stream(pipe, "ab", 5, 12, seed=1))
+    *_, last = stream(pipe, row, 9, 12, allowed_tokens={i: [4, 5] for i in range(3, 12)})
+    assert len(last.text) == 11 and set(last.text[2:]) <= set("bc")

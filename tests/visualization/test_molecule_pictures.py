@@ -1,8 +1,10 @@
 """Molecules as pictures: which step colours which atom."""
 
+import re
+
 import pytest
 
-from hf_lomdm.visualization.molecules import ACROSS, atom_steps, write_molecules
+from hf_lomdm.visualization.molecules import ACROSS, atom_steps, molecule_svg, write_molecules
 
 
 def test_an_atom_is_there_when_all_its_characters_are():
@@ -43,3 +45,18 @@ def test_a_picture_of_pixels_is_a_png(tmp_path):
     pytest.importorskip("rdkit")
     write_molecules(tmp_path / "one.png", [["C", "O"]], [[0, 1]])
     assert (tmp_path / "one.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_molecule_for_a_page_times_its_revealed_atoms_and_has_no_styles(tmp_path):
+    pytest.importorskip("rdkit")
+    svg = molecule_svg(list("c1ccccc1CO"), [*[-1] * 8, 1, 3])
+    assert re.findall(r'class=\'atom-(\d)\' data-step="(\d)"', svg) == [("6", "1"), ("7", "3")]
+    assert svg.startswith("<svg") and "style" not in svg and svg.count('stroke="#CCCCCC"') == 6
+    assert molecule_svg(["C", "("], [0, 1]) is None
+
+
+def test_a_written_hydrogen_is_an_atom_with_a_time_of_its_own(tmp_path):
+    pytest.importorskip("rdkit")
+    svg = molecule_svg(["C", "C", "[H]"], [2, 1, 0])
+    assert re.findall(r'data-step="(\d)"', svg) == ["2", "1", "0"]
+    assert write_molecules(tmp_path / "one.svg", [["C", "[H]"]], [[0, 1]]) == 1

@@ -8,12 +8,16 @@ import base64
 import hashlib
 import html
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
+from typing import Literal
 
 from ..evaluation.records import write_file
 from .colours import COLOURS, black_or_white, colour_index
 from .terminal import visible
+
+Rates = Mapping[int, Sequence[float | None]]  # of each token by step; `None` where it has none
+HEIGHTS = "0123456789abcdefghijklmnopqrstuvwxyz"
 
 
 def write_order_html(
@@ -47,7 +51,11 @@ def write_order_html(
                 f"tokens and order of text {number} must have the same length, got {lengths[0]} "
                 f"and {lengths[1]}."
             )
-    write_file(path, order_page(tokens, order, title).encode())
+    texts = [
+        text_element(*text, label=f"text {number + 1}")
+        for number, text in enumerate(zip(tokens, order, strict=True))
+    ]
+    write_file(path, order_page(texts, title).encode())
 
 
 def read_resource(name: str) -> str:
@@ -55,16 +63,43 @@ def read_resource(name: str) -> str:
     return "\n" + files(__package__).joinpath(name).read_text(encoding="utf-8")
 
 
-def text_element(number: int, tokens: list[str], order: list[int]) -> str:
-    """A text as spans; without the script all texts are there, finished and coloured."""
+def text_element(
+    tokens: Sequence[str],
+    order: Sequence[int],
+    label: str,
+    rates: Rates | None = None,
+    kind: Literal["text", "grid"] = "text",
+) -> str:
+    """A text as spans; without the script it is there, finished and coloured.
+
+    Args:
+        tokens, order: as in `write_order_html`. label: what a screen reader says of it.
+        rates: for steps, 0-based, the rate of each token, which masked tokens show as bars. The
+            highest bar is the highest rate of all steps, an empty one the lowest.
+        kind: `"grid"` lays 81 tokens out as nine lines of nine cells.
+    """
     last = max(order, default=0)
     spans = (
         token_span(token, step, last)
         for token, step in zip(tokens, order, strict=True)
         if step > -2
     )
-    attributes = f'class="text" dir="auto" role="group" aria-label="text {number + 1}"'
-    return f"<div {attributes}>{''.join(spans)}</div>"
+    heights = _heights(order, rates or {}, last)
+    attributes = f'class="{kind}" dir="auto" role="group" aria-label="{escape(label)}"'
+    return f'<div {attributes} data-rates="{heights}">{"".join(spans)}</div>'
+
+
+def _heights(order: Sequence[int], rates: Rates, last: int) -> str:
+    """For each step a word of as many signs, 0 to 9 and a to z, as tokens are revealed."""
+    known = [rate for row in rates.values() for rate in row if rate is not None]
+    low, width = min(known, default=0.0), max(known, default=0.0) - min(known, default=0.0) or 1.0
+    revealed = [i for i, step in enumerate(order) if step >= 0]
+
+    def sign(rate: float | None) -> str:
+        return HEIGHTS[0 if rate is None else round((rate - low) / width * (len(HEIGHTS) - 1))]
+
+    steps = (rates.get(step) for step in range(last + 1))
+    return ",".join("".join(sign(row[i]) for i in revealed) if row else "" for row in steps)
 
 
 def token_span(token: str, step: int, last: int) -> str:
@@ -85,22 +120,47 @@ def _hash(text: str) -> str:
     return "'sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() + "'"
 
 
-def order_page(tokens: Sequence[list[str]], order: Sequence[list[int]], title: str) -> str:
-    """The page that `write_order_html` writes."""
-    title, script = escape(title), read_resource("order_page.js")
-    texts = "\n".join(
-        text_element(number, *text) for number, text in enumerate(zip(tokens, order, strict=True))
-    )
-    colours = "".join(
+def colour_style() -> str:
+    """The style sheet of tokens, and of the colours of their steps."""
+    rules = (
         f".c{number}:not(.masked) {{ background: {colour}; color: {black_or_white(colour)}; }}\n"
         for number, colour in enumerate(COLOURS)
     )
-    style = read_resource("order_page.css") + colours
+    return read_resource("tokens.css") + "".join(rules)
+
+
+def colour_ramp() -> str:
+    """The colours from early to late, for a legend."""
+    return "".join(f'<i class="c{number}"></i>' for number in range(len(COLOURS)))
+
+
+def order_page(samples: Sequence[str], title: str, plays: bool = False) -> str:
+    """The page that `write_order_html` writes, of samples made of `text_element` and drawings.
+
+    Args:
+        samples: HTML; one at a time is shown.
+        title: heading. plays: the page is part of another one, and plays by itself.
+    """
+    title, script = escape(title), read_resource("order_page.js")
+    style = colour_style() + read_resource("order_page.css")
     policy = f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}"
-    samples = "".join(
-        f'<option value="{number}">text {number + 1}</option>' for number in range(len(tokens))
+    numbers = "".join(
+        f'<option value="{number}">text {number + 1}</option>' for number in range(len(samples))
     )
-    ramp = "".join(f'<i class="c{number}"></i>' for number in range(len(COLOURS)))
+    elements = "\n".join(f'<section class="sample">{sample}</section>' for sample in samples)
     parts = {"policy": policy, "style": style, "script": script, "title": title}
-    parts |= {"samples": samples, "texts": texts, "ramp": ramp}
+    parts |= {"samples": elements, "numbers": numbers, "ramp": colour_ramp()}
+    parts["plays"] = " data-plays" if plays else ""
     return read_resource("order_page.html").lstrip().format(**parts)
+
+
+def order_frame(sample: str, title: str) -> str:
+    """A page that plays one sample by itself, in a frame that reaches nothing.
+
+    It tells the page around it its height (`orderHeight`, in pixels).
+    """
+    page = html.escape(order_page([sample], title, plays=True))
+    return (
+        f'<iframe title="{escape(title)}" sandbox="allow-scripts" srcdoc="{page}" '
+        'style="width: 100%; height: 32rem; border: 0"></iframe>'
+    )

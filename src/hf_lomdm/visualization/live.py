@@ -3,30 +3,28 @@
 The pipeline runs in a thread of its own; nothing here needs a user interface.
 """
 
-import html
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from queue import SimpleQueue
 from threading import Event, Semaphore
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from ..modeling.settings_lomdm import check_setting
 from ..pipelines.canvas_lomdm import windows
-from .colours import COLOURS, black_or_white
-from .html import escape, order_page, read_resource, token_span
+from .html import colour_ramp, colour_style, escape, token_span
 from .terminal import token_texts
 
 # seconds that a run waits for somebody to take its next state; then nobody is there any more
 PATIENCE = 30.0
-BLANK = "\u2581\u2581"
-BAR_HEIGHT, STRIP_HEIGHT = 100, 12  # of the plot, in units of the SVG; a position is 10 wide
-STYLE = read_resource("live_text.css") + "".join(
-    f".live .c{number} {{ background: {colour}; color: {black_or_white(colour)}; fill: {colour}; "
-    "}\n"
-    for number, colour in enumerate(COLOURS)
+BLANK = "\u00a0\u00a0"
+STYLE = (  # nested, so that it stays within
+    ".live {"
+    + colour_style()
+    + "i { display: inline-block; width: .8em; height: 1em; vertical-align: -.1em; }\n"
+    ".text .masked { margin-right: .15rem; }\n}"
 )
 
 
@@ -58,9 +56,7 @@ class _Stopped(Exception):
 class _Follower:
     """The callback of one run: hands the state after each step to whoever reads `states`."""
 
-    def __init__(
-        self, pipe: Any, prompt: str | None, max_length: int | None, num_inference_steps: int
-    ):
+    def __init__(self, pipe: Any, prompt: Any, max_length: int | None, num_inference_steps: int):
         # laid out as the pipeline will do it, so that bad input is refused before a thread starts
         self.row = pipe.make_canvas(prompt, max_length, None, 1).rows[0]
         self.windows = [
@@ -115,12 +111,13 @@ class _Follower:
 
 def stream(
     pipe: Any,
-    prompt: str | None = None,
+    prompt: str | list[int] | None = None,
     num_inference_steps: int = 64,
     max_length: int | None = None,
     sampler: str | None = None,
     temperature: float | None = None,
     seed: int = 0,
+    allowed_tokens: dict[int, list[int]] | None = None,
 ) -> Iterator[LiveState]:
     """Writes one text and yields its state before the first step, after every step, and finished.
 
@@ -130,16 +127,17 @@ def stream(
 
     Args:
         pipe: a `LoMDMPipeline` in eval mode, with a tokenizer.
-        prompt: a prefix, a template with mask tokens, or `None`.
-        num_inference_steps, max_length, sampler, temperature: as in the pipeline's call. Steps
-            beyond one per masked position are left out where they change nothing
-            (`LoMDMScheduler.num_useful_steps`).
+        prompt: a prefix, a template with mask tokens, or the token ids of one, or `None`.
+        num_inference_steps, max_length, sampler, temperature, allowed_tokens: as in the
+            pipeline's call. Steps beyond one per masked position are left out where they change
+            nothing (`LoMDMScheduler.num_useful_steps`).
         seed: of the generator, 0 or more.
     Raises:
         ValueError: input that cannot be used, at once or with the first state, with its name, value
             and the remedy.
     """
     _check(pipe, num_inference_steps, seed)
+    prompt = [prompt] if isinstance(prompt, list) else prompt
     # the same model; what a call writes on its pipeline is not shared
     own = type(pipe)(**pipe.components)
     own.set_progress_bar_config(disable=True)
@@ -155,6 +153,7 @@ def stream(
         "max_length": max_length,
         "sampler": sampler,
         "temperature": temperature,
+        "allowed_tokens": allowed_tokens,
         "generator": [torch.Generator().manual_seed(seed)],
         "callback_on_step_end": follower,
         "callback_on_step_end_tensor_inputs": ["sample", "rates", "revealed"],
@@ -175,7 +174,7 @@ def _check(pipe: Any, num_inference_steps: int, seed: int) -> None:
 
 
 def _states(
-    pipe: Any, prompt: str | None, follower: _Follower, options: dict[str, Any]
+    pipe: Any, prompt: Any, follower: _Follower, options: dict[str, Any]
 ) -> Iterator[LiveState]:
     """Runs the pipeline in a thread; a reader who leaves ends the run within a step."""
     state = follower.state(0, [None] * len(follower.row))
@@ -202,11 +201,11 @@ def _finished(follower: _Follower, output: Any, step: int) -> LiveState:
     return replace(follower.state(step, [None] * len(follower.row)), text=output.texts[0])
 
 
-def live_html(state: LiveState) -> str:
-    """A state as HTML: the text, blanks for masked tokens, and rates of positions to come.
+def live_html(state: LiveState, title: str = "", kind: Literal["text", "grid"] = "text") -> str:
+    """A state as HTML: the text, and boxes for masked tokens, with bars for their rates.
 
-    The colours of revealed tokens are those of `write_order_html`, early blue and late yellow, over
-    all steps planned; what this step revealed has a red frame. All text is escaped.
+    The colours of revealed tokens are those of `write_order_html`, dark blue early and yellow late,
+    over all steps planned; what this step revealed has a red frame. All text is escaped.
     """
     masked = sum(step is None for step in state.order)
     written = sum(step is not None and step >= 0 for step in state.order)
@@ -214,65 +213,21 @@ def live_html(state: LiveState) -> str:
         f"step {state.step} of {state.num_steps}: {written} of {written + masked} tokens revealed"
     )
     spans = "".join(_span(state, i) for i in range(len(state.order)))
-    ramp = "".join(f'<i class="c{number}"></i>' for number in range(len(COLOURS)))
     return (
-        f'<div class="live"><style>{STYLE}</style><p role="status">{status}</p>'
-        f'<div class="text" dir="auto">{spans}</div>{_plot(state)}'
-        f'<p>revealed first <span role="img" aria-label="colours from early to late">{ramp}</span> '
-        "revealed last, "
-        f'<span class="given">given</span>, <span class="m">{BLANK}</span> masked</p></div>'
+        f'<div class="live"><style>{STYLE}</style><p role="status">{escape(title)} {status}</p>'
+        f'<div class="{kind}" dir="auto">{spans}</div>'
+        f'<p>revealed first <span role="img" aria-label="colours from early to late">'
+        f'{colour_ramp()}</span> revealed last, <span class="given">given</span>, '
+        f'<span class="masked">{BLANK}</span> masked, its bar the rate</p></div>'
     )
 
 
 def _span(state: LiveState, position: int) -> str:
-    step = state.order[position]
+    step, rate = state.order[position], state.rates[position]
     if step is None:
-        return f'<span class="m" aria-hidden="true">{BLANK}</span>'
+        share = 0.0 if rate is None else rate / state.highest_rate
+        style = f'style="--rate: {share:.2f}"'
+        return f'<span class="t masked" {style} aria-hidden="true">{BLANK}</span>'
     span = token_span(state.tokens[position], step, state.num_steps - 1)
     now = step == state.step - 1 and state.text is None
     return span.replace('class="t ', 'class="t now ', 1) if now else span
-
-
-def _plot(state: LiveState) -> str:
-    """Bars of the rates by position, above a strip coloured by the step of reveal."""
-    length, height = len(state.order), BAR_HEIGHT + STRIP_HEIGHT
-    shapes = "".join(_bar(state, i, rate) for i, rate in enumerate(state.rates) if rate is not None)
-    shapes += "".join(
-        f'<rect class="c{_colour(state, step)}" x="{10 * i}" y="{BAR_HEIGHT}" '
-        f'width="10" height="{STRIP_HEIGHT}"/>'
-        for i, step in enumerate(state.order)
-        if step is not None and step >= 0
-    )
-    drawn = [rate for rate in state.rates if rate is not None]
-    heights = (
-        f"from {min(drawn):.2f} to {max(drawn):.2f}; the plot ends at {state.highest_rate:.2f}"
-        if drawn
-        else "none is drawn"
-    )
-    label = "rates v over positions: a high bar is revealed sooner"
-    return (
-        f"<p>{label}. Now {heights}.</p>"
-        f'<svg role="img" aria-label="{label}" viewBox="0 0 {10 * length} {height}" '
-        'preserveAspectRatio="none">'
-        f"{shapes}</svg>"
-    )
-
-
-def _bar(state: LiveState, position: int, rate: float) -> str:
-    tall = BAR_HEIGHT * rate / state.highest_rate
-    kind = "v" if state.order[position] is None else "v now"
-    place = f'x="{10 * position + 1}" y="{BAR_HEIGHT - tall:.2f}" width="8" height="{tall:.2f}"'
-    return f'<rect class="{kind}" {place}><title>position {position}: v = {rate:.4f}</title></rect>'
-
-
-def _colour(state: LiveState, step: int) -> int:
-    return round(step / max(1, state.num_steps - 1) * (len(COLOURS) - 1))
-
-
-def order_frame(state: LiveState, title: str = "Order of reveal") -> str:
-    """The page of `write_order_html` for a finished text, in a frame that reaches nothing."""
-    page = order_page([state.tokens], [state.order], title)
-    return (
-        f'<iframe title="{escape(title)}" sandbox="allow-scripts" srcdoc="{html.escape(page)}" '
-        'style="width: 100%; height: 32rem; border: 0"></iframe>'
-    )

@@ -12,6 +12,8 @@ from .colours import COLOURS, channels, colour_index
 
 # The atoms of SMILES: whatever stands in brackets, two letters, one letter, or a dummy.
 ATOMS = re.compile(r"\[[^\]]*\]|Cl|Br|[A-Za-z*]")
+STYLES = re.compile("style='([^']*)'")
+RINGS = re.compile(r"(<ellipse [^>]*class='atom-(\d+)')")
 GIVEN_COLOUR = "#cccccc"
 ACROSS, WIDTH, HEIGHT = 3, 320, 260  # molecules in a row; pixels of one
 BOND, RING = 34, 0.36  # the longest bond in pixels; radius of the ring of an atom, in bonds
@@ -51,7 +53,9 @@ def write_molecules(
     if Path(path).suffix not in (".svg", ".png"):
         raise ValueError(f"{path} must end in .svg or .png. For example: molecules.svg.")
     texts = ["".join(one) for one in tokens]
-    drawn = [(one, index) for index, text in enumerate(texts) if (one := parse(text)) is not None]
+    drawn = [
+        (one, index) for index, text in enumerate(texts) if (one := _molecule(text)) is not None
+    ]
     if not drawn:
         raise ValueError(
             f"none of {len(texts)} texts is a molecule, the first is {texts[0][:60]!r}. Write more "
@@ -60,11 +64,59 @@ def write_molecules(
     canvas = _canvas(len(drawn), Path(path).suffix == ".svg")
     for number, (molecule, index) in enumerate(drawn):
         canvas.SetOffset(number % ACROSS * WIDTH, number // ACROSS * HEIGHT)
-        _draw(canvas, molecule, atom_steps(tokens[index], order[index]), texts[index])
+        steps = atom_steps(tokens[index], order[index])
+        _draw(canvas, molecule, steps, max(order[index]), texts[index])
     canvas.FinishDrawing()
     picture = canvas.GetDrawingText()
     write_file(path, picture.encode() if isinstance(picture, str) else picture)
     return len(drawn)
+
+
+def molecule_svg(tokens: Sequence[str], order: Sequence[int]) -> str | None:
+    """A molecule as an SVG element for a page; rings of revealed atoms have `data-step`.
+
+    It has no attribute `style`, which a page with a content security policy would not take.
+
+    Args:
+        tokens, order: of one text, as in `atom_steps`.
+    Returns:
+        `None` if the text is no molecule.
+    Raises:
+        ValueError: RDKit is missing, or lengths differ.
+    """
+    require_rdkit()
+    molecule = _molecule("".join(tokens))
+    if molecule is None:
+        return None
+    canvas, steps = _canvas(1, is_svg=True), atom_steps(tokens, order)
+    _draw(canvas, molecule, steps, max(order))
+    canvas.FinishDrawing()
+    svg = canvas.GetDrawingText()
+    svg = STYLES.sub(lambda style: _attributes(style[1]), svg[svg.index("<svg") :])
+    svg = svg.replace("<svg", '<svg role="img" aria-label="the molecule, its atoms in colours"', 1)
+
+    def timed(ring: re.Match) -> str:
+        step = steps[int(ring[2])]
+        return f'{ring[1]} data-step="{step}"' if step >= 0 else ring[1]
+
+    return RINGS.sub(timed, svg)
+
+
+def _attributes(style: str) -> str:
+    """`fill:none;stroke:#000` as attributes of SVG."""
+    pairs = (part.split(":", 1) for part in style.split(";") if ":" in part)
+    return " ".join(f'{name.strip()}="{value.strip()}"' for name, value in pairs)
+
+
+def _molecule(smiles: str) -> Any:
+    """The molecule with every atom of the SMILES; `None` where it is none."""
+    from rdkit import Chem
+
+    if parse(smiles) is None:
+        return None
+    parameters = Chem.SmilesParserParams()
+    parameters.removeHs = False  # a written [H] is an atom, with a time of its own
+    return Chem.MolFromSmiles(smiles, parameters)
 
 
 def _canvas(count: int, is_svg: bool) -> Any:
@@ -83,13 +135,9 @@ def _canvas(count: int, is_svg: bool) -> Any:
     return canvas
 
 
-def _draw(canvas: Any, molecule: Any, steps: list[int], legend: str) -> None:
-    """Draws a molecule, the ring of each atom coloured by the place of its step among all."""
-    revealed = [step for step in steps if step >= 0] or [0]
-    first, last = min(revealed), max(revealed)
-    colours = [
-        GIVEN_COLOUR if step < 0 else COLOURS[colour_index(step, first, last)] for step in steps
-    ]
+def _draw(canvas: Any, molecule: Any, steps: list[int], last: int, legend: str = "") -> None:
+    """Draws a molecule, the ring of each atom in the colour of its step of `last + 1`."""
+    colours = [GIVEN_COLOUR if step < 0 else COLOURS[colour_index(step, 0, last)] for step in steps]
     rings = {
         atom: [tuple(channel / 255 for channel in channels(colour))]
         for atom, colour in enumerate(colours)

@@ -1,21 +1,26 @@
 "use strict";
 const $ = id => document.getElementById(id);
-const texts = [...document.querySelectorAll(".text")];
-const motions = [$("first"), $("back"), $("play"), $("forward"), $("last")];
-let text, tokens, steps, step, timer = null;
+const samples = [...document.querySelectorAll(".sample")];
+const SHORT = 16, LONG = 100;  // steps of runs that play by themselves at another speed than normal
+let parts, tokens, steps, step, timer = null;
 
 function show(next) {
   step = Math.max(0, Math.min(steps, next));
-  let revealed = 0;
-  for (const token of tokens) {
-    const at = Number(token.dataset.step), masked = at >= step;
-    revealed += !masked;
-    token.classList.toggle("masked", masked);
-    token.classList.toggle("now", at === step - 1 && step < steps);
-    masked ? token.setAttribute("aria-hidden", "true") : token.removeAttribute("aria-hidden");
+  for (const part of parts) {
+    const at = Number(part.dataset.step), masked = at >= step;
+    part.classList.toggle("masked", masked);
+    part.classList.toggle("now", at === step - 1 && step < steps);
+    masked ? part.setAttribute("aria-hidden", "true") : part.removeAttribute("aria-hidden");
+  }
+  for (const [all, rates] of tokens) {
+    // 0 to 9 and a to z: the height of the bar in a masked token
+    const now = rates[step] || "";
+    all.forEach((one, i) => one.style.setProperty("--rate", parseInt(now[i] || "0", 36) / 35));
   }
   $("step").value = step;
-  const said = `step ${step} of ${steps}: ${revealed} of ${tokens.length} tokens revealed`;
+  const count = tokens.reduce((sum, [all]) => sum + all.length, 0);
+  const revealed = tokens.reduce((sum, [all]) => sum + all.filter(one => one.dataset.step < step).length, 0);
+  const said = `step ${step} of ${steps}: ${revealed} of ${count} tokens revealed`;
   $("step").setAttribute("aria-valuetext", said);
   $("status").textContent = said;
 }
@@ -37,10 +42,12 @@ function play() {
 
 function choose(number) {
   pause();
-  texts.forEach((one, index) => { one.hidden = index !== number; });
-  text = texts[number];
-  tokens = [...text.querySelectorAll("[data-step]")];
-  steps = Math.max(0, ...tokens.map(token => Number(token.dataset.step) + 1));
+  samples.forEach((one, index) => { one.hidden = index !== number; });
+  parts = [...samples[number].querySelectorAll("[data-step]")];
+  tokens = [...samples[number].querySelectorAll("[data-rates]")].map(
+    panel => [[...panel.querySelectorAll("[data-step]")], panel.dataset.rates.split(",")]);
+  steps = Math.max(0, ...parts.map(part => Number(part.dataset.step) + 1));
+  $("bars").hidden = tokens.every(([, rates]) => rates.join("") === "");
   $("step").max = steps;
   $("sample").value = number;
   show(steps);
@@ -63,3 +70,9 @@ document.addEventListener("keydown", event => {
   $(keys[event.key]).click();
 });
 choose(0);
+if ("plays" in document.body.dataset) {  // within another page, which makes room for it
+  const tell = () => parent.postMessage({orderHeight: document.documentElement.offsetHeight}, "*");
+  new ResizeObserver(tell).observe(document.body);
+  $("speed").value = steps <= SHORT ? "600" : steps > LONG ? "50" : "200";
+  if (!matchMedia("(prefers-reduced-motion: reduce)").matches) play();
+}
