@@ -20,6 +20,9 @@ import torch
 from measuring import build, device_type, interleaved, run_section, timed
 from training_step import steps
 
+from hf_lomdm.visualization.colours import spread
+from hf_lomdm.visualization.plots import DPI, add_legend, figure_and_axes
+
 BASE = {"length": 128, "batch": 4, "vocab_size": 4096}
 AXES = {
     "length": (64, 128, 256, 512),
@@ -114,15 +117,14 @@ def _ddp_worker(
 
 def plot(axes: dict[str, list[dict]], path: Path) -> None:
     """One panel for each axis, seconds against its values, both logarithmic."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, panels = pyplot.subplots(1, len(axes), figsize=(3 * len(axes), 2.8), squeeze=False)
-    for panel, (axis, rows) in zip(panels[0], axes.items(), strict=True):
+    note = (
+        "What to see: a curve steeper than its dotted line grows faster than what is varied, a "
+        "flatter one slower. Both axes are logarithmic."
+    )
+    figure, panels = figure_and_axes(3 * len(axes), 3.4, note, len(axes))
+    for panel, (axis, rows) in zip(panels, axes.items(), strict=True):
         values, seconds = [row[axis] for row in rows], [row["seconds"] for row in rows]
-        panel.loglog(values, seconds, "o-", label="measured")
+        panel.loglog(values, seconds, "o-", label="measured", color=spread(1)[0])
         panel.loglog(
             values,
             [seconds[0] * value / values[0] for value in values],
@@ -133,12 +135,10 @@ def plot(axes: dict[str, list[dict]], path: Path) -> None:
         panel.set_xlabel(axis.replace("_", " "))
         panel.set_xticks(values, [str(value) for value in values], minor=False)
         panel.minorticks_off()
-    panels[0][0].set_ylabel("seconds")
-    panels[0][0].legend(fontsize="small")
-    figure.tight_layout()
+    panels[0].set_ylabel("seconds")
+    add_legend(figure)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
-    pyplot.close(figure)
+    figure.savefig(path, dpi=DPI)
 
 
 def measure(options: argparse.Namespace) -> dict:

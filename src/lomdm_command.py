@@ -12,7 +12,7 @@ COMMANDS = {
     "finetune": "train a model on prompts and answers, with LoRA",
     "export": "make a folder for the Hub, and upload it",
     "convert": "make a model of this family of a public MDLM or BD3-LM",
-    "space": "open a page on which a model writes",
+    "space": "open a page on which models write",
 }
 # The option that a first word stands for; that of `evaluate` says what to measure.
 FIRST_WORD = {

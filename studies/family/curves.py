@@ -19,8 +19,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from hf_lomdm.visualization.plots import DPI, figure_and_axes
+from hf_lomdm.visualization.colours import spread
+from hf_lomdm.visualization.plots import DPI, add_legend, figure_and_axes
 
+STYLES = ("-", "--", ":", "-.")
 WINDOW = 5  # lines of the log that are averaged
 
 
@@ -71,7 +73,12 @@ def plot_curves(systems: dict[str, dict[str, Any]], path: Path) -> None:
     Raises:
         ImportError: without matplotlib. ValueError: the ending of `path` is none of a picture.
     """
-    figure, panels = figure_and_axes(11, 4.2, 2)
+    note = (
+        "What to see: the lower, the better; the same curves over the text that was read (left) "
+        "and over the operations that it took (right)."
+    )
+    figure, panels = figure_and_axes(11, 5, note, 2)
+    colours = spread(len(systems))
     for (cost, label), axes in zip(
         {"train_tokens": "tokens", "train_flops": "FLOPs"}.items(), panels, strict=True
     ):
@@ -79,12 +86,12 @@ def plot_curves(systems: dict[str, dict[str, Any]], path: Path) -> None:
             unit = system[cost] / system["steps"]
             heights = smooth([nats for _, nats in system["curve"]])
             places = [step * unit for step, _ in system["curve"]]
-            style = "-" if number < 10 else "--"  # there are ten colours
-            axes.plot(places, heights, style, label=name, color=f"C{number % 10}", lw=1.5)
+            style = STYLES[number % len(STYLES)]  # neighbours in colour differ in style
+            axes.plot(places, heights, style, label=name, color=colours[number], lw=1.5)
         axes.set(xlabel=label, ylabel="training bound, nats per token")
         axes.grid(alpha=0.3)
     panels[1].set_xscale("log")
-    panels[0].legend(fontsize="small", ncols=2)
+    add_legend(figure, columns=6)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=DPI)
 

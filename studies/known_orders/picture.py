@@ -13,16 +13,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from hf_lomdm.visualization.plots import DPI, figure_and_axes
+from hf_lomdm.visualization.colours import spread
+from hf_lomdm.visualization.plots import DPI, add_legend, figure_and_axes
 
-COLOURS = {
-    "mdlm": "0.55",
-    "backwards": "C3",
-    "paper": "C4",
-    "no_search": "C1",
-    "lomdm": "C0",
-    "best": "C2",
-}
 LABELS = {
     "mdlm": "MDLM, random order",
     "backwards": "best order backwards, given",
@@ -35,36 +28,40 @@ LABELS = {
 
 def plot_prizes(records: dict[str, dict[str, Any]], path: Path) -> None:
     """A panel for each task: bars of the systems, a dot for each seed, a line at the entropy."""
-    figure, panels = figure_and_axes(3.2 * len(records), 3.6, len(records))
-    shown: dict[str, Any] = {}  # for the legend, each system once
+    note = (
+        "What to see: the lower, the better; the dashed line is the entropy, which no bound goes "
+        "below. Dots are seeds. Axes begin below the entropy, not at zero."
+    )
+    figure, panels = figure_and_axes(3.2 * len(records), 4, note, len(records))
+    colours = dict(zip(LABELS, spread(len(LABELS)), strict=True))
     for (task, record), axes in zip(records.items(), panels, strict=True):
-        for place, name in enumerate(name for name in COLOURS if name in record["systems"]):
+        for place, name in enumerate(name for name in LABELS if name in record["systems"]):
             system = record["systems"][name]
             bar = axes.bar(
-                place, system["bound"], color=COLOURS[name], yerr=system["standard_error"]
+                place, system["bound"], color=colours[name], yerr=system["standard_error"]
             )
-            shown.setdefault(LABELS[name], bar)
+            bar.set_label(LABELS[name])
             bounds = [run["bound"] for run in record["runs"][name]]
             axes.plot([place] * len(bounds), bounds, "k.", ms=4)
-        shown["entropy"] = axes.axhline(record["entropy"], color="k", ls="--", lw=1)
+        axes.axhline(record["entropy"], color="k", ls="--", lw=1, label="entropy")
         axes.set(title=task, xticks=[], ylim=(0.85 * record["entropy"], None))
     panels[0].set_ylabel("order bound, nats per character")
-    figure.legend(
-        shown.values(), shown.keys(), ncols=4, fontsize="small", loc="outside lower center"
-    )
+    add_legend(figure, columns=4)
     _save(figure, path)
 
 
 def plot_rates(record: dict[str, Any], path: Path) -> None:
     """Mean log rates of the positions at each checkpoint, less their mean over positions."""
-    figure, (axes,) = figure_and_axes(6, 3.6)
+    note = "What to see: positions with high rates are written first."
+    figure, (axes,) = figure_and_axes(6, 4.2, note)
     by_step = record["runs"]["lomdm"][0]["log_rates_by_step"]
+    colours = spread(len(by_step))[::-1]  # late is dark
     for number, (step, rates) in enumerate(by_step.items()):
         mean = sum(rates) / len(rates)
-        shade = f"{0.75 - 0.75 * (number + 1) / len(by_step):.2f}"
-        axes.plot([rate - mean for rate in rates], "o-", ms=3, color=shade, label=f"step {step}")
+        heights, colour = [rate - mean for rate in rates], colours[number]
+        axes.plot(heights, "o-", ms=3, color=colour, label=f"step {step}")
     axes.set(xlabel="position", ylabel="log rate, less the mean", title=record["task"])
-    axes.legend(fontsize="small")
+    add_legend(figure)
     _save(figure, path)
 
 

@@ -28,6 +28,8 @@ from hf_lomdm.data.sudoku import add_clues, load_puzzles
 from hf_lomdm.evaluation.records import write_record
 from hf_lomdm.evaluation.sudoku import evaluate_sudoku
 from hf_lomdm.modeling.process_lomdm import entropy_bound_prefix, threshold_prefix
+from hf_lomdm.visualization.colours import spread
+from hf_lomdm.visualization.plots import DPI, add_legend, figure_and_axes
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
@@ -266,25 +268,30 @@ def show(name: str, one: dict) -> None:
 
 def run_plot(options: argparse.Namespace) -> None:
     """Quality against passes of each record, one panel each, with two errors."""
-    import matplotlib.pyplot as plt
-
     records = [json.loads(Path(name).read_text(encoding="utf-8")) for name in options.records]
-    figure, panels = plt.subplots(1, len(records), figsize=(7 * len(records), 5), squeeze=False)
-    for panel, record in zip(panels[0], records, strict=True):
+    note = (
+        "What to see: the further left a curve is at its best, the fewer passes that setting "
+        "needs. Of solved puzzles more is better, of a distance less. Bars: two standard errors."
+    )
+    figure, panels = figure_and_axes(7 * len(records), 6, note, len(records))
+    names = list(dict.fromkeys(family(name) for record in records for name in record["found"]))
+    colours = dict(zip(names, spread(len(names)), strict=True))
+    markers = dict(zip(names, itertools.cycle("os^vD"), strict=False))
+    for panel, record in zip(panels, records, strict=True):
         families: dict[str, list] = {}
         for name, one in record["found"].items():
             families.setdefault(family(name), []).append(one)
         for label, points in families.items():
             points = sorted(points, key=lambda one: one["forward_passes"])
             passes, values = ([one[key] for one in points] for key in ("forward_passes", "value"))
+            styles = {"color": colours[label], "marker": markers[label]}
             errors = [2 * one["standard_error"] for one in points]
-            panel.errorbar(passes, values, yerr=errors, marker="o", capsize=2, label=label)
+            panel.errorbar(passes, values, yerr=errors, capsize=2, label=label, **styles)
         panel.set(
             xlabel="forward passes", ylabel=record["unit"], title=record["task"], xscale="log"
         )
-        panel.legend(fontsize=8)
-    figure.tight_layout()
-    figure.savefig(options.output, dpi=120)
+    add_legend(figure, columns=4)
+    figure.savefig(options.output, dpi=DPI)
     print(f"picture: {options.output}")
 
 

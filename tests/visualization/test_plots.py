@@ -65,6 +65,23 @@ def test_bands_are_one_error_wide_and_rates_are_densities(record):
         assert (heights * (edges[1:] - edges[:-1])).sum() == pytest.approx(1)
 
 
+DRAWINGS = ("_position", "_classes", "_frequency", "_reveals", "_rates")
+
+
+@pytest.mark.parametrize("name", DRAWINGS)
+def test_legends_cover_nothing_and_every_plot_says_what_there_is_to_see(record, name):
+    figure = getattr(plots, name)(record)
+    figure.draw_without_rendering()
+    assert figure.get_supxlabel().startswith("What to see: ")
+    boxes = [axes.get_window_extent() for axes in figure.axes]
+    labels = [label for axes in figure.axes for label in axes.get_legend_handles_labels()[1]]
+    assert len(figure.legends) == (1 if name != "_reveals" else 0) and bool(labels)
+    for legend in figure.legends:
+        assert not any(legend.get_window_extent().overlaps(box) for box in boxes)
+        assert {text.get_text() for text in legend.get_texts()} == set(labels)
+    assert not any(axes.get_legend() for axes in figure.axes)
+
+
 def test_curves_over_training_are_in_the_order_of_the_steps(record, tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr(plots, "_line", lambda axes, xs, *rest, **options: drawn.append(xs))

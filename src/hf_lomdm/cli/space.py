@@ -10,6 +10,8 @@ from pathlib import Path
 
 # Before gradio is imported: no message leaves the machine.
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+# And it keeps the times of a hundred requests, not of ten thousand.
+os.environ.setdefault("GRADIO_ANALYTICS_MAX_EVENTS", "100")
 
 import gradio as gr
 import torch
@@ -22,6 +24,7 @@ from hf_lomdm.cli.space_models import Shown
 from hf_lomdm.cli.space_page import HEAD, STYLE, build
 from hf_lomdm.pipelines import LoMDMPipeline
 
+SESSIONS = 100  # visitors of whom gradio keeps something; the page needs nothing of them
 FONT = ("system-ui", "sans-serif")
 
 
@@ -91,5 +94,6 @@ def main(arguments: list[str] | None = None) -> None:
         head=HEAD,
         css=STYLE,
         footer_links=[],
+        state_session_capacity=SESSIONS,
         app_kwargs={"middleware": [Middleware(Gate)]},
     )

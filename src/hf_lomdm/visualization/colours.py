@@ -4,8 +4,8 @@ from typing import Any
 
 # The same to eyes with and without colour blindness; lightness grows steadily.
 COLOURS = (
-    *("#00224e", "#002e6c", "#1a386f", "#2f436d", "#3f4d6b", "#4c576c", "#58616f", "#646c73"),
-    *("#707678", "#7d8078", "#8b8b77", "#999674", "#a8a26f", "#b8ae68", "#c9bb5f", "#dcc954"),
+    *("#00224e", "#002e6a", "#1a386f", "#32436d", "#434e6c", "#535a6d", "#61656f", "#6f7073"),
+    *("#7d7c78", "#8c8878", "#9b9476", "#aba072", "#bcae6c", "#cdbb63", "#dec958", "#f0d846"),
     "#fee838",
 )
 
@@ -13,6 +13,12 @@ COLOURS = (
 def colour_index(step: float, first: float, last: float) -> int:
     """Index into `COLOURS` of a step by its place between the first and the last one."""
     return round((step - first) / max(1, last - first) * (len(COLOURS) - 1))
+
+
+def spread(count: int) -> list[str]:
+    """`count` of the colours, as far from each other as they can be; the lightest is left out."""
+    last = len(COLOURS) - 3  # what is lighter is hard to see as a line on white
+    return [COLOURS[round(i * last / max(1, count - 1))] for i in range(count)]
 
 
 def channels(colour: str) -> tuple[int, int, int]:

@@ -1,13 +1,17 @@
 """Plots of the records of `evaluate_order`, with matplotlib; error bars are one standard error."""
 
 import os
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-# of the Okabe-Ito colours, safe for the colour-blind
-FORWARD, REVERSE, GREY = "#0072b2", "#d55e00", "#8a8f96"
+from .colours import spread
+
+FORWARD, REVERSE = spread(2)
+GREY = "#8a8f96"
 DPI = 120
+CHARACTERS = 12  # of small letters to an inch
 
 
 def plot_order(record: Mapping, folder: str | os.PathLike) -> list[Path]:
@@ -54,29 +58,35 @@ def plot_order_over_steps(records: Mapping[int, Mapping], path: str | os.PathLik
         )
     panels = {
         "Kendall tau to left-to-right": [
-            (FORWARD, "w, given texts", lambda record: record["forward"]["kendall_tau"])
+            (FORWARD, "w", lambda record: record["forward"]["kendall_tau"])
         ],
         "spread of rates within a text": [
             (FORWARD, "w", lambda record: record["rates"]["w"]["spread"]),
-            (REVERSE, "v, masked positions", lambda record: record["rates"]["v"]["spread"]),
+            (REVERSE, "v", lambda record: record["rates"]["v"]["spread"]),
         ],
         "correlation of v with confidence": [
             (REVERSE, "v", lambda record: record["rate_confidence_correlation"])
         ],
     }
-    figure, all_axes = figure_and_axes(11, 3.6, len(panels))
+    note = (
+        "What to see: away from 0 the order is more left to right, rates are less equal, and the "
+        "model writes what it is sure of first. w: given texts, v: masked positions."
+    )
+    figure, all_axes = figure_and_axes(11, 3.9, note, len(panels))
     for axes, (label, lines) in zip(all_axes, panels.items(), strict=True):
         for colour, name, read in lines:
             points = {step: read(records[step]) for step in sorted(records)}
             _line(axes, list(points), list(points.values()), colour, name, marker="o")
         axes.set(xlabel="optimizer step", title=label)
-        _legend(axes)
+    add_legend(figure)
     figure.savefig(path, dpi=DPI)
 
 
-def figure_and_axes(width: float, height: float, columns: int = 1) -> tuple[Any, list]:
+def figure_and_axes(width: float, height: float, note: str, columns: int = 1) -> tuple[Any, list]:
     """A matplotlib figure, its size in inches, with panels side by side, in our style.
 
+    Args:
+        note: a sentence or two below the panels, which says what there is to see.
     Raises:
         ImportError: without matplotlib.
     """
@@ -85,6 +95,8 @@ def figure_and_axes(width: float, height: float, columns: int = 1) -> tuple[Any,
     except ImportError as error:
         raise ImportError("Plots need matplotlib: pip install 'hf-lomdm[viz]'.") from error
     figure = Figure(figsize=(width, height), layout="constrained")
+    columns_of_note = int(width * CHARACTERS)
+    figure.supxlabel("\n".join(textwrap.wrap(note, columns_of_note)), fontsize="small")
     all_axes = [figure.add_subplot(1, columns, column + 1) for column in range(columns)]
     for axes in all_axes:
         axes.spines[["top", "right"]].set_visible(False)
@@ -93,10 +105,16 @@ def figure_and_axes(width: float, height: float, columns: int = 1) -> tuple[Any,
     return figure, all_axes
 
 
-def _legend(axes) -> None:
+def add_legend(figure, columns: int = 3) -> None:
+    """One legend for all panels, above them: each label once."""
+    shown: dict[str, Any] = {}
+    for axes in figure.axes:
+        handles, labels = axes.get_legend_handles_labels()
+        shown |= dict(zip(labels, handles, strict=True))
     # a model whose order is fixed may leave nothing to draw, and matplotlib would warn
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend()
+    if shown:
+        where = {"loc": "outside upper center", "ncols": columns, "fontsize": "small"}
+        figure.legend(shown.values(), shown.keys(), frameon=False, **where)
 
 
 def _line(
@@ -131,7 +149,11 @@ def _title(record: Mapping) -> str:
 
 
 def _position(record: Mapping):
-    figure, (axes,) = figure_and_axes(7.5, 4)
+    note = (
+        "What to see: a line that rises from 0 to 1 is left to right, one along the dashed line "
+        "has no order. The band is one standard error."
+    )
+    figure, (axes,) = figure_and_axes(7.5, 4.4, note)
     for colour, label, part in _parts(record):
         _line(
             axes,
@@ -143,7 +165,7 @@ def _position(record: Mapping):
     axes.axhline(0.5, color=GREY, linewidth=0.8, linestyle="--")
     where = "position in the block" if record["block_size"] else "position"
     axes.set(xlabel=where, ylabel="mean rank (0 = first)", ylim=(0, 1), title=_title(record))
-    _legend(axes)
+    add_legend(figure)
     return figure
 
 
@@ -155,7 +177,10 @@ def _classes(record: Mapping):
         key=lambda name: _class_value(record, name),
         reverse=True,
     )
-    figure, (axes,) = figure_and_axes(7.5, 1.4 + 0.42 * len(names))
+    note = (
+        "What to see: classes left of the dashed line are written earlier than the average token."
+    )
+    figure, (axes,) = figure_and_axes(7.5, 1.8 + 0.42 * len(names), note)
     parts = _parts(record)
     for number, (colour, label, part) in enumerate(parts):
         shift = 0.12 * (2 * number - len(parts) + 1)
@@ -168,7 +193,7 @@ def _classes(record: Mapping):
     axes.axvline(0.5, color=GREY, linewidth=0.8, linestyle="--")
     axes.set_yticks(range(len(names)), names)
     axes.set(xlabel="mean rank (0 = first)", title="Rank of reveal by token class")
-    _legend(axes)
+    add_legend(figure)
     return figure
 
 
@@ -187,7 +212,8 @@ def _points(axes, points: list[tuple[float, Mapping]], colour: str, label: str) 
 
 
 def _frequency(record: Mapping):
-    figure, (axes,) = figure_and_axes(7.5, 4)
+    note = "What to see: where the line falls, frequent tokens are written before rare ones."
+    figure, (axes,) = figure_and_axes(7.5, 4.4, note)
     for colour, label, part in _parts(record):
         numbers = list(range(1, len(part["rank_by_frequency"]) + 1))
         _line(axes, numbers, part["rank_by_frequency"], colour, label, marker="o")
@@ -197,12 +223,16 @@ def _frequency(record: Mapping):
         xlabel="tenth of the positions by token frequency (1 = rarest tokens, 10 = most frequent)"
     )
     axes.set(ylabel="mean rank (0 = first)", title="Rank of reveal by token frequency")
-    _legend(axes)
+    add_legend(figure)
     return figure
 
 
 def _reveals(record: Mapping):
-    figure, (left, right) = figure_and_axes(10, 4, 2)
+    note = (
+        "What to see: left, how much harder the first tokens are than the last; right, how far the "
+        "model's draw of the next position is from the order that the text suggests."
+    )
+    figure, (left, right) = figure_and_axes(10, 4.2, note, 2)
     shares = [group["share"] for group in record["by_reveals"]]
     _line(
         left, shares, [group["main"] for group in record["by_reveals"]], FORWARD, "main", marker="o"
@@ -227,7 +257,11 @@ def _reveals(record: Mapping):
 
 
 def _rates(record: Mapping):
-    figure, (axes,) = figure_and_axes(7.5, 4)
+    note = (
+        "What to see: the wider, the more the order says; rates that are all equal are a random "
+        "order."
+    )
+    figure, (axes,) = figure_and_axes(7.5, 4.4, note)
     for colour, name, label in (
         (FORWARD, "w", "w (forward)"),
         (REVERSE, "v", "v (reverse, masked positions)"),
@@ -244,5 +278,5 @@ def _rates(record: Mapping):
         axes.stairs([count / total for count in counts], edges, color=colour, fill=True, alpha=0.35)
         axes.stairs([count / total for count in counts], edges, color=colour, label=label + spread)
     axes.set(xlabel="rate", ylabel="density", title="Rates")
-    _legend(axes)
+    add_legend(figure)
     return figure
