@@ -25,4 +25,4 @@ def test_fifty_visitors_at_once_get_their_runs_and_leave_nothing_behind(make_mod
     assert [one["completed"] for one in (*rounds, last)] == [50] * 5
     # gradio keeps a hundred visitors: from the third round on there is nothing new to keep
     if last["megabytes"] is not None:
-        assert last["megabytes"] - rounds[2]["megabytes"] < 10
+        assert last["megabytes"] - rounds[2]["megabytes"] < 32

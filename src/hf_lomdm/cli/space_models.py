@@ -35,7 +35,7 @@ ORDERS = {
     "margin": "clearest choice first",
     "entropy": "least doubt first",
     "threshold": "all sure tokens at once",
-    "entropy_bound": "as many as little doubt allows",
+    "entropy_bound": "tokens with little doubt, together",
 }
 SUDOKU_ORDERS = {"sequential": "Learned order", "confidence": "Surest cell first"}
 BEGINNING = "The city of"

@@ -69,6 +69,7 @@ def build(models: dict[str, Shown]) -> gr.Blocks:
             [run, text],
             concurrency_limit=WRITERS,
             show_progress="minimal",
+            show_progress_on=text,
             preprocess=False,  # what is sent is checked by `Shown.check` alone
             api_name="write",
         )
@@ -91,7 +92,12 @@ def _fields(model: Shown, settings: Settings) -> list[Any]:
     options = _options(model, settings)
     return [
         gr.Textbox(
-            label="Prompt", lines=2, max_length=PROMPT_CHARACTERS, elem_id="prompt", **options[0]
+            label="Prompt",
+            lines=2,
+            max_lines=6,
+            max_length=PROMPT_CHARACTERS,
+            elem_id="prompt",
+            **options[0],
         ),
         gr.Slider(1, MOST_STEPS, step=1, label="Steps", **options[1]),
         gr.Slider(1, step=1, label="Length in tokens, with the prompt", **options[2]),
@@ -126,16 +132,12 @@ def _writer(models: dict[str, Shown]) -> Any:
         try:
             yield from _find(models, name).write(Settings(*fields))
         except Refused as error:  # what the visitor typed; anything else is a bug and stays one
-            raise gr.Error(
-                str(error), title="This cannot be written", print_exception=False
-            ) from error
+            raise gr.Error(str(error), print_exception=False) from error
 
     return write
 
 
 def _find(models: dict[str, Shown], name: Any) -> Shown:
     if not isinstance(name, str) or name not in models:
-        raise gr.Error(
-            "Choose one of the models of the page.", title="No such model", print_exception=False
-        )
+        raise gr.Error("Choose one of the models of the page.", print_exception=False)
     return models[name]
