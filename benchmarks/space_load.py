@@ -91,7 +91,8 @@ async def visit(client: httpx.AsyncClient, seed: int, name: str) -> dict[str, An
 
 async def visits(address: str, count: int, first: int, name: str) -> list[dict[str, Any]]:
     """All visitors of a round at once; what one raises is its error."""
-    limits = httpx.Limits(max_connections=None)
+    # a browser asks again where the server has just closed an idle connection: here none is idle
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
     async with httpx.AsyncClient(base_url=address, timeout=PATIENCE, limits=limits) as client:
         each = (visit(client, first + i, name) for i in range(count))
         found = await asyncio.gather(*each, return_exceptions=True)

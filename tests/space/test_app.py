@@ -19,7 +19,9 @@ import torch
 
 from hf_lomdm import LoMDMPipeline, LoMDMScheduler
 from hf_lomdm.cli import space_models
-from hf_lomdm.cli.space_models import ORDERS, PUZZLE, SAMPLERS, Refused, Settings, Shown
+from hf_lomdm.cli.space_models import ORDERS, PUZZLE, Shown
+from hf_lomdm.cli.space_settings import Refused, Settings
+from hf_lomdm.modeling.settings_lomdm import SAMPLERS
 from hf_lomdm.visualization import token_texts
 from tiny_tokenizer import build_tokenizer
 
@@ -472,6 +474,12 @@ def test_settings_that_the_page_would_not_send_are_refused_before_any_work(
 def tiny(make_model) -> Shown:
     scheduler = LoMDMScheduler(mask_token_id=10)
     return Shown("tiny", LoMDMPipeline(make_model(), scheduler, build_tokenizer()))
+
+
+def test_a_tokenizer_without_a_mask_token_is_no_obstacle(tiny):
+    tiny.pipe.tokenizer.mask_token = None
+    settings, run, _ = tiny.open()
+    assert tiny.hint == "It is continued." and settings.length == 32 and "<iframe" in run
 
 
 @pytest.fixture

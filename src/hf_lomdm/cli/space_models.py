@@ -3,27 +3,31 @@
 Three kinds: a text, a Sudoku as two grids, a molecule with its drawing. All text is escaped.
 """
 
-import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.util import find_spec
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
+from hf_lomdm.cli.space_settings import (
+    LONGEST,
+    Row,
+    Settings,
+    check,
+    puzzle_row,
+    scaffold_row,
+    text_row,
+)
 from hf_lomdm.data import sudoku
-from hf_lomdm.data.molecules import smiles_template
-from hf_lomdm.modeling.settings_lomdm import RATE_SAMPLERS, SAMPLERS
+from hf_lomdm.modeling.settings_lomdm import RATE_SAMPLERS
 from hf_lomdm.pipelines import LoMDMPipeline
-from hf_lomdm.pipelines.prompts_lomdm import encode
 from hf_lomdm.visualization.html import order_frame, text_element
 from hf_lomdm.visualization.live import LiveState, live_html, stream
 from hf_lomdm.visualization.molecules import molecule_svg
 
-LONGEST, MOST_STEPS, PROMPT_CHARACTERS = 1024, 1024, 4000
-LARGEST_SEED, HOTTEST = 2**53, 2.0  # numbers of a browser are exact up to that seed
 PAUSE = 0.25  # seconds between two states of a run that a visitor is sent
 SEEDS = 32  # tried for an opening molecule
 ORDERS = {
@@ -42,22 +46,6 @@ BEGINNING = "The city of"
 PUZZLE = "53..7....6..195....98....6.8...6...34..8.3..17...2...6.6....28....419..5....8..79"
 LETTERS = frozenset("#%()*+-./0123456789:=@BCFHIKLNOPS[\\]abcegilnoprst")  # of SMILES
 Kind = Literal["text", "sudoku", "molecules"]
-
-
-class Refused(ValueError):
-    """What a visitor asked for cannot be written; says why in the words of the page."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """The fields of the page, as they were sent: of any type until `Shown.check` has seen them."""
-
-    prompt: Any
-    steps: Any
-    length: Any
-    sampler: Any
-    temperature: Any = 1.0
-    seed: Any = 0
 
 
 @dataclass(frozen=True)
@@ -82,13 +70,18 @@ class Shown:
         return {"text": "texts", "sudoku": "Sudokus", "molecules": "molecules"}[self.kind]
 
     @property
+    def mask(self) -> str:
+        """What stands for a blank in a prompt; `""` where the tokenizer has nothing for it."""
+        return self.pipe.tokenizer.mask_token or ""
+
+    @property
     def longest(self) -> int:
         return min(LONGEST, self.pipe.model.config.max_position_embeddings)
 
     @property
     def start(self) -> Settings:
         """Settings that suit the model."""
-        mask = self.pipe.tokenizer.mask_token
+        mask = self.mask
         scaffold = f"c1ccc({mask * 4})cc1C(=O)N{mask * 3}"
         prompt = {"text": BEGINNING, "sudoku": PUZZLE, "molecules": scaffold}[self.kind]
         length = min(64, self.longest) if self.kind == "text" else self.longest
@@ -98,83 +91,22 @@ class Shown:
     @property
     def hint(self) -> str:
         """What the prompt may be."""
-        mask = self.pipe.tokenizer.mask_token
+        mask = self.mask
+        blanks = f" In a template such as The {mask}{mask} of London the blanks are filled in."
         return {
-            "text": f"It is continued. In a template such as The {mask}{mask} of London the "
-            f"blanks ({mask}) are filled in.",
+            "text": "It is continued." + (blanks if mask else ""),
             "sudoku": "81 cells, line by line: a digit, or a dot for an empty cell.",
             "molecules": f"A SMILES; each {mask} in it is a character to be written. Without one "
             "it is continued; without any text a molecule is made up.",
         }[self.kind]
 
-    def check(self, settings: Settings) -> Settings:
-        """The settings with whole numbers as such.
-
-        Raises:
-            Refused: settings that the page would not send, before any work on them.
-        """
-        prompt = "" if settings.prompt is None else settings.prompt
-        if not isinstance(prompt, str) or len(prompt) > PROMPT_CHARACTERS:
-            raise Refused(f"Prompt must be a text of at most {PROMPT_CHARACTERS} characters.")
-        if settings.sampler not in SAMPLERS:
-            raise Refused("Order must be one of those in the list.")
-        seed = 0 if settings.seed is None else settings.seed
-        if not _between(settings.temperature, 0, HOTTEST):
-            raise Refused(f"Temperature must be a number from 0 to {HOTTEST:g}.")
-        ranges = {
-            "Steps": (settings.steps, 1, MOST_STEPS),
-            "Length": (settings.length, 1, self.longest),
-            "Seed": (seed, 0, LARGEST_SEED),
-        }
-        for name, (value, least, most) in ranges.items():
-            if not _between(value, least, most) or value != int(value):
-                raise Refused(f"{name} must be a whole number from {least} to {most}.")
-        steps, length, seed = (int(value) for value, *_ in ranges.values())
-        return replace(settings, prompt=prompt, steps=steps, length=length, seed=seed)
-
-    def row(self, settings: Settings) -> tuple[list[int] | None, dict[int, list[int]] | None]:
-        """The token ids of a prompt, and the tokens allowed at positions.
-
-        Raises:
-            Refused: a prompt that the model cannot take.
-        """
+    def row(self, settings: Settings) -> Row:
+        """The prompt as token ids; raises `Refused` for one that the model cannot take."""
         if self.kind == "sudoku":
-            return _puzzle(settings.prompt), None
-        if not settings.prompt:
-            return None, None
+            return puzzle_row(settings.prompt)
         if self.kind == "molecules":
-            return self._scaffold(settings.prompt)
-        config = self.pipe.model.config
-        ids = encode(config, self.pipe.tokenizer, settings.prompt)[0]
-        is_template = config.mask_token_id in ids
-        most = self.longest if is_template else settings.length - 1
-        if len(ids) > most:
-            where = (
-                "the model takes" if is_template else f"Length {settings.length} leaves room for"
-            )
-            remedy = "" if is_template else ", or raise Length"
-            raise Refused(
-                f"The prompt has {len(ids)} tokens, and {where} {most}. Shorten the prompt{remedy}."
-            )
-        return ids, None
-
-    def _scaffold(self, prompt: str) -> tuple[list[int], dict[int, list[int]] | None]:
-        tokenizer, longest = self.pipe.tokenizer, self.longest
-        mask = tokenizer.mask_token
-        pieces = re.split(f"((?:{re.escape(mask)})+)", prompt)
-        parts = [len(p) // len(mask) if p.startswith(mask) else p for p in pieces if p]
-        known = set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens)
-        written = [letter for part in parts if isinstance(part, str) for letter in part]
-        if unknown := sorted(set(written) - known):
-            raise Refused(f"The model does not know the character {unknown[0]!r}.")
-        count = len(written) + sum(part for part in parts if isinstance(part, int))
-        most = longest if mask in prompt else longest - 1
-        if count > most:
-            raise Refused(
-                f"The prompt has {count} characters, and the model takes {most}. Shorten it."
-            )
-        row, allowed = smiles_template(parts, tokenizer, longest, ends=mask in prompt)
-        return row, allowed or None
+            return scaffold_row(self.pipe, settings.prompt, self.longest)
+        return text_row(self.pipe, settings, self.longest)
 
     def write(self, settings: Settings) -> Iterator[tuple[str, str]]:
         """Writes a run: HTML of what there is yet, a few times a second; at last all of it.
@@ -182,9 +114,9 @@ class Shown:
         Yields:
             HTML, and the text, `""` until it is finished.
         Raises:
-            Refused: as `check` and `row`.
+            Refused: settings that the page would not send, or a prompt that the model cannot take.
         """
-        settings = self.check(settings)
+        settings = check(settings, self.longest)
         row, allowed = self.row(settings)
         two = self.kind == "sudoku"
         orders = SUDOKU_ORDERS if two else {settings.sampler: ""}
@@ -234,22 +166,6 @@ class Shown:
             if "&lt;svg" in run:
                 break
         return settings, run, text
-
-
-def _between(value: Any, least: float, most: float) -> bool:
-    return type(value) in (int, float) and least <= value <= most  # NaN is in no range
-
-
-def _puzzle(prompt: str) -> list[int]:
-    cells = "".join(prompt.split())
-    if wrong := sorted(set(cells) - set("0123456789.")):
-        raise Refused(f"A cell is a digit or a dot, and the prompt has {wrong[0]!r}.")
-    if len(cells) != sudoku.CELLS:
-        raise Refused(f"A puzzle has {sudoku.CELLS} cells, and the prompt has {len(cells)}.")
-    row = [digit or sudoku.MASK for digit in sudoku.encode(cells)]
-    if sudoku.MASK not in row:
-        raise Refused("No cell is empty. Put dots where the model shall write.")
-    return row
 
 
 def _verdict(digits: list[int]) -> str:

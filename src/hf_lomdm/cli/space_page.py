@@ -6,15 +6,14 @@ from typing import Any
 
 import gradio as gr
 
-from hf_lomdm.cli.space_models import (
+from hf_lomdm.cli.space_models import ORDERS, Shown
+from hf_lomdm.cli.space_settings import (
     HOTTEST,
     LARGEST_SEED,
     MOST_STEPS,
-    ORDERS,
     PROMPT_CHARACTERS,
     Refused,
     Settings,
-    Shown,
 )
 
 WRITERS, WAITING = 4, 128  # runs written at a time, and requests that may wait for their turn
@@ -70,7 +69,7 @@ def build(models: dict[str, Shown]) -> gr.Blocks:
             concurrency_limit=WRITERS,
             show_progress="minimal",
             show_progress_on=text,
-            preprocess=False,  # what is sent is checked by `Shown.check` alone
+            preprocess=False,  # what is sent is checked by `check` alone
             api_name="write",
         )
         stop.click(None, cancels=[running], queue=False)
