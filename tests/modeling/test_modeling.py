@@ -10,7 +10,8 @@ from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM
 
 import oracles
 from hf_lomdm import LoMDMConfig, LoMDMForMaskedDiffusion, LoMDMModel
-from hf_lomdm.modeling import backbone_lomdm, process_lomdm
+from hf_lomdm.modeling import backbone_lomdm
+from hf_lomdm.modeling.random_lomdm import stratified_quantiles
 
 IDS = torch.tensor([[1, 3, 10, 5, 10, 7], [1, 10, 4, 2, 0, 0]])
 PADDING = (IDS != 0).long()
@@ -247,7 +248,7 @@ def test_dropout_acts_on_either_branch_in_training(make_model, silent):
 
 def test_quantiles_drawn_by_default_are_stratified_within_the_batch():
     for seed in range(20):
-        quantiles = process_lomdm.stratified_quantiles(
+        quantiles = stratified_quantiles(
             8, torch.Generator().manual_seed(seed), torch.device("cpu")
         )
         assert (quantiles * 8).long().sort().values.tolist() == list(range(8))

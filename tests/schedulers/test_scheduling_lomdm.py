@@ -9,6 +9,7 @@ import torch
 
 from hf_lomdm.modeling import process_lomdm as process
 from hf_lomdm.modeling import token_draw_lomdm as token_draw
+from hf_lomdm.modeling.random_lomdm import position_exponentials, row_seeds
 from hf_lomdm.modeling.scheduling_lomdm import SAMPLERS, LoMDMScheduler
 
 MASK, VOCAB = 10, 11
@@ -477,8 +478,8 @@ def test_draws_equal_those_of_the_process_from_the_same_generator():
     _, rates = random_output(64, 12)
     text = torch.zeros(64, 12, dtype=torch.int64)
     maskable, position = torch.ones_like(text).bool(), torch.arange(12)[None]
-    seeds = process.row_seeds(torch.Generator().manual_seed(1), 64, torch.device("cpu"))
-    exponentials = process.position_exponentials(seeds, position)
+    seeds = row_seeds(torch.Generator().manual_seed(1), 64, torch.device("cpu"))
+    exponentials = position_exponentials(seeds, position)
     masked = process.draw_masks(exponentials, torch.tensor(0.5).log(), rates, maskable)
     noisy = LoMDMScheduler(MASK).add_noise(text, rates, 0.5, torch.Generator().manual_seed(1))
     assert torch.equal(noisy == MASK, masked)

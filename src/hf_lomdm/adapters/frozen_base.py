@@ -11,7 +11,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from hf_lomdm.adapters.configuration import OrderAdapterConfig
 from hf_lomdm.modeling.adapted_lomdm import fingerprint
 from hf_lomdm.modeling.backbone_lomdm import check_inputs, check_unread, one_text
-from hf_lomdm.modeling.process_lomdm import position_ids
+from hf_lomdm.modeling.blocks_lomdm import position_ids
 
 # Special tokens that stand in the texts of a LoMDM.
 OWN_TOKENS = ("mask_token_id", "pad_token_id", "bos_token_id", "eos_token_id")

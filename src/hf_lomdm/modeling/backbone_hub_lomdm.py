@@ -27,8 +27,8 @@ from transformers.modeling_outputs import (
 )
 
 from .attention_lomdm import added_mask, block_rule, flex_mask, is_flex
+from .blocks_lomdm import position_ids
 from .configuration_lomdm import LoMDMConfig
-from .process_lomdm import position_ids
 
 FULL, SLIDING = "full_attention", "sliding_attention"  # kinds of layers, as transformers calls them
 

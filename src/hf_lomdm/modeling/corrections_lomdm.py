@@ -8,7 +8,8 @@ from torch import Generator, Tensor
 from .forward_lomdm import ForwardProcess
 from .input_checks_lomdm import check_certainties, check_shapes
 from .position_draw_lomdm import level, order_of_reveal, steps_beside_loop
-from .process_lomdm import float64_device, local_time, position_uniforms, row_seeds
+from .process_lomdm import local_time
+from .random_lomdm import float64_device, position_uniforms, row_seeds
 
 
 class Corrections(ForwardProcess):

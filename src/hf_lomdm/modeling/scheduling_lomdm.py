@@ -17,6 +17,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils import BaseOutput
 from torch import Generator, Tensor
 
+from .blocks_lomdm import Blocks  # noqa: F401  diffusers copies what this file imports
 from .corrections_lomdm import Corrections
 from .forward_lomdm import ForwardProcess  # noqa: F401  diffusers copies what this file imports
 from .input_checks_lomdm import (
@@ -35,15 +36,8 @@ from .position_draw_lomdm import (
     share,
     uniform_grid_probability,
 )
-from .process_lomdm import (
-    at_least_float32,
-    entropy_bound_prefix,
-    float64_device,
-    guided_logits,
-    position_uniforms,
-    row_seeds,
-    threshold_prefix,
-)
+from .process_lomdm import at_least_float32, entropy_bound_prefix, guided_logits, threshold_prefix
+from .random_lomdm import float64_device, position_uniforms, row_seeds
 from .settings_lomdm import (
     COUNTING_SAMPLERS,
     LOGIT_SAMPLERS,
