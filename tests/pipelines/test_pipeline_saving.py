@@ -31,7 +31,9 @@ CODE = named(
     "checkpoint",
     "configuration",
 )
-CODE |= named("context", "modeling", "pretrained", "process", "random", "rates", "token_losses")
+CODE |= named(
+    "context", "fields", "modeling", "pretrained", "process", "random", "rates", "token_losses"
+)
 SCHEDULER_CODE = named(
     "blocks", "corrections", "forward", "input_checks", "position_draw", "process", "random"
 )

@@ -27,6 +27,7 @@ from .blocks_lomdm import Blocks  # noqa: F401  diffusers copies what this file 
 from .checkpoint_lomdm import check_checkpoint  # noqa: F401  diffusers copies what this file imports, no deeper
 from .configuration_lomdm import LoMDMConfig
 from .context_lomdm import BlockContext
+from .fields_lomdm import Number  # noqa: F401  diffusers copies what this file imports, no deeper
 from .loss_lomdm import LoMDMOutput, LoMDMWithLoss
 from .pretrained_lomdm import load_pretrained  # noqa: F401  diffusers copies what this file imports, no deeper
 from .process_lomdm import View  # noqa: F401  diffusers copies what this file imports, no deeper
