@@ -389,8 +389,7 @@ def draw_time_view(
     u^(w-kappa-1) du`: finite for `kappa < w`, smallest at `kappa = w / 2`. Cut (the paper's way):
     `u` uniform on `[epsilon, 1]`, weight `(1 - epsilon) / u`; a fixed share of the draws is taken
     at `u = epsilon` and stands for the reconstruction term, all reweighted to stay unbiased.
-    Clipped (`time_range`, BD3-LM's training): `u` uniform on `[low, high]`, weight `1/u`: no bound
-    any more.
+    Clipped (`time_range`, as BD3-LM trains): `u` uniform on `[low, high]`, weight `1/u`, no bound.
 
     Args:
         rates: `[B, L]`, `w`. maskable: `[B, L]` bool. quantiles: `[B, N]` in `(0, 1)`.
