@@ -5,23 +5,14 @@ import shutil
 import subprocess
 import sys
 import time
-from functools import partial
 from pathlib import Path
 
 import pytest
-from tiny_evaluation import ROOT, run_command, write_folder
+from tiny_evaluation import ROOT
 
 from hf_lomdm.cli import evaluate
 
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return write_folder(tmp_path_factory.mktemp("evaluate"))
-
-
-@pytest.fixture
-def run(folder, tmp_path):
-    return partial(run_command, folder, tmp_path)
+pytest_plugins = ["evaluation_fixtures"]
 
 
 def test_default_names_carry_model_and_data(folder, monkeypatch, tmp_path):

@@ -1,23 +1,13 @@
 """training_scripts/evaluate.py: what cannot be evaluated is a one-line error with its remedy."""
 
-from functools import partial
-
 import pytest
-from tiny_evaluation import run_command, write_causal, write_folder
+from tiny_evaluation import write_causal
 
 from conftest import build_model
 from hf_lomdm.cli import evaluate
 from tiny_tokenizer import build_tokenizer
 
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return write_folder(tmp_path_factory.mktemp("evaluate"))
-
-
-@pytest.fixture
-def run(folder, tmp_path):
-    return partial(run_command, folder, tmp_path)
+pytest_plugins = ["evaluation_fixtures"]
 
 
 def test_errors_are_one_line_and_say_what_to_do(run, folder, tmp_path):

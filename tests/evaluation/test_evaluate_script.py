@@ -3,28 +3,17 @@
 import json
 import math
 import shutil
-from functools import partial
 
 import pytest
 from safetensors.torch import load_file, save_file
-from tiny_evaluation import ROOT, run_command, write_causal, write_folder, write_judge
+from tiny_evaluation import ROOT, write_causal, write_judge
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from hf_lomdm.cli import evaluate
 from hf_lomdm.evaluation import generation
 from hf_lomdm.visualization import plots
 
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return write_folder(tmp_path_factory.mktemp("evaluate"))
-
-
-@pytest.fixture
-def run(folder, tmp_path):
-    return partial(run_command, folder, tmp_path)
-
-
+pytest_plugins = ["evaluation_fixtures"]
 ENVIRONMENT = {"versions", "device", "dtype", "seed", "commit"}
 
 

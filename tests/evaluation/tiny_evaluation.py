@@ -1,35 +1,13 @@
-"""The evaluation command on a tiny model, and tiny models of others."""
+"""Tiny models of others, for the tests of training_scripts/evaluate.py."""
 
-import json
 from pathlib import Path
 
 from transformers import GPT2Config, GPT2LMHeadModel, GPTNeoXConfig, GPTNeoXForCausalLM
 
-from conftest import build_model
-from hf_lomdm.cli import evaluate
 from hf_lomdm.data.tokenizers import train_tokenizer
 from tiny_tokenizer import build_tokenizer
 
 ROOT = Path(__file__).parents[2]
-
-
-def write_folder(path: Path) -> Path:
-    """A tiny model with its tokenizer, and some text."""
-    build_model(max_position_embeddings=8).save_pretrained(path / "model")
-    build_tokenizer().save_pretrained(path / "model")
-    (path / "text.txt").write_text("abcdefgab\n\ncagdeb\n\nabcabcabcdefggg")
-    (path / "ptb.txt").write_text("abc\ndefg\n")
-    return path
-
-
-def run_command(folder: Path, output_folder: Path, command: str, *words: str) -> dict:
-    """Runs a command on the model of `write_folder` and returns its record."""
-    output = output_folder / f"{command}.json"
-    output.unlink(missing_ok=True)
-    common = ["--model", str(folder / "model"), "--output", str(output), "--quiet"]
-    evaluate.main([command, *common, *map(str, words)])
-    assert not output.with_name(output.name + ".parts").exists()
-    return json.loads(output.read_text())
 
 
 def write_judge(path: Path) -> Path:
