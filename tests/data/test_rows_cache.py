@@ -27,7 +27,7 @@ def test_rows_are_read_from_the_cache_the_second_time(tokenizer, monkeypatch, ca
     texts = random_texts(20, 30)
     first = write_rows(texts, tokenizer)
     printed = capsys.readouterr().out
-    monkeypatch.setattr(splits, "token_batches", None)
+    monkeypatch.setattr(splits, "training_rows", None)
     assert write_rows(texts, tokenizer) == first
     assert capsys.readouterr().out == printed
 
@@ -35,20 +35,25 @@ def test_rows_are_read_from_the_cache_the_second_time(tokenizer, monkeypatch, ca
 def test_whatever_rows_depend_on_changes_the_cached_file(tokenizer):
     base = DataArguments(max_length=16)
     variants = [
-        (as_dataset(["a"]), tokenizer, base, None),
-        (as_dataset(["b"]), tokenizer, base, None),
-        (as_dataset(["a"]), train_tokenizer("byte", []), base, None),
-        (as_dataset(["a"]), tokenizer, base, 5),
+        (as_dataset(["a"])._fingerprint, tokenizer, base, None),
+        (as_dataset(["b"])._fingerprint, tokenizer, base, None),
+        (as_dataset(["a"])._fingerprint, train_tokenizer("byte", []), base, None),
+        (as_dataset(["a"])._fingerprint, tokenizer, base, 5),
         *(
-            (as_dataset(["a"]), tokenizer, replace(base, **{name: value}), None)
+            (as_dataset(["a"])._fingerprint, tokenizer, replace(base, **{name: value}), None)
             for name, value in [
                 ("max_length", 17),
                 ("packing", False),
                 ("insert_special_tokens", False),
             ]
         ),
-        (as_dataset(["a"]), tokenizer, replace(base, detokenizer="ptb"), None),
-        (as_dataset(["a"]), tokenizer, replace(base, packing=False, fill_with_eos=True), None),
+        (as_dataset(["a"])._fingerprint, tokenizer, replace(base, detokenizer="ptb"), None),
+        (
+            as_dataset(["a"])._fingerprint,
+            tokenizer,
+            replace(base, packing=False, fill_with_eos=True),
+            None,
+        ),
     ]
     keys = [splits._fingerprint(*variant) for variant in variants]
     assert len(set(keys)) == len(keys)

@@ -59,7 +59,7 @@ def tokenizer():
 def test_files_with_the_columns_of_the_real_sets_load(file, column, detokenizer, count, start):
     path = FIXTURES / file
     source = {"dataset_name": str(path)} if path.is_dir() else {"train_file": str(path)}
-    actual = text._load_split(
+    actual = text.load_split(
         DataArguments(text_column=column, **source), "train", source.get("train_file")
     )
     texts = list(documents(actual, detokenizer))

@@ -2,31 +2,34 @@
 
 import os
 from collections.abc import Iterable
+from functools import partial
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import AutoModelForMaskedLM, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils import cached_file
 
 # By their full names: a copy of this file needs the package wherever it is
 from hf_lomdm.adapters.configuration import OrderAdapterConfig
 from hf_lomdm.adapters.frozen_base import (
-    FrozenBase,
     check_base,
-    check_split,
+    check_head,
+    frame,
     is_base,
-    load_base,
-    longest_text,
     precision,
     special_tokens,
 )
-from hf_lomdm.modeling.adapted_lomdm import fingerprint
+from hf_lomdm.modeling.adapted_lomdm import HEADS, fingerprint
 from hf_lomdm.modeling.attention_lomdm import BLOCK_ATTENTION
+from hf_lomdm.modeling.backbone_hub_lomdm import first_position, read_backbone
+from hf_lomdm.modeling.backbone_lomdm import check_text
 from hf_lomdm.modeling.batch_lomdm import Batch
 from hf_lomdm.modeling.checkpoint_lomdm import weight_shapes
 from hf_lomdm.modeling.configuration_lomdm import LoMDMConfig
 from hf_lomdm.modeling.modeling_lomdm import LoMDMForMaskedDiffusion
+from hf_lomdm.modeling.pretrained_lomdm import load_pretrained
 from hf_lomdm.modeling.rates_lomdm import RATE_LAWS
 
 WEIGHTS = "model.safetensors"
@@ -68,25 +71,27 @@ class OrderAdapter(LoMDMForMaskedDiffusion):
     """
 
     config_class = OrderAdapterConfig
-    _tied_weights_keys: dict[str, str] = {}
     _auto_class = None  # a folder of heads carries no code
-    hub_head = None  # the base projects with its own head
 
     def __init__(self, config: OrderAdapterConfig, base: PreTrainedModel):
-        # post_init would apply it to the base, which is not there yet
-        checkpointing = config.__dict__.pop("gradient_checkpointing", False)
-        # skips the parent's constructor: it would make a backbone and an LM head
-        super(LoMDMForMaskedDiffusion, self).__init__(config)
         check_base(base, config)
-        self.rate_law = RATE_LAWS[config.rate_type]
-        self.phi, self.psi = self.rate_law.modules(config).values()
-        self.post_init()
-        self.model = FrozenBase(base, config)  # after post_init, which would draw its weights anew
-        check_split(self.model)
-        if checkpointing:
-            self.gradient_checkpointing_enable()
+        super().__init__(config, base.requires_grad_(False).eval())
+        config.backbone_config = None  # its name says what the base is
+        if self.hub_head is not None:
+            check_head(base, partial(self.hub_head.project, self))
         self.register_state_dict_post_hook(_leave_base_out)
         self.register_load_state_dict_post_hook(_miss_no_base)
+
+    def _frozen_parts(self) -> list[nn.Module]:
+        """The parts of the base: its trunk and what its prediction head is made of."""
+        return [part for name, part in self.named_children() if name not in HEADS]
+
+    def train(self, mode: bool = True) -> "OrderAdapter":
+        """Only the heads are ever in training mode."""
+        super().train(mode)
+        for part in self._frozen_parts():
+            part.eval()
+        return self
 
     @classmethod
     def attach(cls, base: PreTrainedModel, name: str | None = None, **settings) -> "OrderAdapter":
@@ -147,17 +152,18 @@ class OrderAdapter(LoMDMForMaskedDiffusion):
                 raise ValueError(
                     f"{name} is no saved adapter. For fresh heads call OrderAdapter.attach(base)."
                 )
-            adapter = cls.attach(load_base(name, revision, **kwargs), str(name), **settings)
-            adapter.model.base.to(dtype)
+            kwargs["revision"] = revision
+            whole = load_pretrained(AutoModelForMaskedLM, name, kwargs)
+            adapter = cls.attach(whole, str(name), **settings)
+            adapter.cast_base(dtype)
             return (adapter, loading_info(adapter.state_dict())) if output_loading_info else adapter
         if config is None:
             config = cls.config_class.from_pretrained(name, **fetch, **settings)
         config._attn_implementation = settings["attn_implementation"]
         heads = read_heads(config, cached_file(name, WEIGHTS, **fetch))
         if not isinstance(base, PreTrainedModel):
-            base = load_base(
-                base or config.base_name, config.base_revision if base is None else None, **kwargs
-            )
+            kwargs["revision"] = config.base_revision if base is None else None
+            base = load_pretrained(AutoModelForMaskedLM, base or config.base_name, kwargs)
         adapter = cls(config, base)
         if verify_base and not is_base(base, config):
             raise ValueError(
@@ -165,17 +171,14 @@ class OrderAdapter(LoMDMForMaskedDiffusion):
                 f"trained on ({config.base_name}, revision {config.base_revision}). Pass base= and "
                 "the right one, or verify_base=False to take it as it is."
             )
-        adapter.model.base.to(dtype)
         adapter.load_state_dict(heads)
+        adapter.cast_base(dtype)
         return (adapter.eval(), loading_info()) if output_loading_info else adapter.eval()
 
-    def get_input_embeddings(self) -> nn.Module:
-        """The embeddings of the base."""
-        return self.model.base.get_input_embeddings()
-
-    def get_output_embeddings(self) -> nn.Module:
-        """The LM head of the base."""
-        return self.model.base.get_output_embeddings()
+    def cast_base(self, dtype: torch.dtype | None) -> None:
+        """Holds the base in another precision; heads stay as they are. `None` changes nothing."""
+        for part in self._frozen_parts():
+            part.to(dtype)
 
     def resize_token_embeddings(self, *args, **kwargs) -> nn.Module:
         """Raises `ValueError`: the base is frozen."""
@@ -184,12 +187,41 @@ class OrderAdapter(LoMDMForMaskedDiffusion):
             "heads."
         )
 
+    @torch.no_grad()
     def token_logits(self, hidden: Tensor) -> Tensor:
         """The base's token law, `[..., D] -> [..., V]`; tokens never revealed are at `-inf`."""
-        logits = self.model.logits(hidden)
-        for token in (self.config.mask_token_id, *self.config.suppressed_token_ids):
-            logits[..., token] = -torch.inf
+        logits = super().token_logits(hidden.to(self.get_output_embeddings().weight.dtype))
+        logits[..., self.config.suppressed_token_ids] = -torch.inf
         return logits
+
+    @torch.no_grad()
+    def _read(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        **others,
+    ) -> BaseModelOutput:
+        """The base's hidden states of texts `[B, L]`, which it sees with prefix and suffix."""
+        if others.get("inputs_embeds") is not None:
+            raise ValueError(
+                "inputs_embeds is not read by an order adapter, whose base sees more. Pass "
+                "input_ids."
+            )
+        check_text(self.config, input_ids, attention_mask, **others)
+        keep = output_hidden_states
+        keep = bool(self.config.output_hidden_states if keep is None else keep)
+        framed, real, place = frame(self.config, input_ids, attention_mask)
+        own = self.hub_head is None
+        read = self.model if own else partial(read_backbone, self.model, self.config)
+        out = read(input_ids=framed, attention_mask=real, output_hidden_states=keep)
+        # by index: the base may return tuples
+        last, states = out[0], out[1] if keep else ()
+        place = place[..., None].expand(len(input_ids), -1, last.shape[-1])
+        last, *states = (state.gather(1, place) for state in (last, *states))
+        return BaseModelOutput(
+            last_hidden_state=last, hidden_states=tuple(states) if keep else None
+        )
 
     def labels_for(self, input_ids: Tensor) -> Tensor:
         """Labels `[B, L]` of clean texts `[B, L]`: tokens never revealed are given (-100)."""
@@ -238,7 +270,8 @@ def fresh_config(base: PreTrainedModel, name: str, settings: dict) -> OrderAdapt
     ends = sum(merged.get(key) is not None for key in ("prefix_token_id", "suffix_token_id"))
     shared = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
     sizes = {key: getattr(base.config, key) for key in shared}
-    sizes["max_position_embeddings"] = longest_text(base) - ends
+    longest = base.config.max_position_embeddings - first_position(base.base_model)
+    sizes["max_position_embeddings"] = longest - ends
     identity = {
         "base_name": name,
         "base_revision": commit,
@@ -279,10 +312,16 @@ def read_heads(config: OrderAdapterConfig, path: str) -> dict[str, Tensor]:
 def _leave_base_out(
     adapter: nn.Module, state_dict: dict, prefix: str, local_metadata: dict
 ) -> None:
-    for name in [name for name in state_dict if name.startswith(f"{prefix}model.")]:
-        del state_dict[name]
+    names = [name for name in state_dict if name.startswith(prefix)]
+    for name in names:
+        if not _of_heads(name.removeprefix(prefix)):
+            del state_dict[name]
 
 
 def _miss_no_base(adapter: nn.Module, incompatible_keys) -> None:
     missing = incompatible_keys.missing_keys
-    missing[:] = [name for name in missing if "model.base." not in name]
+    missing[:] = [name for name in missing if _of_heads(name)]
+
+
+def _of_heads(name: str) -> bool:
+    return name.partition(".")[0] in HEADS

@@ -14,6 +14,10 @@ for each:
     python training_scripts/train.py --config training_scripts/configs/tiny.yaml \
         --config training_scripts/configs/systems/mdlm.yaml
 
+`--dataset_name org/name --streaming true` reads a data set of the Hub while it trains, in an order
+that is drawn through buffers of 1,000 documents and 1,000 rows. A run that resumes reads it anew up
+to where it stopped. Of several processes the first reads for all.
+
 With `--order_search 1000` LoMDM first tries orders on copies of its network, each alone for so many
 steps, and goes on in the best one (docs/when_an_order_pays.md).
 
@@ -51,7 +55,7 @@ from hf_lomdm.data.splits import data_fingerprint, load_data, model_token_ids
 from hf_lomdm.data.sudoku import TOKEN_IDS, load_sudoku
 from hf_lomdm.modeling.configuration_lomdm import LoMDMConfig
 from hf_lomdm.modeling.modeling_lomdm import LoMDMForMaskedDiffusion
-from hf_lomdm.training.arguments import LoMDMTrainingArguments, ModelArguments
+from hf_lomdm.training.arguments import LoMDMTrainingArguments, ModelArguments, check_stream
 from hf_lomdm.training.causal import CausalTrainer
 from hf_lomdm.training.checkpointing import RunError, choose_checkpoint
 from hf_lomdm.training.finetuning import add_lora, write_base_config
@@ -130,6 +134,8 @@ def prepare(arguments: list[str] | None) -> LoMDMTrainer:
         ValueError: an argument, a file or the text cannot be used; says which and what to do.
     """
     data_args, model_args, args = parse_arguments(with_text(arguments))
+    if data_args.streaming:
+        check_stream(args)
     set_seed(args.seed)
     # what is wrong with it shows before the text is read
     if is_foreign(model_args):
@@ -150,7 +156,7 @@ def prepare(arguments: list[str] | None) -> LoMDMTrainer:
                 )
             (texts, tokenizer), token_ids = load_sudoku(data_args), TOKEN_IDS
         else:
-            texts, tokenizer = load_data(data_args, args.output_dir)
+            texts, tokenizer = load_data(data_args, args.output_dir, args.data_seed)
             token_ids = model_token_ids(tokenizer, data_args)
     make = partial(make_trainer, data_args, texts, tokenizer, token_ids)
     if args.order_search:

@@ -27,7 +27,7 @@ from hf_lomdm.data.splits import data_fingerprint, load_data
 from hf_lomdm.evaluation.compare import comparison_table
 from hf_lomdm.evaluation.corpus import evaluate_corpus
 from hf_lomdm.evaluation.records import write_record
-from hf_lomdm.training.arguments import LoMDMTrainingArguments
+from hf_lomdm.training.arguments import LoMDMTrainingArguments, check_stream
 from hf_lomdm.training.checkpointing import RunError
 from hf_lomdm.training.trainer import LoMDMTrainer
 from hf_lomdm.visualization import visible
@@ -60,6 +60,8 @@ def prepare(arguments: list[str] | None) -> LoMDMTrainer:
     adapter_args, data_args, args = HfArgumentParser(
         (AdapterArguments, DataArguments, LoMDMTrainingArguments), allow_abbrev=False
     ).parse_args_into_dataclasses(arguments)
+    if data_args.streaming:
+        check_stream(args)
     set_seed(args.seed)
     settings = {"c1": adapter_args.c1, "c2": adapter_args.c2}
     with loading("--base", adapter_args.base):
@@ -70,7 +72,7 @@ def prepare(arguments: list[str] | None) -> LoMDMTrainer:
     # else the adapter puts them there itself
     data_args.insert_special_tokens = model.config.bos_token_id is not None
     with args.main_process_first(desc="tokenisation"):
-        texts, tokenizer = load_data(data_args, args.output_dir)
+        texts, tokenizer = load_data(data_args, args.output_dir, args.data_seed)
     pad = LoMDMDataCollator(tokenizer.pad_token_id, data_args.max_length)
 
     def collate(rows: list[dict]) -> dict[str, torch.Tensor]:

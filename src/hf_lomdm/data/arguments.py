@@ -57,6 +57,15 @@ class DataArguments:
     validation_file: str | None = field(
         default=None, metadata={"help": "Text to validate on, like `train_file`."}
     )
+    streaming: bool = field(
+        default=False,
+        metadata={
+            "help": (
+                "Read dataset_name while training instead of before: nothing is kept on disk. "
+                "Needs max_steps and tokenizer; validates on the first thousand documents."
+            )
+        },
+    )
     sample_by: str = field(
         default="paragraph",
         metadata={

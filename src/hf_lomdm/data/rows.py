@@ -14,6 +14,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from ..pipelines.prompts_lomdm import well_formed
+from .arguments import DataArguments
 from .text import split_document
 from .tokenizers import check_known, encode_texts
 
@@ -146,6 +147,22 @@ def truncate_documents(
         if texts:
             rows = [_between(front, ids[:width], back) for ids in texts]
             yield rows if filler is None else [fill(row, max_length, filler) for row in rows]
+
+
+def training_rows(
+    texts: Iterable[str],
+    tokenizer: PreTrainedTokenizerBase,
+    arguments: DataArguments,
+    counts: RowCounts,
+) -> Iterator[list[np.ndarray]]:
+    """The rows that a run trains on, as its arguments say: packed, or of one document each."""
+    batches = token_batches(texts, tokenizer, counts)
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    ends = (bos, eos) if arguments.insert_special_tokens else (None, None)
+    if arguments.packing:
+        return pack_full_rows(batches, arguments.max_length, ends, eos, counts)
+    filler = eos if arguments.fill_with_eos else None
+    return truncate_documents(batches, arguments.max_length, ends, counts, filler)
 
 
 def fill(row: np.ndarray, length: int, token: int) -> np.ndarray:

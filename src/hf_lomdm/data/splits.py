@@ -15,13 +15,14 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from datasets import Dataset, DatasetDict
+from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from .arguments import DataArguments, check_limits
 from .cache import cached
 from .detokenizers import get_detokenizer
-from .rows import RowCounts, pack_full_rows, token_batches, truncate_documents
+from .rows import RowCounts, training_rows
+from .streaming import RowStream, open_stream
 from .text import check_sample_by, documents, load_text, split_document
 from .tokenizers import check_known, load_tokenizer, special_token_ids, train_tokenizer
 
@@ -30,18 +31,23 @@ ROWS_VERSION = 2
 
 
 def load_data(
-    arguments: DataArguments, output_dir: str | Path
-) -> tuple[DatasetDict, PreTrainedTokenizerBase]:
+    arguments: DataArguments, output_dir: str | Path, seed: int = 0
+) -> tuple[dict[str, Any], PreTrainedTokenizerBase]:
     """The data of a training run: rows of tokens (`train`, `validation`) and the tokenizer.
 
     A tokenizer made from the text is kept in `output_dir/tokenizer` and reused from there. Rows are
-    kept in the cache of `datasets` (`HF_DATASETS_CACHE`). Of several processes on a machine, let
-    the first do this before the others.
+    kept in the cache of `datasets` (`HF_DATASETS_CACHE`); with `streaming` those of `train` are a
+    `RowStream` without end. Of several processes on a machine, let the first do this before the
+    others.
 
+    Args:
+        seed: of the order of a stream.
     Raises:
         ValueError: an argument, a file or the text cannot be used; says which and what to do.
     """
     check_arguments(arguments)
+    if arguments.streaming:
+        return _load_stream(arguments, seed)
     texts = load_text(arguments)
     if arguments.train_tokenizer:
         train_documents = documents(texts["train"], arguments.detokenizer)
@@ -56,7 +62,20 @@ def load_data(
         split: tokenize(texts[split], tokenizer, arguments, limits[split], split)
         for split in limits
     }
-    return DatasetDict(rows), tokenizer
+    return rows, tokenizer
+
+
+def _load_stream(
+    arguments: DataArguments, seed: int
+) -> tuple[dict[str, Any], PreTrainedTokenizerBase]:
+    tokenizer = load_tokenizer(arguments.tokenizer or "")
+    texts, held_out, name = open_stream(arguments)
+    validation = tokenize(
+        held_out, tokenizer, arguments, arguments.max_validation_rows, "validation"
+    )
+    fingerprint = _fingerprint(name, tokenizer, arguments, max_rows=None)
+    train = RowStream(texts, tokenizer, arguments, seed, fingerprint)
+    return {"train": train, "validation": validation}, tokenizer
 
 
 def check_arguments(arguments: DataArguments) -> None:
@@ -72,6 +91,11 @@ def check_arguments(arguments: DataArguments) -> None:
         raise ValueError(
             f"give either dataset_name (got {arguments.dataset_name!r}) or train_file (got "
             f"{arguments.train_file!r}); an empty string switches one off."
+        )
+    if arguments.streaming and arguments.train_tokenizer:
+        raise ValueError(
+            f"train_tokenizer={arguments.train_tokenizer!r} reads the whole text, which streaming "
+            "never has. Pass tokenizer, or leave streaming out."
         )
     shortest = 3 if arguments.insert_special_tokens else 1
     if arguments.max_length < shortest:
@@ -117,7 +141,7 @@ def tokenize(
     Raises:
         ValueError: there is no text, or not enough of it for one packed row.
     """
-    key = _fingerprint(texts, tokenizer, arguments, max_rows)
+    key = _fingerprint(texts._fingerprint, tokenizer, arguments, max_rows)
     rows, record = cached(
         key, lambda path: _write_rows(path, texts, tokenizer, arguments, max_rows, split)
     )
@@ -149,12 +173,12 @@ def data_fingerprint(
 
 
 def _fingerprint(
-    texts: Dataset,
+    texts: str,
     tokenizer: PreTrainedTokenizerBase,
     arguments: DataArguments,
     max_rows: int | None,
 ) -> str:
-    """Names everything that rows depend on."""
+    """Names everything that rows depend on; `texts` names the documents."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     vocabulary = (
         backend.to_str()
@@ -164,7 +188,7 @@ def _fingerprint(
     cut = [arguments.max_length, arguments.packing, arguments.insert_special_tokens, max_rows]
     cut += [arguments.fill_with_eos] * arguments.fill_with_eos
     ids = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id)
-    parts = (ROWS_VERSION, texts._fingerprint, arguments.detokenizer, cut, ids, vocabulary)
+    parts = (ROWS_VERSION, texts, arguments.detokenizer, cut, ids, vocabulary)
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
 
@@ -178,14 +202,7 @@ def _write_rows(
 ) -> dict[str, Any]:
     """Write rows to `path`; returns their counts and a `digest` of their tokens."""
     counts = RowCounts()
-    batches = token_batches(documents(texts, arguments.detokenizer), tokenizer, counts)
-    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
-    ends = (bos, eos) if arguments.insert_special_tokens else (None, None)
-    if arguments.packing:
-        blocks = pack_full_rows(batches, arguments.max_length, ends, eos, counts)
-    else:
-        filler = eos if arguments.fill_with_eos else None
-        blocks = truncate_documents(batches, arguments.max_length, ends, counts, filler)
+    blocks = training_rows(documents(texts, arguments.detokenizer), tokenizer, arguments, counts)
     digest = _write_blocks(path, blocks, max_rows, counts)
     _check_rows(counts, arguments, split)
     return asdict(counts) | {"digest": digest}

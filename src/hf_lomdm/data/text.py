@@ -9,7 +9,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from datasets import Dataset, DatasetDict, Features, Value, load_dataset, load_dataset_builder
+from datasets import (
+    Dataset,
+    DatasetDict,
+    Features,
+    IterableDataset,
+    Value,
+    load_dataset,
+    load_dataset_builder,
+)
 from datasets.exceptions import DatasetsError
 from datasets.packaged_modules.csv.csv import CsvConfig
 
@@ -33,9 +41,9 @@ def load_text(arguments: DataArguments) -> DatasetDict:
     train text (the last tenth of its characters, cut between documents, or inside where there is
     only one).
     """
-    train = _load_split(arguments, arguments.train_split, arguments.train_file)
+    train = load_split(arguments, arguments.train_split, arguments.train_file)
     if arguments.validation_file:
-        validation = _load_split(arguments, "train", arguments.validation_file)
+        validation = load_split(arguments, "train", arguments.validation_file)
     elif arguments.validation_split:
         if arguments.train_file or arguments.dataset_name == PYDOC_TOPICS:
             raise ValueError(
@@ -43,7 +51,7 @@ def load_text(arguments: DataArguments) -> DatasetDict:
                 "splits. Pass validation_file, or leave both out to validate on the end of the "
                 "train text."
             )
-        validation = _load_split(arguments, arguments.validation_split, None)
+        validation = load_split(arguments, arguments.validation_split, None)
     else:
         train, validation = hold_out_end(train)
         if arguments.dataset_name == PYDOC_TOPICS:
@@ -51,7 +59,14 @@ def load_text(arguments: DataArguments) -> DatasetDict:
     return DatasetDict(train=train, validation=validation)
 
 
-def _load_split(arguments: DataArguments, split: str, file: str | None) -> Dataset:
+def load_split(
+    arguments: DataArguments, split: str, file: str | None, streaming: bool = False
+) -> Dataset | IterableDataset:
+    """The documents of `file`, else of a split of `dataset_name`, in one column `text`.
+
+    Raises:
+        ValueError: a file, data set, split or column that cannot be read; says which.
+    """
     if file:
         return load_files(file, arguments.sample_by, (arguments.text_column,))
     if arguments.dataset_name == PYDOC_TOPICS:
@@ -62,7 +77,7 @@ def _load_split(arguments: DataArguments, split: str, file: str | None) -> Datas
         arguments.dataset_revision,
     )
     try:
-        return load_hub(name, config, revision, split, arguments.text_column)
+        return load_hub(name, config, revision, split, arguments.text_column, streaming)
     except (DatasetsError, ValueError, OSError) as error:
         raise ValueError(
             f"split {split!r} of dataset_name {name!r} (dataset_config {config!r}) cannot be "
@@ -71,15 +86,26 @@ def _load_split(arguments: DataArguments, split: str, file: str | None) -> Datas
 
 
 def load_hub(
-    name: str, config: str | None, revision: str | None, split: str, column: str
-) -> Dataset:
-    """One column of strings of a data set, from the Hub or a folder with splits, called `text`."""
+    name: str,
+    config: str | None,
+    revision: str | None,
+    split: str,
+    column: str,
+    streaming: bool = False,
+) -> Dataset | IterableDataset:
+    """One column of strings of a data set, from the Hub or a folder with splits, called `text`.
+
+    Args:
+        streaming: read it where it lies, each time that it is iterated.
+    """
     source = {"name": config, "revision": revision}
     options: dict[str, Any] = {}
     # else `NA` is no text, and `007` a number
     if isinstance(load_dataset_builder(name, **source).config, CsvConfig):
         options = {"features": Features({column: Value("string")}), "keep_default_na": False}
-    dataset = load_dataset(name, **source, split=split, **options)
+    dataset = load_dataset(name, **source, split=split, streaming=streaming, **options)
+    if dataset.features is None:
+        raise ValueError("Its columns are not known before it is read. Leave streaming out.")
     if column not in dataset.column_names:
         raise missing_column(name, (column,), dataset.column_names)
     check_strings(dataset.features.arrow_schema.field(column).type, column, name)
@@ -181,7 +207,7 @@ def without_known(texts: Dataset, known: Dataset) -> Dataset:
     return texts.select([index for index, share in enumerate(shares) if share <= 0.5])
 
 
-def documents(texts: Dataset, detokenizer: str | None = None) -> Iterator[str]:
+def documents(texts: Dataset | IterableDataset, detokenizer: str | None = None) -> Iterator[str]:
     """The documents of column `text`, detokenised, in order, without blank ones."""
     undo = get_detokenizer(detokenizer)
     for batch in texts.select_columns(["text"]).with_format("arrow").iter(batch_size=256):

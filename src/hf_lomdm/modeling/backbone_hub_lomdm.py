@@ -83,7 +83,7 @@ class HubHead:
         """Logits `[..., V]` of hidden states `[..., D]` by the head's modules in `owner`."""
         shell = copy.copy(self.shell)
         modules = {name: owner._modules[name] for name in self.children}
-        shell._modules = {**modules, self.backbone: _Given(owner.config.backbone_config)}
+        shell._modules = {**modules, self.backbone: _Given(owner.model.config)}
         states = hidden.reshape(1, -1, hidden.shape[-1])
         weight = owner.get_submodule(self.output).weight
         states = states.to(weight.dtype) if weight.is_floating_point() else states  # quantised

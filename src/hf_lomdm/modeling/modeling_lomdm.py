@@ -57,11 +57,18 @@ class LoMDMForMaskedDiffusion(Adapted, LoMDMWithLoss):
     def __init__(self, config: LoMDMConfig, backbone: PreTrainedModel | None = None):
         super().__init__(config)
         self.hub_head: HubHead | None = None
-        if config.backbone_config is None:
+        for module in () if backbone is None else backbone.modules():
+            # else post_init would draw its weights anew
+            setattr(module, "_is_hf_initialized", True)  # noqa: B010
+        if backbone is None and config.backbone_config is not None:
+            backbone = new_model(config.backbone_config)
+        if backbone is None:
             self.model = LoMDMModel(config)
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size)
+        elif isinstance(backbone, LoMDMForMaskedDiffusion):
+            self.model, self.lm_head = backbone.model, backbone.lm_head
         else:
-            self._take_over(new_model(config.backbone_config) if backbone is None else backbone)
+            self._take_over(backbone)
         self.rate_law = RATE_LAWS[config.rate_type]
         modules = self.rate_law.modules(config)
         self.phi, self.psi, self.omega = (modules.get(name) for name in ("phi", "psi", "omega"))

@@ -112,9 +112,6 @@ class Conversion:
         """A model of `config` with the weights of `whole`, which is used up, and fresh heads."""
         add_rows(whole, config.vocab_size)
         whole.config.name_or_path = ""  # it would be saved, and may be a path of this machine
-        for module in whole.modules():
-            # else post_init would draw its weights anew
-            setattr(module, "_is_hf_initialized", True)  # noqa: B010
         build: Any = cls  # of the model whose part this is
         model = build(config, whole).eval()
         device = model.get_output_embeddings().weight.device

@@ -132,6 +132,7 @@ MODES = (
                 "dataset_revision",
                 "train_split",
                 "validation_split",
+                "streaming",
                 "sample_by",
             ),
             *(
@@ -148,13 +149,17 @@ MODES = (
     Mode(
         "train_file",
         lambda run: bool(run.train_file),
-        ("dataset_config", "dataset_revision", "train_split", "validation_split"),
+        ("dataset_config", "dataset_revision", "train_split", "validation_split", "streaming"),
     ),
     Mode(
         "dataset_name pydoc_topics",
         lambda run: run.dataset_name == "pydoc_topics",
-        ("dataset_config", "dataset_revision", "train_split", "validation_split", "text_column"),
+        (
+            *("dataset_config", "dataset_revision", "train_split", "validation_split"),
+            *("text_column", "streaming"),
+        ),
     ),
+    Mode("streaming", lambda run: run.streaming, ("max_train_rows",)),
     Mode("validation_file", lambda run: bool(run.validation_file), ("validation_split",)),
     Mode("text that is no .txt file", lambda run: not _reads(run, is_txt=True), ("sample_by",)),
     Mode("text in .txt files", lambda run: not _reads(run, is_txt=False), ("text_column",)),
@@ -441,6 +446,20 @@ def check_modes(*parts: Any) -> None:
             value = getattr(run, name)
             if value not in (None, "", defaults[name]):  # an empty string switches a setting off
                 raise ValueError(f"{name}={value!r} has no effect with {mode.name}. Leave it out.")
+
+
+def check_stream(args: LoMDMTrainingArguments) -> None:
+    """Raises `ValueError` for what does not go with rows that are streamed."""
+    if args.max_steps < 1:
+        raise ValueError(
+            f"streaming has no end, and max_steps={args.max_steps} sets none. Pass max_steps, for "
+            "example 10000."
+        )
+    if args.dataloader_num_workers > 1:
+        raise ValueError(
+            f"dataloader_num_workers={args.dataloader_num_workers}: a stream is read by one "
+            "process. Pass 0 or 1 with streaming."
+        )
 
 
 def _reads(run: argparse.Namespace, is_txt: bool) -> bool:

@@ -1,0 +1,143 @@
+"""Rows that are read while a model trains: the same rows, each once a pass, the same again."""
+
+import json
+from dataclasses import replace
+from itertools import islice
+
+import datasets
+import numpy as np
+import pytest
+
+from hf_lomdm.data import streaming
+from hf_lomdm.data.arguments import DataArguments
+from hf_lomdm.data.splits import data_fingerprint, load_data
+from hf_lomdm.data.streaming import RowStream
+from hf_lomdm.training.arguments import LoMDMTrainingArguments, check_stream
+from tiny_tokenizer import build_word_tokenizer
+
+WORDS = list("abcdefgab")
+
+
+@pytest.fixture(autouse=True)
+def fresh_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr(streaming, "NUM_HELD_OUT", 3)
+
+
+@pytest.fixture
+def arguments(tmp_path):
+    """Two shards of ten documents of one to six words; a tokenizer that knows them."""
+    folder = tmp_path / "set"
+    folder.mkdir()
+    for shard in range(2):
+        texts = [" ".join(WORDS[: 1 + (shard + number) % 6]) for number in range(10)]
+        write(folder / f"train-{shard}.jsonl", texts)
+    build_word_tokenizer().save_pretrained(tmp_path / "tokenizer")
+    return DataArguments(
+        dataset_name=str(folder),
+        streaming=True,
+        tokenizer=str(tmp_path / "tokenizer"),
+        max_length=8,
+        packing=False,
+    )
+
+
+def write(path, texts):
+    path.write_text("".join(json.dumps({"text": text, "n": 1}) + "\n" for text in texts))
+
+
+def rows_of(arguments, tmp_path, count, seed=0):
+    rows = islice(load_data(arguments, tmp_path, seed)[0]["train"], count)
+    return [tuple(row["input_ids"].tolist()) for row in rows]
+
+
+def test_a_pass_has_every_document_once_but_those_that_validate(arguments, tmp_path):
+    whole, _ = load_data(
+        replace(arguments, streaming=False, validation_split="train[:3]"), tmp_path
+    )
+    streamed, _ = load_data(arguments, tmp_path)
+    assert isinstance(streamed["train"], RowStream)
+    held_out = [row["input_ids"].tolist() for row in streamed["validation"]]
+    assert held_out == [row["input_ids"].tolist() for row in whole["validation"]]
+    expected = sorted(tuple(row["input_ids"].tolist()) for row in whole["train"])
+    for row in held_out:
+        expected.remove(tuple(row))
+    passes = rows_of(arguments, tmp_path, 34)
+    assert sorted(passes[:17]) == sorted(passes[17:]) == expected
+    assert passes[:17] != passes[17:]  # in another order
+
+
+def test_iterating_anew_reads_the_same_rows_and_seeds_differ(arguments, tmp_path):
+    arguments = replace(arguments, packing=True)
+    stream = load_data(arguments, tmp_path)[0]["train"]
+    first, again = ([row["input_ids"].tolist() for row in islice(stream, 25)] for _ in range(2))
+    assert first == again and {len(row) for row in first} == {8}
+    assert rows_of(arguments, tmp_path, 25, seed=1) != [tuple(row) for row in first]
+
+
+def test_the_buffer_lets_each_row_out_once():
+    rows = [np.array([number]) for number in range(2500)]
+    blocks = [rows[start : start + 7] for start in range(0, 2500, 7)]
+    out = [int(row[0]) for row in streaming.shuffled(blocks, np.random.default_rng(0))]
+    assert sorted(out) == list(range(2500)) and out != sorted(out)
+    # the n-th row out was among the first n + 1000 in
+    assert all(value < place + streaming.BUFFER_SIZE for place, value in enumerate(out))
+
+
+def test_validation_text_may_come_from_elsewhere(arguments, tmp_path):
+    (tmp_path / "valid.txt").write_text("a b")
+    own, _ = load_data(replace(arguments, validation_file=str(tmp_path / "valid.txt")), tmp_path)
+    assert len(own["validation"]) == 1
+    split, _ = load_data(replace(arguments, validation_split="train"), tmp_path)
+    assert len(split["validation"]) == 3  # the first of a split, which may be endless
+    assert len(set(rows_of(replace(arguments, validation_split="train"), tmp_path, 20))) == 6
+
+
+def test_the_fingerprint_names_files_split_tokenizer_and_cut(arguments, tmp_path):
+    def name(arguments):
+        rows, tokenizer = load_data(arguments, tmp_path)
+        return data_fingerprint({"train": rows["train"]}, tokenizer)
+
+    names = [name(arguments), name(replace(arguments, max_length=7))]
+    names.append(name(replace(arguments, validation_split="train")))
+    assert name(arguments) == names[0]
+    write(tmp_path / "set" / "train-1.jsonl", ["g f e"] * 10)
+    names.append(name(arguments))
+    assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"text_column": "n"}, "holds no strings|is no text|int"),
+        ({"text_column": "body"}, "body"),
+        ({"train_split": "test"}, "test"),
+        ({"train_tokenizer": "char", "tokenizer": None}, "reads the whole text"),
+        ({"dataset_name": "nowhere/at-all"}, "nowhere/at-all"),
+    ],
+)
+def test_what_cannot_be_streamed_is_one_line(arguments, tmp_path, change, reason):
+    with pytest.raises(ValueError, match=reason):
+        load_data(replace(arguments, **change), tmp_path)
+
+
+def test_a_set_that_ends_before_training_begins_says_so(arguments, tmp_path, monkeypatch):
+    monkeypatch.setattr(streaming, "NUM_HELD_OUT", 20)
+    with pytest.raises(ValueError, match="no row to train on: 0 documents"):
+        rows_of(arguments, tmp_path, 1)
+
+
+def test_unknown_words_of_a_pass_stop_it(arguments, tmp_path):
+    write(tmp_path / "set" / "train-1.jsonl", ["nobody knows"] * 10)
+    with pytest.raises(ValueError, match="the tokenizer does not know"):
+        rows_of(arguments, tmp_path, 100)
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [({"max_steps": -1}, "Pass max_steps"), ({"dataloader_num_workers": 2}, "Pass 0 or 1")],
+)
+def test_a_stream_needs_an_end_and_one_reader(settings, reason, tmp_path):
+    args = LoMDMTrainingArguments(output_dir=str(tmp_path), **{"max_steps": 5, **settings})
+    with pytest.raises(ValueError, match=reason):
+        check_stream(args)
