@@ -15,7 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from hf_lomdm import LoMDMConfig, LoMDMPipeline, LoMDMScheduler
 from hf_lomdm.modeling import attention_lomdm
-from hf_lomdm.modeling.process_lomdm import draw_order_view, position_exponentials, row_seeds
+from hf_lomdm.modeling.process_lomdm import draw_order_view
+from hf_lomdm.modeling.random_lomdm import position_exponentials, row_seeds
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
