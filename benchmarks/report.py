@@ -84,12 +84,16 @@ def memory(section: dict) -> str:
 def sampling(section: dict) -> str:
     """Tokens per second, speedup and the share outside the network."""
     header, rows = (
-        ["system", "batch", "sampler", "tokens/s", "speedup", "outside backbone and psi"],
+        [
+            *("system", "batch", "sampler", "tokens/s", "speedup", "outside backbone and psi"),
+            "and LM head",
+        ],
         [],
     )
     for cell in section["cells"]:
-        for sampler in ("reference", "sequential", "ancestral"):
+        for sampler in (name for name, value in cell.items() if isinstance(value, dict)):
             measured = cell[sampler]
+            beyond = measured.get("share_outside_network_and_head")  # older records lack it
             speed = [measured["tokens_per_second"], measured.get("speedup", 1.0)]
             rows.append(
                 [
@@ -98,6 +102,7 @@ def sampling(section: dict) -> str:
                     sampler,
                     *speed,
                     f"{measured['share_outside_network']:.0%}",
+                    "" if beyond is None else f"{beyond:.0%}",
                 ]
             )
     text = table(f"Sampling ({section['timed']})", header, rows)

@@ -1,5 +1,8 @@
 """Sampling: tokens per second, and the share of time outside the network.
 
+`threshold` and `entropy_bound` count by the token laws of all masked positions, so that they
+project all of them to the vocabulary: a second share leaves the LM head to the network.
+
     python benchmarks/sampling.py [--seconds 150]   (section `sampling` of the record)
 
 MDLM-small, 50,258 tokens, rows of 1024, 256 steps. On a GPU whole runs are timed. On a CPU single
@@ -25,7 +28,7 @@ PLACES = {"first": 0.0, "middle": 0.5, "last": 1.0}  # share of the steps that l
 # rows of the reference: one row's outcomes in float64 take 1.6 GB
 DRAWN_AT_ONCE = {"cuda": 32, "cpu": 1}
 TIMED_STEPS = 1  # at each place, after one that warms up
-SAMPLERS = ("reference", "sequential", "ancestral")
+SAMPLERS = ("reference", "sequential", "ancestral", "threshold", "entropy_bound")
 SYSTEMS = {"mdlm": "uniform", "lomdm": "learned"}
 
 
@@ -105,8 +108,8 @@ def _until_enough(pipe, rows: list, settings: dict):
 
 
 @contextmanager
-def network_time(model):
-    """Within this context the list collects the seconds of each call of backbone and psi."""
+def call_times(*modules):
+    """Within this context the list collects the seconds of each call of the modules."""
     calls, begun, handles = [], {}, []
 
     def begin(module, *_) -> None:
@@ -117,7 +120,7 @@ def network_time(model):
         synchronize()
         calls.append(time.perf_counter() - begun[module])
 
-    for module in (model.model, model.psi):
+    for module in modules:
         if module is not None:
             handles += [module.register_forward_pre_hook(begin), module.register_forward_hook(end)]
     try:
@@ -129,15 +132,20 @@ def network_time(model):
 
 def timed_steps(
     model, sampler: str, setting: dict, batch: int, place: str, count: int
-) -> tuple[float, float]:
-    """Mean seconds of a step at one of `PLACES`, and the share outside backbone and psi."""
+) -> tuple[float, float, float]:
+    """Mean seconds of a step at one of `PLACES`, and two shares of them.
+
+    They are those outside backbone and psi, and outside these and the LM head.
+    """
     first = min(int(setting["steps"] * PLACES[place]), setting["steps"] - count - 1)
     times = StepTimes(count)
-    with autocast(), network_time(model) as calls:
+    trunk, head = call_times(model.model, model.psi), call_times(model.lm_head)
+    with autocast(), trunk as in_trunk, head as in_head:
         runner(model, sampler, setting, batch, first, times)()
-    per_step = 1 if model.psi is None else 2
-    inside = sum(calls[per_step:]) / count  # but for the step that warms up
-    return times.seconds, 1 - inside / times.seconds
+    # per step, but for the first, which warms up
+    trunk, head = (sum(calls[len(calls) // (count + 1) :]) / count for calls in (in_trunk, in_head))
+    whole = times.seconds
+    return whole, 1 - trunk / whole, 1 - (trunk + head) / whole
 
 
 def measure_sampler(model, sampler: str, setting: dict, batch: int) -> dict:
@@ -147,23 +155,21 @@ def measure_sampler(model, sampler: str, setting: dict, batch: int) -> dict:
         with autocast():
             run()
             seconds = {"whole": timed(run) / setting["steps"]}
-        shares = [timed_steps(model, sampler, setting, batch, "middle", TIMED_STEPS + 1)[1]]
+        timings = {"middle": timed_steps(model, sampler, setting, batch, "middle", TIMED_STEPS + 1)}
     else:
         places = PLACES if batch == 1 else ("middle",)
         timings = {
             place: timed_steps(model, sampler, setting, batch, place, TIMED_STEPS)
             for place in places
         }
-        seconds, shares = (
-            {place: timing[0] for place, timing in timings.items()},
-            [timing[1] for timing in timings.values()],
-        )
+        seconds = {place: timing[0] for place, timing in timings.items()}
     speed = batch * setting["length"] / (setting["steps"] * statistics.mean(seconds.values()))
-    outside = statistics.mean(shares)
+    _, outside, outside_head = zip(*timings.values(), strict=True)
     return {
         "seconds_per_step": seconds,
         "tokens_per_second": speed,
-        "share_outside_network": outside,
+        "share_outside_network": statistics.mean(outside),
+        "share_outside_network_and_head": statistics.mean(outside_head),
     }
 
 

@@ -47,6 +47,14 @@ def build_model(**overrides) -> LoMDMForMaskedDiffusion:
 
 
 @pytest.fixture
+def fresh_cache(tmp_path, monkeypatch):
+    """Nothing that `datasets` has kept of another test is found, and nothing of this one stays."""
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+@pytest.fixture
 def make_model():
     """The factory `build_model`: keyword arguments override the tiny configuration, `seed` the
     weights."""

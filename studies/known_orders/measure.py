@@ -46,7 +46,7 @@ ROOT = STUDY.parents[1]
 sys.path += [str(STUDY), str(ROOT / "benchmarks")]
 
 import flops
-from tasks import KNOBS, SYMBOLS, Task, add_knobs, make_task, write_rows
+from tasks import KNOBS, SYMBOLS, Task, make_parser, make_task, write_rows
 
 TRAIN = ROOT / "training_scripts" / "train.py"
 ROWS = {"train": (20000, 1), "valid": (1000, 2)}  # rows and seed
@@ -203,12 +203,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    add_knobs(parser)
+    parser = make_parser(__doc__)
     parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=list(SYSTEMS))
     parser.add_argument("--seeds", nargs="+", type=whole(0), default=[1])
     parser.add_argument(

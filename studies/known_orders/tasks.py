@@ -158,20 +158,21 @@ def make_task(name: str, knobs: dict[str, int | None]) -> Task:
     return maker(**given)
 
 
-def add_knobs(parser: argparse.ArgumentParser) -> None:
-    """The task and its knobs."""
-    parser.add_argument("task", choices=TASKS)
-    for knob, text in KNOBS.items():
-        parser.add_argument(f"--{knob}", type=whole(0 if knob == "wiring" else 1), help=text)
-
-
-def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
+def make_parser(description: str | None) -> argparse.ArgumentParser:
+    """A parser with the task and its knobs."""
     parser = argparse.ArgumentParser(
-        description=__doc__,
+        description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    add_knobs(parser)
+    parser.add_argument("task", choices=TASKS)
+    for knob, text in KNOBS.items():
+        parser.add_argument(f"--{knob}", type=whole(0 if knob == "wiring" else 1), help=text)
+    return parser
+
+
+def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = make_parser(__doc__)
     parser.add_argument("--rows", type=whole(1), default=20000)
     parser.add_argument("--seed", type=whole(0), default=1)
     parser.add_argument("--output", type=Path, required=True, help="the text file")

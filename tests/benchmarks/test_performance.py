@@ -15,7 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from hf_lomdm import LoMDMConfig, LoMDMPipeline, LoMDMScheduler
 from hf_lomdm.modeling import attention_lomdm
-from hf_lomdm.modeling.process_lomdm import draw_order_view, position_exponentials, row_seeds
+from hf_lomdm.modeling.process_lomdm import draw_order_view
+from hf_lomdm.modeling.random_lomdm import position_exponentials, row_seeds
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -279,14 +280,12 @@ def test_one_row_is_timed_at_three_places_and_more_rows_in_the_middle(make_model
     assert two["tokens_per_second"] == pytest.approx(
         2 * 16 / (8 * two["seconds_per_step"]["middle"])
     )
-    assert 0 < two["share_outside_network"] < 1
+    assert 0 < two["share_outside_network_and_head"] < two["share_outside_network"] < 1
 
 
-def test_network_time_collects_every_call_of_backbone_and_psi_and_removes_its_hooks(
-    make_model, clean
-):
+def test_call_times_collects_every_call_of_some_modules_and_removes_its_hooks(make_model, clean):
     model = make_model()
-    with sampling.network_time(model) as calls:
+    with sampling.call_times(model.model, model.psi, None) as calls:
         model(clean)
         model(clean)
     model(clean)

@@ -77,6 +77,14 @@ def test_time_over_order_is_the_ratio_of_variances_of_repeated_draws(smallest):
     assert actual["time"]["samples_needed"] > actual["order"]["samples_needed"]
 
 
+def test_half_the_error_takes_four_times_the_samples(smallest):
+    options = {"num_texts": 6, "num_samples": 40, **QUIET}
+    few, many = (
+        pilot(smallest, ROWS, target=target, **options)["samples_needed"] for target in (0.1, 0.05)
+    )
+    assert 1 < 4 * (few - 1) < many <= 4 * few  # both are rounded up
+
+
 def test_pilot_and_comparison_ask_for_the_same_samples(smallest):
     options = {"num_texts": 6, "num_samples": 40, "target": 0.2, **QUIET}
     actual = compare_bounds(smallest, ROWS, **options)["order"]["samples_needed"]

@@ -5,7 +5,6 @@ import json
 from collections import Counter
 from pathlib import Path
 
-import datasets
 import numpy as np
 import pytest
 import torch
@@ -62,9 +61,7 @@ def rdkit():
     return pytest.importorskip("rdkit")
 
 
-@pytest.fixture(autouse=True)
-def fresh_cache(tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+pytestmark = pytest.mark.usefixtures("fresh_cache")
 
 
 def build(alphabet: str = ALPHABET, length: int = 12, **overrides):

@@ -15,7 +15,7 @@ import oracles
 from hf_lomdm.evaluation import order as order_module
 from hf_lomdm.evaluation.order import TextMeans, evaluate_order, expected_order, generated_order
 from hf_lomdm.evaluation.token_classes import CLASSES, TokenClasses, frequency_deciles
-from hf_lomdm.modeling.process_lomdm import make_blocks
+from hf_lomdm.modeling.blocks_lomdm import make_blocks
 from tiny_tokenizer import build_tokenizer
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"

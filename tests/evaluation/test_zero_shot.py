@@ -4,7 +4,6 @@ protocol."""
 import json
 from pathlib import Path
 
-import datasets
 import pytest
 
 from hf_lomdm.data.detokenizers import DETOKENIZERS
@@ -52,7 +51,7 @@ FIRST = {
 
 
 @pytest.fixture(autouse=True)
-def hub(monkeypatch, tmp_path):
+def hub(monkeypatch, fresh_cache):
     """The Hub holds the fixtures, each under the id, configuration, revision and split of the real
     set."""
 
@@ -62,7 +61,6 @@ def hub(monkeypatch, tmp_path):
         path = FIXTURES / FILES[dataset, config, revision, split]
         return load_files(path, columns=(column,))
 
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     monkeypatch.setattr(zero_shot, "load_hub", load_hub)
 
 

@@ -6,6 +6,8 @@ import torch
 
 import oracles
 from hf_lomdm.modeling import process_lomdm as process
+from hf_lomdm.modeling.blocks_lomdm import block_quantiles, make_blocks
+from hf_lomdm.modeling.random_lomdm import position_exponentials
 
 EXACT = {"rtol": 1e-9, "atol": 1e-10}  # float64, a few hundred operations
 # A statistic this many standard deviations out has probability 6e-5; seeds are fixed.
@@ -113,14 +115,14 @@ def test_blocks_with_nothing_maskable_count_zero_and_have_no_part_in_the_rate_ra
 
 def lay(length, size, mask=None):
     position = torch.arange(length)[None] if mask is None else (mask.cumsum(-1) - 1).clamp(min=0)
-    return process.make_blocks(position, size)
+    return make_blocks(position, size)
 
 
 def test_the_quantile_of_each_block_is_uniform_and_independent_of_where_the_text_has_its_own():
     count, cells = 20_000, 20
     blocks = lay(7, 2)._replace(of_position=lay(7, 2).of_position.expand(count, -1))
     offset = (torch.arange(count, dtype=torch.float64) + 0.5) / count
-    quantiles = process.block_quantiles(offset, torch.arange(count), blocks)
+    quantiles = block_quantiles(offset, torch.arange(count), blocks)
     assert quantiles.shape == (count, 4) and quantiles.min() > 0 and quantiles.max() < 1
     uniform = torch.full((cells,), 1 / cells, dtype=torch.float64)
     for block in range(4):
@@ -136,7 +138,7 @@ def test_the_quantile_of_each_block_is_uniform_and_independent_of_where_the_text
 def test_quantiles_of_a_block_stay_stratified_over_the_draws_of_a_text():
     strata = (torch.arange(8, dtype=torch.float64) + 0.3) / 8
     blocks = lay(6, 2)._replace(of_position=lay(6, 2).of_position.expand(8, -1))
-    quantiles = process.block_quantiles(strata, torch.full((8,), 11), blocks)
+    quantiles = block_quantiles(strata, torch.full((8,), 11), blocks)
     for block in range(3):
         steps = quantiles[:, block].sort().values.diff()
         # float32 strata
@@ -146,17 +148,15 @@ def test_quantiles_of_a_block_stay_stratified_over_the_draws_of_a_text():
 def test_quantiles_of_blocks_do_not_depend_on_padding_or_the_batch():
     mask = torch.tensor([[0, 0, 0, 1, 1, 1], [1, 1, 1, 1, 1, 0], [1, 1, 1, 1, 1, 1]])
     quantiles, seeds = torch.tensor([0.1, 0.5, 0.8], dtype=torch.float64), torch.tensor([3, 4, 5])
-    together = process.block_quantiles(quantiles, seeds, lay(6, 2, mask))
+    together = block_quantiles(quantiles, seeds, lay(6, 2, mask))
     for row, length in enumerate((3, 5, 6)):
-        alone = process.block_quantiles(
-            quantiles[row : row + 1], seeds[row : row + 1], lay(length, 2)
-        )
+        alone = block_quantiles(quantiles[row : row + 1], seeds[row : row + 1], lay(length, 2))
         assert torch.equal(together[row, : alone.shape[1]], alone[0])
 
 
 def test_one_window_has_the_quantile_of_the_text():
     quantiles = torch.tensor([0.25, 0.75])
-    assert torch.equal(process.block_quantiles(quantiles, torch.arange(2)), quantiles[:, None])
+    assert torch.equal(block_quantiles(quantiles, torch.arange(2)), quantiles[:, None])
 
 
 def test_the_order_of_the_quantiles_is_independent_of_the_masks_and_orders():
@@ -166,8 +166,8 @@ def test_the_order_of_the_quantiles_is_independent_of_the_masks_and_orders():
         torch.arange(count),
         lay(4, 2)._replace(of_position=lay(4, 2).of_position.expand(count, -1)),
     )
-    first = process.block_quantiles(torch.full((count,), 0.25), seeds, blocks)[:, 0] > 0.5
-    noise = process.position_exponentials(seeds, torch.arange(4)[None])
+    first = block_quantiles(torch.full((count,), 0.25), seeds, blocks)[:, 0] > 0.5
+    noise = position_exponentials(seeds, torch.arange(4)[None])
     for position in range(4):
         pair = torch.stack([first.double(), noise[:, position]])
         assert abs(torch.corrcoef(pair)[0, 1]) < Z / count**0.5

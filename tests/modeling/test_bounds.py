@@ -8,6 +8,7 @@ import torch
 
 import oracles
 from hf_lomdm.modeling import process_lomdm as process
+from hf_lomdm.modeling.random_lomdm import position_exponentials
 
 EXACT = {"rtol": 1e-9, "atol": 1e-10}  # float64 against float64, a few hundred operations
 # A mean this many standard errors off has probability 6e-5; seeds are fixed.
@@ -144,7 +145,7 @@ def test_rates_of_one_give_the_mdlm_loss_on_identical_masks(make_model):
     # MDLM: mask probability t, weight 1/t; a share of the draws is kept for the reconstruction term
     share = process.RECONSTRUCTION_SHARE
     t = epsilon + (1 - epsilon) * (quantile - share) / (1 - share)
-    uniform = torch.exp(-process.position_exponentials(seeds, torch.arange(12)[None]))
+    uniform = torch.exp(-position_exponentials(seeds, torch.arange(12)[None]))
     masked = uniform < t[:, None].double()
     assert masked.any(-1).all() and not masked.all()
     logits = model(input_ids=clean.masked_fill(masked, 10)).logits

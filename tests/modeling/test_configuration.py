@@ -10,7 +10,7 @@ import torch
 
 from conftest import TINY
 from hf_lomdm import LoMDMConfig, LoMDMForMaskedDiffusion
-from hf_lomdm.modeling.configuration_lomdm import Number
+from hf_lomdm.modeling.fields_lomdm import Number
 
 WRONG = (
     "3",

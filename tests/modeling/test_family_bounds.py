@@ -7,7 +7,8 @@ import pytest
 import torch
 
 import oracles
-from hf_lomdm.modeling import loss_lomdm, process_lomdm
+from hf_lomdm.modeling import loss_lomdm
+from hf_lomdm.modeling.blocks_lomdm import block_quantiles
 
 EXACT = {"rtol": 1e-9, "atol": 1e-10}  # float64 against float64, a few hundred operations
 # A mean this many standard errors off has probability 6e-5; seeds are fixed.
@@ -253,7 +254,7 @@ def equal_estimates(first, second, text, bound, factor=1.0):
         model.estimate_bound(
             batch,
             model.forward_rates(texts),
-            process_lomdm.block_quantiles(quantiles, seeds, batch.blocks),
+            block_quantiles(quantiles, seeds, batch.blocks),
             seeds,
             bound=bound,
         )[0]

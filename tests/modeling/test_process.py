@@ -1,4 +1,5 @@
-"""The tensor functions of process_lomdm.py against enumeration, closed forms and counted draws."""
+"""The functions of process_lomdm.py and random_lomdm.py against enumeration, closed forms and
+counted draws."""
 
 import math
 
@@ -8,6 +9,8 @@ import torch
 import oracles
 from hf_lomdm.evaluation import nelbo
 from hf_lomdm.modeling import process_lomdm as process
+from hf_lomdm.modeling.blocks_lomdm import Blocks
+from hf_lomdm.modeling.random_lomdm import position_exponentials, row_seeds
 
 EXACT = {"rtol": 1e-10, "atol": 1e-12}  # float64 sums of a few dozen terms
 # A chi-square statistic this many standard deviations out has probability 3e-5; seeds are fixed.
@@ -17,8 +20,8 @@ DRAWS = 40_000
 
 
 def exponentials(draws: int, length: int, seed: int = 0) -> torch.Tensor:
-    seeds = process.row_seeds(torch.Generator().manual_seed(seed), draws, "cpu")
-    return process.position_exponentials(seeds, torch.arange(length)[None])
+    seeds = row_seeds(torch.Generator().manual_seed(seed), draws, "cpu")
+    return position_exponentials(seeds, torch.arange(length)[None])
 
 
 def bits(masked: torch.Tensor) -> torch.Tensor:
@@ -53,7 +56,7 @@ def test_velocity_is_minus_the_slope_of_alpha_over_one_minus_alpha():
 
 
 def test_windows_put_the_leftmost_block_last():
-    blocks = process.Blocks(torch.tensor([[0, 0, 1, 1, 2, 2]]), size=2, num_blocks=3)
+    blocks = Blocks(torch.tensor([[0, 0, 1, 1, 2, 2]]), size=2, num_blocks=3)
     time = torch.tensor([[0.5]], dtype=torch.float64)
     local = process.local_time(time, blocks.of_position, blocks.num_blocks)
     # windows from the left: [2/3, 1], [1/3, 2/3], [0, 1/3]
@@ -63,7 +66,7 @@ def test_windows_put_the_leftmost_block_last():
 
 
 def test_velocity_in_a_window_counts_the_number_of_blocks():
-    blocks = process.Blocks(torch.tensor([[0, 1]]), size=1, num_blocks=2)
+    blocks = Blocks(torch.tensor([[0, 1]]), size=1, num_blocks=2)
     time = torch.tensor([[0.2]], dtype=torch.float64, requires_grad=True)
     alpha = process.alpha(
         process.local_time(time, blocks.of_position, blocks.num_blocks).log(), RATES[:, :2]
@@ -128,7 +131,7 @@ def test_uniforms_behind_the_draws_are_uniform_in_their_late_bits_too():
 
 
 def test_uniforms_of_consecutive_seeds_are_uncorrelated():
-    value = process.position_exponentials(torch.arange(DRAWS), torch.arange(2)[None])
+    value = position_exponentials(torch.arange(DRAWS), torch.arange(2)[None])
     pair = torch.stack([value[:-1, 0], value[1:, 0]])
     assert abs(torch.corrcoef(pair)[0, 1]) < Z / math.sqrt(DRAWS)
     assert abs(value.mean() - 1) < Z / math.sqrt(2 * DRAWS)
@@ -136,8 +139,8 @@ def test_uniforms_of_consecutive_seeds_are_uncorrelated():
 
 def test_draws_depend_on_the_seed_and_the_unpadded_position_alone():
     seeds = torch.tensor([5, 7])
-    alone = process.position_exponentials(seeds[1:], torch.tensor([[0, 1]]))
-    padded = process.position_exponentials(seeds, torch.tensor([[0, 1, 2, 3], [-1, -1, 0, 1]]))
+    alone = position_exponentials(seeds[1:], torch.tensor([[0, 1]]))
+    padded = position_exponentials(seeds, torch.tensor([[0, 1, 2, 3], [-1, -1, 0, 1]]))
     assert torch.equal(padded[1:, 2:], alone)
 
 
@@ -145,7 +148,7 @@ def test_draws_depend_on_the_seed_and_the_unpadded_position_alone():
 def test_what_is_no_generator_is_refused(make_model, generator):
     model, ids = make_model(), torch.tensor([[3, 4, 5]])
     calls = (
-        lambda: process.row_seeds(generator, 1, "cpu"),
+        lambda: row_seeds(generator, 1, "cpu"),
         lambda: model(ids, labels=ids, generator=generator),
     )
     for call in (*calls, lambda: nelbo(model, ids, generator=generator)):
@@ -156,11 +159,11 @@ def test_what_is_no_generator_is_refused(make_model, generator):
 
 
 def test_row_seeds_follow_each_text_and_reject_a_list_of_the_wrong_length():
-    one_by_one = [process.row_seeds(torch.Generator().manual_seed(s), 1, "cpu") for s in (1, 2)]
-    together = process.row_seeds([torch.Generator().manual_seed(s) for s in (1, 2)], 2, "cpu")
+    one_by_one = [row_seeds(torch.Generator().manual_seed(s), 1, "cpu") for s in (1, 2)]
+    together = row_seeds([torch.Generator().manual_seed(s) for s in (1, 2)], 2, "cpu")
     assert torch.equal(torch.cat(one_by_one), together)
     with pytest.raises(ValueError, match="generator has 1 entries for a batch of 2"):
-        process.row_seeds([torch.Generator()], 2, "cpu")
+        row_seeds([torch.Generator()], 2, "cpu")
 
 
 @pytest.mark.parametrize("u", [0.05, 0.5])
@@ -381,7 +384,7 @@ def test_rloo_score_compares_each_view_with_the_mean_of_the_others():
 @pytest.mark.parametrize("draw", [process.draw_order_view, process.draw_time_view])
 def test_blocks_give_the_draws_and_sums_of_each_block_alone(draw):
     index = torch.tensor([[0, 0, 0, 1, 1, 1, 2, 2]])
-    blocks = process.Blocks(index.expand(50, -1), size=3, num_blocks=3)
+    blocks = Blocks(index.expand(50, -1), size=3, num_blocks=3)
     generator = torch.Generator().manual_seed(3)
     w, v, nll = (
         torch.rand(50, 8, generator=generator, dtype=torch.float64) + 0.1 for _ in range(3)
@@ -407,7 +410,7 @@ def test_learned_rates_of_blocks_equal_those_of_each_block_alone():
     scores = torch.randn(4, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     real = torch.ones(4, 6, dtype=torch.bool)
     real[1, 4:] = False
-    blocks = process.Blocks(torch.tensor([0, 0, 0, 0, 1, 1]).expand(4, -1), size=4, num_blocks=2)
+    blocks = Blocks(torch.tensor([0, 0, 0, 0, 1, 1]).expand(4, -1), size=4, num_blocks=2)
     whole = process.learned_rates(scores, 0.7, 0.65, real, blocks)
     for at in (slice(0, 4), slice(4, 6)):
         torch.testing.assert_close(

@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from hf_lomdm.modeling import process_lomdm as process
+from hf_lomdm.modeling.blocks_lomdm import Blocks
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "sedd_loss.safetensors"
 
@@ -15,7 +16,7 @@ def loss_per_position(logits, clean, masked, forward, log_reverse, time):
     """The time bound `[B, L]` of each position: blocks of one position each; `time` `[B, 1]`, the
     weight is `1 / t`."""
     batch, length = clean.shape
-    blocks = process.Blocks(torch.arange(length).expand(batch, -1), size=1, num_blocks=length)
+    blocks = Blocks(torch.arange(length).expand(batch, -1), size=1, num_blocks=length)
     nll = -logits.log_softmax(-1).gather(-1, clean[..., None])[..., 0]
     weight = (1 / time).expand(batch, length)
     view = process.View(masked, torch.zeros_like(weight), weight)

@@ -2,13 +2,14 @@
 
 import pytest
 import torch
+from tiny_pipeline import BOS, MASK, generators, make_pipe
 
 import oracles
 from exact_model import MASK as EXACT_MASK
 from exact_model import TEXTS, N, exact_pipe
-from hf_lomdm import LoMDMPipeline, LoMDMScheduler
+from hf_lomdm import LoMDMScheduler
 
-MASK, VOCAB, BOS = 10, 11, 1
+VOCAB = 11
 Z = 4.0  # of a chi-square statistic; seeds are fixed
 ANCESTRAL = dict(sampler="ancestral", grid="uniform")
 REMASKING = [
@@ -29,17 +30,6 @@ PROMPTS = [[BOS, 3, 4, 5], [BOS, 6], [BOS, 7, MASK, MASK, 8, 9, MASK], [BOS, 3, 
 
 def name(settings: dict) -> str:
     return "-".join(str(value) for value in settings.values())
-
-
-def make_pipe(model, **settings) -> LoMDMPipeline:
-    size = model.config.block_size
-    pipe = LoMDMPipeline(model, LoMDMScheduler(MASK, block_size=size, **settings))
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
-def generators(*seeds: int) -> list[torch.Generator]:
-    return [torch.Generator().manual_seed(seed) for seed in seeds]
 
 
 # ----------------------------------------------------------------------------------------- both

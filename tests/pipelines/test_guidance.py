@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from tiny_pipeline import BOS, MASK, generators, make_pipe
 from transformers import LogitsProcessor, LogitsProcessorList
 from transformers.generation import (
     RepetitionPenaltyLogitsProcessor,
@@ -10,23 +11,10 @@ from transformers.generation import (
 )
 
 import oracles
-from hf_lomdm import LoMDMPipeline, LoMDMScheduler
 from hf_lomdm.modeling.process_lomdm import guided_logits
 
-MASK, PAD, BOS = 10, 0, 1
 KINDS = [("learned", None), ("token", None), ("learned", 4), ("score", 4)]
 PROMPTS = [[BOS, 3, 4, 5, 6, 7], [BOS, 6], [BOS, 7, MASK, MASK, 8, 9, MASK]]
-
-
-def make_pipe(model, **settings) -> LoMDMPipeline:
-    size = model.config.block_size
-    pipe = LoMDMPipeline(model, LoMDMScheduler(MASK, block_size=size, **settings))
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
-def generators(*seeds: int) -> list[torch.Generator]:
-    return [torch.Generator().manual_seed(seed) for seed in seeds]
 
 
 def forbid(*tokens: int) -> LogitsProcessorList:

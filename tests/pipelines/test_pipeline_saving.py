@@ -27,14 +27,17 @@ CODE = named(
     "backbone",
     "backbone_hub",
     "batch",
+    "blocks",
     "checkpoint",
     "configuration",
 )
-CODE |= named("context", "modeling", "pretrained", "process", "rates", "token_losses")
-SCHEDULER_CODE = named(
-    "corrections", "forward", "input_checks", "position_draw", "process", "scheduling"
+CODE |= named(
+    "context", "fields", "modeling", "pretrained", "process", "random", "rates", "token_losses"
 )
-SCHEDULER_CODE |= named("settings", "token_draw")
+SCHEDULER_CODE = named(
+    "blocks", "corrections", "forward", "input_checks", "position_draw", "process", "random"
+)
+SCHEDULER_CODE |= named("scheduling", "settings", "token_draw")
 PIPELINE_CODE = named("canvas", "filling", "guidance", "hub_folder", "pipeline", "prompts")
 PIPELINE_CODE |= named("streaming")
 LAYOUT = {

@@ -2,16 +2,7 @@
 
 import pytest
 import torch
-
-from hf_lomdm import LoMDMPipeline, LoMDMScheduler
-
-MASK, BOS = 10, 1
-
-
-def make_pipe(model, **settings) -> LoMDMPipeline:
-    pipe = LoMDMPipeline(model, LoMDMScheduler(mask_token_id=MASK, **settings))
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+from tiny_pipeline import BOS, MASK, make_pipe
 
 
 @pytest.mark.parametrize("one_each", [True, False], ids=["generators", "generator"])

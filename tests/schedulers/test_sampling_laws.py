@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import oracles
-from hf_lomdm.modeling import process_lomdm as process
+from hf_lomdm.modeling import random_lomdm
 from hf_lomdm.modeling import scheduling_lomdm as scheduling
 from hf_lomdm.modeling import token_draw_lomdm as token_draw
 from hf_lomdm.modeling.scheduling_lomdm import LoMDMScheduler
@@ -248,7 +248,7 @@ def test_hash_is_uniform_in_all_its_bits_for_near_and_random_seeds():
     near = torch.arange(-500, 500)
     random = torch.randint(-(2**62), 2**62, (1000,), generator=torch.Generator().manual_seed(0))
     for seeds in (near, random, near * 2**40):
-        u = process.position_uniforms(seeds[:, None], torch.arange(200)[None])
+        u = random_lomdm.position_uniforms(seeds[:, None], torch.arange(200)[None])
         assert u.dtype == torch.float64 and u.min() > 0 and u.max() < 1
         for bits in (0, 12, 24, 40):  # float32 uniforms would be constant from bit 24 on
             assert uniformity((u * 2.0**bits) % 1) < BOUND, bits
@@ -257,16 +257,16 @@ def test_hash_is_uniform_in_all_its_bits_for_near_and_random_seeds():
 def test_hash_stays_in_the_open_interval_at_its_ends(monkeypatch):
     for bits in (0, -1):
         monkeypatch.setattr(
-            process, "_mix", lambda values, bits=bits: torch.full_like(values, bits)
+            random_lomdm, "_mix", lambda values, bits=bits: torch.full_like(values, bits)
         )
-        u = process.position_uniforms(
+        u = random_lomdm.position_uniforms(
             torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
         )
         assert 0 < u.item() < 1
 
 
 def test_hash_of_neighbours_rows_and_near_seeds_is_uncorrelated():
-    u = process.position_uniforms(torch.arange(2000)[:, None], torch.arange(200)[None]) - 0.5
+    u = random_lomdm.position_uniforms(torch.arange(2000)[:, None], torch.arange(200)[None]) - 0.5
     pairs = {
         "positions": (u[:, 1:], u[:, :-1]),
         "rows": (u[1:], u[:-1]),

@@ -35,3 +35,31 @@ def test_the_error_of_a_ratio_is_that_of_scaffolds():
 def test_a_figure_without_an_error_is_shown():
     show = runpy.run_path(str(ROOT / "passes.py"))["show"]
     assert [show(0.5, 0.01), show(0.5, None), show(None, None)] == ["0.500 +- 0.010", "0.500", "-"]
+
+
+def test_randomised_smiles_are_the_same_molecule_written_otherwise(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("rdkit")
+    from hf_lomdm.evaluation.molecule_descriptors import canonical
+
+    (tmp_path / "in.txt").write_text("CC(=O)Nc1ccc(O)cc1\nC[C@H](N)C(=O)O\n")
+    paths = [str(tmp_path / name) for name in ("in.txt", "out.txt", "again.txt")]
+    for output in paths[1:]:
+        words = ["randomise.py", paths[0], output, "--copies", "8", "--seed", "3"]
+        monkeypatch.setattr("sys.argv", words)
+        runpy.run_path(str(ROOT / "randomise.py"), run_name="__main__")
+    lines = (tmp_path / "out.txt").read_text().splitlines()
+    assert lines == (tmp_path / "again.txt").read_text().splitlines()
+    assert {canonical(line) for line in lines[:8]} == {canonical("CC(=O)Nc1ccc(O)cc1")}
+    assert {canonical(line) for line in lines[8:]} == {canonical("C[C@H](N)C(=O)O")}
+    assert len(set(lines[:8])) > 4
+    assert f"max_length {max(map(len, lines)) + 1}" in capsys.readouterr().out
+
+
+def test_a_line_that_is_no_molecule_is_named_and_nothing_is_written(tmp_path, monkeypatch):
+    pytest.importorskip("rdkit")
+    (tmp_path / "in.txt").write_text("CC\nC(C\n")
+    words = ["randomise.py", str(tmp_path / "in.txt"), str(tmp_path / "out.txt")]
+    monkeypatch.setattr("sys.argv", words)
+    with pytest.raises(SystemExit, match=r"'C\(C' is no molecule"):
+        runpy.run_path(str(ROOT / "randomise.py"), run_name="__main__")
+    assert not (tmp_path / "out.txt").exists()

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from hf_lomdm import LoMDMConfig, LoMDMForMaskedDiffusion, LoMDMPipeline
 from hf_lomdm.hub import export_to_hub_folder
+from hf_lomdm.modeling import adapted_lomdm
 from hf_lomdm.modeling.adapted_lomdm import base_weights, fingerprint
 from hf_lomdm.training.finetuning import add_lora, write_base_config
 from without_package import run_without_package
@@ -120,7 +121,7 @@ def test_updates_of_a_base_in_bfloat16_are_added_in_float32(train, folder):  # n
 
 def test_a_base_with_other_weights_is_refused(tmp_path):
     merged = adapted(tmp_path)
-    for precision in (torch.bfloat16, torch.float32):  # as the fingerprint allows
+    for precision in (torch.bfloat16, torch.float16, torch.float32):  # as the fingerprints allow
         base = AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=precision)
         LoMDMForMaskedDiffusion.from_pretrained(tmp_path / "adapter", base=base)
     torch.manual_seed(1)
@@ -136,6 +137,23 @@ def test_a_base_with_other_weights_is_refused(tmp_path):
     with pytest.raises(ValueError, match="holds whole weights. Leave base= out"):
         model.save_pretrained(tmp_path / "whole")
         LoMDMForMaskedDiffusion.from_pretrained(tmp_path / "whole", base=other)
+
+
+def test_the_base_is_fetched_at_its_revision_and_another_one_at_its_own(tmp_path, monkeypatch):
+    adapted(tmp_path)
+    path, fetched = tmp_path / "adapter/config.json", []
+    fields = json.loads(path.read_text())
+    fields["base"] |= {"name": "org/base", "revision": "abc"}
+    path.write_text(json.dumps(fields))
+
+    def fetch(kind, name, options):
+        fetched.append((name, options.get("revision")))
+        return kind.from_pretrained(tmp_path / "base")
+
+    monkeypatch.setattr(adapted_lomdm, "load_pretrained", fetch)
+    LoMDMForMaskedDiffusion.from_pretrained(tmp_path / "adapter")
+    LoMDMForMaskedDiffusion.from_pretrained(tmp_path / "adapter", base="org/copy")
+    assert fetched == [("org/base", "abc"), ("org/copy", None)]
 
 
 def test_updates_of_a_model_of_the_family(tmp_path):
@@ -218,6 +236,7 @@ def test_a_fingerprint_depends_on_names_shapes_and_values(tmp_path):
     known = fingerprint(weights)
     assert fingerprint(weights[::-1]) == known
     name, value = weights[0]
-    assert known != fingerprint([("other", value), *weights[1:]])
-    assert known != fingerprint([(name, value.T), *weights[1:]])
+    # sorted and read as before: nothing but the name or the shape tells them apart
+    assert known != fingerprint([(f"{name}.", value), *weights[1:]])
+    assert known != fingerprint([(name, value.flatten()), *weights[1:]])
     assert known != fingerprint([(name, value + 1), *weights[1:]])

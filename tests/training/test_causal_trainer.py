@@ -7,14 +7,15 @@ import math
 
 import pytest
 import torch
-from tiny_training import build_causal, checkpoint_tensors, collate, make_texts, make_trainer
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    GPTNeoXForCausalLM,
-    TrainerCallback,
+from tiny_training import (
+    StopAfter,
+    build_causal,
+    checkpoint_tensors,
+    collate,
+    make_texts,
+    make_trainer,
 )
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GPTNeoXForCausalLM
 
 from hf_lomdm.evaluation.causal import causal_nll
 from hf_lomdm.training.arguments import ModelArguments
@@ -98,15 +99,6 @@ def test_four_accumulated_batches_of_two_equal_one_batch_of_eight(tmp_path, uneq
 
 
 # ----------------------------------------------------------------------------------- exact resuming
-
-
-class StopAfter(TrainerCallback):
-    def __init__(self, step: int):
-        self.step = step
-
-    def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step == self.step:
-            raise KeyboardInterrupt
 
 
 def test_interrupted_and_resumed_equals_uninterrupted_bit_by_bit(tmp_path):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
-from transformers import GPTNeoXForCausalLM
+from transformers import GPTNeoXForCausalLM, TrainerCallback
 
 from conftest import build_model
 from hf_lomdm.training import checkpointing, ema
@@ -23,6 +23,27 @@ FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
     ["hf_lomdm.training.trainer", "hf_lomdm.training.arguments", "pytest", "torch._dynamo"]
 )
+
+
+# Three optimizer steps an epoch, dropout on: the data position and the random state matter.
+RUN = {
+    "dropout": 0.1,
+    "max_steps": 8,
+    "save_strategy": "steps",
+    "save_steps": 2,
+    "save_total_limit": 2,
+}
+
+
+class StopAfter(TrainerCallback):
+    """Raises after a step, as an interrupt from outside would."""
+
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            raise KeyboardInterrupt
 
 
 def make_texts(

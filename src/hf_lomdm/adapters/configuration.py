@@ -2,7 +2,8 @@
 
 from collections.abc import Iterable
 
-from hf_lomdm.modeling.configuration_lomdm import NAME, OPTIONAL_TOKEN, TOKEN, LoMDMConfig
+from hf_lomdm.modeling.configuration_lomdm import LoMDMConfig
+from hf_lomdm.modeling.fields_lomdm import NAME, OPTIONAL_TOKEN, TOKEN
 
 
 class OrderAdapterConfig(LoMDMConfig):

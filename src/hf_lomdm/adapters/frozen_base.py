@@ -8,7 +8,7 @@ from transformers import AutoTokenizer, PreTrainedModel
 
 from hf_lomdm.adapters.configuration import OrderAdapterConfig
 from hf_lomdm.modeling.adapted_lomdm import fingerprint
-from hf_lomdm.modeling.process_lomdm import position_ids
+from hf_lomdm.modeling.blocks_lomdm import position_ids
 
 # Special tokens that stand in the texts of a LoMDM.
 OWN_TOKENS = ("mask_token_id", "pad_token_id", "bos_token_id", "eos_token_id")

@@ -60,6 +60,12 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "--num_return_sequences", type=whole(1, MOST_TEXTS), default=1, help="texts per prompt"
     )
     parser.add_argument("--dtype", choices=DTYPES, help="default: as stored; on the CPU float32")
+    add_pictures(parser)
+    return parser.parse_args(arguments)
+
+
+def add_pictures(parser: argparse.ArgumentParser) -> None:
+    """How the order of writing is shown."""
     parser.add_argument(
         "--show_order", action="store_true", help="colour the text by step of reveal"
     )
@@ -76,7 +82,6 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         type=new_file,
         help="draw the molecules among the texts, atoms coloured by step, to this .svg or .png",
     )
-    return parser.parse_args(arguments)
 
 
 def load(options: argparse.Namespace, device: str) -> LoMDMPipeline:

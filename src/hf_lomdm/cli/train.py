@@ -193,12 +193,35 @@ def make_trainer(
     model_args: ModelArguments,
     args: LoMDMTrainingArguments,
 ) -> LoMDMTrainer:
-    """The trainer of a new model, or of one that starts from `init_from`.
+    """The trainer of a model of `make_model`, with its data.
 
     Raises:
         ValueError: an `init_from` that does not fit.
     """
-    make_config, model_class, trainer_class = OBJECTIVES[model_args.objective]
+    *_, trainer_class = OBJECTIVES[model_args.objective]
+    trainer = trainer_class(
+        model=make_model(data_args.max_length, tokenizer, token_ids, model_args, args),
+        args=args,
+        train_dataset=texts["train"],
+        eval_dataset=texts["validation"],
+        data_collator=LoMDMDataCollator(tokenizer.pad_token_id, data_args.max_length),
+        processing_class=tokenizer,
+    )
+    trainer.data = describe_data(data_args)
+    trainer.base_name = model_args.init_from
+    trainer.data_fingerprint = data_fingerprint({"train": texts["train"]}, tokenizer)
+    return trainer
+
+
+def make_model(
+    max_length: int,
+    tokenizer: PreTrainedTokenizerBase,
+    token_ids: dict[str, int | None],
+    model_args: ModelArguments,
+    args: LoMDMTrainingArguments,
+) -> torch.nn.Module:
+    """A new model, or one that starts from `init_from`; with `lora_rank` it learns updates."""
+    make_config, model_class, _ = OBJECTIVES[model_args.objective]
     if model_args.init_from:
         check_tokenizer(tokenizer, model_args.init_from)
     foreign = is_foreign(model_args)
@@ -206,9 +229,9 @@ def make_trainer(
         # a frozen backbone has no updates that bfloat16 would round away
         half = args.bf16 and model_args.lora_rank is not None
         dtype = torch.bfloat16 if half else torch.float32
-        model = foreign_model(model_args, data_args.max_length, token_ids, tokenizer, dtype)
+        model = foreign_model(model_args, max_length, token_ids, tokenizer, dtype)
     else:
-        model = model_class(make_config(model_args, data_args.max_length, token_ids))
+        model = model_class(make_config(model_args, max_length, token_ids))
     print(
         f"model: {model_class.__name__}, {model.num_parameters() / 1e6:.2f} M parameters",
         flush=True,
@@ -223,18 +246,7 @@ def make_trainer(
         rank, alpha = model_args.lora_rank, model_args.lora_alpha
         model = add_lora(model, rank, alpha, modules=model_args.lora_modules)
         model.print_trainable_parameters()
-    trainer = trainer_class(
-        model=model,
-        args=args,
-        train_dataset=texts["train"],
-        eval_dataset=texts["validation"],
-        data_collator=LoMDMDataCollator(tokenizer.pad_token_id, data_args.max_length),
-        processing_class=tokenizer,
-    )
-    trainer.data = describe_data(data_args)
-    trainer.base_name = model_args.init_from
-    trainer.data_fingerprint = data_fingerprint({"train": texts["train"]}, tokenizer)
-    return trainer
+    return model
 
 
 def where_to_go_on(trainer: LoMDMTrainer, folder: Path) -> str:

@@ -177,30 +177,30 @@ def load_sudoku(
             f"{arguments.max_length}."
         )
     check_limits(arguments)
-    train = load_puzzles(arguments.train_file)
-    if arguments.validation_file:
-        validation = load_puzzles(arguments.validation_file)
-    elif len(train) < 10:
-        raise ValueError(
-            f"{arguments.train_file} has {len(train)} puzzles; without a validation_file 10 are "
-            "needed."
-        )
-    else:
-        cut = len(train) - len(train) // 10
-        train, validation = train[:cut], train[cut:]
-    train, validation = (
-        train[: arguments.max_train_rows],
-        validation[: arguments.max_validation_rows],
-    )
+    train, validation = _load_splits(arguments.train_file, arguments.validation_file)
+    train = train[: arguments.max_train_rows]
+    validation = validation[: arguments.max_validation_rows]
     print(
         f"train: {len(train):,} puzzles, {VARIANTS} guises each; validation: {len(validation):,} "
         "puzzles",
         flush=True,
     )
-    return {
-        "train": SudokuRows(train, VARIANTS),
-        "validation": SudokuRows(validation, 1),
-    }, sudoku_tokenizer()
+    rows = {"train": SudokuRows(train, VARIANTS), "validation": SudokuRows(validation, 1)}
+    return rows, sudoku_tokenizer()
+
+
+def _load_splits(
+    train_file: str, validation_file: str | None
+) -> tuple[Sequence[Puzzle], Sequence[Puzzle]]:
+    train = load_puzzles(train_file)
+    if validation_file:
+        return train, load_puzzles(validation_file)
+    if len(train) < 10:
+        raise ValueError(
+            f"{train_file} has {len(train)} puzzles; without a validation_file 10 are needed."
+        )
+    cut = len(train) - len(train) // 10
+    return train[:cut], train[cut:]
 
 
 class SudokuRows(Dataset):

@@ -34,8 +34,7 @@ def pilot(
     """How many samples per text bring the Monte-Carlo error of all `rows` down to `target`.
 
     Args:
-        num_texts: how many texts to measure, drawn by `seed`. num_samples: of the bound, per text;
-            4 or more.
+        num_texts: texts measured, drawn by `seed`. num_samples: of the bound, per text; 4 or more.
         target: half the width of the 95 % interval of the perplexity, from Monte-Carlo error alone.
         parts_file: as in `evaluate_corpus`.
     Returns:
@@ -52,28 +51,31 @@ def pilot(
             f"{min(num_texts, len(texts))}. The defaults are 16 and 32."
         )
     chosen = _choose_rows(texts, num_texts, seed)
-    options = {
-        "num_samples": num_samples,
-        "seed": seed,
-        "parts_file": parts_file,
-        "progress": progress,
-    }
-    record = evaluate_corpus(model, chosen, bound=bound, **options)
-    variance = sample_variances(record)
-    tokens, count = sum(int((text.labels != -100).sum()) for text in texts), len(texts)
-    # of the perplexity, for one nat of error in the sum
-    width = Z95 * record["perplexity"] / tokens
+    options = {"num_samples": num_samples, "seed": seed, "progress": progress}
+    record = evaluate_corpus(model, chosen, bound=bound, parts_file=parts_file, **options)
     return {
         "bound": bound,
         "target": target,
         "perplexity": record["perplexity"],
-        "samples_needed": max(1, math.ceil(count * float(variance.mean()) * (width / target) ** 2)),
-        "perplexity_text_error": width * math.sqrt(count * _text_variance(record)),
-        "variance_per_sample": float(variance.mean()),
+        "samples_needed": _samples_needed(record, texts, target),
+        "perplexity_text_error": _text_error(record, texts),
+        "variance_per_sample": float(sample_variances(record).mean()),
         "seconds_per_sample": record["seconds"] / (num_samples * len(chosen)),
         "texts_measured": len(chosen),
-        "texts": count,
+        "texts": len(texts),
     }
+
+
+def _width(record: dict[str, Any], texts: list[Text]) -> float:
+    """Half the interval of the perplexity of `texts` for one nat of error in their sum."""
+    tokens = sum(int((text.labels != -100).sum()) for text in texts)
+    return Z95 * record["perplexity"] / tokens
+
+
+def _samples_needed(record: dict[str, Any], texts: list[Text], target: float) -> int:
+    """Samples per text that bring the perplexity of `texts` to +- `target`, by some of them."""
+    variance = float(sample_variances(record).mean())
+    return max(1, math.ceil(len(texts) * variance * (_width(record, texts) / target) ** 2))
 
 
 def compare_bounds(
@@ -115,30 +117,37 @@ def compare_bounds(
         )
         for bound in ("order", "time")
     }
-    order, time = (sample_variances(record) for record in records.values())
-    if not order.any():
+    return {
+        **_time_over_order(*records.values(), seed),
+        "n": len(chosen),
+        "num_samples": num_samples,
+        **{bound: _summary(record, texts, target) for bound, record in records.items()},
+    }
+
+
+def _time_over_order(order: dict[str, Any], time: dict[str, Any], seed: int) -> dict[str, Any]:
+    """The ratio of the variances by the records of both bounds, and its interval."""
+    variances = sample_variances(time), sample_variances(order)
+    if not variances[1].any():
         raise ValueError(
             "the order bound of these rows has no Monte-Carlo error to compare with. Pass longer "
             "rows."
         )
-    tokens = sum(int((text.labels != -100).sum()) for text in texts)
-    result: dict[str, Any] = {
-        "time_over_order": float(time.mean() / order.mean()),
-        "time_over_order_interval": _ratio_interval(time, order, seed),
-        "n": len(chosen),
-        "num_samples": num_samples,
+    return {
+        "time_over_order": float(variances[0].mean() / variances[1].mean()),
+        "time_over_order_interval": _ratio_interval(*variances, seed),
     }
-    for bound, variance in (("order", order), ("time", time)):
-        width = Z95 * records[bound]["perplexity"] / tokens / target
-        result[bound] = {
-            "value": records[bound]["value"],
-            "monte_carlo_error": records[bound]["monte_carlo_error"],
-            "deviation_per_sample": math.sqrt(float(variance.mean()))
-            * len(chosen)
-            / records[bound]["tokens"],
-            "samples_needed": max(1, math.ceil(len(texts) * float(variance.mean()) * width**2)),
-        }
-    return result
+
+
+def _summary(record: dict[str, Any], texts: list[Text], target: float) -> dict[str, Any]:
+    """The value of one bound, its error, and the samples that all `texts` need."""
+    deviation = math.sqrt(float(sample_variances(record).mean()))
+    return {
+        "value": record["value"],
+        "monte_carlo_error": record["monte_carlo_error"],
+        "deviation_per_sample": deviation * record["n"] / record["tokens"],
+        "samples_needed": _samples_needed(record, texts, target),
+    }
 
 
 def _ratio_interval(numerator: Tensor, denominator: Tensor, seed: int) -> list[float]:
@@ -183,6 +192,24 @@ def exact_gap(
         ValueError: `positions` out of range, fewer than two texts that have so many, or a model
             whose value is exact.
     """
+    excerpts = _excerpts(model, rows, positions, num_texts, span, seed)
+    bounds = {bound: {"bound": bound, "num_samples": num_samples} for bound in ("order", "time")}
+    if num_orders is not None:
+        groups = {"num_orders": num_orders, "num_samples": max(1, num_samples // num_orders)}
+        bounds[f"order, {num_orders} orders"] = groups
+    values = _exact_and_bounds(model, excerpts, bounds, seed, parts_file, progress)
+    setting = {"n": len(values), "positions": positions, "span": span, "num_samples": num_samples}
+    exact, *estimates = values.unbind(-1)
+    gaps = [{**_mean(estimate), "gap": _mean(estimate - exact)} for estimate in estimates]
+    per_text = dict(zip(("exact", *bounds), values.T.tolist(), strict=True))
+    by_bound = dict(zip(bounds, gaps, strict=True))
+    return {"exact": _mean(exact), **setting, **by_bound, "per_text": per_text}
+
+
+def _excerpts(
+    model: nn.Module, rows: Iterable[dict], positions: int, num_texts: int, span: bool, seed: int
+) -> list[Text]:
+    """Some of the rows, each with all but `positions` of its positions given."""
     if not 1 <= positions <= MAX_EXACT_POSITIONS:
         raise ValueError(
             f"positions must be in 1 to {MAX_EXACT_POSITIONS}, got {positions}. For example: 10."
@@ -198,26 +225,9 @@ def exact_gap(
             f"{min(len(texts), num_texts)}. Lower positions, or pass more rows."
         )
     chosen = _choose(len(texts), num_texts, seed)
-    bounds = {bound: {"bound": bound, "num_samples": num_samples} for bound in ("order", "time")}
-    if num_orders is not None:
-        groups = {"num_orders": num_orders, "num_samples": max(1, num_samples // num_orders)}
-        bounds[f"order, {num_orders} orders"] = groups
-    excerpts = [
+    return [
         _ask(texts[index], positions, span, seed + number) for number, index in enumerate(chosen)
     ]
-    values = _exact_and_bounds(model, excerpts, bounds, seed, parts_file, progress)
-    exact, *estimates = values.unbind(-1)
-    result: dict[str, Any] = {
-        "exact": _mean(exact),
-        "n": len(exact),
-        "positions": positions,
-        "span": span,
-    }
-    result["num_samples"] = num_samples
-    for name, estimate in zip(bounds, estimates, strict=True):
-        result[name] = {**_mean(estimate), "gap": _mean(estimate - exact)}
-    per_text = (values.tolist() for values in (exact, *estimates))
-    return result | {"per_text": dict(zip(("exact", *bounds), per_text, strict=True))}
 
 
 def _exact_and_bounds(
@@ -257,14 +267,18 @@ def sample_variances(record: dict[str, Any]) -> Tensor:
     )
 
 
-def _text_variance(record: dict[str, Any]) -> float:
-    """The variance between texts, in nats squared, the Monte-Carlo variance taken out."""
+def _text_error(record: dict[str, Any], texts: list[Text]) -> float:
+    """Half the interval of the perplexity of `texts` that their choice alone leaves.
+
+    By the variance between texts, in nats squared, the Monte-Carlo variance taken out.
+    """
     tokens, main, velocity, error = (
         torch.tensor(record["per_text"][name], dtype=torch.float64)
         for name in ("tokens", "main", "velocity", "error")
     )
     residual = main + velocity - record["value"] * tokens
-    return max(0.0, float(residual.square().sum() / (len(residual) - 1) - error.square().mean()))
+    variance = float(residual.square().sum() / (len(residual) - 1) - error.square().mean())
+    return _width(record, texts) * math.sqrt(len(texts) * max(0.0, variance))
 
 
 def _diffusion_rows(model: nn.Module, rows: Iterable[dict]) -> list[Text]:

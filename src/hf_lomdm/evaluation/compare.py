@@ -163,20 +163,7 @@ def plot_comparison(records: dict[str, dict[str, Any]], path: str | Path) -> Non
     FigureCanvasAgg(figure)
     axes = figure.subplots(down, across, squeeze=False, sharey=True).flatten()
     for axis, measure in zip(axes, names, strict=False):
-        for place, column in enumerate(columns.values()):
-            value, error = column.get(measure, (math.nan, None))
-            axis.errorbar(
-                value,
-                place,
-                xerr=None if error is None else Z95 * error,
-                fmt="o",
-                capsize=3,
-                color="C0",
-            )
-        axis.set_yticks(range(len(columns)), list(columns))
-        axis.set_ylim(len(columns) - 0.5, -0.5)
-        axis.set_title(measure, fontsize="medium")
-        axis.grid(axis="x", alpha=0.3)
+        _draw_measure(axis, measure, columns)
     for axis in axes[len(names) :]:
         axis.set_visible(False)
     try:
@@ -186,6 +173,18 @@ def plot_comparison(records: dict[str, dict[str, Any]], path: str | Path) -> Non
         raise ValueError(
             f"the plot cannot be written to {path}: {error}. Pass for example comparison.png."
         ) from error
+
+
+def _draw_measure(axis: Any, measure: str, columns: dict[str, dict[str, tuple]]) -> None:
+    """One panel: the measure of each record, one below the other."""
+    for place, column in enumerate(columns.values()):
+        value, error = column.get(measure, (math.nan, None))
+        reach = None if error is None else Z95 * error
+        axis.errorbar(value, place, xerr=reach, fmt="o", capsize=3, color="C0")
+    axis.set_yticks(range(len(columns)), list(columns))
+    axis.set_ylim(len(columns) - 0.5, -0.5)
+    axis.set_title(measure, fontsize="medium")
+    axis.grid(axis="x", alpha=0.3)
 
 
 def _find_measures(

@@ -33,6 +33,16 @@ Z95 = 1.96  # half the width of a 95 % interval, in standard errors
 VALUES = ("tokens", "main", "velocity", "error")
 
 
+class Draws(NamedTuple):
+    """What decides the estimate of a row, as in `evaluate_corpus`."""
+
+    bound: str
+    num_samples: int
+    num_orders: int | None
+    seed: int
+    density: Sequence[float] | None
+
+
 def evaluate_corpus(
     model: nn.Module,
     rows: Iterable[dict],
@@ -85,35 +95,20 @@ def evaluate_corpus(
         raise ValueError(
             f"groups has {len(groups)} entries for {len(texts)} rows. Pass the text of each row."
         )
-    setting = {
-        "estimator": estimator_name(model, bound, num_orders),
-        "num_samples": num_samples if is_diffusion(model) else None,
-        "seed": seed,
-        "density": None if density is None or not is_diffusion(model) else list(density),
-        "rows": _digest(
-            np.concatenate([part for text in texts for part in ([len(text.ids)], *text)])
-        ),
-        "groups": None if groups is None else _digest(np.asarray(groups, dtype=np.int64)),
-    }
+    draws = Draws(bound, num_samples, num_orders, seed, density)
+    setting = _setting(model, texts, draws, groups)
     parts = PartsFile(parts_file, setting, model)
     show = progress and process_state().is_main_process
     if show:
         print(_cost(model, texts, num_samples, num_orders), file=sys.stderr, flush=True)
-    draws = (bound, num_samples, num_orders, seed, density)
     done = _evaluate_rows(
         model, texts, draws, batch_tokens, parts, setting["estimator"] if show else None
     )
     table = _per_text([done[i] for i in range(len(texts))], groups)
     measures = summarise(table, characters, num_bytes)
     weights = next(model.parameters())
-    seconds = {"seconds": time.perf_counter() - started}
-    return (
-        measures
-        | setting
-        | seconds
-        | environment(weights.device, weights.dtype, seed)
-        | {"per_text": table}
-    )
+    record = {**measures, **setting, "seconds": time.perf_counter() - started}
+    return record | environment(weights.device, weights.dtype, seed) | {"per_text": table}
 
 
 def process_state() -> PartialState:
@@ -205,6 +200,22 @@ def summarise(
     return measures
 
 
+def _setting(
+    model: nn.Module, texts: list[Text], draws: Draws, groups: Sequence[int] | None
+) -> dict[str, Any]:
+    """What a record says of how its value came about."""
+    diffusion, density = is_diffusion(model), draws.density
+    rows = np.concatenate([part for text in texts for part in ([len(text.ids)], *text)])
+    return {
+        "estimator": estimator_name(model, draws.bound, draws.num_orders),
+        "num_samples": draws.num_samples if diffusion else None,
+        "seed": draws.seed,
+        "density": list(density) if diffusion and density is not None else None,
+        "rows": _digest(rows),
+        "groups": None if groups is None else _digest(np.asarray(groups, dtype=np.int64)),
+    }
+
+
 def _digest(values: np.ndarray) -> str:
     return hashlib.blake2b(np.ascontiguousarray(values, dtype=np.int64), digest_size=16).hexdigest()
 
@@ -212,7 +223,7 @@ def _digest(values: np.ndarray) -> str:
 def _evaluate_rows(
     model: nn.Module,
     texts: list[Text],
-    draws: tuple,
+    draws: Draws,
     batch_tokens: int,
     parts: PartsFile,
     title: str | None,
@@ -228,21 +239,26 @@ def _evaluate_rows(
     computed: dict[int, dict] = {}
     with tqdm(total=sum(map(len, own)), disable=title is None, unit="row", desc=title) as bar:
         for batch in own:
-            values = _evaluate_batch(model, texts, batch, *draws)
+            values = _evaluate_batch(model, texts, batch, draws)
             parts.append(values, state.process_index)
             computed |= values
             bar.update(len(batch))
     return done | dict(gather_object(list(computed.items())))
 
 
-def _evaluate_batch(
-    model, texts, batch, bound, num_samples, num_orders, seed, density
-) -> dict[int, dict]:
+def _evaluate_batch(model, texts, batch, draws: Draws) -> dict[int, dict]:
     inputs = collate([texts[i] for i in batch], next(model.parameters()).device)
     if is_diffusion(model):
-        draws = {"bound": bound, "num_samples": num_samples, "num_orders": num_orders}
-        draws["density"] = None if density is None else torch.tensor(density, dtype=torch.float64)
-        estimate = nelbo(model, **inputs, **draws, generator=step_generators(seed, 0, batch))
+        density = draws.density
+        estimate = nelbo(
+            model,
+            **inputs,
+            bound=draws.bound,
+            num_samples=draws.num_samples,
+            num_orders=draws.num_orders,
+            generator=step_generators(draws.seed, 0, batch),
+            density=None if density is None else torch.tensor(density, dtype=torch.float64),
+        )
     else:
         estimate = causal_nll(model, **inputs)
     counted = [int((texts[i].labels != -100).sum()) for i in batch]

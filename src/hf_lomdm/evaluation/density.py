@@ -48,24 +48,25 @@ def measured_density(
         if count < 1:
             raise ValueError(f"{name} must be at least 1, got {count}.")
     texts = read_rows(rows, model.config.max_position_embeddings)
-    chosen = torch.randperm(len(texts), generator=torch.Generator().manual_seed(seed))[
-        :num_texts
-    ].tolist()
+    order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(seed))
     sums = torch.zeros(3, bins, dtype=torch.float64)
-    for batch in batches_by_length(texts, chosen, batch_tokens):
+    for batch in batches_by_length(texts, order[:num_texts].tolist(), batch_tokens):
         inputs = collate([texts[i] for i in batch], next(model.parameters()).device)
         # the evaluation draws with step 0; the pilot must be independent of it
-        sums += loss_by_share(
-            model, **inputs, bins=bins, generators=step_generators(seed, 1, batch)
-        )
-    mean, spread = sums[1] / sums[0], (sums[2] / sums[0]).sqrt()
+        generators = step_generators(seed, 1, batch)
+        sums += loss_by_share(model, **inputs, bins=bins, generators=generators)
     strata = min(replicate_sizes(num_samples))
+    best = _best_density(sums[1] / sums[0], (sums[2] / sums[0]).sqrt(), strata)
+    return [round(value, 4) for value in best.tolist()]
+
+
+def _best_density(mean: Tensor, spread: Tensor, strata: int) -> Tensor:
+    """The candidate `[bins]` with the least predicted variance, by the loss in each bin."""
     candidates = [torch.ones_like(mean)]
     for slope in (1.0, 1.0 / strata):
         shape = (mean.square() * slope**2 + spread.square()).sqrt()
         candidates.append((1 - UNIFORM_PART) * shape / shape.mean() + UNIFORM_PART)
-    best = min(candidates, key=lambda density: _predicted_variance(density, mean, spread, strata))
-    return [round(value, 4) for value in best.tolist()]
+    return min(candidates, key=lambda density: _predicted_variance(density, mean, spread, strata))
 
 
 def _predicted_variance(density: Tensor, mean: Tensor, spread: Tensor, strata: int) -> float:

@@ -152,26 +152,32 @@ def write_texts(
         )
     limits = {"num_inference_steps": num_inference_steps, "max_length": max_length}
     with changed_pipeline(pipe, sampler, grid, learned_order):
-        config = pipe.scheduler.config
-        setting = {
-            name: config[name]
-            for name in ("sampler", "grid", "temperature", "top_p", "top_k", "block_size")
-        } | count_setting(pipe.scheduler)
-        setting |= {**limits, "learned_order": _learned(pipe.model), "draw_precision": "float64"}
+        setting = _setting(pipe.scheduler) | limits
+        setting |= {"learned_order": _learned(pipe.model), "draw_precision": "float64"}
 
         def write(indices: Sequence[int]) -> list[Written]:
             generators = step_generators(seed, 0, indices)
             out = pipe(None, **limits, num_return_sequences=len(indices), generator=generators)
-            tokens, passes = (out.order >= 0).sum(-1).tolist(), out.row_passes.tolist()
-            rows = zip(out.texts, out.sequences.tolist(), tokens, passes, strict=True)
-            return [
-                Written(text, _content(ids, pipe), tokens, passes, 0.0)
-                for text, ids, tokens, passes in rows
-            ]
+            return _written(out, pipe)
 
         return _write(
             write, pipe.model, setting, num_samples, batch_size, seed, parts_file, progress
         )
+
+
+def _written(out: Any, pipe: Any) -> list[Written]:
+    """The texts of one call of the pipeline."""
+    tokens, passes = (out.order >= 0).sum(-1).tolist(), out.row_passes.tolist()
+    rows = zip(out.texts, out.sequences.tolist(), tokens, passes, strict=True)
+    return [
+        Written(text, _content(ids, pipe), tokens, passes, 0.0)
+        for text, ids, tokens, passes in rows
+    ]
+
+
+def _setting(scheduler: Any) -> dict[str, Any]:
+    names = ("sampler", "grid", "temperature", "top_p", "top_k", "block_size")
+    return {name: scheduler.config[name] for name in names} | count_setting(scheduler)
 
 
 def count_setting(scheduler: Any) -> dict[str, Any]:
@@ -232,21 +238,7 @@ def write_causal_texts(
         ValueError: counts below 1, more tokens than memory holds, a model without a start token, a
             parts file of another model or setting.
     """
-    _check_counts(
-        num_samples=num_samples,
-        batch_size=batch_size,
-        max_length=1 if max_length is None else max_length,
-    )
-    if model.config.bos_token_id is None:
-        raise ValueError(
-            "model.config.bos_token_id is None. Set it to the token that texts begin with."
-        )
-    length = max_length or model.config.max_position_embeddings
-    if min(batch_size, num_samples) * length > MAX_POSITIONS:
-        raise ValueError(
-            f"max_length={length} and batch_size={batch_size} make more than {MAX_POSITIONS} "
-            "tokens. Lower one of them."
-        )
+    length = _causal_length(model.config, num_samples, batch_size, max_length)
     special, end = set(tokenizer.all_special_ids), model.config.eos_token_id
 
     def write(indices: Sequence[int]) -> list[Written]:
@@ -262,6 +254,23 @@ def write_causal_texts(
 
     setting = {"sampler": "autoregressive", "max_length": max_length, "draw_precision": "float64"}
     return _write(write, model, setting, num_samples, batch_size, seed, parts_file, progress)
+
+
+def _causal_length(config: Any, num_samples: int, batch_size: int, max_length: int | None) -> int:
+    """Tokens of a row of an autoregressive baseline, which has a start token and room for them."""
+    least = 1 if max_length is None else max_length
+    _check_counts(num_samples=num_samples, batch_size=batch_size, max_length=least)
+    if config.bos_token_id is None:
+        raise ValueError(
+            "model.config.bos_token_id is None. Set it to the token that texts begin with."
+        )
+    length = max_length or config.max_position_embeddings
+    if min(batch_size, num_samples) * length > MAX_POSITIONS:
+        raise ValueError(
+            f"max_length={length} and batch_size={batch_size} make more than {MAX_POSITIONS} "
+            "tokens. Lower one of them."
+        )
+    return length
 
 
 @torch.no_grad()

@@ -108,13 +108,12 @@ def judge_texts(
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}. For example: 8.")
     bos = judge_tokenizer.bos_token_id if with_bos else None
-    first = [] if bos is None else [bos]
     texts = [well_formed(text) for text in texts]
     ids = [
         judge_tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         for text in texts
     ]
-    rows = [first + row for row in ids if row]
+    rows = [row if bos is None else [bos, *row] for row in ids if row]
     counted = [len(row) - 1 for row in rows]
     if not sum(counted):
         raise ValueError(
@@ -132,11 +131,18 @@ def judge_texts(
         "judge": getattr(judge.config, "name_or_path", "") or type(judge).__name__,
         "judge_window": window,
         "judge_reads_bos": bos is not None,
+        **_style(texts, ids),
+        "per_text": {"tokens": counted, "nats": nats},
+    }
+
+
+def _style(texts: list[str], ids: list[list[int]]) -> dict[str, float | None]:
+    """How varied and how long the texts are, in tokens of the judge and in characters."""
+    return {
         **entropy([row for row in ids if row], "judge_entropy"),
         **variety(ids),
         "judge_tokens_per_text": sum(map(len, ids)) / len(ids),
         "characters_per_text": sum(map(len, texts)) / len(texts),
-        "per_text": {"tokens": counted, "nats": nats},
     }
 
 

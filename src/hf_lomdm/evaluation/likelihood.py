@@ -9,19 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from ..modeling.backbone_lomdm import check_inputs, check_labels
-from ..modeling.batch_lomdm import Batch, make_batch
+from ..modeling.batch_lomdm import Batch, make_batch, stack_views
+from ..modeling.blocks_lomdm import block_quantiles, block_sum, broadcast_to_positions
 from ..modeling.configuration_lomdm import BOUNDS
-from ..modeling.process_lomdm import (
-    at_least_float32,
-    block_quantiles,
-    block_sum,
-    broadcast_to_positions,
-    draw_order,
-    log_prob_prefix,
-    position_exponentials,
-    row_seeds,
-    stack_views,
-)
+from ..modeling.process_lomdm import at_least_float32, draw_order, log_prob_prefix
+from ..modeling.random_lomdm import position_exponentials, row_seeds
 from ..pipelines.pipeline_lomdm import eval_mode
 
 MAX_EXACT_POSITIONS = 14  # of a block: 2^14 passes

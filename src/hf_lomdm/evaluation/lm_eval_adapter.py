@@ -93,37 +93,23 @@ class LoMDMLM(TemplateLM):
         **unused,
     ):
         super().__init__()
-        unknown = sorted(
-            name for name, value in unused.items() if value not in UNUSED.get(name, ())
-        )
-        if unknown:
-            raise ValueError(
-                f"model_args has {unknown}, which the model type hf_lomdm does not take. Leave "
-                "them out."
-            )
+        _check_unused(unused)
         how = {"dtype": dtype, "revision": revision, "tokenizer": tokenizer, "peft": peft}
-        self.pipe = pipe = _load(
-            pretrained, device, {name: value for name, value in how.items() if value is not None}
-        )
-        pipe.set_progress_bar_config(disable=True)
-        self.model, self.tokenizer, self._device = (
-            pipe.model,
-            pipe.tokenizer,
-            next(pipe.model.parameters()).device,
-        )
-        longest = pipe.model.config.max_position_embeddings
-        self.max_length = (
-            longest if max_length is None else _whole("max_length", max_length, 2, longest)
-        )
+        how = {name: value for name, value in how.items() if value is not None}
+        self.pipe = _load(pretrained, device, how)
+        self.pipe.set_progress_bar_config(disable=True)
+        self.model, self.tokenizer = self.pipe.model, self.pipe.tokenizer
+        self._device = next(self.model.parameters()).device
+        longest = self.model.config.max_position_embeddings
+        length = longest if max_length is None else _whole("max_length", max_length, 2, longest)
+        self.max_length = length
         self._auto = str(batch_size).split(":")[0] == "auto"
         most = AUTO_BATCH if max_batch_size is None else _whole("max_batch_size", max_batch_size)
         self.batch_size = most if self._auto else _whole("batch_size", batch_size)
         self.seed = _whole("seed", seed, 0)
         orders = None if num_orders is None else _whole("num_orders", num_orders)
-        samples, steps = (
-            _whole("num_samples", num_samples),
-            _whole("num_inference_steps", num_inference_steps),
-        )
+        samples = _whole("num_samples", num_samples)
+        steps = _whole("num_inference_steps", num_inference_steps)
         self.bound_options = {"bound": bound, "num_samples": samples, "num_orders": orders}
         check_options(**self.bound_options)
         self.writing_options = {"num_inference_steps": steps, "sampler": sampler}
@@ -441,6 +427,15 @@ def _device(value: str | int | torch.device) -> torch.device:
         "device %s is not there: the model runs on %s", device, default
     )
     return default
+
+
+def _check_unused(options: dict[str, Any]) -> None:
+    unknown = sorted(name for name, value in options.items() if value not in UNUSED.get(name, ()))
+    if unknown:
+        raise ValueError(
+            f"model_args has {unknown}, which the model type hf_lomdm does not take. Leave "
+            "them out."
+        )
 
 
 def _whole(name: str, value: Any, least: int = 1, most: float = float("inf")) -> int:

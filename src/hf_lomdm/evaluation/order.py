@@ -16,17 +16,9 @@ from tqdm import tqdm
 from ..data.batches import LoMDMDataCollator
 from ..data.draws import hashed_generator
 from ..modeling.batch_lomdm import Batch, make_batch
-from ..modeling.process_lomdm import (
-    Blocks,
-    at_least_float32,
-    block_quantiles,
-    block_sum,
-    broadcast_to_positions,
-    draw_order_view,
-    order_bound,
-    position_exponentials,
-    row_seeds,
-)
+from ..modeling.blocks_lomdm import Blocks, block_quantiles, block_sum, broadcast_to_positions
+from ..modeling.process_lomdm import at_least_float32, draw_order_view, order_bound
+from ..modeling.random_lomdm import position_exponentials, row_seeds
 from ..modeling.scheduling_lomdm import LoMDMScheduler
 from ..pipelines.pipeline_lomdm import LoMDMPipeline
 from .corpus import is_diffusion

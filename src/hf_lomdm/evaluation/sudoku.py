@@ -89,21 +89,21 @@ def evaluate_sudoku(
     """
     _check(pipe.model.config, puzzles, batch_size)
     with changed_pipeline(pipe, sampler, None, learned_order):
-        config = dict(pipe.scheduler.config)
-        setting = {name: config[name] for name in ("sampler", "temperature", "top_p", "top_k")}
-        setting |= count_setting(pipe.scheduler)
+        setting = _setting(pipe.scheduler)
         setting |= {"num_inference_steps": num_inference_steps, "learned_order": learned_order}
         identity = {**setting, "seed": seed, "puzzles": values_digest(puzzles)}
         parts = PartsFile(parts_file, identity, pipe.model)
         options = num_inference_steps, batch_size, seed, parts, progress
         grids, order, costs = _fill(pipe, puzzles, *options)
     weights = next(pipe.model.parameters())
-    return (
-        _measures(grids, order, puzzles)
-        | costs
-        | setting
-        | environment(weights.device, weights.dtype, seed)
-    )
+    measures = _measures(grids, order, puzzles) | costs
+    return measures | setting | environment(weights.device, weights.dtype, seed)
+
+
+def _setting(scheduler: Any) -> dict[str, Any]:
+    """What of the scheduler decides the grids, for a record."""
+    names = ("sampler", "temperature", "top_p", "top_k")
+    return {name: scheduler.config[name] for name in names} | count_setting(scheduler)
 
 
 def _fill(

@@ -124,10 +124,7 @@ def evaluate_zero_shot(
     Returns:
         `sets`: the record of each set, with `documents`, `source` and `unknown` tokens.
     """
-    files = {} if files is None else files
-    unknown = [name for name in files if name not in SETS]
-    if unknown:
-        raise ValueError(f"files has {unknown[0]!r}, which is no set. The sets: {', '.join(SETS)}.")
+    files = _checked_files(files)
     *ends, _ = special_tokens(model, tokenizer)
     length = model.config.max_position_embeddings
     loaded = {}
@@ -143,16 +140,18 @@ def evaluate_zero_shot(
         record = evaluate_corpus(
             model, rows.rows, **size, parts_file=parts, progress=progress, **options
         )
-        source = {"source": Path(files[name]).name if name in files else SETS[name].dataset}
-        records[name] = (
-            source | {"documents": rows.counts.documents, "unknown": rows.counts.unknown} | record
-        )
-    return {
-        "task": "zero-shot",
-        "max_length": length,
-        "bos_and_eos": ends[0] is not None,
-        "sets": records,
-    }
+        source = Path(files[name]).name if name in files else SETS[name].dataset
+        counts = {"documents": rows.counts.documents, "unknown": rows.counts.unknown}
+        records[name] = {"source": source, **counts, **record}
+    setting = {"max_length": length, "bos_and_eos": ends[0] is not None}
+    return {"task": "zero-shot", **setting, "sets": records}
+
+
+def _checked_files(files: Mapping[str, str | Path] | None) -> Mapping[str, str | Path]:
+    unknown = [name for name in files or {} if name not in SETS]
+    if unknown:
+        raise ValueError(f"files has {unknown[0]!r}, which is no set. The sets: {', '.join(SETS)}.")
+    return files or {}
 
 
 def _from_hub(name: str, source: ZeroShotSet) -> Dataset:

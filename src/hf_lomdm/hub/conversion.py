@@ -37,6 +37,12 @@ constant time is folded into the weights: the token laws are those of the origin
 The text it was trained on, its quality, its limits and its licence are those of the original, none
 of which was checked here.
 """
+# by `averaged` of the checkpoint
+WEIGHTS = {
+    None: "as published",
+    True: "moving average of the weights",
+    False: "weights without moving average",
+}
 
 
 # ------------------------------------------------------------------------------------------ folding
@@ -140,19 +146,9 @@ def public_config(
     vocabulary, width = public_layout(state)["vocab_embed.embedding"]
     sizes = {"vocab_size": vocabulary, "hidden_dim": width, "n_blocks": num_blocks(state)}
     _check_settings(settings, sizes)
-    length = _one_of("max_length", settings.get("model_length"), max_length)
-    if length is None:
-        raise ValueError(
-            "max_length is not in the file. Pass --max_length, the tokens per text it was trained "
-            "on."
-        )
+    length = _length(settings, max_length)
     mask = _one_of("mask_token_id", settings.get("mask_token_id"), mask_token_id)
-    block_size = _one_of("block_size", settings.get("block_size"), block_size)
-    if block_size is None and "sampling_eps_min" in state:
-        raise ValueError(
-            "the weights are those of a BD3-LM, whose block_size is not in the file. Pass "
-            "--block_size."
-        )
+    block_size = _block_size(checkpoint, block_size)
     config = LoMDMConfig(
         vocab_size=vocabulary,
         hidden_size=width,
@@ -188,6 +184,28 @@ def _check_settings(settings: Mapping[str, Any], sizes: dict[str, int]) -> None:
                 f"the config has {name}={settings[name]!r}, the weights {size}. They do not "
                 "belong together."
             )
+
+
+def _length(settings: Mapping[str, Any], given: int | None) -> int:
+    """Tokens per text in its training."""
+    length = _one_of("max_length", settings.get("model_length"), given)
+    if length is None:
+        raise ValueError(
+            "max_length is not in the file. Pass --max_length, the tokens per text it was trained "
+            "on."
+        )
+    return length
+
+
+def _block_size(checkpoint: PublicCheckpoint, given: int | None) -> int | None:
+    """Positions per block of a BD3-LM; `None` of an MDLM."""
+    block_size = _one_of("block_size", checkpoint.settings.get("block_size"), given)
+    if block_size is None and "sampling_eps_min" in checkpoint.state:
+        raise ValueError(
+            "the weights are those of a BD3-LM, whose block_size is not in the file. Pass "
+            "--block_size."
+        )
+    return block_size
 
 
 def _one_of(name: str, stored: Any, given: Any) -> Any:
@@ -306,18 +324,9 @@ def convert_checkpoint(
         weights = _grow(weights, config.vocab_size)
     model = LoMDMForMaskedDiffusion(config)
     model.load_state_dict(weights, strict=True)
-    kinds = {
-        None: "as published",
-        True: "moving average of the weights",
-        False: "weights without moving average",
-    }
     system = "MDLM" if config.block_size is None else f"BD3-LM (blocks of {config.block_size})"
-    card = CARD.format(
-        name=output.name,
-        system=system,
-        source=Path(checkpoint).name,
-        weights=kinds[source.averaged],
-    )
+    names = {"name": output.name, "system": system, "source": Path(checkpoint).name}
+    card = CARD.format(**names, weights=WEIGHTS[source.averaged])
     return export_to_hub_folder(model, output, tokenizer, model_card=card)
 
 

@@ -66,30 +66,24 @@ def export_to_hub_folder(
     settings, output = {}, Path(output)
     record, picture = None, False
     if isinstance(model, (str, os.PathLike)):
-        record = cards.TrainingRecord.load(Path(model))
-        model_card = _hand_written(Path(model), output) if model_card is None else model_card
-        source, folder = _load(Path(model), output, dtype), Path(model)
+        folder = Path(model)
+        record = cards.TrainingRecord.load(folder)
+        model_card = _hand_written(folder, output) if model_card is None else model_card
+        source = _load(folder, output, dtype)
         model, tokenizer = source.model, tokenizer or source.tokenizer
         _leave_base_out(model, folder, base_name)
-        settings = {
-            name: value
-            for name, value in source.scheduler.config.items()
-            if not name.startswith("_")
-        }
+        stored = source.scheduler.config.items()
+        settings = {name: value for name, value in stored if not name.startswith("_")}
     else:
         model = model if dtype is None else copy.deepcopy(model).to(dtype)
         settings["block_size"] = model.config.block_size
     settings |= {**(scheduler_config or {}), "mask_token_id": model.config.mask_token_id}
     pipe = LoMDMPipeline(model, LoMDMScheduler(**settings), tokenizer)
-    if (
-        record is not None
-        and model_card is None
-        and not cards.is_written_by_hand(output / "README.md")
-    ):
+    by_hand = model_card is not None or cards.is_written_by_hand(output / "README.md")
+    if record is not None and not by_hand:
         name, picture = save_options.get("repo_id") or output.resolve().name, cards.can_draw(pipe)
-        model_card = cards.model_card(
-            name, cards.describe_diffusion(model.config), record, picture=picture
-        )
+        about = cards.describe_diffusion(model.config)
+        model_card = cards.model_card(name, about, record, picture=picture)
     repo_id = save_options.get("repo_id") or output.name
     with explained_upload(f"{output} is written, but was not uploaded to {repo_id}"):
         pipe.save_pretrained(output, model_card=model_card, **save_options)

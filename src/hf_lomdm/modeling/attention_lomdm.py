@@ -13,8 +13,9 @@ from transformers.cache_utils import Cache
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from .blocks_lomdm import position_ids
 from .configuration_lomdm import LoMDMConfig
-from .process_lomdm import at_least_float32, position_ids
+from .process_lomdm import at_least_float32
 
 # Attention implementations that take a mask of any shape; flash attention takes padding alone.
 BLOCK_ATTENTION = ("eager", "sdpa", "flex_attention")

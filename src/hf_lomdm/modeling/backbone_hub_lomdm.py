@@ -27,8 +27,8 @@ from transformers.modeling_outputs import (
 )
 
 from .attention_lomdm import added_mask, block_rule, flex_mask, is_flex
+from .blocks_lomdm import position_ids
 from .configuration_lomdm import LoMDMConfig
-from .process_lomdm import position_ids
 
 FULL, SLIDING = "full_attention", "sliding_attention"  # kinds of layers, as transformers calls them
 
@@ -125,12 +125,7 @@ def read_backbone(
     past = 0 if past_key_values is None else past_key_values.get_seq_length()
     held = past + text.shape[1] // num_copies
     total = held if attention_mask is None else attention_mask.shape[1]
-    longest = longest_text(backbone)
-    if longest is not None and total > longest:
-        raise ValueError(
-            f"a text has {total} positions, {backbone.config.model_type} has a table of {longest}. "
-            "Cut or split the texts."
-        )
+    _check_length(backbone, total)
     position = position_ids(attention_mask, total, text.device)[:, total - held :]  # [B or 1, P+L]
     if config.block_size is not None:
         real = None if attention_mask is None else attention_mask[:, total - held :]
@@ -150,6 +145,15 @@ def read_backbone(
         out = backbone(**options)
     states = out.hidden_states if output_hidden_states else None
     return BaseModelOutput(last_hidden_state=out.last_hidden_state, hidden_states=states)
+
+
+def _check_length(backbone: PreTrainedModel, length: int) -> None:
+    longest = longest_text(backbone)
+    if longest is not None and length > longest:
+        raise ValueError(
+            f"a text has {length} positions, {backbone.config.model_type} has a table of "
+            f"{longest}. Cut or split the texts."
+        )
 
 
 def backbone_mask(

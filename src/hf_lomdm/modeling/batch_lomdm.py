@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .process_lomdm import Blocks, make_blocks, position_ids, stack_views
+from .blocks_lomdm import Blocks, make_blocks, position_ids
 
 
 class Batch(NamedTuple):
@@ -76,3 +76,14 @@ def make_batch(
     position = position_ids(attention_mask, total, device)[:, -length:].expand(batch_size, -1)
     blocks = make_blocks(position, block_size)
     return Batch(ids, attention_mask, position, blocks, maskable, inputs_embeds)
+
+
+def stack_views(values: Tensor | None, num_views: int) -> Tensor | None:
+    """`[B, ...] -> [num_views * B, ...]`, view after view."""
+    return None if values is None else values.repeat(num_views, *[1] * (values.dim() - 1))
+
+
+def stack_copies(values: Tensor, num_copies: int) -> Tensor:
+    """`[B, C * L, ...] -> [C * B, L, ...]`, copy after copy."""
+    # the compiler knows the length of chunks
+    return values if num_copies == 1 else torch.cat(values.chunk(num_copies, dim=1))

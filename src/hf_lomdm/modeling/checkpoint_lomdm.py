@@ -126,26 +126,12 @@ def check_checkpoint(
     """
     for name in ("trust_remote_code", "dtype", "torch_dtype"):
         options.pop(name, None)  # these do not change files or shapes
-    checkpoint, config = Checkpoint(name_or_path, options), options.pop("config", None)
-    # AutoModel passes the configuration
-    chosen = not isinstance(config, PreTrainedConfig) and not options.get("_from_auto")
-    if not isinstance(config, PreTrainedConfig):
-        config = model_class.config_class.from_pretrained(config or checkpoint.name, **options)
-    name, author = model_class.__name__, (config.architectures or [None])[0]
-    if not chosen and author not in (None, name):
-        raise ValueError(
-            f"{checkpoint.name} was saved by {author}, not {name}. Load it by "
-            f"{author}.from_pretrained."
-        )
+    checkpoint = Checkpoint(name_or_path, options)
+    config = _configuration(model_class, checkpoint.name, options)
     files = checkpoint.weight_files()
     shapes = weight_shapes(files)
-    layers = {match[1] for match in map(LAYER.match, shapes) if match}
-    # before that many layers are built; those of other backbones have names of their own
-    if config.backbone_config is None and len(layers) != config.num_hidden_layers:
-        raise ValueError(
-            f"the weights of {checkpoint.name} have {len(layers)} layers, its configuration says "
-            f"num_hidden_layers={config.num_hidden_layers}. {SAME_EXPORT}"
-        )
+    if config.backbone_config is None:  # layers of other backbones have names of their own
+        _check_depth(checkpoint.name, shapes, config.num_hidden_layers)
     # quantized weights and parts of weights have shapes of their own
     quantized = getattr(config, "quantization_config", None) is not None
     if quantized or options.get("ignore_mismatched_sizes") or fnmatch(Path(files[0]).name, SHARDS):
@@ -165,6 +151,33 @@ def check_checkpoint(
         set(tied),
         complete,
     )
+
+
+def _configuration(
+    model_class: type[PreTrainedModel], source: str, options: dict[str, Any]
+) -> PreTrainedConfig:
+    """The configuration of the model, taken out of `options` where it is passed there."""
+    config = options.pop("config", None)
+    # AutoModel passes the configuration
+    chosen = not isinstance(config, PreTrainedConfig) and not options.get("_from_auto")
+    if not isinstance(config, PreTrainedConfig):
+        config = model_class.config_class.from_pretrained(config or source, **options)
+    name, author = model_class.__name__, (config.architectures or [None])[0]
+    if not chosen and author not in (None, name):
+        raise ValueError(
+            f"{source} was saved by {author}, not {name}. Load it by {author}.from_pretrained."
+        )
+    return config
+
+
+def _check_depth(source: str, shapes: dict[str, list[int]], num_layers: int) -> None:
+    """Refuses weights of another depth, before that many layers are built."""
+    layers = {match[1] for match in map(LAYER.match, shapes) if match}
+    if len(layers) != num_layers:
+        raise ValueError(
+            f"the weights of {source} have {len(layers)} layers, its configuration says "
+            f"num_hidden_layers={num_layers}. {SAME_EXPORT}"
+        )
 
 
 def code_map(model: PreTrainedModel) -> dict[str, str]:

@@ -1,26 +1,33 @@
 """Configuration of LoMDM models. This file travels to the Hub."""
 
 import copy
-import inspect
 import math
 import os
-import reprlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
-from types import FunctionType
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PreTrainedConfig
+
+from .fields_lomdm import (
+    FLAG,
+    MOST_LABELS,
+    NAME,
+    OPTIONAL_TOKEN,
+    SIZE,
+    TOKEN,
+    Number,
+    check_base,
+    check_field,
+    plain_errors,
+    shown,
+)
 
 RATE_TYPES = ("learned", "uniform", "token", "score")
 BOUNDS = ("order", "time")
-MOST = 2**24  # whole numbers up to here are exact in float32: positions, for the rotary embedding
-MOST_LABELS = 2**16
+LOCAL_TIME = Number(float, 0, 1, "(]")
+LOG_RATE = Number(float, -1e6, 1e6)
 WIDEST_ORDER = 80.0  # of log rates of positions, largest minus smallest: float32 holds their ratio
-NO_FIELDS = (FunctionType, classmethod, staticmethod, dict)  # methods and tables of the class
 
 # Arguments of `from_pretrained` that transformers would also take from a file: code of the Hub to
 # run, files to read.
@@ -30,45 +37,6 @@ CHOSEN_BY_THE_CALLER = (
     "fusion_config",
     "transformers_weights",
 )
-
-
-@dataclass(frozen=True)
-class Number:
-    """What a field may hold: a finite number of a type and a range, in some fields also `None`.
-
-    kind: `int` or `float`; a `float` field takes an `int` too. `True` and `False` are neither.
-    low, high, ends: the range; a square bracket includes its end, a round one does not.
-    """
-
-    kind: type[int] | type[float]
-    low: float
-    high: float = MOST
-    ends: str = "[]"
-    optional: bool = False
-
-    def __contains__(self, value: Any) -> bool:
-        if value is None or isinstance(value, bool) or not isinstance(value, (int, self.kind)):
-            return value is None and self.optional
-        above = self.low < value or (self.low == value and self.ends[0] == "[")
-        return above and (value < self.high or (value == self.high and self.ends[1] == "]"))
-
-    def __str__(self) -> str:
-        name = "an int" if self.kind is int else "a number"
-        scope = f"{self.ends[0]}{self.low}, {self.high}{self.ends[1]}"
-        return f"{'None or ' if self.optional else ''}{name} in {scope}"
-
-
-SIZE, TOKEN, OPTIONAL_TOKEN = Number(int, 1), Number(int, 0), Number(int, 0, optional=True)
-LOCAL_TIME = Number(float, 0, 1, "(]")
-LOG_RATE = Number(float, -1e6, 1e6)
-FLAG, NAME = (False, True), str | None
-BASE: dict[str, Any] = {  # the entries of `base`
-    "name": str,
-    "revision": NAME,
-    "fingerprint": NAME,
-    "fingerprint_float16": NAME,
-    "lora_scale": Number(float, 0, 1e6),
-}
 
 
 class LoMDMConfig(PreTrainedConfig):
@@ -264,7 +232,7 @@ class LoMDMConfig(PreTrainedConfig):
             "eos_token_id": eos_token_id,
             "tie_word_embeddings": tie_word_embeddings,
         }
-        with _plain_errors("the configuration"):
+        with plain_errors("the configuration"):
             super().__init__(**inherited, **kwargs)
         self.validate_fields()
 
@@ -278,8 +246,8 @@ class LoMDMConfig(PreTrainedConfig):
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Refuses what the field may not hold: `from_pretrained(..., c1=0.5)` sets it late."""
-        _check_field(type(self), name, value)
-        with _plain_errors(name):
+        check_field(type(self), name, value)
+        with plain_errors(name):
             super().__setattr__(name, value)
 
     @classmethod
@@ -323,7 +291,7 @@ class LoMDMConfig(PreTrainedConfig):
             )
         _check_backbone(self)
         if self.base is not None:
-            _check_base(self.base)
+            check_base(self.base)
         _check_process(self)
         _check_special_tokens(self)
 
@@ -334,12 +302,12 @@ def _read_backbone(backbone: Any) -> PreTrainedConfig | None:
         return copy.deepcopy(backbone)
     fields = dict(backbone) if isinstance(backbone, Mapping) else {}
     try:
-        with _plain_errors("backbone_config"):
+        with plain_errors("backbone_config"):
             return AutoConfig.for_model(fields.pop("model_type", None), **fields)
     except ValueError as error:
         raise ValueError(
             f"backbone_config must be the configuration of a model of transformers with its "
-            f"model_type, got {_shown(backbone)}: {str(error).splitlines()[0]}"
+            f"model_type, got {shown(backbone)}: {str(error).splitlines()[0]}"
         ) from error
 
 
@@ -377,86 +345,6 @@ def _check_backbone(config: LoMDMConfig) -> None:
         )
 
 
-def _check_base(base: dict[str, Any]) -> None:
-    for name, allowed in BASE.items():
-        value = base.get(name)
-        if value not in allowed if isinstance(allowed, Number) else not isinstance(value, allowed):
-            what = getattr(allowed, "__name__", allowed)
-            raise ValueError(f"{name} of base must be {what}, got {_shown(value)}.")
-    unknown = sorted(map(str, base.keys() - BASE))
-    if unknown:
-        raise ValueError(f"base has {unknown}, which mean nothing. Leave them out.")
-
-
-def _check_field(config_class: type[LoMDMConfig], name: str, value: Any) -> None:
-    allowed = config_class.allowed.get(name, object)
-    if isinstance(allowed, tuple):
-        # 1 is not True
-        fits = any(type(value) is type(entry) and value == entry for entry in allowed)
-    else:
-        fits = value in allowed if isinstance(allowed, Number) else isinstance(value, allowed)
-    if not fits:
-        expected = (
-            f"one of {allowed}"
-            if isinstance(allowed, tuple)
-            else getattr(allowed, "__name__", allowed)
-        )
-        raise ValueError(
-            f"{name.strip('_').removesuffix('_internal')} must be {expected}, got {_shown(value)}."
-        )
-    if name.startswith("__") or isinstance(
-        inspect.getattr_static(config_class, name, None), NO_FIELDS
-    ):
-        raise ValueError(
-            f"{name!r} is part of the class {config_class.__name__}, no field of it. Leave it out."
-        )
-    if name == "dtype" and isinstance(value, str) and value != "auto":
-        _check_dtype(value)
-    if name == "id2label" and value is not None:
-        _check_labels(value)
-
-
-def _check_dtype(name: str) -> None:
-    if not isinstance(getattr(torch, name, None), torch.dtype):
-        raise ValueError(
-            f"dtype must name a type of torch, such as 'bfloat16', got {_shown(name)}."
-        )
-
-
-def _check_labels(labels: Any) -> None:
-    """Raises unless the keys are different whole numbers, which transformers makes of them."""
-    whole = (
-        isinstance(labels, Mapping)
-        and len(labels) <= MOST_LABELS
-        and all(str(key).isdecimal() for key in labels)
-    )
-    if not whole or len({int(key) for key in labels}) < len(labels):
-        raise ValueError(
-            f"id2label must map at most {MOST_LABELS} different whole numbers to labels, got "
-            f"{_shown(labels)}. Leave it out: these models have no use for labels."
-        )
-
-
-def _shown(value: Any) -> str:
-    """A value for an error, with its type, cut short where it is long."""
-    huge = isinstance(value, int) and value.bit_length() > 64
-    return (
-        f"{f'{value.bit_length()} bits' if huge else reprlib.repr(value)} ({type(value).__name__})"
-    )
-
-
-@contextmanager
-def _plain_errors(source: str) -> Iterator[None]:
-    """Turns what transformers raises about values into a `ValueError` of one line."""
-    try:
-        yield
-    except (StrictDataclassError, TypeError, AttributeError) as error:
-        reason = error.__cause__ or error
-        raise ValueError(
-            f"{source} has a value that transformers refuses: {reason}. Leave it out."
-        ) from error
-
-
 def _check_process(config: LoMDMConfig) -> None:
     if config.block_size == 1 and config.rate_type == "learned":
         raise ValueError(
@@ -485,7 +373,7 @@ def _check_order(config: LoMDMConfig) -> None:
     if not listed or any(rate not in LOG_RATE for rate in log_rates):
         raise ValueError(
             f"position_log_rates must be {length} numbers in [-1e6, 1e6], one for each of "
-            f"max_position_embeddings, got {_shown(log_rates)}."
+            f"max_position_embeddings, got {shown(log_rates)}."
         )
     if max(log_rates) - min(log_rates) > WIDEST_ORDER:
         raise ValueError(
@@ -508,7 +396,7 @@ def _check_time_range(config: LoMDMConfig) -> None:
     ):
         raise ValueError(
             "time_range must be [low, high] with 0 < low < high <= 1, got "
-            f"{_shown(config.time_range)}."
+            f"{shown(config.time_range)}."
         )
     if config.bound != "time" or config.time_epsilon is not None:
         raise ValueError(

@@ -7,8 +7,14 @@ from torch import Generator, Tensor
 
 from .forward_lomdm import ForwardProcess
 from .input_checks_lomdm import check_certainties, check_shapes
-from .position_draw_lomdm import level, order_of_reveal, steps_beside_loop
-from .process_lomdm import float64_device, local_time, position_uniforms, row_seeds
+from .position_draw_lomdm import (
+    level,
+    order_of_reveal,
+    remasking_probability,
+    steps_beside_loop,
+)
+from .process_lomdm import local_time
+from .random_lomdm import float64_device, position_uniforms, row_seeds
 
 
 class Corrections(ForwardProcess):
@@ -72,6 +78,25 @@ class Corrections(ForwardProcess):
         scheduler = kind.from_config(self.config, **settings)
         scheduler.set_timesteps(self.config.corrector_k)
         return scheduler
+
+    def chances_of_change(
+        self,
+        rates: Tensor,
+        masked: Tensor,
+        remaskable: Tensor,
+        place: tuple[Tensor, int | Tensor, int | Tensor],
+        certainties: Tensor | None,
+    ) -> Tensor:
+        """Probability that a step with remasking reveals a position or masks it again: `[B, L]`.
+
+        Args:
+            rates, certainties: as in `select`, `rates` float64. masked, remaskable: `[B, L]` bool.
+            place: the blocks `[B, L]`, their number, and the steps left.
+        """
+        log_u = self.local_times(*place)
+        known = None if certainties is None else certainties.to(masked.device, torch.float64)
+        how = self.config.remasking, self.sigma_of_step(place[-1]), known
+        return remasking_probability(rates, masked, remaskable, log_u, *how)
 
     def local_times(
         self, block: Tensor, num_blocks: int | Tensor, steps_left: int | Tensor

@@ -5,16 +5,10 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
+from .blocks_lomdm import position_ids
 from .input_checks_lomdm import check_shapes, float64_rates, times_of_rows
-from .process_lomdm import (
-    alpha,
-    float64_device,
-    local_time,
-    position_ids,
-    position_uniforms,
-    row_seeds,
-    velocity,
-)
+from .process_lomdm import alpha, local_time, velocity
+from .random_lomdm import float64_device, position_uniforms, row_seeds
 
 
 class ForwardProcess:

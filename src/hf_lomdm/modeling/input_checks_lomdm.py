@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .process_lomdm import float64_device
+from .random_lomdm import float64_device
 
 
 def check_shapes(

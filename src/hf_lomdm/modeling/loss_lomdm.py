@@ -13,24 +13,19 @@ from transformers.utils import ModelOutput
 
 from .backbone_hub_lomdm import HubHead, shifted_states
 from .backbone_lomdm import LoMDMPreTrainedModel
-from .batch_lomdm import Batch
+from .batch_lomdm import Batch, stack_copies, stack_views
+from .blocks_lomdm import block_quantiles, block_sum
 from .configuration_lomdm import BOUNDS
 from .process_lomdm import (
     BoundTerms,
     View,
-    block_quantiles,
-    block_sum,
     draw_order_view,
     draw_time_view,
     order_bound,
-    position_exponentials,
     rloo_score,
-    row_seeds,
-    stack_copies,
-    stack_views,
-    stratified_quantiles,
     time_bound,
 )
+from .random_lomdm import position_exponentials, row_seeds, stratified_quantiles
 from .rates_lomdm import RateLaw
 from .token_losses_lomdm import CACHE_LOGITS, TokenLosses, rows_at_a_time
 

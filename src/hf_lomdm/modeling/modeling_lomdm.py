@@ -22,13 +22,16 @@ from .backbone_lomdm import (
     check_unread,
     one_text,
 )
-from .batch_lomdm import Batch, make_batch
+from .batch_lomdm import Batch, make_batch, stack_views
+from .blocks_lomdm import Blocks  # noqa: F401  diffusers copies what this file imports, no deeper
 from .checkpoint_lomdm import check_checkpoint  # noqa: F401  diffusers copies what this file imports, no deeper
 from .configuration_lomdm import LoMDMConfig
 from .context_lomdm import BlockContext
+from .fields_lomdm import Number  # noqa: F401  diffusers copies what this file imports, no deeper
 from .loss_lomdm import LoMDMOutput, LoMDMWithLoss
 from .pretrained_lomdm import load_pretrained  # noqa: F401  diffusers copies what this file imports, no deeper
-from .process_lomdm import stack_views
+from .process_lomdm import View  # noqa: F401  diffusers copies what this file imports, no deeper
+from .random_lomdm import row_seeds  # noqa: F401  diffusers copies what this file imports, no deeper
 from .rates_lomdm import (
     RATE_LAWS,
     RHO_AT_START,

@@ -12,23 +12,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .blocks_lomdm import Blocks, block_min, block_sum, broadcast_to_positions
+from .random_lomdm import check_rates
+
 # The stream of a cut time bound spends this share of its draws on the reconstruction term
 # (`draw_time_view`).
 RECONSTRUCTION_SHARE = 0.125
 # Newton steps for the adaptive grid. They approach the root from one side, so stopping early
 # reveals a little late.
 NEWTON_STEPS = 20
-
-
-class Blocks(NamedTuple):
-    """The blocks of texts: which of them each position belongs to, `of_position` `[B, L]` int64.
-
-    Values are in `[0, num_blocks)`; a block has at most `size` positions.
-    """
-
-    of_position: Tensor
-    size: int
-    num_blocks: int
 
 
 class View(NamedTuple):
@@ -56,68 +48,6 @@ class BoundTerms(NamedTuple):
 def at_least_float32(values: Tensor) -> Tensor:
     """`values` in float32, or in float64 if that is what they are: the precision of the process."""
     return values.to(torch.promote_types(values.dtype, torch.float32))
-
-
-# ------------------------------------------------------------------------------------------- blocks
-
-
-def position_ids(attention_mask: Tensor | None, length: int, device) -> Tensor:
-    """Positions `[B, L]` (`[1, L]` without a mask) counted from the first real token."""
-    if attention_mask is None:
-        return torch.arange(length, device=device)[None]
-    return (attention_mask.to(torch.int64).cumsum(-1) - 1).clamp(min=0)
-
-
-def make_blocks(position: Tensor, size: int | None) -> Blocks | None:
-    """The blocks of `size` positions; `position` `[B, L]` counts from the first real token.
-
-    They are numbered from the block of the first column on. `None` with one window (`size=None`).
-    """
-    if size is None:
-        return None
-    index = position // size
-    return Blocks(index - index[:, :1], size, -(-position.shape[1] // size))
-
-
-def block_quantiles(quantiles: Tensor, seeds: Tensor, blocks: Blocks | None = None) -> Tensor:
-    """A quantile for each block from that of the text, `frac(q + pi_b / N)`: `[B]` -> `[B, N]`.
-
-    `pi` is a random permutation of the `N` blocks of the text. So each quantile is uniform if `q`
-    is, they are stratified within the text, and quantiles that are stratified over texts or draws
-    stay so for each block. `pi` depends on the seed alone and is independent of the draws of
-    positions.
-
-    Args:
-        quantiles: `[B]` in `(0, 1)`. seeds: `[B]` int64.
-    """
-    if blocks is None:
-        return quantiles[:, None]
-    block = torch.arange(blocks.num_blocks, device=quantiles.device)[None]
-    # a padded text has fewer blocks than the longest one
-    in_text = block <= blocks.of_position.amax(-1, keepdim=True)
-    keys = position_exponentials(seeds, -1 - block)
-    order = (
-        keys.masked_fill(~in_text.to(keys.device), torch.inf)
-        .argsort(-1)
-        .argsort(-1)
-        .to(quantiles.device)
-    )
-    share = order / in_text.sum(-1, keepdim=True)
-    return ((quantiles[:, None] + share) % 1).to(quantiles.dtype).clamp(2**-25, 1 - 2**-24)
-
-
-def block_sum(values: Tensor, blocks: Blocks | None = None) -> Tensor:
-    """Sum of `values` `[B, L]` over the positions of each block: `[B, N]`."""
-    if blocks is None:
-        return values.sum(-1, keepdim=True)
-    return values.new_zeros(values.shape[0], blocks.num_blocks).scatter_add(
-        1, blocks.of_position, values
-    )
-
-
-def broadcast_to_positions(values: Tensor, blocks: Blocks | None = None) -> Tensor:
-    """The value of its block at each position: `[B, N] -> [B, L]` (`[B, 1]` with one window)."""
-    return values if blocks is None else values.gather(1, blocks.of_position)
 
 
 # ---------------------------------------------------------------------------- time and the schedule
@@ -347,135 +277,6 @@ def log_rate_of_scores(logits: Tensor) -> Tensor:
 # -------------------------------------------------------------------------------------------- draws
 
 
-def stack_views(values: Tensor | None, num_views: int) -> Tensor | None:
-    """`[B, ...] -> [num_views * B, ...]`, view after view."""
-    return None if values is None else values.repeat(num_views, *[1] * (values.dim() - 1))
-
-
-def stack_copies(values: Tensor, num_copies: int) -> Tensor:
-    """`[B, C * L, ...] -> [C * B, L, ...]`, copy after copy."""
-    # the compiler knows the length of chunks
-    return values if num_copies == 1 else torch.cat(values.chunk(num_copies, dim=1))
-
-
-def stratified_quantiles(batch: int, generator, device) -> Tensor:
-    """Default quantiles `[B]`: evenly spread; independent with a generator per text."""
-    check_generator(generator)
-    if isinstance(generator, (list, tuple)):
-        quantiles = torch.cat(
-            [stratified_quantiles(1, source, source.device) for source in generator]
-        )
-        return copy_to_device(quantiles, device)
-    source = device if generator is None else generator.device
-    offset = copy_to_device(torch.rand(1, generator=generator, device=source), device)
-    quantiles = (offset + torch.arange(batch, device=device) / batch) % 1
-    return quantiles.clamp(2**-25, 1 - 2**-24)  # inside (0, 1): log and floor are taken
-
-
-def row_seeds(generator, batch_size: int, device) -> Tensor:
-    """One 64-bit seed per text `[B]`, from the global generator, a given one, or one per text."""
-    check_generator(generator)
-    if isinstance(generator, (list, tuple)):
-        if len(generator) != batch_size:
-            raise ValueError(
-                f"generator has {len(generator)} entries for a batch of {batch_size}. Pass one, or "
-                "one per text."
-            )
-        seeds = torch.cat([row_seeds(source, 1, source.device) for source in generator])
-    else:
-        source = device if generator is None else generator.device
-        seeds = torch.randint(
-            -(2**63),
-            2**63 - 1,
-            (batch_size,),
-            generator=generator,
-            device=source,
-            dtype=torch.int64,
-        )
-    return copy_to_device(seeds, device)
-
-
-def check_generator(generator) -> None:
-    """Raises `ValueError` for what is neither a generator, nor a list of them, nor `None`."""
-    sources = (
-        generator
-        if isinstance(generator, (list, tuple))
-        else []
-        if generator is None
-        else [generator]
-    )
-    if not all(isinstance(source, torch.Generator) for source in sources):
-        raise ValueError(
-            "generator must be a torch.Generator, a list with one per text, or None, got "
-            f"{type(generator).__name__}. Pass torch.Generator().manual_seed(0)."
-        )
-
-
-def check_rates(rates: Tensor) -> None:
-    """Raises `ValueError` for rates `w` that are no floating numbers or, on the CPU, not positive.
-
-    Elsewhere the host would wait for them. NaN passes: it shows in the loss.
-    """
-    readable = rates.device.type == "cpu" and not torch.compiler.is_compiling()
-    if not rates.is_floating_point() or (readable and bool((rates <= 0).any())):
-        least = rates.min().item() if readable and rates.numel() else "no floating numbers"
-        raise ValueError(
-            f"rates must be positive floating numbers, got {least} of {rates.dtype}. Check the "
-            "weights."
-        )
-
-
-def copy_to_device(values: Tensor, device) -> Tensor:
-    """A copy of small `values` on another device; the host waits for it only where it has to.
-
-    It has to for copies to the host, which would be read too soon, and on MPS, which may read
-    memory that is freed already (pytorch issue 189690).
-    """
-    return values.to(device, non_blocking=torch.device(device).type not in ("cpu", "mps"))
-
-
-def _shift(values: Tensor, bits: int) -> Tensor:
-    # >> on int64 copies the sign bit; a hash needs zeros there
-    return (values >> bits) & ((1 << (64 - bits)) - 1)
-
-
-def _mix(values: Tensor) -> Tensor:
-    # the finaliser of splitmix64 in wrapping int64 arithmetic (constants are the unsigned ones
-    # minus 2^64)
-    values = (values ^ _shift(values, 30)) * (0xBF58476D1CE4E5B9 - 2**64)
-    values = (values ^ _shift(values, 27)) * (0x94D049BB133111EB - 2**64)
-    return values ^ _shift(values, 31)
-
-
-def position_uniforms(seeds: Tensor, position: Tensor) -> Tensor:
-    """float64 uniforms in `(0, 1)`, one for each pair of a seed and a position (they broadcast).
-
-    They depend on the seed of the text and the position counted from its first real token alone: a
-    text alone, padded or in a larger batch sees the same draws. They have 52 bits: float32 noise
-    would cut the tail that small rates live in.
-    """
-    bits = _mix(_mix(seeds) + (position + 1) * (0x9E3779B97F4A7C15 - 2**64))
-    # with one bit more, the largest sum with 0.5 would round to 1 and its logarithm to 0
-    return (_shift(bits, 12).to(torch.float64) + 0.5) * 2.0**-52
-
-
-def position_exponentials(seeds: Tensor, position: Tensor) -> Tensor:
-    """`Exp(1)` variables from `position_uniforms`.
-
-    Args:
-        seeds: `[B]` int64. position: `[B, L]` or `[1, L]` int64, counted from the first real token.
-    Returns:
-        `[B, L]` float64 (computed on the CPU for devices without it), positive and finite.
-    """
-    device = float64_device(seeds.device)
-    return -torch.log(position_uniforms(seeds.to(device)[:, None], position.to(device)))
-
-
-def float64_device(device: torch.device) -> torch.device:
-    """`device`, or the CPU for one without float64: MPS."""
-    return torch.device("cpu") if device.type == "mps" else device
-
-
 def draw_masks(exponentials: Tensor, log_u: Tensor, rates: Tensor, maskable: Tensor) -> Tensor:
     """Which positions are masked at local time `u`, each with probability `u^w`: `[B, L]` bool."""
     check_rates(rates)
@@ -588,8 +389,7 @@ def draw_time_view(
     u^(w-kappa-1) du`: finite for `kappa < w`, smallest at `kappa = w / 2`. Cut (the paper's way):
     `u` uniform on `[epsilon, 1]`, weight `(1 - epsilon) / u`; a fixed share of the draws is taken
     at `u = epsilon` and stands for the reconstruction term, all reweighted to stay unbiased.
-    Clipped (`time_range`, BD3-LM's training): `u` uniform on `[low, high]`, weight `1/u`: no bound
-    any more.
+    Clipped (`time_range`, as BD3-LM trains): `u` uniform on `[low, high]`, weight `1/u`, no bound.
 
     Args:
         rates: `[B, L]`, `w`. maskable: `[B, L]` bool. quantiles: `[B, N]` in `(0, 1)`.
@@ -601,7 +401,7 @@ def draw_time_view(
         u = time_range[0] + (time_range[1] - time_range[0]) * quantiles
         log_u, weight = u.log(), 1 / u
     elif epsilon is None:
-        smallest = _block_min(rates.detach().masked_fill(~maskable, torch.inf), blocks)
+        smallest = block_min(rates.detach().masked_fill(~maskable, torch.inf), blocks)
         kappa = torch.where(smallest.isfinite(), smallest, torch.ones_like(smallest)) / 2
         log_u = quantiles.log() / kappa
         weight = 1 / (kappa * quantiles)
@@ -618,13 +418,6 @@ def draw_time_view(
     return View(
         masked, log_prob_masks(masked, log_u, rates, maskable, blocks), weight, reconstruction
     )
-
-
-def _block_min(values: Tensor, blocks: Blocks | None) -> Tensor:
-    if blocks is None:
-        return values.amin(-1, keepdim=True)
-    start = values.new_full((values.shape[0], blocks.num_blocks), torch.inf)
-    return start.scatter_reduce(1, blocks.of_position, values, "amin")
 
 
 # ------------------------------------------------------------------------------------------- bounds

@@ -10,20 +10,18 @@ from transformers.cache_utils import Cache
 
 from .attention_lomdm import attention_inputs
 from .backbone_lomdm import LoMDMLayer
-from .batch_lomdm import Batch
+from .batch_lomdm import Batch, stack_copies, stack_views
 from .configuration_lomdm import LoMDMConfig
 from .process_lomdm import (
     at_least_float32,
     centre,
-    copy_to_device,
     exponential_rates,
     learned_rates,
     log_rate_of_scores,
     log_rate_of_token_rates,
     rates_in_order,
-    stack_copies,
-    stack_views,
 )
+from .random_lomdm import copy_to_device
 
 RHO_AT_START = math.log(math.e - 1)  # softplus of it is 1
 

@@ -17,6 +17,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils import BaseOutput
 from torch import Generator, Tensor
 
+from .blocks_lomdm import Blocks  # noqa: F401  diffusers copies what this file imports
 from .corrections_lomdm import Corrections
 from .forward_lomdm import ForwardProcess  # noqa: F401  diffusers copies what this file imports
 from .input_checks_lomdm import (
@@ -31,19 +32,11 @@ from .position_draw_lomdm import (
     adaptive_grid_probability,
     level,
     order_of_reveal,
-    remasking_probability,
     share,
     uniform_grid_probability,
 )
-from .process_lomdm import (
-    at_least_float32,
-    entropy_bound_prefix,
-    float64_device,
-    guided_logits,
-    position_uniforms,
-    row_seeds,
-    threshold_prefix,
-)
+from .process_lomdm import at_least_float32, entropy_bound_prefix, guided_logits, threshold_prefix
+from .random_lomdm import float64_device, position_uniforms, row_seeds
 from .settings_lomdm import (
     COUNTING_SAMPLERS,
     LOGIT_SAMPLERS,
@@ -273,16 +266,20 @@ class LoMDMScheduler(Corrections, SchedulerMixin, ConfigMixin):
         if self.position_draw_needs_rates:
             v = float64_rates(rates.detach().to(device), masked | remaskable)
         if self.config.remasking is not None:
-            log_u = self.local_times(block, num_blocks, steps_left)
-            known = None if certainties is None else certainties.to(device, torch.float64)
-            how = self.config.remasking, self.sigma_of_step(steps_left), known
-            chances = remasking_probability(v, masked, remaskable, log_u, *how)
+            place = block, num_blocks, steps_left
+            chances = self.chances_of_change(v, masked, remaskable, place, certainties)
             return (uniforms < chances).to(home)
         if self.config.sampler == "ancestral":
             chances = self._ancestral(v, masked, block, num_blocks, steps_left)
             return (masked & (uniforms < chances)).to(home)
         measures = self._measures(logits, masked)
         priority = self._reveal_priority(v, uniforms, positions, measures)
+        return self._first_in_order(priority, measures, masked, block, steps_left).to(home)
+
+    def _first_in_order(
+        self, priority: Tensor, measures, masked: Tensor, block: Tensor, steps_left: int | Tensor
+    ) -> Tensor:
+        """The masked positions that come first by `priority`, as many as the step reveals."""
         count: Tensor = share(masked.sum(1, keepdim=True), steps_left)
         apart = torch.zeros_like(count, dtype=torch.bool)
         if self.count_of_reveals != "steps":
@@ -293,7 +290,7 @@ class LoMDMScheduler(Corrections, SchedulerMixin, ConfigMixin):
         if self.order_of_reveals in LOGIT_SAMPLERS:
             levelled = level(priority, masked, block, count)
             priority = torch.where(apart, priority, levelled)
-        return (order_of_reveal(priority, masked, block).argsort(dim=1) < count).to(home)
+        return order_of_reveal(priority, masked, block).argsort(dim=1) < count
 
     def revealed_columns(self, revealed: Tensor, timestep: float | Tensor) -> Tensor:
         """Columns of the revealed positions, for gathering with fixed shapes: `[B, W]` int64.

@@ -6,7 +6,7 @@ This file travels to the Hub.
 import torch
 from torch import Tensor
 
-from .process_lomdm import float64_device
+from .random_lomdm import float64_device
 
 # float64 entries of one slice of a token draw (128 MB): all positions of a text at once do not fit
 # for large V.

@@ -148,9 +148,8 @@ class Filling:
         counts. Who may change the sample costs a count of its masks.
         """
         index, correction = place
-        generator, begin = self._generators(index, 2 * correction), index * self.steps
-        if correction:
-            begin += len(self.scheduler.timesteps) + (correction - 1) * len(scheduler.timesteps)
+        generator = self._generators(index, 2 * correction)
+        begin = self._first_step(place, len(scheduler.timesteps))
         finite: bool | Tensor = True
         out, stale = None, True
         remasks = scheduler.config.remasking is not None
@@ -186,6 +185,14 @@ class Filling:
             if self.interrupted:
                 break
         check_finite(finite)
+
+    def _first_step(self, place: tuple[int, int], correction_steps: int) -> int:
+        """The number of the first step of a window, or of a correction of it, among all steps."""
+        index, correction = place
+        begin = index * self.steps
+        if correction:
+            begin += len(self.scheduler.timesteps) + (correction - 1) * correction_steps
+        return begin
 
     def _reveal(
         self, window: Window, out, scheduler, timestep, generator

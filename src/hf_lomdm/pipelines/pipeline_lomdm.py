@@ -417,20 +417,7 @@ class LoMDMPipeline(DiffusionPipeline):
             ValueError: a target that is a file or holds another pipeline or a model of another
                 kind, components that cannot travel, other options. Nothing is written then.
         """
-        unknown = sorted(kwargs.keys() - set(UPLOAD_OPTIONS))
-        require(
-            not unknown,
-            f"{unknown} are no options. Besides the named ones there are {list(UPLOAD_OPTIONS)}.",
-        )
-        wrong = (
-            f"safe_serialization={safe_serialization}, variant={variant!r}: only plain safetensors "
-            "are written. "
-        )
-        remedy = (
-            "Leave both out; for another precision convert the model first: "
-            "pipe.to(torch.bfloat16)."
-        )
-        require(safe_serialization and variant is None, wrong + remedy)
+        _check_saving(safe_serialization, variant, kwargs)
         target, model = Path(save_directory).resolve(), saveable_model(self.model)
         check_target(target, model.config.model_type)
         with staging_folder(target) as staging:
@@ -456,6 +443,22 @@ class LoMDMPipeline(DiffusionPipeline):
             return self.save_pretrained(
                 Path(folder, Path(repo_id).name), push_to_hub=True, repo_id=repo_id, **kwargs
             )
+
+
+def _check_saving(safe_serialization: bool, variant: str | None, others: dict[str, Any]) -> None:
+    unknown = sorted(others.keys() - set(UPLOAD_OPTIONS))
+    require(
+        not unknown,
+        f"{unknown} are no options. Besides the named ones there are {list(UPLOAD_OPTIONS)}.",
+    )
+    wrong = (
+        f"safe_serialization={safe_serialization}, variant={variant!r}: only plain safetensors are "
+        "written. "
+    )
+    remedy = (
+        "Leave both out; for another precision convert the model first: pipe.to(torch.bfloat16)."
+    )
+    require(safe_serialization and variant is None, wrong + remedy)
 
 
 @contextmanager

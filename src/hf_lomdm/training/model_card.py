@@ -207,8 +207,7 @@ def model_card(
 
     Args:
         name: its title: the repository, or the folder (its code then runs in the folder's parent).
-        description: of the model.
-        record: of its training.
+        description: of the model. record: of its training.
         tags: in addition to those of the description.
         dataset: what the model was trained on, in words; default: what the record says.
         picture: whether `order.png` lies beside the card.
@@ -219,38 +218,43 @@ def model_card(
     data = ", ".join(
         [dataset] if isinstance(dataset, str) else dataset or [record.data or "not recorded here"]
     )
-    fields = {key: value for key, value in metadata.items() if value is not None}
-    base_model = record.base_model or description.base_model
-    fields = ({"base_model": base_model} if base_model else {}) | fields
     measured = _measured(record, description)
-    results = _results(measured, data)
-    fields |= {"eval_results": results, "model_name": name} if results else {}
+    results = {"eval_results": _results(measured, data), "model_name": name}
+    settings = (f"- `{key}`: {value}" for key, value in record.settings.items() if key in SETTINGS)
     template = files(__package__).joinpath("card_template.md").read_text(encoding="utf-8")
     card = ModelCard.from_template(
-        ModelCardData(
-            library_name="transformers",
-            # what transformers.pipeline makes of the model
-            pipeline_tag="text-generation" if description.kind == "causal" else "fill-mask",
-            tags=tags,
-            **fields,
-        ),
+        _header(description, record, tags, metadata, results),
         template_str=template + "\n",  # Jinja removes one newline
         marker=MARKER,
         name=name,
         model=description,
         record=record,
         measured=measured,
-        settings="\n".join(
-            f"- `{key}`: {value}" for key, value in record.settings.items() if key in SETTINGS
-        ),
+        settings="\n".join(settings),
         dataset=data,
-        license=fields.get("license"),
+        license=metadata.get("license"),
         picture=picture,
         picture_file=PICTURE_FILE,
         picture_tokens=PICTURE_TOKENS,
         picture_seed=PICTURE_SEED,
     )
     return str(card)
+
+
+def _header(
+    description: Description,
+    record: TrainingRecord,
+    tags: list[str],
+    metadata: dict[str, Any],
+    results: dict[str, Any],
+) -> ModelCardData:
+    fields = {key: value for key, value in metadata.items() if value is not None}
+    base_model = record.base_model or description.base_model
+    fields = ({"base_model": base_model} if base_model else {}) | fields
+    fields |= results if results["eval_results"] else {}
+    # what transformers.pipeline makes of the model
+    task = "text-generation" if description.kind == "causal" else "fill-mask"
+    return ModelCardData(library_name="transformers", pipeline_tag=task, tags=tags, **fields)
 
 
 def can_draw(pipe: Any) -> bool:

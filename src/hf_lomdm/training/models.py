@@ -1,6 +1,7 @@
 """The configuration of a model to train, and its start from a trained one."""
 
 from dataclasses import asdict, fields
+from typing import Any
 
 import torch
 from transformers import (
@@ -86,22 +87,7 @@ def causal_config(
     Raises:
         ValueError: as `diffusion_config`.
     """
-    eos = token_ids["eos_token_id"]
-    settings = {
-        "hidden_size": arguments.hidden_size,
-        "num_hidden_layers": arguments.num_hidden_layers,
-        "num_attention_heads": arguments.num_attention_heads,
-        "intermediate_size": arguments.intermediate_size or 4 * arguments.hidden_size,
-        "max_position_embeddings": arguments.max_position_embeddings or max_length,
-        "rope_parameters": {
-            "rope_type": "default",
-            "rope_theta": 10000.0,
-            "partial_rotary_factor": 1.0,
-        },
-        "layer_norm_eps": 1e-5,
-        "tie_word_embeddings": arguments.tie_word_embeddings,
-        "attn_implementation": arguments.attn_implementation,
-    }
+    eos, settings = token_ids["eos_token_id"], _trunk(arguments, max_length)
     settings |= _start(arguments, max_length, token_ids, "gpt_neox")
     sizes = {name: settings[name] for name in (*SIZES, "max_position_embeddings")}
     # the trunk is the same, so the family's checks of sizes apply
@@ -121,6 +107,22 @@ def causal_config(
         initializer_range=(3 * settings["hidden_size"]) ** -0.5,
         **settings,
     )
+
+
+def _trunk(arguments: ModelArguments, max_length: int) -> dict[str, Any]:
+    """The settings of GPT-NeoX that give it the trunk of `LoMDMModel`."""
+    rotary = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 1.0}
+    return {
+        "hidden_size": arguments.hidden_size,
+        "num_hidden_layers": arguments.num_hidden_layers,
+        "num_attention_heads": arguments.num_attention_heads,
+        "intermediate_size": arguments.intermediate_size or 4 * arguments.hidden_size,
+        "max_position_embeddings": arguments.max_position_embeddings or max_length,
+        "rope_parameters": rotary,
+        "layer_norm_eps": 1e-5,
+        "tie_word_embeddings": arguments.tie_word_embeddings,
+        "attn_implementation": arguments.attn_implementation,
+    }
 
 
 # ------------------------------------------------------------------- a backbone of transformers

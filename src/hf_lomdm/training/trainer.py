@@ -15,7 +15,7 @@ from ..data.draws import step_generators, step_quantiles
 from ..evaluation import NelboEstimate, nelbo
 from ..evaluation.summary import summarise_texts
 from ..modeling.modeling_lomdm import LoMDMOutput
-from ..modeling.process_lomdm import copy_to_device
+from ..modeling.random_lomdm import copy_to_device
 from ..pipelines.hub_folder_lomdm import check_target
 from . import checkpointing, resuming
 from .arguments import UNUSED, LoMDMTrainingArguments

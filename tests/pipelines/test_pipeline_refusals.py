@@ -1,0 +1,110 @@
+"""What `LoMDMPipeline` refuses to write from, each by its name."""
+
+import pytest
+import torch
+from tiny_pipeline import MASK, make_pipe
+
+from hf_lomdm import LoMDMPipeline, LoMDMScheduler
+from tiny_tokenizer import build_tokenizer
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"prompt": []}, "prompt must be .* at least one entry"),
+        ({"prompt": 3}, "prompt must be .* got 3"),
+        ({"prompt": [3, 4]}, "Put a single list of ids into a list"),
+        ({"prompt": ["a", [3]]}, "not a mixture"),
+        ({"prompt": [[3], [11]]}, "prompt 1 has the token id 11, outside the vocabulary of 11"),
+        ({"prompt": [[-1]]}, "token id -1"),
+        ({"prompt": [[3] * 40]}, "prompt 0 needs 40 tokens.* limit of 32"),
+        ({"prompt": [[3] * 8], "max_length": 5}, "needs 8 tokens.* limit of 5"),
+        ({"prompt": [[3] * 8], "max_length": 8}, "leaves nothing to write"),
+        ({"prompt": [[MASK] * 9], "max_length": 5}, "needs 9 tokens.* limit of 5"),
+        ({"prompt": [[3, MASK]], "max_new_tokens": 3}, "is a template"),
+        ({"max_length": 0}, "max_length must be a whole number of at least 1, got 0"),
+        ({"max_length": 5, "max_new_tokens": 3}, "exclude each other"),
+        ({"max_new_tokens": 0}, "max_new_tokens must be a whole number of at least 1, got 0"),
+        (
+            {"num_inference_steps": 0},
+            "num_inference_steps must be a whole number from 1 to 100000, got 0",
+        ),
+        ({"num_inference_steps": 2.5}, "num_inference_steps must be a whole number .* got 2.5"),
+        (
+            {"num_return_sequences": 0},
+            "num_return_sequences must be a whole number of at least 1, got 0",
+        ),
+        ({"generator": [torch.Generator()] * 2}, "generator has 2 entries for 1 results"),
+        (
+            {"generator": 0},
+            "generator must be a torch.Generator, a list of them or None, got 0. Pass torch.Gen",
+        ),
+        ({"generator": [7]}, "generator must be a torch.Generator.* got .7."),
+        *(
+            ({name: value}, f"{name} must be a whole number of at least 1, got {value!r}")
+            for name in ("max_length", "max_new_tokens", "num_return_sequences")
+            for value in (2.5, "8", True, float("nan"), -1)
+        ),
+        (
+            {"num_return_sequences": None},
+            "num_return_sequences must be a whole number of at least 1, got None",
+        ),
+        (
+            {"max_length": 10**9},
+            "max_length=1000000000 make 1000000000 tokens, more than 2097152. Lower",
+        ),
+        ({"max_new_tokens": 10**9}, "max_new_tokens=1000000000 make 1000000000 tokens"),
+        (
+            {"num_return_sequences": 10**9},
+            "num_return_sequences=1000000000 make 32000000000 tokens",
+        ),
+        (
+            {"num_inference_steps": 10**9},
+            "num_inference_steps must be a whole number from 1 to 100000",
+        ),
+        *(
+            ({"num_inference_steps": value}, "num_inference_steps must be")
+            for value in (float("inf"), "4", None, True)
+        ),
+        ({"output_type": "np"}, "output_type must be 'text' or 'seq', got 'np'"),
+        ({"sampler": "best"}, "sampler must be one of"),
+        ({"temperature": -1.0}, "temperature must be"),
+        (
+            {"callback_on_step_end": print, "callback_on_step_end_tensor_inputs": ["latents"]},
+            "latents",
+        ),
+        ({"callback_on_step_end_tensor_inputs": ["latents"]}, "must be among .* got .'latents'"),
+    ],
+)
+def test_unusable_input_is_refused_by_name(make_model, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        make_pipe(make_model(), build_tokenizer())(**{"num_inference_steps": 2, **arguments})
+
+
+def test_texts_without_a_tokenizer_or_with_a_foreign_one_are_refused(make_model):
+    with pytest.raises(ValueError, match="needs a tokenizer"):
+        make_pipe(make_model())("a")
+    pipe = LoMDMPipeline(
+        make_model(mask_token_id=9), LoMDMScheduler(mask_token_id=9), build_tokenizer()
+    )
+    with pytest.raises(
+        ValueError, match="tokenizer.mask_token_id is 10, the model's mask_token_id 9"
+    ):
+        pipe("a")
+
+
+def test_a_scheduler_with_another_mask_token_is_refused(make_model):
+    pipe = LoMDMPipeline(make_model(), LoMDMScheduler(mask_token_id=9))
+    with pytest.raises(
+        ValueError, match="scheduler.mask_token_id is 9, the model's mask_token_id 10. Use"
+    ):
+        pipe(None, 2)
+
+
+@pytest.mark.parametrize("sampler", ["sequential", "random", "confidence"])
+@pytest.mark.parametrize("part", ["psi.out", "lm_head", "model.norm"])
+def test_weights_with_nan_are_an_error_not_a_text(make_model, sampler, part):
+    model = make_model()
+    torch.nn.init.constant_(model.get_parameter(f"{part}.weight"), float("nan"))
+    with pytest.raises(ValueError, match="Check (its|the|the model's) weights"):
+        make_pipe(model, sampler=sampler)(None, 4)
