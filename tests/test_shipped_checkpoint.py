@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
+from huggingface_hub import ModelCard
 
 from hf_lomdm import LoMDMConfig, LoMDMForMaskedDiffusion, LoMDMPipeline
 from hf_lomdm.hub import export_to_hub_folder
@@ -86,6 +88,14 @@ def test_their_exported_hub_folders_write_the_same_without_the_package(folder, t
 def test_they_are_small_and_name_no_place_of_a_machine(folder):
     assert (folder / "model.safetensors").stat().st_size <= 25e6
     assert not any("/tmp" in path.read_text() for path in folder.glob("*.json"))
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+def test_they_load_by_what_their_cards_name(folder):
+    card = ModelCard.load(folder / "README.md").data
+    assert card.to_dict()["library_name"] == "transformers"
+    fill = transformers.pipeline(card.pipeline_tag, model=str(folder), top_k=2)
+    assert len(fill(fill.tokenizer.mask_token)) == 2
 
 
 def test_the_one_of_enwiki_writes_text_with_a_learned_order():
