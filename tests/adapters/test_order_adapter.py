@@ -21,6 +21,8 @@ from transformers import (
     DynamicCache,
     ElectraConfig,
     ElectraForMaskedLM,
+    LlamaConfig,
+    LlamaForCausalLM,
     ModernBertConfig,
     ModernBertForMaskedLM,
     RobertaConfig,
@@ -430,11 +432,31 @@ def refused(match, call, *args, **kwargs):
 def test_bases_that_do_not_fit_are_refused(tmp_path):
     refused("order of its own", attach, build_model())
     refused("bidirectional", attach, bert(is_decoder=True))
+    llama = LlamaForCausalLM(LlamaConfig(**SIZES, intermediate_size=32))
+    refused("goes to from_causal_lm", attach, llama)
+    assert getattr(llama.config, "is_causal", True)
+    converted = LoMDMForMaskedDiffusion.from_masked_lm(
+        make_base(), rate_type="uniform", mask_token=7
+    )
+    refused("bert that was converted", attach, converted)
     make_base().save_pretrained(tmp_path / "bare")
     refused("no tokenizer", OrderAdapter.from_pretrained, tmp_path / "bare")
     refused("attach", OrderAdapter.from_pretrained, tmp_path / "bare", base=make_base())
     refused("neither an adapter nor", OrderAdapter.from_pretrained, str(tmp_path / "nothing"))
-    refused("could not be loaded", OrderAdapter.from_pretrained, save_adapter(tmp_path, gone=True))
+    gone = save_adapter(tmp_path, gone=True)
+    refused("could not be loaded.*Pass base= and", OrderAdapter.from_pretrained, gone)
+
+
+def test_heads_that_are_missing_are_missed_also_within_another_module():
+    adapter = attach(make_base())
+    whole = torch.nn.ModuleDict({"adapter": adapter, "other": torch.nn.Linear(2, 2)})
+    state = whole.state_dict()
+    assert {name.split(".")[1] for name in state if name.startswith("adapter")} == {"phi", "psi"}
+    whole.load_state_dict(state)
+    with pytest.raises(RuntimeError, match="adapter.psi.out.weight"):
+        whole.load_state_dict({})
+    with pytest.raises(RuntimeError, match="phi.out.weight"):
+        adapter.load_state_dict({})
 
 
 def save_adapter(folder, gone: bool = False):

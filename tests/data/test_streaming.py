@@ -15,7 +15,7 @@ from hf_lomdm.data.streaming import RowStream
 from hf_lomdm.training.arguments import LoMDMTrainingArguments, check_stream
 from tiny_tokenizer import build_word_tokenizer
 
-WORDS = list("abcdefgab")
+WORDS = list("abcdefg")
 
 
 @pytest.fixture(autouse=True)
@@ -26,11 +26,12 @@ def fresh_cache(tmp_path, monkeypatch):
 
 @pytest.fixture
 def arguments(tmp_path):
-    """Two shards of ten documents of one to six words; a tokenizer that knows them."""
+    """Two shards of ten documents of one to six words, all different; a tokenizer of them."""
     folder = tmp_path / "set"
     folder.mkdir()
     for shard in range(2):
-        texts = [" ".join(WORDS[: 1 + (shard + number) % 6]) for number in range(10)]
+        texts = [" ".join(WORDS[number % 7 :][: 2 + shard]) + " a" * shard for number in range(10)]
+        texts = [f"{text} {WORDS[number // 7]}" for number, text in enumerate(texts)]
         write(folder / f"train-{shard}.jsonl", texts)
     build_word_tokenizer().save_pretrained(tmp_path / "tokenizer")
     return DataArguments(
@@ -84,13 +85,30 @@ def test_the_buffer_lets_each_row_out_once():
     assert all(value < place + streaming.BUFFER_SIZE for place, value in enumerate(out))
 
 
-def test_validation_text_may_come_from_elsewhere(arguments, tmp_path):
-    (tmp_path / "valid.txt").write_text("a b")
+def test_validation_text_may_come_from_elsewhere_and_is_never_trained_on(arguments, tmp_path):
+    (tmp_path / "valid.txt").write_text("a b a")  # the first document
     own, _ = load_data(replace(arguments, validation_file=str(tmp_path / "valid.txt")), tmp_path)
     assert len(own["validation"]) == 1
+    rows = [tuple(row["input_ids"].tolist()) for row in islice(own["train"], 38)]
+    assert len(set(rows)) == 19 and (1, 3, 4, 3, 2) not in rows
     split, _ = load_data(replace(arguments, validation_split="train"), tmp_path)
     assert len(split["validation"]) == 3  # the first of a split, which may be endless
-    assert len(set(rows_of(replace(arguments, validation_split="train"), tmp_path, 20))) == 6
+    rows = rows_of(replace(arguments, validation_split="train"), tmp_path, 34)
+    assert len(set(rows)) == 17
+
+
+def test_a_pass_may_begin_in_each_shard(arguments, tmp_path):
+    texts = load_data(arguments, tmp_path)[0]["train"].texts
+    passes = (texts.shuffle(seed=seed, buffer_size=1) for seed in range(8))
+    assert len({next(iter(read))["text"] for read in passes}) == 2
+
+
+def test_a_folder_of_text_files_is_streamed_by_lines(arguments, tmp_path):
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "train.txt").write_text("\n".join("abcdefg"))
+    arguments = replace(arguments, dataset_name=str(tmp_path / "texts"))
+    rows = rows_of(arguments, tmp_path, 4)
+    assert sorted(rows) == [(1, word, 2) for word in (6, 7, 8, 9)]
 
 
 def test_the_fingerprint_names_files_split_tokenizer_and_cut(arguments, tmp_path):
@@ -99,7 +117,6 @@ def test_the_fingerprint_names_files_split_tokenizer_and_cut(arguments, tmp_path
         return data_fingerprint({"train": rows["train"]}, tokenizer)
 
     names = [name(arguments), name(replace(arguments, max_length=7))]
-    names.append(name(replace(arguments, validation_split="train")))
     assert name(arguments) == names[0]
     write(tmp_path / "set" / "train-1.jsonl", ["g f e"] * 10)
     names.append(name(arguments))
@@ -114,6 +131,8 @@ def test_the_fingerprint_names_files_split_tokenizer_and_cut(arguments, tmp_path
         ({"train_split": "test"}, "test"),
         ({"train_tokenizer": "char", "tokenizer": None}, "reads the whole text"),
         ({"dataset_name": "nowhere/at-all"}, "nowhere/at-all"),
+        ({"dataset_name": None, "train_file": "a.txt"}, "streaming reads a data set"),
+        ({"dataset_name": "pydoc_topics"}, "streaming reads a data set"),
     ],
 )
 def test_what_cannot_be_streamed_is_one_line(arguments, tmp_path, change, reason):
@@ -123,8 +142,10 @@ def test_what_cannot_be_streamed_is_one_line(arguments, tmp_path, change, reason
 
 def test_a_set_that_ends_before_training_begins_says_so(arguments, tmp_path, monkeypatch):
     monkeypatch.setattr(streaming, "NUM_HELD_OUT", 20)
+    with pytest.raises(ValueError, match="has 20 documents, and the first 20 validate"):
+        load_data(arguments, tmp_path)
     with pytest.raises(ValueError, match="no row to train on: 0 documents"):
-        rows_of(arguments, tmp_path, 1)
+        rows_of(replace(arguments, validation_split="train"), tmp_path, 1)
 
 
 def test_unknown_words_of_a_pass_stop_it(arguments, tmp_path):

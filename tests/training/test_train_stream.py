@@ -49,8 +49,10 @@ def words(flags, **others):
     return [word for key, value in named.items() for word in (f"--{key}", str(value))]
 
 
-def test_a_run_on_a_stream_resumes_bit_by_bit_behind_the_end_of_a_pass(flags, tmp_path):
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_run_on_a_stream_resumes_bit_by_bit_behind_the_end_of_a_pass(flags, tmp_path, workers):
     train.main(words(flags, output_dir=tmp_path / "whole"))
+    flags["dataloader_num_workers"] = workers
     for steps in (2, 6, 8):  # a pass ends in the fifth step
         train.main(words(flags, output_dir=tmp_path / "parts", max_steps=steps))
     assert_same_checkpoint(tmp_path / "whole" / "checkpoint-8", tmp_path / "parts" / "checkpoint-8")
@@ -70,19 +72,25 @@ def test_a_stream_without_an_end_is_refused_before_anything_is_read(flags, tmp_p
         train.main(words(flags, output_dir=tmp_path / "run"))
 
 
+def run(flags, folder, processes, steps):
+    """`train.py` on one or two processes, four rows a step."""
+    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port"]
+    launcher = [] if processes == 1 else [*launcher, free_port()]
+    shares = {"per_device_train_batch_size": 4 // processes, "output_dir": folder}
+    plain = {"dropout": 0.0, **SGD, **shares, "max_steps": steps}
+    command = [*launcher, ROOT / "training_scripts/train.py", *words(flags, **plain)]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, *map(str, command)], check=True, env=environment)
+    return load_file(folder / "model.safetensors")
+
+
 @pytest.mark.slow
-def test_two_processes_read_a_stream_as_one(flags, tmp_path):
-    write(tmp_path / "set", [" ".join("abcdef"[number % 6 :]) for number in range(1200)])
-    folders = []
-    for count in (1, 2):
-        launcher = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port"]
-        launcher = [] if count == 1 else [*launcher, free_port()]
-        folders.append(tmp_path / str(count))
-        shares = {"per_device_train_batch_size": 4 // count, "output_dir": folders[-1]}
-        plain = {"dropout": 0.0, **SGD, **shares}
-        command = [*launcher, ROOT / "training_scripts/train.py", *words(flags, **plain)]
-        environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-        subprocess.run([sys.executable, *map(str, command)], check=True, env=environment)
-    one, two = (load_file(folder / "model.safetensors") for folder in folders)
+def test_two_processes_read_a_stream_as_one_and_go_on_as_one(flags, tmp_path):
+    first = [" ".join("g" + "ab" * number) for number in range(1, 4)] * 334  # these validate
+    write(tmp_path / "set", [*first, *(" ".join("abcdef"[number % 6 :]) for number in range(40))])
+    one, two = (run(flags, tmp_path / str(count), count, 8) for count in (1, 2))
+    run(flags, tmp_path / "both", 2, 4)
+    both = run(flags, tmp_path / "both", 1, 8)
     for name, weight in one.items():  # float32 sums in another order
-        torch.testing.assert_close(two[name], weight, rtol=0, atol=1e-5)
+        for other in (two, both):
+            torch.testing.assert_close(other[name], weight, rtol=0, atol=1e-5)

@@ -60,3 +60,11 @@ def test_a_written_hydrogen_is_an_atom_with_a_time_of_its_own(tmp_path):
     svg = molecule_svg(["C", "C", "[H]"], [2, 1, 0])
     assert re.findall(r'data-step="(\d)"', svg) == ["2", "1", "0"]
     assert write_molecules(tmp_path / "one.svg", [["C", "[H]"]], [[0, 1]]) == 1
+
+
+@pytest.mark.parametrize("text", ["CC ethane", "CC |$a;b$|", "CC\tO"])
+def test_what_stands_behind_a_molecule_makes_it_none(tmp_path, text):
+    texts = [list("CCO"), list(text)]
+    order = [list(range(len(tokens))) for tokens in texts]
+    assert write_molecules(tmp_path / "one.svg", texts, order) == 1
+    assert molecule_svg(texts[1], order[1]) is None

@@ -4,11 +4,12 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel
 
 from hf_lomdm.adapters.configuration import OrderAdapterConfig
 from hf_lomdm.modeling.adapted_lomdm import fingerprint
 from hf_lomdm.modeling.blocks_lomdm import position_ids
+from hf_lomdm.modeling.pretrained_lomdm import check_kind
 
 # Special tokens that stand in the texts of a LoMDM.
 OWN_TOKENS = ("mask_token_id", "pad_token_id", "bos_token_id", "eos_token_id")
@@ -66,6 +67,11 @@ def check_base(base: PreTrainedModel, config: OrderAdapterConfig | None = None) 
             f"block_size={base.config.block_size}: it has an order of its own. Give one with "
             "rate_type='uniform' and without blocks, such as a converted MDLM."
         )
+    if kind == "lomdm" and base.config.backbone_config is not None:
+        raise ValueError(
+            f"base is a {base.config.backbone_config.model_type} that was converted. Give the "
+            "model that it was made of."
+        )
     one_way = getattr(base.config, "is_decoder", False) or getattr(
         base.config, "is_encoder_decoder", False
     )
@@ -74,6 +80,8 @@ def check_base(base: PreTrainedModel, config: OrderAdapterConfig | None = None) 
             f"base is a {kind}, which is no bidirectional encoder with a head. Give a masked "
             "language model."
         )
+    if kind != "lomdm":
+        check_kind(base, AutoModelForMaskedLM)
     for name in ("hidden_size", "vocab_size") if config is not None else ():
         if getattr(base.config, name) != getattr(config, name):
             raise ValueError(

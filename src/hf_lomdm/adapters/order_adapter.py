@@ -80,7 +80,7 @@ class OrderAdapter(LoMDMForMaskedDiffusion):
         if self.hub_head is not None:
             check_head(base, partial(self.hub_head.project, self))
         self.register_state_dict_post_hook(_leave_base_out)
-        self.register_load_state_dict_post_hook(_miss_no_base)
+        self.register_load_state_dict_pre_hook(_fill_in_base)
 
     def _frozen_parts(self) -> list[nn.Module]:
         """The parts of the base: its trunk and what its prediction head is made of."""
@@ -163,7 +163,12 @@ class OrderAdapter(LoMDMForMaskedDiffusion):
         heads = read_heads(config, cached_file(name, WEIGHTS, **fetch))
         if not isinstance(base, PreTrainedModel):
             kwargs["revision"] = config.base_revision if base is None else None
-            base = load_pretrained(AutoModelForMaskedLM, base or config.base_name, kwargs)
+            try:
+                base = load_pretrained(AutoModelForMaskedLM, base or config.base_name, kwargs)
+            except ValueError as error:
+                raise ValueError(
+                    f"the base of the adapter {name}: {error} Pass base= and where it is now."
+                ) from error
         adapter = cls(config, base)
         if verify_base and not is_base(base, config):
             raise ValueError(
@@ -190,7 +195,9 @@ class OrderAdapter(LoMDMForMaskedDiffusion):
     @torch.no_grad()
     def token_logits(self, hidden: Tensor) -> Tensor:
         """The base's token law, `[..., D] -> [..., V]`; tokens never revealed are at `-inf`."""
-        logits = super().token_logits(hidden.to(self.get_output_embeddings().weight.dtype))
+        if self.hub_head is None:
+            hidden = hidden.to(self.lm_head.weight.dtype)
+        logits = super().token_logits(hidden)
         logits[..., self.config.suppressed_token_ids] = -torch.inf
         return logits
 
@@ -318,9 +325,11 @@ def _leave_base_out(
             del state_dict[name]
 
 
-def _miss_no_base(adapter: nn.Module, incompatible_keys) -> None:
-    missing = incompatible_keys.missing_keys
-    missing[:] = [name for name in missing if _of_heads(name)]
+def _fill_in_base(adapter: nn.Module, state_dict: dict, prefix: str, *_) -> None:
+    """Adds the base as it is to what is loaded, which holds the heads alone."""
+    for name, part in adapter.named_children():
+        if name not in HEADS:
+            state_dict.update(part.state_dict(prefix=f"{prefix}{name}.", keep_vars=True))
 
 
 def _of_heads(name: str) -> bool:

@@ -8,9 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.util import find_spec
+from itertools import compress
 from typing import Literal
-
-import torch
 
 from hf_lomdm.cli.space_settings import (
     LONGEST,
@@ -96,8 +95,13 @@ class Shown:
         return {
             "text": "It is continued." + (blanks if mask else ""),
             "sudoku": "81 cells, line by line: a digit, or a dot for an empty cell.",
-            "molecules": f"A SMILES; each {mask} in it is a character to be written. Without one "
-            "it is continued; without any text a molecule is made up.",
+            "molecules": (
+                f"A SMILES; each {mask} in it is a character to be written. Without one "
+                "it is continued; "
+                if mask
+                else "A SMILES, which is continued; "
+            )
+            + "without any text a molecule is made up.",
         }[self.kind]
 
     def row(self, settings: Settings) -> Row:
@@ -149,7 +153,7 @@ class Shown:
         order = [step for step in state.order if step is not None]
         if self.kind == "sudoku":
             grid = text_element(state.tokens, order, title, rates, "grid")
-            note = _verdict([int(one) for one in state.tokens])
+            note = _verdict(state.tokens)
             return f'<div><h2>{title}</h2>{grid}<p class="note">{note}</p></div>'
         element = text_element(state.tokens, order, "the text", rates)
         return element + _drawing(state.tokens, order) if self.kind == "molecules" else element
@@ -168,20 +172,22 @@ class Shown:
         return settings, run, text
 
 
-def _verdict(digits: list[int]) -> str:
-    grid = torch.tensor(digits)
-    wrong = sum(len(set(grid[unit].tolist())) < 9 for unit in sudoku.UNITS)
+def _verdict(cells: list[str]) -> str:
+    """Whether a finished grid is a solution; a cell without a digit is wrong."""
+    units = ([*compress(cells, unit)] for unit in sudoku.UNITS.tolist())
+    wrong = sum(set(unit) != set("123456789") for unit in units)
     if not wrong:
         return "Solved."
     return f"Not solved: {wrong} of 27 rows, columns and boxes are wrong."
 
 
 def _drawing(tokens: list[str], order: list[int]) -> str:
-    try:
-        svg = molecule_svg(tokens, order)
-    except ValueError:
+    if find_spec("rdkit") is None:
         return (
             '<p class="note">The drawing needs RDKit: pip install &#x27;hf-lomdm[molecules]&#x27;'
             "</p>"
         )
-    return svg or '<p class="note">This text is no molecule, so there is nothing to draw.</p>'
+    return (
+        molecule_svg(tokens, order)
+        or '<p class="note">This text is no molecule, so there is nothing to draw.</p>'
+    )

@@ -110,15 +110,16 @@ def scaffold_row(pipe: LoMDMPipeline, prompt: str, longest: int) -> Row:
         return None, None
     tokenizer = pipe.tokenizer
     mask = tokenizer.mask_token
-    pieces = re.split(f"((?:{re.escape(mask)})+)", prompt)
-    parts = [len(p) // len(mask) if p.startswith(mask) else p for p in pieces if p]
+    pieces = re.split(f"((?:{re.escape(mask)})+)", prompt) if mask else [prompt]
+    has_windows = len(pieces) > 1
+    parts = [len(p) // len(mask) if has_windows and p.startswith(mask) else p for p in pieces if p]
     known = set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens)
     written = [letter for part in parts if isinstance(part, str) for letter in part]
     if unknown := sorted(set(written) - known):
         raise Refused(f"The model does not know the character {unknown[0]!r}.")
     count = len(written) + sum(part for part in parts if isinstance(part, int))
-    most = longest if mask in prompt else longest - 1
+    most = longest if has_windows else longest - 1
     if count > most:
         raise Refused(f"The prompt has {count} characters, and the model takes {most}. Shorten it.")
-    row, allowed = smiles_template(parts, tokenizer, longest, ends=mask in prompt)
+    row, allowed = smiles_template(parts, tokenizer, longest, ends=has_windows)
     return row, allowed or None

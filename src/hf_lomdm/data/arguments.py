@@ -62,7 +62,8 @@ class DataArguments:
         metadata={
             "help": (
                 "Read dataset_name while training instead of before: nothing is kept on disk. "
-                "Needs max_steps and tokenizer; validates on the first thousand documents."
+                "Needs max_steps and tokenizer. Without validation_file the first thousand "
+                "documents of validation_split, or of the train text, validate."
             )
         },
     )

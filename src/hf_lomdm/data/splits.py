@@ -23,7 +23,7 @@ from .cache import cached
 from .detokenizers import get_detokenizer
 from .rows import RowCounts, training_rows
 from .streaming import RowStream, open_stream
-from .text import check_sample_by, documents, load_text, split_document
+from .text import PYDOC_TOPICS, check_sample_by, documents, load_text, split_document
 from .tokenizers import check_known, load_tokenizer, special_token_ids, train_tokenizer
 
 # Part of the name of a cached file: raise it when the same arguments come to mean other rows.
@@ -74,7 +74,8 @@ def _load_stream(
         held_out, tokenizer, arguments, arguments.max_validation_rows, "validation"
     )
     fingerprint = _fingerprint(name, tokenizer, arguments, max_rows=None)
-    train = RowStream(texts, tokenizer, arguments, seed, fingerprint)
+    known = documents(held_out, arguments.detokenizer)
+    train = RowStream(texts, tokenizer, arguments, seed, fingerprint, known)
     return {"train": train, "validation": validation}, tokenizer
 
 
@@ -91,6 +92,11 @@ def check_arguments(arguments: DataArguments) -> None:
         raise ValueError(
             f"give either dataset_name (got {arguments.dataset_name!r}) or train_file (got "
             f"{arguments.train_file!r}); an empty string switches one off."
+        )
+    if arguments.streaming and arguments.dataset_name in (None, "", PYDOC_TOPICS):
+        raise ValueError(
+            f"streaming reads a data set, and dataset_name is {arguments.dataset_name!r}. Pass one "
+            "with splits, or leave streaming out."
         )
     if arguments.streaming and arguments.train_tokenizer:
         raise ValueError(
@@ -159,7 +165,7 @@ def data_fingerprint(
 ) -> str:
     """Names the rows of a run and what their ids mean, in 16 hexadecimal digits.
 
-    Equal rows have equal names, wherever they come from.
+    Equal rows have equal names, wherever they come from; a stream is named by its source.
 
     Args:
         rows: by split; of `load_data`, `load_sudoku`, or lists of dicts that JSON takes.

@@ -24,11 +24,13 @@ BUFFER_SIZE = 1000
 class RowStream(torch.utils.data.IterableDataset):
     """Rows `{"input_ids": [L]}` without end: pass after pass over the documents, each shuffled.
 
-    The rows and their order depend on nothing but the arguments here. To iterate anew is to read
-    the same rows again, which is how training that resumes finds its place.
+    The rows and their order depend on the arguments here, and on the version of `datasets`, which
+    shuffles. To iterate anew is to read the same rows again, which is how training that resumes
+    finds its place.
 
     Args:
         texts: the documents, in one column `text`.
+        held_out: documents that are passed over: those that validate.
         fingerprint: names everything that the rows depend on, but for the order.
 
     Raises:
@@ -43,17 +45,19 @@ class RowStream(torch.utils.data.IterableDataset):
         arguments: DataArguments,
         seed: int,
         fingerprint: str,
+        held_out: Iterable[str] = (),
     ):
         self.texts, self.tokenizer, self.arguments = texts, tokenizer, arguments
         self.seed, self._fingerprint = seed, fingerprint
+        self.held_out = frozenset(held_out)
 
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
         for epoch in count():
             counts = RowCounts()
             texts = self.texts.shuffle(seed=self.seed + epoch, buffer_size=BUFFER_SIZE)
-            blocks = training_rows(
-                documents(texts, self.arguments.detokenizer), self.tokenizer, self.arguments, counts
-            )
+            read = documents(texts, self.arguments.detokenizer)
+            new = (text for text in read if text not in self.held_out)
+            blocks = training_rows(new, self.tokenizer, self.arguments, counts)
             for row in shuffled(blocks, np.random.default_rng([self.seed, epoch])):
                 counts.rows += 1
                 yield {"input_ids": row}
@@ -61,8 +65,8 @@ class RowStream(torch.utils.data.IterableDataset):
             if not counts.rows:
                 raise ValueError(
                     f"{self.arguments.dataset_name} has no row to train on: {counts.documents} "
-                    f"documents of {counts.encoded} tokens, behind those that validate. Pass "
-                    "validation_split or validation_file, lower max_length, or leave streaming out."
+                    f"documents of {counts.encoded} tokens, but for those that validate. Pass "
+                    "another validation text, lower max_length, or leave streaming out."
                 )
 
 
@@ -85,22 +89,26 @@ def open_stream(arguments: DataArguments) -> tuple[datasets.IterableDataset, Dat
     """The documents to train on, unread, those that validate, and a name of the former.
 
     Validation text comes from `validation_file`, else from the first documents of
-    `validation_split`, else from the first of the train text, which then are not trained on.
+    `validation_split`, else from the first of the train text.
 
     Raises:
-        ValueError: a data set, a split or a column that is not there.
+        ValueError: a data set, a split or a column that is not there; train text that ends with the
+            documents that validate.
     """
     texts = load_split(arguments, arguments.train_split, None, streaming=True)
     source = (arguments.dataset_name, arguments.dataset_config)
     # its hash changes with its files
     builder = datasets.load_dataset_builder(*source, revision=arguments.dataset_revision)
-    parts = [builder.hash, *source, arguments.train_split, arguments.text_column]
+    parts = (builder.hash, *source, arguments.train_split, arguments.text_column)
+    name = json.dumps([*parts, datasets.__version__])
     if arguments.validation_file:
-        held_out = load_split(arguments, "train", arguments.validation_file)
-        return texts, held_out, json.dumps(parts)
-    if arguments.validation_split:
-        held_out = load_split(arguments, arguments.validation_split, None, streaming=True)
-    else:
-        held_out, texts, parts = texts, texts.skip(NUM_HELD_OUT), [*parts, NUM_HELD_OUT]
-    first = [document["text"] for document in held_out.take(NUM_HELD_OUT)]
-    return texts, Dataset.from_dict({"text": first}), json.dumps(parts)
+        return texts, load_split(arguments, "train", arguments.validation_file), name
+    split = arguments.validation_split or arguments.train_split
+    held_out = load_split(arguments, split, None, streaming=True)
+    first = [document["text"] for document in held_out.take(NUM_HELD_OUT + 1)]
+    if not arguments.validation_split and len(first) <= NUM_HELD_OUT:
+        raise ValueError(
+            f"{arguments.dataset_name} has {len(first)} documents, and the first {NUM_HELD_OUT} "
+            "validate. Pass validation_split or validation_file, or leave streaming out."
+        )
+    return texts, Dataset.from_dict({"text": first[:NUM_HELD_OUT]}), name

@@ -20,6 +20,7 @@ from datasets import (
 )
 from datasets.exceptions import DatasetsError
 from datasets.packaged_modules.csv.csv import CsvConfig
+from datasets.packaged_modules.text.text import TextConfig
 
 from .arguments import SAMPLE_BY, DataArguments
 from .cache import cached
@@ -101,8 +102,11 @@ def load_hub(
     source = {"name": config, "revision": revision}
     options: dict[str, Any] = {}
     # else `NA` is no text, and `007` a number
-    if isinstance(load_dataset_builder(name, **source).config, CsvConfig):
+    kind = load_dataset_builder(name, **source).config
+    if isinstance(kind, CsvConfig):
         options = {"features": Features({column: Value("string")}), "keep_default_na": False}
+    elif isinstance(kind, TextConfig) and column == "text":  # else a stream knows no columns
+        options = {"features": Features({column: Value("string")})}
     dataset = load_dataset(name, **source, split=split, streaming=streaming, **options)
     if dataset.features is None:
         raise ValueError("Its columns are not known before it is read. Leave streaming out.")

@@ -132,7 +132,7 @@ def load_pretrained(
     if isinstance(source, PreTrainedModel):
         if options:
             raise ValueError(f"{sorted(options)} are for loading by name. Leave them out.")
-        _check_kind(source, auto_class)
+        check_kind(source, auto_class)
         return source
     kind = auto_class.__name__.removeprefix("AutoModelFor")
     try:
@@ -141,7 +141,7 @@ def load_pretrained(
     except (OSError, ValueError, SafetensorError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{str(source)!r} could not be loaded as {kind}: {reason}") from error
-    _check_kind(model, auto_class)
+    check_kind(model, auto_class)
     if info["missing_keys"]:
         raise ValueError(
             f"{str(source)!r} lacks the weights {sorted(info['missing_keys'])[:3]}, which would be "
@@ -152,7 +152,7 @@ def load_pretrained(
     return model
 
 
-def _check_kind(model: PreTrainedModel, auto_class: Any) -> None:
+def check_kind(model: PreTrainedModel, auto_class: Any) -> None:
     """Raises `ValueError` for a model of another kind; BERT can be loaded as a causal one, too."""
     masked = type(model.config) in MODEL_FOR_MASKED_LM_MAPPING
     mapping = MODEL_FOR_MASKED_LM_MAPPING if masked else MODEL_FOR_CAUSAL_LM_MAPPING

@@ -116,6 +116,8 @@ def _molecule(smiles: str) -> Any:
         return None
     parameters = Chem.SmilesParserParams()
     parameters.removeHs = False  # a written [H] is an atom, with a time of its own
+    # a name behind a SMILES would be letters without an atom
+    parameters.parseName = parameters.allowCXSMILES = False
     return Chem.MolFromSmiles(smiles, parameters)
 
 
