@@ -130,7 +130,6 @@ def test_the_fingerprint_names_files_split_tokenizer_and_cut(arguments, tmp_path
         ({"text_column": "body"}, "body"),
         ({"train_split": "test"}, "test"),
         ({"train_tokenizer": "char", "tokenizer": None}, "reads the whole text"),
-        ({"dataset_name": "nowhere/at-all"}, "nowhere/at-all"),
         ({"dataset_name": None, "train_file": "a.txt"}, "streaming reads a data set"),
         ({"dataset_name": "pydoc_topics"}, "streaming reads a data set"),
     ],

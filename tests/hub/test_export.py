@@ -233,7 +233,7 @@ def test_sample_script_writes_texts_their_order_and_a_picture(
     assert "tokens revealed\n<bos>ab" in capsys.readouterr().out
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     script.main([*arguments, "--show_order"])
-    assert "\x1b[38;5;" in capsys.readouterr().out
+    assert "\x1b[48;2;" in capsys.readouterr().out
 
 
 def hostile_model(checkpoint: Path) -> list[str]:
