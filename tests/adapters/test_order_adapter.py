@@ -2,15 +2,11 @@
 order is worth."""
 
 import hashlib
-import json
-import re
-import runpy
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from transformers import (
     AutoModel,
     BertConfig,
@@ -18,11 +14,8 @@ from transformers import (
     BertTokenizerFast,
     DistilBertConfig,
     DistilBertForMaskedLM,
-    DynamicCache,
     ElectraConfig,
     ElectraForMaskedLM,
-    LlamaConfig,
-    LlamaForCausalLM,
     ModernBertConfig,
     ModernBertForMaskedLM,
     RobertaConfig,
@@ -31,16 +24,9 @@ from transformers import (
 
 import oracles
 from conftest import build_model
-from hf_lomdm import LoMDMForMaskedDiffusion, LoMDMPipeline, LoMDMScheduler
-from hf_lomdm.adapters import OrderAdapter, order_adapter
-from hf_lomdm.adapters.frozen_base import is_base
-from hf_lomdm.data.arguments import DataArguments
-from hf_lomdm.data.splits import load_data
+from hf_lomdm import LoMDMPipeline, LoMDMScheduler
+from hf_lomdm.adapters import OrderAdapter
 from hf_lomdm.evaluation import exact_log_likelihood, nelbo
-from hf_lomdm.evaluation.corpus import evaluate_corpus
-from hf_lomdm.training.arguments import LoMDMTrainingArguments
-from hf_lomdm.training.trainer import LoMDMTrainer
-from tiny_tokenizer import build_tokenizer
 
 SCRIPT = Path(__file__).parents[2] / "training_scripts" / "train_order_adapter.py"
 
@@ -111,6 +97,11 @@ BASES = {
     "electra": electra,
     "lomdm": uniform,
 }
+
+
+def refused(match, call, *args, **kwargs):
+    with pytest.raises(ValueError, match=match):
+        call(*args, **kwargs)
 
 
 def make_base(kind: str = "bert"):
@@ -419,319 +410,3 @@ def test_a_pipeline_saved_with_an_adapter_comes_back_with_it(tmp_path):
     pipe = LoMDMPipeline.from_pretrained(tmp_path / "pipe")
     assert pipe.scheduler.config.temperature == 0.7 and isinstance(pipe.model, OrderAdapter)
     same(pipe.model(input_ids=NOISY).logits, adapter(input_ids=NOISY).logits)
-
-
-# ----------------------------------------------------------------------------------------- refusals
-
-
-def refused(match, call, *args, **kwargs):
-    with pytest.raises(ValueError, match=match):
-        call(*args, **kwargs)
-
-
-def test_bases_that_do_not_fit_are_refused(tmp_path):
-    refused("order of its own", attach, build_model())
-    refused("bidirectional", attach, bert(is_decoder=True))
-    llama = LlamaForCausalLM(LlamaConfig(**SIZES, intermediate_size=32))
-    refused("goes to from_causal_lm", attach, llama)
-    assert getattr(llama.config, "is_causal", True)
-    converted = LoMDMForMaskedDiffusion.from_masked_lm(
-        make_base(), rate_type="uniform", mask_token=7
-    )
-    refused("bert that was converted", attach, converted)
-    make_base().save_pretrained(tmp_path / "bare")
-    refused("no tokenizer", OrderAdapter.from_pretrained, tmp_path / "bare")
-    refused("attach", OrderAdapter.from_pretrained, tmp_path / "bare", base=make_base())
-    refused("neither an adapter nor", OrderAdapter.from_pretrained, str(tmp_path / "nothing"))
-    gone = save_adapter(tmp_path, gone=True)
-    refused("could not be loaded.*Pass base= and", OrderAdapter.from_pretrained, gone)
-
-
-def test_heads_that_are_missing_are_missed_also_within_another_module():
-    adapter = attach(make_base())
-    whole = torch.nn.ModuleDict({"adapter": adapter, "other": torch.nn.Linear(2, 2)})
-    state = whole.state_dict()
-    assert {name.split(".")[1] for name in state if name.startswith("adapter")} == {"phi", "psi"}
-    whole.load_state_dict(state)
-    with pytest.raises(RuntimeError, match="adapter.psi.out.weight"):
-        whole.load_state_dict({})
-    with pytest.raises(RuntimeError, match="phi.out.weight"):
-        adapter.load_state_dict({})
-
-
-def save_adapter(folder, gone: bool = False):
-    base = make_base()
-    base.save_pretrained(folder / "base")
-    OrderAdapter.from_pretrained(folder / "base", **SPECIAL).save_pretrained(folder / "adapter")
-    if gone:
-        (folder / "base").rename(folder / "moved")
-    return folder / "adapter"
-
-
-def test_a_base_that_moved_or_changed_is_found_or_refused(tmp_path):
-    folder = save_adapter(tmp_path, gone=True)
-    moved = OrderAdapter.from_pretrained(folder, base=tmp_path / "moved")
-    other = make_base()
-    with torch.no_grad():
-        other.cls.predictions.bias[3] += 0.01
-    refused("not have the weights", OrderAdapter.from_pretrained, folder, base=other)
-    taken = OrderAdapter.from_pretrained(folder, base=other, verify_base=False)
-    assert taken.model is other.base_model and not is_base(other, moved.config)
-    wider = bert(vocab_size=9)
-    refused("vocab_size=9", OrderAdapter.from_pretrained, folder, base=wider, verify_base=False)
-
-
-def test_heads_are_judged_before_the_base_is_loaded_and_before_memory_is_asked_for(
-    tmp_path, monkeypatch
-):
-    folder = tmp_path / "adapter"
-    OrderAdapter.attach(make_base(), mask_token_id=7).save_pretrained(folder)
-    monkeypatch.setattr(
-        order_adapter, "load_pretrained", lambda *_, **__: pytest.fail("the base was loaded")
-    )
-    content = json.loads((folder / "config.json").read_text())
-    for field, value, message in (
-        ("intermediate_size", 2**24, "does not fit its config.json"),
-        ("num_labels", 10**9, "num_labels must be"),
-        ("prefix_token_id", "4", "prefix_token_id must be"),
-        ("base_name", ["x"], "base_name must be"),
-    ):
-        (folder / "config.json").write_text(json.dumps({**content, field: value}))
-        for loader in (OrderAdapter, LoMDMPipeline):
-            refused(message, loader.from_pretrained, folder)
-    (folder / "config.json").write_text(json.dumps(content))
-    (folder / "model.safetensors").write_bytes(b"cut")
-    refused("is cut off, or no safetensors file", OrderAdapter.from_pretrained, folder)
-
-
-def test_the_base_is_fetched_at_the_commit_of_the_adapter_and_one_that_is_passed_as_it_is(
-    tmp_path, monkeypatch
-):
-    folder, asked = save_adapter(tmp_path), []
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(
-        json.dumps({**config, "base_name": "me/base", "base_revision": "v1"})
-    )
-
-    def load_base(_, name, options):
-        asked.append((str(name), options["revision"]))
-        return make_base()
-
-    monkeypatch.setattr("hf_lomdm.adapters.order_adapter.load_pretrained", load_base)
-    OrderAdapter.from_pretrained(folder)
-    OrderAdapter.from_pretrained(folder, base="me/moved")
-    assert asked == [("me/base", "v1"), ("me/moved", None)]
-
-
-def test_checkpoints_of_heads_that_do_not_fit_are_refused(tmp_path):
-    folder = save_adapter(tmp_path)
-    path = folder / "model.safetensors"
-    weights = load_file(path)
-    save_file({**weights, "psi.out.weight": torch.zeros(1, 3)}, path)
-    refused("psi.out.weight has the shape", OrderAdapter.from_pretrained, folder)
-    save_file({name: weight for name, weight in weights.items() if name != "phi.out.weight"}, path)
-    refused("phi.out.weight has the shape None", OrderAdapter.from_pretrained, folder)
-    path.write_bytes(path.read_bytes()[:100])
-    refused("is cut off, or no safetensors file", OrderAdapter.from_pretrained, folder)
-
-
-def test_a_checkpoint_without_a_prediction_head_is_refused(tmp_path):
-    make_base().bert.save_pretrained(tmp_path)
-    refused("lacks the weights", OrderAdapter.from_pretrained, tmp_path, **SPECIAL)
-
-
-def test_tokens_that_are_never_revealed_are_given_or_refused():
-    adapter, texts = attach(make_base()), torch.tensor([[3, 2, 4]])
-    assert adapter.labels_for(texts).tolist() == [[3, -100, 4]]
-    assert nelbo(adapter, texts, labels=adapter.labels_for(texts)).nelbo.isfinite().all()
-    refused("labels contain 2", nelbo, adapter, texts)
-    refused("labels contain 2", adapter, input_ids=texts, labels=texts)
-    refused("frozen", adapter.resize_token_embeddings, 20)
-    refused("need blocks", adapter, texts, past_key_values=DynamicCache())
-    refused("suffix_token_id must be in", attach, make_base(), suffix_token_id=8)
-    for ids in ([8], [-1], ["1"], [True], 5.0, None):
-        refused("suppressed_token_ids must be in", attach, make_base(), suppressed_token_ids=ids)
-    refused("prefix_token_id must be None or an int", attach, make_base(), prefix_token_id=[1])
-
-
-# ----------------------------------------------------------------------------------------- training
-
-
-def make_rows(count: int, seed: int, length: int = 8) -> list[dict]:
-    """Texts whose second half follows from the first, but not the other way round.
-
-    The first half is random; each position of the second half is the larger of two neighbours in
-    the first.
-    """
-    half = length // 2
-    first = torch.randint(0, 3, (count, half), generator=torch.Generator().manual_seed(seed))
-    second = torch.maximum(first, first.roll(1, dims=1))
-    return [{"input_ids": row} for row in torch.cat((first, second), dim=1) + 3]
-
-
-def collate(rows: list[dict]) -> dict[str, torch.Tensor]:
-    texts = torch.stack([row["input_ids"] for row in rows])
-    return {"input_ids": texts, "labels": texts}
-
-
-def make_trainer(folder, adapter, steps: int, **settings) -> LoMDMTrainer:
-    quiet = {
-        "report_to": "none",
-        "disable_tqdm": True,
-        "use_cpu": True,
-        "save_strategy": "no",
-        "logging_steps": 50,
-    }
-    rates = {"head_learning_rate": 3e-3, "ema_decay": 0.9, "per_device_train_batch_size": 32}
-    return LoMDMTrainer(
-        model=adapter,
-        args=LoMDMTrainingArguments(
-            str(folder), **{**quiet, **rates, "max_steps": steps, **settings}
-        ),
-        train_dataset=make_rows(512, seed=1),
-        eval_dataset=make_rows(16, seed=2),
-        data_collator=collate,
-    )
-
-
-def weights_of(module) -> dict[str, torch.Tensor]:
-    return {name: weight.detach().clone() for name, weight in module.named_parameters()}
-
-
-def test_training_changes_the_heads_and_resumes_bit_by_bit_and_leaves_the_base(tmp_path):
-    def run(folder, steps):
-        adapter = attach(make_base())
-        before = weights_of(adapter.model)
-        trainer = make_trainer(
-            folder,
-            adapter,
-            steps,
-            save_strategy="steps",
-            save_steps=2,
-            lr_scheduler_type="constant",
-        )
-        trainer.train("auto")
-        after = weights_of(adapter.model)
-        assert all(torch.equal(before[name], after[name]) for name in before)
-        return trainer, adapter
-
-    _, whole = run(tmp_path / "whole", 4)
-    start = attach(make_base())
-    run(tmp_path / "parts", 2)
-    trainer, resumed = run(tmp_path / "parts", 4)
-    assert trainer.num_steps_trained == 2
-    for head in ("phi", "psi"):
-        first, second, fresh = (
-            weights_of(getattr(model, head)) for model in (whole, resumed, start)
-        )
-        assert all(torch.equal(first[name], second[name]) for name in first)
-        assert not torch.equal(first["out.weight"], fresh["out.weight"])
-
-
-def test_the_folder_of_a_trained_adapter_loads_as_an_adapter_without_base_weights(
-    tmp_path, monkeypatch
-):
-    make_base().save_pretrained(tmp_path / "base")
-    adapter = OrderAdapter.from_pretrained(tmp_path / "base", **SPECIAL)
-    trainer = make_trainer(tmp_path / "run", adapter, 2)
-    trainer.train()
-    trainer.save_model()
-    stored = load_file(tmp_path / "run" / "model.safetensors")
-    assert {name.split(".")[0] for name in stored} == {"phi", "psi"}
-    reloaded = OrderAdapter.from_pretrained(tmp_path / "run")
-    averaged = trainer.ema.average["psi.out.weight"]
-    assert torch.equal(reloaded.psi.out.weight, averaged)
-    monkeypatch.chdir(tmp_path)
-    (code,) = re.findall(
-        r"```python\n(.*?)```", (tmp_path / "run" / "README.md").read_text(), flags=re.DOTALL
-    )
-    names: dict = {}
-    exec(code, names)  # the card's
-    assert isinstance(names["pipe"].model, OrderAdapter) and not (names["out"].sequences == 7).any()
-
-
-def test_auto_model_loads_a_saved_adapter_of_this_package(tmp_path):
-    model = AutoModel.from_pretrained(save_adapter(tmp_path))
-    assert isinstance(model, OrderAdapter) and isinstance(model, LoMDMForMaskedDiffusion)
-
-
-@pytest.mark.parametrize("kind", ["lomdm", "bert"])
-def test_the_script_measures_what_the_order_is_worth_on_the_draws_of_the_base(
-    tmp_path, monkeypatch, capsys, kind
-):
-    base = (
-        bert(vocab_size=11)
-        if kind == "bert"
-        else build_model(rate_type="uniform", max_position_embeddings=8)
-    )
-    base.save_pretrained(tmp_path / "base")
-    build_tokenizer().save_pretrained(tmp_path / "base")
-    (tmp_path / "text.txt").write_text("abcdefgab\n\ncagdeb\n\nabcabcabcdefggg\n\n" * 8)
-    files = {
-        "train_file": str(tmp_path / "text.txt"),
-        "validation_file": str(tmp_path / "text.txt"),
-        "max_length": 8,
-    }
-    steps = {"max_steps": 3, "head_learning_rate": 0.1, "eval_num_samples": 2, "ema_decay": 0.0}
-    quiet = {
-        "report_to": "none",
-        "use_cpu": True,
-        "save_strategy": "no",
-        "output_dir": str(tmp_path / "out"),
-    }
-    words = {"base": tmp_path / "base", **files, **steps, **quiet}
-    monkeypatch.setattr(
-        sys, "argv", [str(SCRIPT), *(str(word) for pair in words.items() for word in pair)]
-    )
-    sys.argv[1::2] = [f"--{name}" for name in words]
-    runpy.run_path(str(SCRIPT), run_name="__main__")
-    assert "minus the first" in capsys.readouterr().out
-    records = [
-        json.loads((tmp_path / "out" / f"{name}_order.json").read_text())
-        for name in ("random", "learned")
-    ]
-    random, learned = records
-    assert (
-        random["rows"] == learned["rows"]
-        and random["value"] != learned["value"]
-        and learned["velocity"] > 1e-6
-    )
-    assert OrderAdapter.from_pretrained(tmp_path / "out").psi.out.weight.abs().sum() > 0
-    words = [
-        "likelihood",
-        "--model",
-        str(tmp_path / "out"),
-        "--file",
-        str(tmp_path / "text.txt"),
-        "--max_rows",
-        "4",
-    ]
-    monkeypatch.setattr(
-        sys, "argv", ["evaluate.py", *words, "--output", str(tmp_path / "own.json"), "--quiet"]
-    )
-    runpy.run_path(str(SCRIPT.with_name("evaluate.py")), run_name="__main__")
-    assert json.loads((tmp_path / "own.json").read_text())["velocity"] > 1e-6
-    if kind == "lomdm":  # with all rates equal an adapter is its base
-        rows, _ = load_data(DataArguments(**files, tokenizer=str(tmp_path / "base")), tmp_path)
-        own = evaluate_corpus(
-            LoMDMForMaskedDiffusion.from_pretrained(tmp_path / "base"), rows["validation"]
-        )
-        assert (
-            random["value"] == pytest.approx(own["value"], rel=1e-6)
-            and random["rows"] == own["rows"]
-        )
-
-
-@pytest.mark.parametrize(
-    ("words", "wrong"), [("--c1 -1", "c1"), ("--max_length 0", "max_length"), ("--x 1", "--x")]
-)
-def test_the_script_says_in_one_line_what_it_cannot_use(tmp_path, monkeypatch, words, wrong):
-    build_model(rate_type="uniform").save_pretrained(tmp_path / "base")
-    build_tokenizer().save_pretrained(tmp_path / "base")
-    (tmp_path / "text.txt").write_text("abc\n\n" * 20)
-    given = ["--base", tmp_path / "base", "--train_file", tmp_path / "text.txt"]
-    given += ["--output_dir", tmp_path / "out", "--use_cpu", "True"]
-    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *map(str, given), *words.split()])
-    with pytest.raises(SystemExit, match=f"^error: .*{wrong}") as error:
-        runpy.run_path(str(SCRIPT), run_name="__main__")
-    assert "\n" not in error.value.code

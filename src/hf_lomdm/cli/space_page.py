@@ -48,14 +48,7 @@ def build(models: dict[str, Shown]) -> gr.Blocks:
         )
         with gr.Row():
             with gr.Column(scale=2):
-                run = gr.HTML(opening[first][1], elem_id="run")
-                text = gr.Textbox(
-                    opening[first][2],
-                    label="Finished text",
-                    interactive=False,
-                    buttons=["copy"],
-                    elem_id="finished",
-                )
+                run, text = _results(*opening[first][1:])
             with gr.Column(scale=1):
                 fields = _fields(models[first], opening[first][0])
                 with gr.Row():
@@ -84,6 +77,13 @@ def build(models: dict[str, Shown]) -> gr.Blocks:
             cancels=[running],
         )
     return page.queue(max_size=WAITING, api_open=False)
+
+
+def _results(run: str, text: str) -> tuple[gr.HTML, gr.Textbox]:
+    """Where a run and its text are shown."""
+    return gr.HTML(run, elem_id="run"), gr.Textbox(
+        text, label="Finished text", interactive=False, buttons=["copy"], elem_id="finished"
+    )
 
 
 def _fields(model: Shown, settings: Settings) -> list[Any]:
