@@ -139,6 +139,12 @@ def test_what_cannot_be_streamed_is_one_line(arguments, tmp_path, change, reason
         load_data(replace(arguments, **change), tmp_path)
 
 
+def test_a_malformed_file_is_said_to_be_one(arguments, tmp_path):
+    (tmp_path / "set" / "train-0.jsonl").write_text('{"text": "a"}\n{"text": \n')
+    with pytest.raises(ValueError, match="its first file is malformed"):
+        load_data(arguments, tmp_path)
+
+
 def test_a_set_that_ends_before_training_begins_says_so(arguments, tmp_path, monkeypatch):
     monkeypatch.setattr(streaming, "NUM_HELD_OUT", 20)
     with pytest.raises(ValueError, match="has 20 documents, and the first 20 validate"):

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from tiny_evaluation import ROOT
+from tiny_evaluation import ROOT, likelihood
 
 from hf_lomdm.cli import evaluate
 
@@ -95,14 +95,7 @@ def test_parts_beside_a_record_that_are_of_somebody_else_stay(folder, tmp_path):
     other = tmp_path / "record.json.parts" / "mine.jsonl"
     other.parent.mkdir()
     other.write_text('{"text": "abc"}\n')
-    words = [
-        "--file",
-        str(folder / "text.txt"),
-        "--output",
-        str(tmp_path / "record.json"),
-        "--quiet",
-    ]
-    evaluate.main(["likelihood", "--model", str(folder / "model"), *words])
+    likelihood(folder / "model", folder / "text.txt", tmp_path / "record.json")
     assert [path.name for path in other.parent.iterdir()] == ["mine.jsonl"]
 
 

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 from safetensors.torch import load_file, save_file
-from tiny_evaluation import ROOT, write_causal, write_judge
+from tiny_evaluation import ROOT, likelihood, write_causal, write_judge
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from hf_lomdm.cli import evaluate
@@ -102,15 +102,7 @@ def test_a_checkpoint_is_measured_by_its_average(run, folder, tmp_path, capsys):
         {name: 0 * weight for name, weight in weights.items()},
         tmp_path / "checkpoint-1" / "ema.safetensors",
     )
-    words = [
-        "--file",
-        str(folder / "text.txt"),
-        "--output",
-        str(tmp_path / "record.json"),
-        "--quiet",
-    ]
-    evaluate.main(["likelihood", "--model", str(tmp_path / "checkpoint-1"), *words])
-    record = json.loads((tmp_path / "record.json").read_text())
+    record = likelihood(tmp_path / "checkpoint-1", folder / "text.txt", tmp_path / "record.json")
     # with all weights zero every token but the mask is as likely
     vocabulary = json.loads((folder / "model" / "config.json").read_text())["vocab_size"]
     assert record["value"] == pytest.approx(math.log(vocabulary - 1), rel=1e-5)

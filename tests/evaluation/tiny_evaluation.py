@@ -1,13 +1,22 @@
 """Tiny models of others, for the tests of training_scripts/evaluate.py."""
 
+import json
 from pathlib import Path
 
 from transformers import GPT2Config, GPT2LMHeadModel, GPTNeoXConfig, GPTNeoXForCausalLM
 
+from hf_lomdm.cli import evaluate
 from hf_lomdm.data.tokenizers import train_tokenizer
 from tiny_tokenizer import build_tokenizer
 
 ROOT = Path(__file__).parents[2]
+
+
+def likelihood(model: Path, text: Path, record: Path) -> dict:
+    """The record of `evaluate.py likelihood` of a model on a text, written to `record`."""
+    words = ["--model", model, "--file", text, "--output", record, "--quiet"]
+    evaluate.main(["likelihood", *map(str, words)])
+    return json.loads(record.read_text())
 
 
 def write_judge(path: Path) -> Path:

@@ -147,38 +147,24 @@ class OrderAdapter(LoMDMForMaskedDiffusion):
         settings["attn_implementation"] = attention if attention in BLOCK_ATTENTION else None
         dtype = precision(kwargs)
         fetch = {"revision": revision, **{key: kwargs[key] for key in FETCH if key in kwargs}}
-        if config is None and not is_adapter(name, fetch):
+        is_fresh = config is None and not is_adapter(name, fetch)
+        if is_fresh:
             if base is not None:
                 raise ValueError(
                     f"{name} is no saved adapter. For fresh heads call OrderAdapter.attach(base)."
                 )
-            kwargs["revision"] = revision
-            whole = load_pretrained(AutoModelForMaskedLM, name, kwargs)
+            whole = load_pretrained(AutoModelForMaskedLM, name, {**kwargs, "revision": revision})
             adapter = cls.attach(whole, str(name), **settings)
-            adapter.cast_base(dtype)
-            return (adapter, loading_info(adapter.state_dict())) if output_loading_info else adapter
-        if config is None:
-            config = cls.config_class.from_pretrained(name, **fetch, **settings)
-        config._attn_implementation = settings["attn_implementation"]
-        heads = read_heads(config, cached_file(name, WEIGHTS, **fetch))
-        if not isinstance(base, PreTrainedModel):
-            kwargs["revision"] = config.base_revision if base is None else None
-            try:
-                base = load_pretrained(AutoModelForMaskedLM, base or config.base_name, kwargs)
-            except ValueError as error:
-                raise ValueError(
-                    f"the base of the adapter {name}: {error} Pass base= and where it is now."
-                ) from error
-        adapter = cls(config, base)
-        if verify_base and not is_base(base, config):
-            raise ValueError(
-                f"base {base.name_or_path!r} does not have the weights that the adapter {name} was "
-                f"trained on ({config.base_name}, revision {config.base_revision}). Pass base= and "
-                "the right one, or verify_base=False to take it as it is."
-            )
-        adapter.load_state_dict(heads)
+        else:
+            if config is None:
+                config = cls.config_class.from_pretrained(name, **fetch, **settings)
+            config._attn_implementation = settings["attn_implementation"]
+            heads = read_heads(config, cached_file(name, WEIGHTS, **fetch))
+            adapter = cls(config, load_own_base(config, name, base, verify_base, kwargs))
+            adapter.load_state_dict(heads)
         adapter.cast_base(dtype)
-        return (adapter.eval(), loading_info()) if output_loading_info else adapter.eval()
+        info = loading_info(adapter.state_dict() if is_fresh else ())
+        return (adapter.eval(), info) if output_loading_info else adapter.eval()
 
     def cast_base(self, dtype: torch.dtype | None) -> None:
         """Holds the base in another precision; heads stay as they are. `None` changes nothing."""
@@ -286,6 +272,35 @@ def fresh_config(base: PreTrainedModel, name: str, settings: dict) -> OrderAdapt
     }
     identity["base_fingerprint_float16"] = fingerprint(base.named_parameters(), torch.float16)
     return OrderAdapterConfig(**{**identity, **sizes, **merged})
+
+
+def load_own_base(
+    config: OrderAdapterConfig,
+    name: str | os.PathLike,
+    base: str | os.PathLike | PreTrainedModel | None,
+    verify: bool,
+    options: dict,
+) -> PreTrainedModel:
+    """The base of the saved adapter `name`, where its configuration or `base` says that it is.
+
+    Raises:
+        ValueError: it is not there, or has other weights than those of the training.
+    """
+    if not isinstance(base, PreTrainedModel):
+        options = {**options, "revision": config.base_revision if base is None else None}
+        try:
+            base = load_pretrained(AutoModelForMaskedLM, base or config.base_name, options)
+        except ValueError as error:
+            raise ValueError(
+                f"the base of the adapter {name}: {error} Pass base= and where it is now."
+            ) from error
+    if verify and not is_base(base, config):
+        raise ValueError(
+            f"base {base.name_or_path!r} does not have the weights that the adapter {name} was "
+            f"trained on ({config.base_name}, revision {config.base_revision}). Pass base= and "
+            "the right one, or verify_base=False to take it as it is."
+        )
+    return base
 
 
 def loading_info(missing: Iterable[str] = ()) -> dict:

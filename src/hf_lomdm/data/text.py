@@ -109,7 +109,10 @@ def load_hub(
         options = {"features": Features({column: Value("string")})}
     dataset = load_dataset(name, **source, split=split, streaming=streaming, **options)
     if dataset.features is None:
-        raise ValueError("Its columns are not known before it is read. Leave streaming out.")
+        raise ValueError(
+            "Its columns cannot be told: its first file is malformed, or of a kind that cannot be "
+            "streamed. Check it, or leave streaming out."
+        )
     if column not in dataset.column_names:
         raise missing_column(name, (column,), dataset.column_names)
     check_strings(dataset.features.arrow_schema.field(column).type, column, name)

@@ -56,18 +56,19 @@ class _Stopped(Exception):
 class _Follower:
     """The callback of one run: hands the state after each step to whoever reads `states`."""
 
-    def __init__(self, pipe: Any, prompt: Any, max_length: int | None, num_inference_steps: int):
+    def __init__(
+        self, pipe: Any, prompt: Any, max_length: int | None, most_steps: int, sampler: str | None
+    ):
         # laid out as the pipeline will do it, so that bad input is refused before a thread starts
         self.row = pipe.make_canvas(prompt, max_length, None, 1).rows[0]
         self.windows = [
             (firsts[0], width) for firsts, width in windows([self.row], pipe.model.config)
         ]
-        self.tokenizer, self.mask, self.steps = (
-            pipe.tokenizer,
-            pipe.model.config.mask_token_id,
-            num_inference_steps,
-        )
-        self.window_steps = num_inference_steps  # with corrections
+        self.tokenizer, self.mask = pipe.tokenizer, pipe.model.config.mask_token_id
+        changes = {} if sampler is None else {"sampler": sampler}
+        scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, **changes)
+        self.steps = scheduler.num_useful_steps(most_steps, self.row.count(self.mask))
+        self.window_steps = self.steps + scheduler.num_corrector_steps
         self.order = [None if token == self.mask else -1 for token in self.row]
         self.highest, self.states, self.stop, self.place = 0.0, SimpleQueue(), Event(), Semaphore(1)
 
@@ -94,7 +95,6 @@ class _Follower:
             self.row[i] = token
             if revealed or token == self.mask:  # which may be masked again
                 self.order[i] = step if revealed else None
-            if revealed or token == self.mask:
                 rates[i], busy = rate, True
         if busy:  # else the window is full, and its last steps do nothing
             self.highest = max(self.highest, *(rate for rate in rates if rate is not None))
@@ -141,13 +141,7 @@ def stream(
     # the same model; what a call writes on its pipeline is not shared
     own = type(pipe)(**pipe.components)
     own.set_progress_bar_config(disable=True)
-    follower = _Follower(own, prompt, max_length, num_inference_steps)
-    changes = {} if sampler is None else {"sampler": sampler}
-    scheduler = type(own.scheduler).from_config(own.scheduler.config, **changes)
-    follower.steps = scheduler.num_useful_steps(
-        num_inference_steps, follower.row.count(follower.mask)
-    )
-    follower.window_steps = follower.steps + scheduler.num_corrector_steps
+    follower = _Follower(own, prompt, max_length, num_inference_steps, sampler)
     options = {
         "num_inference_steps": follower.steps,
         "max_length": max_length,
