@@ -25,7 +25,6 @@ trains all weights, by default at a tenth of the learning rate, and writes no ad
 """
 
 import copy
-
 from pathlib import Path
 
 import torch
