@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -99,6 +101,12 @@ def load_hub(
     Args:
         streaming: read it where it lies, each time that it is iterated.
     """
+    pattern = re.search(r"[*?[]|::", os.path.realpath(name))
+    if pattern and os.path.isdir(name):
+        raise ValueError(
+            f"The library datasets reads {pattern[0]!r} in the path of a folder as a pattern. "
+            "Rename it, or pass its files as train_file."
+        )
     source = {"name": config, "revision": revision}
     options: dict[str, Any] = {}
     # else `NA` is no text, and `007` a number
