@@ -168,6 +168,13 @@ def test_what_cannot_be_streamed_is_one_line(arguments, tmp_path, change, reason
         load_data(replace(arguments, **change), tmp_path)
 
 
+def test_files_that_are_unlike_say_how_before_training(arguments, tmp_path):
+    (tmp_path / "set" / "train-1.jsonl").write_text('{"text": "a", "n": "one"}\n')
+    whole = replace(arguments, streaming=False)
+    with pytest.raises(ValueError, match="Its files cannot be read: .*one"):
+        load_data(whole, tmp_path)
+
+
 def test_a_malformed_file_is_said_to_be_one(arguments, tmp_path):
     (tmp_path / "set" / "train-0.jsonl").write_text('{"text": "a"}\n{"text": \n')
     with pytest.raises(ValueError, match="its first file is malformed"):
