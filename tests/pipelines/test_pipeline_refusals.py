@@ -73,6 +73,12 @@ from tiny_tokenizer import build_tokenizer, build_word_tokenizer
             ({"num_inference_steps": value}, "num_inference_steps must be")
             for value in (float("inf"), "4", None, True)
         ),
+        ({"threshold": 0.5}, "threshold=0.5 has no effect without count='threshold'. Pass both"),
+        ({"sampler": "threshold", "entropy_bound": 1.0}, "entropy_bound=1.0 has no effect"),
+        ({"grid": "uniform"}, "grid='uniform' has no effect without sampler='ancestral'"),
+        ({"sampler": "ancestral", "grid": "uniform", "sigma": 0.1}, "sigma=0.1 has no effect"),
+        ({"corrector_k": 2}, "corrector_k=2 has no effect without corrector_steps=1"),
+        ({"corrector_selection": "random"}, "corrector_selection='random' has no effect"),
         ({"output_type": "np"}, "output_type must be 'text' or 'seq', got 'np'"),
         ({"sampler": "best"}, "sampler must be one of"),
         ({"temperature": -1.0}, "temperature must be"),

@@ -1,11 +1,9 @@
 """Scheduler of LoMDM's family: which positions are revealed, then which token each gets.
 
-This file travels to the Hub. Its formulas are those of `process_lomdm.py` (docs/method.md,
-"sampler").
+This file travels to the Hub. Its formulas are those of `process_lomdm.py` (docs/method.md).
 
 Every draw depends on two numbers only: a 64-bit seed of its row, drawn once per call, and its
-position counted from the first real token. So a row alone, padded, in a batch, on the plain or on
-the fast path gets the same tokens.
+position from the first real token. So a row alone, padded, in a batch, fast or plain is the same.
 """
 
 from dataclasses import dataclass
@@ -45,6 +43,7 @@ from .settings_lomdm import (
     SETTINGS,
     check_pairs,
     check_setting,
+    check_used,
 )
 from .token_draw_lomdm import certainty, draw_from_law, slice_rows, slices, token_probability
 
@@ -146,6 +145,10 @@ class LoMDMScheduler(Corrections, SchedulerMixin, ConfigMixin):
         before = dict(getattr(self, "_internal_dict", {}))
         check_pairs(before | checked)
         super().register_to_config(**kwargs | checked)
+
+    def check_used(self, given: dict) -> None:
+        """Raises `ValueError` for a setting that a call gives and that has no effect here."""
+        check_used(given, self.config)
 
     @property
     def order_of_reveals(self) -> str:
