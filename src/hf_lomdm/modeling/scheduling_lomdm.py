@@ -111,6 +111,8 @@ class LoMDMScheduler(Corrections, SchedulerMixin, ConfigMixin):
         ValueError: if a value is out of range, with the name, the value and the remedy.
     """
 
+    check_used = staticmethod(check_used)  # for the pipeline, which imports no scheduler
+
     @register_to_config
     def __init__(
         self,
@@ -153,10 +155,6 @@ class LoMDMScheduler(Corrections, SchedulerMixin, ConfigMixin):
         before = dict(getattr(self, "_internal_dict", {}))
         check_pairs(before | checked)
         super().register_to_config(**kwargs | checked)
-
-    def check_used(self, given: dict) -> None:
-        """Raises `ValueError` for a setting that a call gives and that has no effect here."""
-        check_used(given, self.config)
 
     @property
     def order_of_reveals(self) -> str:

@@ -254,7 +254,7 @@ class LoMDMPipeline(DiffusionPipeline):
         changes = {name: call[name] for name in CALL_SETTINGS if call[name] is not None}
         # a scheduler of this call's own: the pipeline's is left as it is, also when the call fails
         scheduler = type(self.scheduler).from_config(self.scheduler.config, **changes)
-        scheduler.check_used(changes)
+        scheduler.check_used(changes, scheduler.config)
         # times stay on the host: finding a step waits for nothing
         scheduler.set_timesteps(call["num_inference_steps"])
         prompt, messages = call["prompt"], call["messages"]
