@@ -1,7 +1,6 @@
 """Scheduler of LoMDM's family: which positions are revealed, then which token each gets.
 
 This file travels to the Hub. Its formulas are those of `process_lomdm.py` (docs/method.md).
-
 Every draw depends on two numbers only: a 64-bit seed of its row, drawn once per call, and its
 position from the first real token. So a row alone, padded, in a batch, fast or plain is the same.
 """
