@@ -143,6 +143,17 @@ def test_a_folder_may_move_and_be_copied(arguments, tmp_path):
     assert name(first) != here
 
 
+def test_size_front_and_end_of_each_file_are_part_of_the_name(arguments, tmp_path, monkeypatch):
+    monkeypatch.setattr(streaming, "ENDS_READ", 8)
+    last, names = tmp_path / "set" / "train-1.jsonl", set()
+    text = last.read_text()
+    longer = text.replace("\n", "\n\n", 1)  # in the middle
+    for content in (text, text[:-8] + " " + text[-8:-1], " " + text[:-1], longer):
+        last.write_text(content)
+        names.add(streaming.open_stream(arguments)[2])
+    assert len(names) == 4
+
+
 @pytest.mark.parametrize("name", ["set[1]", "set*", "a::set"])
 def test_a_folder_whose_name_would_be_a_pattern_is_refused(arguments, tmp_path, name):
     (tmp_path / "set").rename(tmp_path / name)
