@@ -8,6 +8,7 @@ from transformers import PreTrainedTokenizerFast
 
 from hf_lomdm.data import rows as data
 from hf_lomdm.data.rows import RowCounts, token_batches, truncate_documents
+from hf_lomdm.data.sudoku import sudoku_tokenizer
 from hf_lomdm.data.tokenizers import special_token_ids
 
 SPECIAL = {"pad": 0, "bos": 1, "eos": 2, "mask": 3, "unk": 4}
@@ -32,6 +33,13 @@ def test_unknown_tokens_of_all_batches_are_counted(monkeypatch, characters):
     batches = list(token_batches(["a x", "y a", "a a", "x"], build_tokenizer(a=5), counts))
     assert (counts.documents, counts.unknown) == (4, 3)
     assert [ids.tolist() for batch in batches for ids, _ in batch] == [[5, 4], [4, 5], [5, 5], [4]]
+
+
+def test_letters_that_become_no_token_are_unknown():
+    counts = RowCounts()
+    batches = list(token_batches(["1x 2", "日日4"], sudoku_tokenizer(), counts))
+    assert [ids.tolist() for batch in batches for ids, _ in batch] == [[1, 2], [4]]
+    assert (counts.unknown, counts.encoded) == (3, 6)
 
 
 def test_dropped_tokens_of_all_cut_documents_are_counted():

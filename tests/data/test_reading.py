@@ -77,6 +77,7 @@ def test_a_folder_gives_each_file_once_and_no_hidden_one(tmp_path):
     for name in ("._a.txt", ".b.txt", ".git/c.txt", "__MACOSX/._b.txt"):
         write(folder / name, b"\x00\x05\x16\x07\xff")  # what macOS leaves is no text
     (folder / "link.txt").symlink_to(folder / "b.txt")
+    (folder / "hard.txt").hardlink_to(folder / "sub/c.TXT")
     (folder / "again").symlink_to(folder / "sub", target_is_directory=True)
     (folder / "sub/around").symlink_to(folder, target_is_directory=True)
     (folder / "broken.txt").symlink_to(folder / "nothing.txt")
@@ -300,6 +301,8 @@ def test_lone_surrogates_are_replaced_in_prompts_and_in_texts_that_are_passed_on
     "name, content, message",
     [
         ("a.jsonl", b'{"text": "a"}\n{"text": "caf\xe9"}', "a.jsonl, line 2 is not UTF-8: .*iconv"),
+        ("a.jsonl", '{"text": "a"}'.encode("utf-16"), "not UTF-8: .*iconv -f UTF-16 -t UTF-8"),
+        ("a.txt", "text".encode("utf-16"), "not UTF-8: .*iconv -f UTF-16 -t UTF-8"),
         ("a.jsonl", b'{"text": "a"}\n[1]', r"a.jsonl, line 2 is no JSON object, but \[1\]"),
         ("a.jsonl", b"[" * 100_000, "a.jsonl, line 1 is no JSON: maximum recursion"),
         ("a.jsonl", b'{"id": 1}\n{"n": 2}', "a.jsonl has no column 'text', only id, n"),

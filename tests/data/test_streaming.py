@@ -1,6 +1,8 @@
 """Rows that are read while a model trains: the same rows, each once a pass, the same again."""
 
 import json
+import os
+import shutil
 from dataclasses import replace
 from itertools import islice
 
@@ -123,6 +125,44 @@ def test_the_fingerprint_names_files_split_tokenizer_and_cut(arguments, tmp_path
     assert len(set(names)) == len(names)
 
 
+def test_a_folder_may_move_and_be_copied(arguments, tmp_path):
+    def name(folder):
+        rows, _ = load_data(replace(arguments, dataset_name=str(folder)), tmp_path)
+        return rows["train"]._fingerprint
+
+    first, other = tmp_path / "set", tmp_path / "elsewhere" / "the set"
+    here = name(first)
+    shutil.copytree(first, other)
+    for number, path in enumerate(sorted(other.iterdir())):
+        os.utime(path, (number, number))
+    assert name(other) == here
+    (other / "train-0.jsonl").rename(other / "train-2.jsonl")  # read in another order
+    assert name(other) != here
+    text = (first / "train-1.jsonl").read_text()
+    (first / "train-1.jsonl").write_text(text.replace("a", "b", 1))  # as long as before
+    assert name(first) != here
+
+
+def test_size_front_and_end_of_each_file_are_part_of_the_name(arguments, tmp_path, monkeypatch):
+    monkeypatch.setattr(streaming, "ENDS_READ", 8)
+    last, names = tmp_path / "set" / "train-1.jsonl", set()
+    text = last.read_text()
+    longer = text.replace("\n", "\n\n", 1)  # in the middle
+    for content in (text, text[:-8] + " " + text[-8:-1], " " + text[:-1], longer):
+        last.write_text(content)
+        names.add(streaming.open_stream(arguments)[2])
+    assert len(names) == 4
+
+
+@pytest.mark.parametrize("name", ["set[1]", "set*", "a::set"])
+def test_a_folder_whose_name_would_be_a_pattern_is_refused(arguments, tmp_path, name):
+    (tmp_path / "set").rename(tmp_path / name)
+    for streaming_ in (True, False):
+        wrong = replace(arguments, dataset_name=str(tmp_path / name), streaming=streaming_)
+        with pytest.raises(ValueError, match="reads .* in the path of a folder as a pattern. Ren"):
+            load_data(wrong, tmp_path)
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
@@ -137,6 +177,13 @@ def test_the_fingerprint_names_files_split_tokenizer_and_cut(arguments, tmp_path
 def test_what_cannot_be_streamed_is_one_line(arguments, tmp_path, change, reason):
     with pytest.raises(ValueError, match=reason):
         load_data(replace(arguments, **change), tmp_path)
+
+
+def test_files_that_are_unlike_say_how_before_training(arguments, tmp_path):
+    (tmp_path / "set" / "train-1.jsonl").write_text('{"text": "a", "n": "one"}\n')
+    whole = replace(arguments, streaming=False)
+    with pytest.raises(ValueError, match="Its files cannot be read: .*one"):
+        load_data(whole, tmp_path)
 
 
 def test_a_malformed_file_is_said_to_be_one(arguments, tmp_path):

@@ -2,6 +2,7 @@
 
 import pytest
 from tiny_evaluation import write_causal
+from transformers import BertConfig, BertForMaskedLM
 
 from conftest import build_model
 from hf_lomdm.cli import evaluate
@@ -153,6 +154,15 @@ def test_options_of_bounds_are_refused_for_models_without(run, folder, tmp_path)
             match=f"error: {option[0]} is for diffusion models, and .*ar is autoregressive",
         ):
             run("likelihood", *text, "--model", tmp_path / "ar", *option)
+
+
+def test_a_masked_language_model_is_not_measured_as_an_autoregressive_one(run, folder, tmp_path):
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    config = BertConfig(vocab_size=11, intermediate_size=8, **sizes)
+    BertForMaskedLM(config).save_pretrained(tmp_path / "bert")
+    build_tokenizer().save_pretrained(tmp_path / "bert")
+    with pytest.raises(SystemExit, match="cannot be loaded: the model is a BertLMHeadModel"):
+        run("likelihood", "--file", folder / "text.txt", "--model", tmp_path / "bert")
 
 
 def test_a_file_that_is_not_there_is_named_with_the_option_of_this_script(run):

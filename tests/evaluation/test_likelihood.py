@@ -7,8 +7,9 @@ import pytest
 import torch
 
 import oracles
+from hf_lomdm.cli.errors import FROM_OUTSIDE
 from hf_lomdm.evaluation import exact_log_likelihood, likelihood, nelbo
-from hf_lomdm.evaluation.likelihood import weighted_shares
+from hf_lomdm.evaluation.likelihood import NotFiniteError, weighted_shares
 
 EXACT = {"rtol": 1e-9, "atol": 1e-10}  # float64 against float64, a few hundred operations
 # A mean this many standard errors off has probability 6e-5; seeds are fixed.
@@ -328,7 +329,9 @@ def test_bad_input_names_the_argument_and_the_remedy(model, options, message):
 def test_weights_with_nan_are_an_error_and_not_a_number(model):
     with torch.no_grad():
         model.lm_head.bias[0] = torch.nan
-    with pytest.raises(ValueError, match=r"nelbo of texts \[0\] is not finite"):
+    # which ends a training run that has diverged in one line
+    assert issubclass(NotFiniteError, FROM_OUTSIDE) and issubclass(NotFiniteError, ValueError)
+    with pytest.raises(NotFiniteError, match=r"nelbo of texts \[0\] is not finite"):
         nelbo(model, TEXT[None])
     with pytest.raises(ValueError, match=r"log-likelihood of texts \[0\] is not finite"):
         exact_log_likelihood(model, TEXT[None])

@@ -477,3 +477,15 @@ def test_a_text_that_holds_the_mask_token_as_a_word_is_named():
     with pytest.raises(ValueError, match="a request contains the mask token 'a', in 'bcab'"):
         lm.generate_until(requests("generate_until", [("bcab", {"max_gen_toks": 2})]), True)
     assert lm.tok_encode("b\ud83d")[-1] != lm.model.config.mask_token_id  # half a character
+
+
+def test_requests_that_the_tokenizer_does_not_know_stop_it():
+    tokenizer = train_tokenizer("char", ["abcdef"])
+    lm = build(LoMDMPipeline(build_model(mask_token_id=3), LoMDMScheduler(3), tokenizer))
+    for kind, words in (
+        ("loglikelihood", ("ab", "xy")),
+        ("loglikelihood_rolling", ("abxy",)),
+        ("generate_until", ("xy", {"max_gen_toks": 2})),
+    ):
+        with pytest.raises(ValueError, match="does not know 2 of the . tokens of the requests"):
+            getattr(lm, kind)(requests(kind, [words]), disable_tqdm=True)

@@ -66,6 +66,15 @@ def test_checkpoint_can_become_a_hub_folder_in_place(checkpoint, make_model):
     )
 
 
+@pytest.mark.parametrize("other", [{"vocab_size": 12}, {"num_hidden_layers": 1}])
+def test_the_folder_of_another_model_is_not_replaced(checkpoint, make_model, tmp_path, other):
+    folder = export_to_hub_folder(make_model(**other), tmp_path / "hub", build_tokenizer())
+    before = (folder / "model.safetensors").read_bytes()
+    with pytest.raises(ValueError, match=f"holds another model, with {next(iter(other))}=1"):
+        export_to_hub_folder(checkpoint, folder)
+    assert (folder / "model.safetensors").read_bytes() == before
+
+
 def test_exporting_again_keeps_the_settings_of_the_scheduler_but_those_that_are_given(
     checkpoint, tmp_path
 ):
@@ -315,7 +324,7 @@ def test_sample_script_computes_in_float32_on_the_cpu_unless_told_otherwise(
         ("absent", "there is no such folder, and as a repository of the Hub: "),
         ("empty", ".*no file named model.safetensors"),
         ("file", "it is a file, not the folder of a model"),
-        ("foreign", "mask_token_id must be"),
+        ("foreign", ".*holds a model of type .bert., not .lomdm."),
         ("cut", "Error while deserializing header"),
         ("tokenizer", "the tokenizer of .* cannot be read"),
     ],

@@ -1,6 +1,7 @@
 """Folders that are broken or want to do harm are refused, and their code does not run unless it is
 trusted."""
 
+import importlib
 import json
 import pickle
 import shutil
@@ -16,7 +17,9 @@ from transformers import AutoModel
 
 from conftest import TINY
 from hf_lomdm import LoMDMConfig, LoMDMForMaskedDiffusion, LoMDMModel, LoMDMPipeline, LoMDMScheduler
-from hf_lomdm.cli import evaluate, finetune, sample
+from hf_lomdm.cli import convert, evaluate, finetune, sample
+from hf_lomdm.data.tokenizers import load_tokenizer
+from hf_lomdm.modeling.pretrained_lomdm import load_tokenizer as of_base
 from hf_lomdm.training.models import copy_trunk
 from tiny_tokenizer import build_tokenizer
 from without_package import run_without_package
@@ -302,6 +305,39 @@ def test_scripts_have_the_same_gate(folder, entrance, harm):
     message = dict(WEIGHT_HARMS)[harm]
     with pytest.raises((ValueError, SystemExit), match=message):
         scripts()[entrance](folder)
+
+
+@pytest.mark.parametrize("kind", ["lomdm", "gpt2"])
+def test_a_tokenizer_is_read_behind_the_same_gate(folder, kind):
+    """transformers reads the configuration beside it, and makes a word of each label."""
+    edit(folder / "config.json", num_labels=10**9, model_type=kind)
+    for read in (load_tokenizer, convert.load_tokenizer, lambda name: of_base(name, {})):
+        with pytest.raises((ValueError, SystemExit), match="json has num_labels=1000000000"):
+            read(str(folder))
+
+
+def test_a_model_of_another_kind_is_named(folder):
+    edit(folder / "config.json", model_type="gpt2")
+    for load in (LoMDMForMaskedDiffusion.from_pretrained, LoMDMPipeline.from_pretrained):
+        with pytest.raises(ValueError, match="model of type 'gpt2', not 'lomdm'.*from_causal_lm"):
+            load(folder)
+
+
+@pytest.mark.parametrize("command", ["sample", "evaluate", "convert", "train"])
+def test_brackets_without_end_are_one_line(folder, command):
+    (folder / "config.json").write_text('{"a":' * 50_000)
+    text = folder.parent / "a.txt"
+    text.write_text("abc")
+    words = {
+        "sample": ["--model", folder],
+        "evaluate": ["likelihood", "--model", folder, "--file", text],
+        "convert": ["--checkpoint", folder, "--output", folder.parent / "converted"],
+        "train": ["--train_file", text, "--train_tokenizer", "char", "--init_from", folder]
+        + ["--output_dir", folder.parent / "run"],
+    }
+    module = importlib.import_module(f"hf_lomdm.cli.{command}")
+    with pytest.raises(SystemExit, match="^error: .*(recursion|nested|no JSON)"):
+        module.main([str(word) for word in words[command]])
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """What shapes the token law and moves no position: guidance, processors, allowed tokens."""
 
+from unittest.mock import patch
+
 import pytest
 import torch
 from tiny_pipeline import BOS, MASK, generators, make_pipe
@@ -11,6 +13,7 @@ from transformers.generation import (
 )
 
 import oracles
+from hf_lomdm import LoMDMScheduler
 from hf_lomdm.modeling.process_lomdm import guided_logits
 
 KINDS = [("learned", None), ("token", None), ("learned", 4), ("score", 4)]
@@ -101,6 +104,25 @@ def test_guided_rows_are_what_they_are_alone_with_and_without_cache(
         length = alone.sequences.shape[1]
         assert torch.equal(together.sequences[row, :length], alone.sequences[0])
         assert torch.equal(together.order[row, :length], alone.order[0])
+
+
+def test_a_callback_changes_the_guidance_of_the_steps_that_follow(make_model):
+    """As diffusers has it: `pipe._guidance_scale`, from the next step on."""
+    pipe, scales, guide = make_pipe(make_model()), [], LoMDMScheduler.guide
+
+    def record(logits, plain, scale):
+        scales.append(scale)
+        return guide(logits, plain, scale)
+
+    def weaken(pipe, step, timestep, tensors):
+        pipe._guidance_scale -= 1.0
+        return {}
+
+    with patch.object(LoMDMScheduler, "guide", staticmethod(record)):
+        pipe(PROMPTS[:1], 3, max_length=14, guidance_scale=3.0, callback_on_step_end=weaken)
+    assert scales == [3.0, 2.0, 1.0] and pipe.guidance_scale == 0.0
+    with pytest.raises(ValueError, match="_guidance_scale=0.0 comes too late.*Pass another"):
+        pipe(PROMPTS[:1], 3, max_length=14, callback_on_step_end=weaken)
 
 
 def test_without_the_prompt_a_block_model_reads_no_block_of_it(make_model):

@@ -1,11 +1,18 @@
 """What `LoMDMPipeline` refuses to write from, each by its name."""
 
+import re
+
 import pytest
 import torch
 from tiny_pipeline import MASK, make_pipe
+from transformers import BatchEncoding
 
 from hf_lomdm import LoMDMPipeline, LoMDMScheduler
-from tiny_tokenizer import build_tokenizer
+from hf_lomdm.cli.space_settings import Refused, Settings, text_row
+from hf_lomdm.data.sudoku import sudoku_tokenizer
+from hf_lomdm.data.tokenizers import train_tokenizer
+from hf_lomdm.pipelines.prompts_lomdm import tokenize
+from tiny_tokenizer import build_tokenizer, build_word_tokenizer
 
 
 @pytest.mark.parametrize(
@@ -66,6 +73,12 @@ from tiny_tokenizer import build_tokenizer
             ({"num_inference_steps": value}, "num_inference_steps must be")
             for value in (float("inf"), "4", None, True)
         ),
+        ({"threshold": 0.5}, "threshold=0.5 has no effect without count='threshold'. Pass both"),
+        ({"sampler": "threshold", "entropy_bound": 1.0}, "entropy_bound=1.0 has no effect"),
+        ({"grid": "uniform"}, "grid='uniform' has no effect without sampler='ancestral'"),
+        ({"sampler": "ancestral", "grid": "uniform", "sigma": 0.1}, "sigma=0.1 has no effect"),
+        ({"corrector_k": 2}, "corrector_k=2 has no effect without corrector_steps=1"),
+        ({"corrector_selection": "random"}, "corrector_selection='random' has no effect"),
         ({"output_type": "np"}, "output_type must be 'text' or 'seq', got 'np'"),
         ({"sampler": "best"}, "sampler must be one of"),
         ({"temperature": -1.0}, "temperature must be"),
@@ -108,3 +121,63 @@ def test_weights_with_nan_are_an_error_not_a_text(make_model, sampler, part):
     torch.nn.init.constant_(model.get_parameter(f"{part}.weight"), float("nan"))
     with pytest.raises(ValueError, match="Check (its|the|the model's) weights"):
         make_pipe(model, sampler=sampler)(None, 4)
+
+
+UNKNOWN = "prompt {} has {}, which the tokenizer does not know. Leave that out, or take"
+
+
+@pytest.fixture
+def letters_pipe(make_model):
+    """A model of the letters a to f, whose tokenizer has an unknown token."""
+    model = make_model(mask_token_id=3, bos_token_id=None)
+    pipe = LoMDMPipeline(model, LoMDMScheduler(3), train_tokenizer("char", ["abcdef"]))
+    pipe.tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def test_what_the_tokenizer_does_not_know_is_refused_in_every_call(letters_pipe):
+    chat = [{"role": "user", "content": "ab \ud83d"}]
+    for index, unknown, call in (
+        (0, ["日", "本", " "], lambda: letters_pipe("日本 ab日")),
+        (1, ["x"], lambda: letters_pipe(["ab", "[MASK]x[MASK]"])),
+        (0, ["\n"], lambda: next(letters_pipe.stream("ab\n"))),
+        (0, [" ", "\ufffd"], lambda: letters_pipe(messages=chat)),
+    ):
+        with pytest.raises(ValueError, match=re.escape(UNKNOWN.format(index, unknown))):
+            call()
+    with pytest.raises(Refused, match="'日'"):
+        text_row(letters_pipe, Settings("日", 1, 8, "random"), 32)
+
+
+def test_an_unknown_token_that_a_prompt_spells_out_is_meant(letters_pipe):
+    sequences = letters_pipe("a[UNK]b", 2, output_type="seq").sequences
+    assert sequences[0, :3].tolist() == [5, 4, 6]
+
+
+@pytest.mark.parametrize("python", [False, True])
+def test_unknown_words_are_named_whole(python):
+    tokenizer = build_word_tokenizer()
+    if python:  # which tells of no token where it comes from
+        tokenizer = InPython(tokenizer)
+    assert tokenize(tokenizer, ["a <unk> <mask>", ""])[0] == [3, 11, 10]
+    with pytest.raises(ValueError, match=re.escape(UNKNOWN.format(1, ["日本", "hello"]))):
+        tokenize(tokenizer, ["a", "a 日本 hello b"])
+
+
+class InPython:
+    """A tokenizer without encodings."""
+
+    def __init__(self, tokenizer):
+        self.tokenizer = tokenizer
+        self.unk_token, self.unk_token_id = tokenizer.unk_token, tokenizer.unk_token_id
+
+    def __call__(self, texts, **options):
+        return BatchEncoding({"input_ids": self.tokenizer(texts, **options)["input_ids"]})
+
+
+def test_what_becomes_no_token_is_refused_where_there_is_no_unknown_one():
+    tokenizer = sudoku_tokenizer()
+    assert tokenize(tokenizer, ["53..7 1"])[0] == [5, 3, 10, 10, 7, 1]
+    with pytest.raises(ValueError, match=re.escape(UNKNOWN.format(0, ["x", "日"]))):
+        tokenize(tokenizer, ["5x.日 1x"])

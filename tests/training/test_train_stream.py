@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -10,9 +11,12 @@ import torch
 from safetensors.torch import load_file
 from test_distributed import ROOT, SGD, free_port
 from test_resume import assert_same_checkpoint
+from transformers import TrainerCallback
 
 from hf_lomdm.cli import train
+from hf_lomdm.cli.errors import FROM_OUTSIDE
 from hf_lomdm.data import streaming
+from hf_lomdm.data.streaming import StreamError
 from hf_lomdm.training.checkpointing import RunError
 from tiny_tokenizer import build_word_tokenizer
 
@@ -64,6 +68,34 @@ def test_a_stream_that_has_changed_is_refused(flags, tmp_path):
     write(tmp_path / "set", ["a b c d e f"] * 30)
     with pytest.raises(RunError, match="other data"):
         train.train(train.prepare(words(flags, output_dir=tmp_path / "run")))
+
+
+class Break(TrainerCallback):
+    """After the second step the file is broken; the next pass begins with it, after the fifth."""
+
+    def __init__(self, file):
+        self.file = file
+
+    def on_step_end(self, args, state, control, **others):
+        if state.global_step == 2:
+            self.file.write_text('{"text": "a"}\n{"text": \n')
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_broken_file_stops_training_in_one_line_and_a_checkpoint_is_left(
+    flags, tmp_path, workers
+):
+    flags |= {"max_steps": 40, "save_steps": 100, "dataloader_num_workers": workers}
+    trainer = train.prepare(words(flags, output_dir=tmp_path / "run"))
+    file = tmp_path / "set" / "train.jsonl"
+    trainer.add_callback(Break(file))
+    with pytest.raises(StreamError) as error:
+        train.train(trainer)
+    (saved,) = (tmp_path / "run").glob("checkpoint-*")
+    assert int(saved.name.split("-")[1]) >= 2  # what was read ahead is lost
+    assert (saved / "complete.json").is_file() and isinstance(error.value, FROM_OUTSIDE)
+    line = f"{file} cannot be read: .*; training stops: {saved} is saved, the same"
+    assert re.match(line, str(error.value)) and "\n" not in str(error.value)
 
 
 def test_a_stream_without_an_end_is_refused_before_anything_is_read(flags, tmp_path):

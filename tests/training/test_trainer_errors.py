@@ -14,6 +14,8 @@ from safetensors.torch import load_file
 from tiny_training import build_causal, collate, make_texts, make_trainer
 from transformers import (
     DataCollatorForLanguageModeling,
+    DataCollatorForSeq2Seq,
+    DataCollatorWithPadding,
     Trainer,
     TrainerCallback,
     TrainingArguments,
@@ -116,6 +118,16 @@ def test_settings_that_cannot_work_are_errors_with_a_remedy(tmp_path, monkeypatc
     monkeypatch.setattr(LoMDMTrainingArguments, "n_gpu", 2)
     with pytest.raises(ValueError, match="2 GPUs in one process.*accelerate launch"):
         make_trainer(tmp_path)
+
+
+@pytest.mark.parametrize("collator", [DataCollatorWithPadding, DataCollatorForSeq2Seq])
+def test_batches_without_labels_are_refused_with_the_remedy(tmp_path, collator):
+    trainer = make_trainer(tmp_path)
+    trainer.data_collator = collator(build_tokenizer())
+    trainer.train_dataset = trainer.eval_dataset = [{"input_ids": [3, 4, 5]}] * 8
+    for call in (trainer.train, trainer.evaluate):
+        with pytest.raises(ValueError, match="batches have no labels.*LoMDMDataCollator"):
+            call()
 
 
 @pytest.mark.parametrize("trainer_class", [LoMDMTrainer, CausalTrainer])

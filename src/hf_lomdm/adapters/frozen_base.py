@@ -4,11 +4,12 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForMaskedLM, PreTrainedModel
 
 from hf_lomdm.adapters.configuration import OrderAdapterConfig
 from hf_lomdm.modeling.adapted_lomdm import fingerprint
 from hf_lomdm.modeling.blocks_lomdm import position_ids
+from hf_lomdm.modeling.checkpoint_lomdm import read_tokenizer
 from hf_lomdm.modeling.pretrained_lomdm import check_kind
 
 # Special tokens that stand in the texts of a LoMDM.
@@ -121,7 +122,7 @@ def special_tokens(base: PreTrainedModel, name: str, revision: str | None) -> di
     if base.config.model_type == "lomdm":
         return {key: getattr(base.config, key) for key in OWN_TOKENS}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
+        tokenizer = read_tokenizer(name, revision=revision)
     except (OSError, ValueError) as error:
         raise ValueError(
             f"base {name!r} has no tokenizer. Pass mask_token_id and the like. {error}"

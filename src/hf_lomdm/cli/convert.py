@@ -19,11 +19,12 @@ has the details.
 import argparse
 from pathlib import Path
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from hf_lomdm.cli.errors import loading, user_errors
 from hf_lomdm.cli.option_types import nonempty, whole
 from hf_lomdm.hub.conversion import convert_checkpoint
+from hf_lomdm.modeling.checkpoint_lomdm import read_tokenizer
 from hf_lomdm.modeling.configuration_lomdm import LoMDMConfig
 
 
@@ -101,4 +102,4 @@ def main(arguments: list[str] | None = None) -> None:
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """The tokenizer as it is: `convert_checkpoint` sets its mask and padding."""
     with loading("--tokenizer", name):
-        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        return read_tokenizer(name)

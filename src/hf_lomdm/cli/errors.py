@@ -18,10 +18,11 @@ FROM_OUTSIDE = (
     *(SafetensorError, HTTPError, EntryNotFoundError),
 )
 MISTAKES = (*FROM_OUTSIDE, ValueError, ImportError, StrictDataclassError)
-# What torch says by a bare RuntimeError.
-TORCH_SAYS = {
+# What torch says by a bare RuntimeError, and Python of a file of a thousand brackets.
+OTHERS_SAY = {
     "DefaultCPUAllocator: can't allocate": "not enough memory. Take fewer or shorter texts.",
     "enforce fail at inline_container": "a file could not be written. Is the disk full?",
+    "recursion depth exceeded while decoding a JSON": "a JSON file is nested too deeply.",
 }
 LONGEST = 1000  # characters of a line
 INTERRUPTED, READER_LEFT = 130, 141  # what a shell reports of a program that SIGINT or SIGPIPE ends
@@ -86,11 +87,11 @@ def loading(option: str, name: str | os.PathLike) -> Iterator[None]:
 
 def one_line(error: Exception) -> str:
     """What a user needs of an error's text: its first lines in one, without control characters."""
-    for phrase, plain in TORCH_SAYS.items():
+    for phrase, plain in OTHERS_SAY.items():
         if phrase in str(error):
             return plain
     if isinstance(error, MemoryError):
-        return next(iter(TORCH_SAYS.values()))
+        return next(iter(OTHERS_SAY.values()))
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         lines = [f"{error.filename}: {error.strerror}"]
     else:
@@ -104,7 +105,7 @@ def _is_bug(error: Exception, kinds: tuple[type[Exception], ...]) -> bool:
     """Whether the traceback is wanted: of no such kind, or an import within this package."""
     if isinstance(error, ImportError):
         return (error.name or "").startswith("hf_lomdm")
-    return not isinstance(error, kinds) and not any(phrase in str(error) for phrase in TORCH_SAYS)
+    return not isinstance(error, kinds) and not any(phrase in str(error) for phrase in OTHERS_SAY)
 
 
 def _prepare_output() -> None:

@@ -75,6 +75,7 @@ from hf_lomdm.evaluation.sudoku import evaluate_sudoku
 from hf_lomdm.evaluation.token_classes import SmilesClasses
 from hf_lomdm.evaluation.zero_shot import evaluate_zero_shot
 from hf_lomdm.modeling.modeling_lomdm import LoMDMForMaskedDiffusion
+from hf_lomdm.modeling.pretrained_lomdm import check_kind
 from hf_lomdm.modeling.rates_lomdm import EqualRates
 from hf_lomdm.pipelines import LoMDMPipeline
 from hf_lomdm.training.ema import take_average
@@ -352,6 +353,8 @@ def load(options: argparse.Namespace) -> tuple[PreTrainedModel, PreTrainedTokeni
         model = model_class.from_pretrained(
             options.model, dtype=getattr(torch, options.dtype)
         ).eval()
+        if model_class is AutoModelForCausalLM:
+            check_kind(model, model_class)  # BERT can be loaded as one, too
         if take_average(model, Path(options.model)) and process_state().is_main_process:
             print(
                 f"{options.model} is a checkpoint: its averaged weights are measured, as by the "

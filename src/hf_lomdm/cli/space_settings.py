@@ -65,12 +65,16 @@ def text_row(pipe: LoMDMPipeline, settings: Settings, longest: int) -> Row:
     """A prefix or a template of a text.
 
     Raises:
-        Refused: it is longer than the model or the settings allow.
+        Refused: it is longer than the model or the settings allow, or the tokenizer does not know
+            some of it.
     """
     if not settings.prompt:
         return None, None
     config = pipe.model.config
-    ids = encode(config, pipe.tokenizer, settings.prompt)[0]
+    try:
+        ids = encode(config, pipe.tokenizer, settings.prompt)[0]
+    except ValueError as error:
+        raise Refused(str(error)) from error
     if config.mask_token_id in ids:
         most, where, remedy = longest, "the model takes", ""
     else:

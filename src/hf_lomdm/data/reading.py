@@ -53,16 +53,22 @@ def _walk(folder: Path) -> Iterator[Path]:
     folders, files = set(), []
     for root, below, names in os.walk(folder, followlinks=True):
         below[:] = [name for name in below if not name.startswith(".")]
-        if (real := os.path.realpath(root)) in folders:  # a link to a folder around it
+        if (identity := _identity(root)) in folders:  # a link to a folder around it
             below.clear()
             continue
-        folders.add(real)
+        folders.add(identity)
         files += [Path(root, name) for name in names if not name.startswith(".")]
     listed = set()
     for file in sorted(file for file in files if file.is_file() and file_kind(file)):
-        if (real := os.path.realpath(file)) not in listed:
-            listed.add(real)
+        if (identity := _identity(file)) not in listed:
+            listed.add(identity)
             yield file
+
+
+def _identity(path: str | Path) -> tuple[int, int]:
+    """The same for all names of a file or folder."""
+    state = os.stat(path)
+    return state.st_dev, state.st_ino
 
 
 def file_kind(path: Path) -> str | None:
@@ -300,4 +306,7 @@ def check_utf8(path: Path) -> None:
 
 
 def _iconv(path: Path) -> str:
-    return f"Convert it, for example: iconv -f ISO-8859-1 -t UTF-8 {path.name}"
+    with open_file(path) as stream:
+        wide = stream.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+    encoding = "UTF-16" if wide else "ISO-8859-1"
+    return f"Convert it, for example: iconv -f {encoding} -t UTF-8 {path.name}"

@@ -13,7 +13,7 @@ from itertools import chain
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from ..pipelines.prompts_lomdm import well_formed
+from ..pipelines.prompts_lomdm import dropped_letters, well_formed
 from .arguments import DataArguments
 from .text import split_document
 from .tokenizers import check_known, encode_texts
@@ -78,11 +78,16 @@ def _encode(
     def name(index: int) -> str:  # the last piece is of the last document so far
         return f"document {counts.documents - sum(ends[index:-1])} of the text"
 
-    encoded = encode_texts(tokenizer, [piece for piece, _ in batch], name)
+    texts = [piece for piece, _ in batch]
+    encoded = encode_texts(tokenizer, texts, name)
     arrays = [np.asarray(ids, dtype=np.int32) for ids in encoded]
     counts.encoded += sum(map(len, arrays))
     if tokenizer.unk_token_id is not None:
         counts.unknown += sum(int((ids == tokenizer.unk_token_id).sum()) for ids in arrays)
+    else:
+        lost = dropped_letters(tokenizer, well_formed("".join(texts)))
+        dropped = sum(text.count(letter) for letter in lost for text in texts)
+        counts.unknown, counts.encoded = counts.unknown + dropped, counts.encoded + dropped
     return list(zip(arrays, ends, strict=True))
 
 

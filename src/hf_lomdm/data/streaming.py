@@ -1,8 +1,13 @@
 """Rows of a data set that is read while a model trains, and is never whole on this machine."""
 
+import hashlib
 import json
+import os
+import traceback
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from itertools import count
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -19,6 +24,31 @@ from .tokenizers import check_known
 NUM_HELD_OUT = 1000
 # Documents wait in a buffer of this size until they are drawn, and so do their rows.
 BUFFER_SIZE = 1000
+# Of a file on this machine these bytes at its front and its end are part of the stream's name.
+ENDS_READ = 1 << 16
+
+
+class StreamError(OSError, ValueError):
+    """A stream that cannot be read any further; says why, and in which file."""
+
+    def __init__(self, message: str):
+        # a worker sends it on behind its traceback
+        super().__init__(message.rsplit(f"{type(self).__name__}: ", 1)[-1].strip())
+
+
+@contextmanager
+def _reading(arguments: DataArguments) -> Iterator[None]:
+    """Of what goes wrong within it the error names the file that was being read."""
+    try:
+        yield
+    except Exception as error:  # broken files make readers say all sorts of things
+        # all readers of `datasets` call it so
+        frames = (frame.f_locals.get("file") for frame, _ in traceback.walk_tb(error.__traceback__))
+        *_, file = [None, *(file for file in frames if isinstance(file, str))]
+        if file is None and type(error) is ValueError:  # of the text, not of reading it
+            raise StreamError(str(error)) from error
+        reason = f"{type(error).__name__}: {error}"
+        raise StreamError(f"{file or arguments.dataset_name} cannot be read: {reason}") from error
 
 
 class RowStream(torch.utils.data.IterableDataset):
@@ -34,8 +64,8 @@ class RowStream(torch.utils.data.IterableDataset):
         fingerprint: names everything that the rows depend on, but for the order.
 
     Raises:
-        ValueError: while it is read, a pass over the documents that yields no row, or in which the
-            tokenizer does not know more than 1 % of the tokens.
+        StreamError: while it is read, a file that is malformed or gone, a pass over the documents
+            that yields no row, or in which the tokenizer does not know more than 1 % of the tokens.
     """
 
     def __init__(
@@ -52,6 +82,10 @@ class RowStream(torch.utils.data.IterableDataset):
         self.held_out = frozenset(held_out)
 
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
+        with _reading(self.arguments):
+            yield from self._rows()
+
+    def _rows(self) -> Iterator[dict[str, np.ndarray]]:
         for epoch in count():
             counts = RowCounts()
             texts = self.texts.shuffle(seed=self.seed + epoch, buffer_size=BUFFER_SIZE)
@@ -93,22 +127,40 @@ def open_stream(arguments: DataArguments) -> tuple[datasets.IterableDataset, Dat
 
     Raises:
         ValueError: a data set, a split or a column that is not there; train text that ends with the
-            documents that validate.
+            documents that validate, or cannot be read so far.
     """
     texts = load_split(arguments, arguments.train_split, None, streaming=True)
-    source = (arguments.dataset_name, arguments.dataset_config)
-    # its hash changes with its files
-    builder = datasets.load_dataset_builder(*source, revision=arguments.dataset_revision)
-    parts = (builder.hash, *source, arguments.train_split, arguments.text_column)
+    parts = (*_source(arguments), arguments.train_split, arguments.text_column)
     name = json.dumps([*parts, datasets.__version__])
     if arguments.validation_file:
         return texts, load_split(arguments, "train", arguments.validation_file), name
     split = arguments.validation_split or arguments.train_split
     held_out = load_split(arguments, split, None, streaming=True)
-    first = [document["text"] for document in held_out.take(NUM_HELD_OUT + 1)]
+    with _reading(arguments):
+        first = [document["text"] for document in held_out.take(NUM_HELD_OUT + 1)]
     if not arguments.validation_split and len(first) <= NUM_HELD_OUT:
         raise ValueError(
             f"{arguments.dataset_name} has {len(first)} documents, and the first {NUM_HELD_OUT} "
             "validate. Pass validation_split or validation_file, or leave streaming out."
         )
     return texts, Dataset.from_dict({"text": first[:NUM_HELD_OUT]}), name
+
+
+def _source(arguments: DataArguments) -> list:
+    """Names the files of a data set: by what is in them, wherever a folder lies."""
+    source = arguments.dataset_name or "", arguments.dataset_config
+    builder = datasets.load_dataset_builder(*source, revision=arguments.dataset_revision)
+    folder = Path(source[0]).resolve()
+    if not folder.is_dir():
+        return [builder.hash, *source]  # of the Hub: the hash changes with its files
+    files = {Path(file) for split in (builder.config.data_files or {}).values() for file in split}
+    return [source[1], *([os.path.relpath(file, folder), *_ends(file)] for file in sorted(files))]
+
+
+def _ends(file: Path) -> tuple[int, str]:
+    """Size of a file, and a hash of what stands at its front and its end."""
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        front = stream.read(ENDS_READ)
+        stream.seek(max(0, size - ENDS_READ))
+        return size, hashlib.sha256(front + stream.read(ENDS_READ)).hexdigest()

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from datasets import (
     load_dataset,
     load_dataset_builder,
 )
-from datasets.exceptions import DatasetsError
+from datasets.exceptions import DatasetGenerationError
 from datasets.packaged_modules.csv.csv import CsvConfig
 from datasets.packaged_modules.text.text import TextConfig
 
@@ -79,7 +81,7 @@ def load_split(
     )
     try:
         return load_hub(name, config, revision, split, arguments.text_column, streaming)
-    except (DatasetsError, ValueError, OSError) as error:
+    except (ValueError, OSError) as error:
         raise ValueError(
             f"split {split!r} of dataset_name {name!r} (dataset_config {config!r}) cannot be "
             f"loaded. {error}"
@@ -98,7 +100,15 @@ def load_hub(
 
     Args:
         streaming: read it where it lies, each time that it is iterated.
+    Raises:
+        ValueError, OSError: a folder, files or a column that cannot be read.
     """
+    pattern = re.search(r"[*?[]|::", os.path.realpath(name))
+    if pattern and os.path.isdir(name):
+        raise ValueError(
+            f"The library datasets reads {pattern[0]!r} in the path of a folder as a pattern. "
+            "Rename it, or pass its files as train_file."
+        )
     source = {"name": config, "revision": revision}
     options: dict[str, Any] = {}
     # else `NA` is no text, and `007` a number
@@ -107,7 +117,10 @@ def load_hub(
         options = {"features": Features({column: Value("string")}), "keep_default_na": False}
     elif isinstance(kind, TextConfig) and column == "text":  # else a stream knows no columns
         options = {"features": Features({column: Value("string")})}
-    dataset = load_dataset(name, **source, split=split, streaming=streaming, **options)
+    try:
+        dataset = load_dataset(name, **source, split=split, streaming=streaming, **options)
+    except DatasetGenerationError as error:  # says no more than that there is one
+        raise ValueError(f"Its files cannot be read: {error.__cause__}") from error
     if dataset.features is None:
         raise ValueError(
             "Its columns cannot be told: its first file is malformed, or of a kind that cannot be "

@@ -14,8 +14,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from ..modeling.checkpoint_lomdm import read_tokenizer
 from ..pipelines.prompts_lomdm import well_formed
 
 MOST_UNKNOWN = 0.01
@@ -35,7 +36,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
         ValueError: there is no tokenizer at `name`.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        tokenizer = read_tokenizer(name)
     except (OSError, ValueError) as error:
         raise ValueError(
             f"tokenizer {name!r} could not be loaded. Give a Hub name or a folder with "
@@ -244,7 +245,7 @@ def _reuse(
     kind: str, texts: Iterable[str], digest: "hashlib._Hash", folder: Path
 ) -> PreTrainedTokenizerBase:
     """The tokenizer of an earlier run in `folder`, of the same kind and the same text."""
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    tokenizer = read_tokenizer(folder)
     trained_as, trained_on = (
         tokenizer.init_kwargs.get(name) for name in ("trained_as", "trained_on")
     )

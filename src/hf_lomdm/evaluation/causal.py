@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..pipelines.pipeline_lomdm import eval_mode
-from .likelihood import NelboEstimate
+from .likelihood import NelboEstimate, require_finite
 
 
 def causal_nll(
@@ -44,12 +44,7 @@ def causal_nll(
     _check_start(start, clean, attention_mask, in_text)
     with eval_mode(model), torch.no_grad():
         losses = causal_token_losses(model, clean, attention_mask, targets, start, in_text)
-    main = losses.cpu().double().sum(-1)
-    if not main.isfinite().all():
-        raise ValueError(
-            f"-log P of texts is not finite: {main.tolist()[:8]}. Check the weights for NaN and "
-            "inf."
-        )
+    main = require_finite(losses.cpu().double().sum(-1), "-log P")
     return NelboEstimate(main, torch.zeros_like(main), main, torch.zeros_like(main))
 
 

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import (
     AutoModelForCausalLM,
-    AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
+from ..modeling.checkpoint_lomdm import read_tokenizer
 from ..pipelines.prompts_lomdm import well_formed
 from .parts import PartsFile, values_digest
 from .summary import summarise_texts
@@ -56,7 +56,7 @@ def load_judge(
             )
         options, path = {"gguf_file": Path(path).name}, str(Path(path).parent)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False, **options)
+        tokenizer = read_tokenizer(path, **options)
         judge = AutoModelForCausalLM.from_pretrained(
             path, dtype=torch.float32, trust_remote_code=False, **options
         )

@@ -174,7 +174,7 @@ def loss_by_share(
             first, second = (
                 (terms.main + terms.velocity).cpu().double().view(2, *has_maskable.shape)
             )
-            _require_finite((first + second).sum(-1), "loss by share")
+            require_finite((first + second).sum(-1), "loss by share")
             variance = (first - second).square().sum() / 2
             sums.append(torch.stack([has_maskable.sum(), ((first + second) / 2).sum(), variance]))
     return torch.stack(sums, dim=-1)
@@ -215,7 +215,7 @@ def exact_log_likelihood(
         values = [
             _subset_sum(model, batch.rows(slice(row, row + 1))) for row in range(len(batch.ids))
         ]
-    return _require_finite(torch.tensor(values, dtype=torch.float64), "log-likelihood")
+    return require_finite(torch.tensor(values, dtype=torch.float64), "log-likelihood")
 
 
 def _check_density(density: Tensor | None, bound: str, num_orders: int | None) -> None:
@@ -305,13 +305,18 @@ def _summarise(replicates: Tensor) -> NelboEstimate:
     """The mean over independent unbiased replicates `[R, 2, B]`, and its standard error."""
     main, velocity = replicates.mean(0)
     error = replicates.sum(1).std(0) / len(replicates) ** 0.5 if len(replicates) > 1 else None
-    return NelboEstimate(_require_finite(main + velocity, "nelbo"), error, main, velocity)
+    return NelboEstimate(require_finite(main + velocity, "nelbo"), error, main, velocity)
 
 
-def _require_finite(values: Tensor, name: str) -> Tensor:
+class NotFiniteError(FloatingPointError, ValueError):
+    """A value that is not finite: the weights are broken, or training has diverged."""
+
+
+def require_finite(values: Tensor, name: str) -> Tensor:
+    """`values` `[B]`; raises `NotFiniteError` where one is not finite, with the texts."""
     if not values.isfinite().all():
         rows = (~values.isfinite()).nonzero().flatten().tolist()
-        raise ValueError(
+        raise NotFiniteError(
             f"The {name} of texts {rows[:8]} is not finite. Check the model's weights for NaN and "
             "inf."
         )

@@ -28,11 +28,12 @@ from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_tex
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from torch import Tensor
 from tqdm.auto import tqdm
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from ..data.batches import Text, collate
 from ..data.draws import hashed_generator
-from ..data.tokenizers import encode_texts
+from ..data.tokenizers import check_known, encode_texts
+from ..modeling.checkpoint_lomdm import read_tokenizer
 from ..pipelines import LoMDMPipeline
 from ..pipelines.canvas_lomdm import end_of_text
 from ..pipelines.prompts_lomdm import well_formed
@@ -206,6 +207,7 @@ class LoMDMLM(TemplateLM):
     ) -> Iterator[tuple]:
         """Per batch: indices, bounds on `log P`, and keys of `parts` (context, continuation)."""
         texts = [self._text(context, continuation) for _, context, continuation in parts]
+        self._check_known([text.ids.tolist() for text in texts])
 
         def measure(batch: list[int]) -> tuple[list[float], dict]:
             inputs = collate([texts[i] for i in batch], self._device)
@@ -252,6 +254,13 @@ class LoMDMLM(TemplateLM):
         labels = ids.copy()
         labels[: len(given)] = -100
         return Text(ids, labels)
+
+    def _check_known(self, rows: list[list[int]]) -> None:
+        unknown = self.tokenizer.unk_token_id
+        if unknown not in (self.eot_token_id, self.prefix_token_id):
+            check_known(
+                sum(ids.count(unknown) for ids in rows), sum(map(len, rows)), "the requests"
+            )
 
     @torch.no_grad()
     def _is_greedy(
@@ -310,6 +319,7 @@ class LoMDMLM(TemplateLM):
             self._prompt(request.args[0], option["max_gen_toks"])
             for request, option in zip(requests, options, strict=True)
         ]
+        self._check_known(prompts)
         keys = _keys(requests, options)
         with tqdm(total=len(requests), disable=disable_tqdm, desc="generate_until") as bar:
             for group in _groups(options):
@@ -376,9 +386,7 @@ def _load(
             )
         adapter, dtype = how.pop("peft", None), _dtype(how.pop("dtype", "float32"))
         if isinstance(how.get("tokenizer"), str):
-            how["tokenizer"] = AutoTokenizer.from_pretrained(
-                how["tokenizer"], trust_remote_code=False
-            )
+            how["tokenizer"] = read_tokenizer(how["tokenizer"])
         pipe = LoMDMPipeline.from_pretrained(str(pretrained), dtype=dtype, **how)
         if adapter is not None:
             from peft import PeftModel

@@ -19,6 +19,9 @@ from ..training import model_card as cards
 from ..training.ema import AVERAGE, take_average
 from ..training.uploading import explained_upload
 
+# A model that differs in one of these is no version of the same one.
+IDENTITY = ("vocab_size", "hidden_size", "num_hidden_layers", "rate_type")
+
 
 def export_to_hub_folder(
     model: LoMDMForMaskedDiffusion | str | os.PathLike,
@@ -53,7 +56,8 @@ def export_to_hub_folder(
         The path of the written folder.
     Raises:
         ValueError: as `LoMDMPipeline.save_pretrained`, if `dtype` is not a floating-point type, if
-            the moving average does not fit the model, and if its checkpoint would be overwritten.
+            the moving average does not fit the model, and if its checkpoint or a model of another
+            size or kind would be overwritten.
         OSError: if the checkpoint cannot be read or the folder cannot be written; nothing is half
             written then.
         ConnectionError: if the upload fails (an `OSError` too): the folder is complete, the
@@ -77,6 +81,7 @@ def export_to_hub_folder(
     else:
         model = model if dtype is None else copy.deepcopy(model).to(dtype)
         settings["block_size"] = model.config.block_size
+    _check_replaced(output, model.config)
     settings |= {**(scheduler_config or {}), "mask_token_id": model.config.mask_token_id}
     pipe = LoMDMPipeline(model, LoMDMScheduler(**settings), tokenizer)
     by_hand = model_card is not None or cards.is_written_by_hand(output / "README.md")
@@ -92,6 +97,19 @@ def export_to_hub_folder(
             if save_options.get("push_to_hub"):
                 _upload_record(output, save_options)
     return output
+
+
+def _check_replaced(output: Path, config: LoMDMConfig) -> None:
+    """Refuses to replace a model that is not a version of this one."""
+    if not (output / "config.json").is_file():
+        return
+    there, ours = LoMDMConfig.get_config_dict(output)[0], config.to_dict()
+    for name in IDENTITY:
+        if name in there and there[name] != ours.get(name):
+            raise ValueError(
+                f"output {output} holds another model, with {name}={there[name]!r}, not "
+                f"{ours.get(name)!r}, which would be replaced. Pass another folder."
+            )
 
 
 def _leave_base_out(model: LoMDMForMaskedDiffusion, folder: Path, base_name: str | None) -> None:

@@ -88,7 +88,7 @@ def _read_folder(folder: Path, ema: bool | None) -> PublicCheckpoint:
         )
     try:
         settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(
             f"{folder / 'config.json'} is no JSON: {error}. Download it again."
         ) from error

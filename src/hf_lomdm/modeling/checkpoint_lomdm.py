@@ -15,9 +15,16 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.dynamic_module_utils import get_relative_import_files
 from transformers.utils import cached_file
+
+from .fields_lomdm import MOST_LABELS, Number, shown
 
 DOWNLOAD = ("revision", "token", "cache_dir", "force_download", "local_files_only", "subfolder")
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
@@ -158,6 +165,8 @@ def _configuration(
 ) -> PreTrainedConfig:
     """The configuration of the model, taken out of `options` where it is passed there."""
     config = options.pop("config", None)
+    if not isinstance(config, PreTrainedConfig):
+        _check_type(model_class.config_class, config or source, options)
     # AutoModel passes the configuration
     chosen = not isinstance(config, PreTrainedConfig) and not options.get("_from_auto")
     if not isinstance(config, PreTrainedConfig):
@@ -168,6 +177,31 @@ def _configuration(
             f"{source} was saved by {author}, not {name}. Load it by {author}.from_pretrained."
         )
     return config
+
+
+def _check_type(kind: type[PreTrainedConfig], source: Any, options: dict[str, Any]) -> None:
+    """Refuses the configuration of another kind of model: its fields mean something else here."""
+    written = kind.get_config_dict(source, **options)[0].get("model_type")
+    known = {getattr(parent, "model_type", None) for parent in kind.__mro__}
+    if written and written not in known:
+        raise ValueError(
+            f"{source} holds a model of type {written!r}, not {kind.model_type!r}. A language "
+            "model of transformers becomes one by from_causal_lm or from_masked_lm."
+        )
+
+
+def read_tokenizer(source: str | os.PathLike, **options) -> PreTrainedTokenizerBase:
+    """`AutoTokenizer.from_pretrained`, which reads a `config.json` too and runs no code of others.
+
+    Raises:
+        ValueError: more labels there than memory holds.
+    """
+    download = {name: options[name] for name in DOWNLOAD if name in options}
+    path = cached_file(source, CONFIG, _raise_exceptions_for_missing_entries=False, **download)
+    labels = None if path is None else _read_json(path).get("num_labels")
+    if labels not in Number(int, 0, MOST_LABELS, optional=True):
+        raise ValueError(f"{path} has num_labels={shown(labels)}. {REMEDY}")
+    return AutoTokenizer.from_pretrained(source, trust_remote_code=False, **options)
 
 
 def _check_depth(source: str, shapes: dict[str, list[int]], num_layers: int) -> None:

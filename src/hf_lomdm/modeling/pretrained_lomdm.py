@@ -17,13 +17,13 @@ from transformers import (
     MODEL_FOR_MASKED_LM_MAPPING,
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
-    AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 from transformers.utils import cached_file
 
 from .backbone_hub_lomdm import FULL, SLIDING, first_position, read_backbone
+from .checkpoint_lomdm import read_tokenizer
 from .configuration_lomdm import LoMDMConfig
 
 MASK = "<|mask|>"  # the name of a mask token that a tokenizer did not have
@@ -177,7 +177,7 @@ def load_tokenizer(
         download["gguf_file"] = options["gguf_file"]
     elif not any(cached_file(source, name, **quiet) for name in TOKENIZER_FILES):
         return None
-    return AutoTokenizer.from_pretrained(source, trust_remote_code=False, **download)
+    return read_tokenizer(source, **download)
 
 
 def choose_mask_token(

@@ -1,11 +1,8 @@
 """Scheduler of LoMDM's family: which positions are revealed, then which token each gets.
 
-This file travels to the Hub. Its formulas are those of `process_lomdm.py` (docs/method.md,
-"sampler").
-
+This file travels to the Hub. Its formulas are those of `process_lomdm.py` (docs/method.md).
 Every draw depends on two numbers only: a 64-bit seed of its row, drawn once per call, and its
-position counted from the first real token. So a row alone, padded, in a batch, on the plain or on
-the fast path gets the same tokens.
+position from the first real token. So a row alone, padded, in a batch, fast or plain is the same.
 """
 
 from collections.abc import Mapping
@@ -46,6 +43,7 @@ from .settings_lomdm import (
     SETTINGS,
     check_pairs,
     check_setting,
+    check_used,
 )
 from .token_draw_lomdm import certainty, draw_from_law, slice_rows, slices, token_probability
 
@@ -111,6 +109,8 @@ class LoMDMScheduler(Corrections, SchedulerMixin, ConfigMixin):
     Raises:
         ValueError: if a value is out of range, with the name, the value and the remedy.
     """
+
+    check_used = staticmethod(check_used)  # for the pipeline, which imports no scheduler
 
     @register_to_config
     def __init__(

@@ -83,3 +83,19 @@ def check_pairs(settings: Mapping[str, Any]) -> None:
         start is stop is None or (None not in (start, stop, remasking) and stop < start),
         f"{wrong}, the later one first. Pass for example 0.55 and 0.05 with remasking='cap'.",
     )
+
+
+def check_used(given: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    """Raises `ValueError` for a setting that a call gives and that its `settings` do not use."""
+    count = settings["count"] or settings["sampler"]
+    uses = {
+        **{name: (count == name, f"count={name!r}") for name in COUNTING_SAMPLERS},
+        "grid": (settings["sampler"] == "ancestral", "sampler='ancestral'"),
+        "sigma": (settings["remasking"] is not None, "remasking='cap'"),
+        "corrector_k": (settings["corrector_steps"] > 0, "corrector_steps=1"),
+        "corrector_selection": (settings["corrector_steps"] > 0, "corrector_steps=1"),
+    }
+    for name in uses.keys() & given.keys():
+        used, remedy = uses[name]
+        wrong = f"{name}={given[name]!r} has no effect without {remedy}"
+        require(used, f"{wrong}. Pass both, or leave it out.")

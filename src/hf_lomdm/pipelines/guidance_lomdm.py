@@ -44,15 +44,12 @@ class Guidance:
         )
         self.canvas, self.config, self.device = canvas, config, device
         self.scale, self.processor = float(scale), processor
+        # whether every row is read twice, the second time without the prompt
+        self.doubled = self.scale != 1
         self.sets: Tensor | None = None
         self.set_of: Tensor | None = None
         if allowed is not None:
             self._take_allowed(allowed)
-
-    @property
-    def doubled(self) -> bool:
-        """Whether every row is read twice, the second time without the prompt."""
-        return self.scale != 1
 
     @property
     def active(self) -> bool:

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from diffusers import PipelineQuantizationConfig
 from huggingface_hub import snapshot_download
-from transformers import AutoTokenizer
 
+from ..modeling.checkpoint_lomdm import read_tokenizer
 from ..modeling.configuration_lomdm import LoMDMConfig
 from ..modeling.modeling_lomdm import LoMDMForMaskedDiffusion
 from ..modeling.scheduling_lomdm import LoMDMScheduler
@@ -66,7 +66,7 @@ def load_pipeline(pipeline_class: type, name_or_path: str | os.PathLike, **kwarg
         parts["scheduler"] = _load_scheduler(folder / "scheduler", parts["model"].config)
     if "tokenizer" not in given and (folder / "tokenizer_config.json").exists():
         with _readable(f"the tokenizer of {folder}"):
-            parts["tokenizer"] = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+            parts["tokenizer"] = read_tokenizer(folder)
     pipe = pipeline_class(**parts)
     pipe.register_to_config(_name_or_path=str(name_or_path))
     return pipe

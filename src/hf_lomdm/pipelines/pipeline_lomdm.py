@@ -254,6 +254,7 @@ class LoMDMPipeline(DiffusionPipeline):
         changes = {name: call[name] for name in CALL_SETTINGS if call[name] is not None}
         # a scheduler of this call's own: the pipeline's is left as it is, also when the call fails
         scheduler = type(self.scheduler).from_config(self.scheduler.config, **changes)
+        scheduler.check_used(changes, scheduler.config)
         # times stay on the host: finding a step waits for nothing
         scheduler.set_timesteps(call["num_inference_steps"])
         prompt, messages = call["prompt"], call["messages"]
@@ -272,6 +273,7 @@ class LoMDMPipeline(DiffusionPipeline):
             rewritten=rewritten,
         )
         self._interrupt, self._num_timesteps = False, filling.num_timesteps
+        self._guidance = filling.guidance
         return filling
 
     def _output(self, filling: Filling, text: bool, started: float) -> LoMDMPipelineOutput:
@@ -290,6 +292,22 @@ class LoMDMPipeline(DiffusionPipeline):
     def num_timesteps(self) -> int:
         """Steps of the latest call over all its windows, no-ops included."""
         return self._num_timesteps
+
+    @property
+    def guidance_scale(self) -> float:
+        """Of the latest call; as in diffusers a callback may change `pipe._guidance_scale`."""
+        return self._guidance.scale
+
+    @property
+    def _guidance_scale(self) -> float:
+        return self._guidance.scale
+
+    @_guidance_scale.setter
+    def _guidance_scale(self, scale: float) -> None:
+        wrong = f"_guidance_scale={scale} comes too late: the call began without guidance. "
+        remedy = "Pass another guidance_scale than 1 to the call."
+        require(self._guidance.doubled or scale == 1, wrong + remedy)
+        self._guidance.scale = scale
 
     def _callback_inputs(self, callback, names: list[str] | None) -> list[str]:
         """Tensors that the callback is given: a `PipelineCallback` names them itself."""

@@ -1,6 +1,6 @@
 """Prompts to rows of token ids, and rows back to texts. This file travels to the Hub."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from numbers import Integral
 
 from .canvas_lomdm import Canvas, end_of_row, new_canvas, require
@@ -70,9 +70,53 @@ def _tokenize(config, tokenizer, texts: list[str]) -> list[list[int]]:
         f"prompt {texts[0]!r} is a text, which needs a tokenizer. Pass token id lists instead.",
     )
     bos, mask = config.bos_token_id, config.mask_token_id
-    rows = tokenizer([well_formed(text) for text in texts], add_special_tokens=False)["input_ids"]
+    rows = tokenize(tokenizer, texts)
     plain = [bos is None or mask in row or row[:1] == [bos] for row in rows]
     return [row if as_it_is else [bos, *row] for row, as_it_is in zip(rows, plain, strict=True)]
+
+
+def tokenize(tokenizer, texts: list[str]) -> list[list[int]]:
+    """Token ids of texts, whose special tokens are special.
+
+    Raises:
+        ValueError: something that the tokenizer does not know: the model would read its unknown
+            token there, or nothing.
+    """
+    texts = [well_formed(text) for text in texts]
+    batch = tokenizer(texts, add_special_tokens=False)
+    for index, text in enumerate(texts):
+        encoding = None if batch.encodings is None else batch.encodings[index]
+        unknown = list(dict.fromkeys(_unknown(tokenizer, text, encoding)))
+        require(
+            not unknown,
+            f"prompt {index} has {unknown[:10]}, which the tokenizer does not know. Leave that "
+            "out, or take a model that was trained on such text.",
+        )
+    return batch["input_ids"]
+
+
+def _unknown(tokenizer, text: str, encoding) -> Iterator[str]:
+    """What of a text becomes no token, or an unknown one that the text does not spell out."""
+    token, index = tokenizer.unk_token, tokenizer.unk_token_id
+    if index is None:
+        yield from dropped_letters(tokenizer, text)
+    elif encoding is None:  # a tokenizer in Python does not tell what its tokens come from
+        words = text.replace(token, " ").split()
+        rows = tokenizer(words, add_special_tokens=False)["input_ids"] if words else []
+        yield from (word for word, ids in zip(words, rows, strict=True) if index in ids)
+    else:
+        spans = zip(encoding.ids, encoding.offsets, strict=True)
+        pieces = (text[slice(*span)] for one, span in spans if one == index)
+        yield from (piece for piece in pieces if piece.strip() != token)
+
+
+def dropped_letters(tokenizer, text: str) -> list[str]:
+    """Letters of a text of which a tokenizer without an unknown token makes nothing."""
+    for special in tokenizer.all_special_tokens:
+        text = text.replace(special, " ")
+    letters = [letter for letter in dict.fromkeys(text) if not letter.isspace()]
+    rows = tokenizer(letters, add_special_tokens=False)["input_ids"] if letters else []
+    return [letter for letter, ids in zip(letters, rows, strict=True) if not ids]
 
 
 def _length(
@@ -122,8 +166,10 @@ def encode_messages(tokenizer, messages) -> list[list[int]]:
         "messages need a tokenizer with a chat template. Set tokenizer.chat_template, or pass "
         "prompt.",
     )
-    options = {"tokenize": True, "add_generation_prompt": True, "return_dict": False}
-    return [list(tokenizer.apply_chat_template(list(chat), **options)) for chat in each]
+    options = {"tokenize": False, "add_generation_prompt": True}
+    return tokenize(
+        tokenizer, [tokenizer.apply_chat_template(list(chat), **options) for chat in each]
+    )
 
 
 class StopStrings:

@@ -74,6 +74,13 @@ def clean(output_dir: str | Path) -> None:
             shutil.rmtree(folder)
 
 
+def describe_last(output_dir: str | Path) -> str:
+    """Which checkpoint a run that stops now has left."""
+    for last in reversed(complete_checkpoints(output_dir)):
+        return f"{last} is saved, the same command goes on from it"
+    return "there is no checkpoint"
+
+
 def rotate(output_dir: str | Path, limit: int | None, keep: set[Path]) -> None:
     """Removes the oldest complete checkpoints down to `limit`, none of `keep`; 0 keeps all."""
     checkpoints = complete_checkpoints(output_dir)

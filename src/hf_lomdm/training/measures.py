@@ -16,7 +16,16 @@ MASKED = (
 
 
 def maskable(batch: dict[str, Tensor]) -> Tensor:
-    """Which positions of a batch are neither given nor padding: `[B, L]` bool."""
+    """Which positions of a batch are neither given nor padding: `[B, L]` bool.
+
+    Raises:
+        ValueError: the batch has no labels.
+    """
+    if batch.get("labels") is None:
+        raise ValueError(
+            "batches have no labels, which say what is given. Pass data_collator="
+            "hf_lomdm.data.batches.LoMDMDataCollator(pad_token_id, max_length), which sets them."
+        )
     labelled = batch["labels"] != -100
     padding = batch.get("attention_mask")
     return labelled if padding is None else labelled & padding.bool()
@@ -24,7 +33,7 @@ def maskable(batch: dict[str, Tensor]) -> Tensor:
 
 def is_clean(batch: dict[str, Tensor]) -> Tensor:
     """Whether maskable positions hold their tokens: a collator that masks puts others there."""
-    return ((batch["labels"] == batch["input_ids"]) | ~maskable(batch)).all()
+    return (~maskable(batch) | (batch["labels"] == batch["input_ids"])).all()
 
 
 def freeze(model: nn.Module, names: Iterable[str]) -> None:

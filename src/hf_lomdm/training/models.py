@@ -7,7 +7,6 @@ import torch
 from transformers import (
     MODEL_FOR_MASKED_LM_MAPPING,
     AutoConfig,
-    AutoTokenizer,
     GPTNeoXConfig,
     PreTrainedConfig,
     PreTrainedModel,
@@ -15,6 +14,7 @@ from transformers import (
 )
 from transformers.utils import cached_file
 
+from ..modeling.checkpoint_lomdm import read_tokenizer
 from ..modeling.configuration_lomdm import LoMDMConfig
 from ..modeling.modeling_lomdm import LoMDMForMaskedDiffusion
 from .arguments import ModelArguments
@@ -207,7 +207,7 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, init_from: str) -> None:
     if not _has_tokenizer(init_from):
         return  # without a tokenizer only ids can be compared
     try:
-        theirs = AutoTokenizer.from_pretrained(init_from, trust_remote_code=False).get_vocab()
+        theirs = read_tokenizer(init_from).get_vocab()
     except Exception as error:  # tokenizers raises nothing narrower for a broken file
         problem = (
             f"the tokenizer of init_from={init_from!r} cannot be read: "
@@ -276,7 +276,7 @@ def _check_positions(config: LoMDMConfig, max_length: int) -> None:
 def _read_config(init_from: str) -> PreTrainedConfig:
     try:
         return AutoConfig.from_pretrained(init_from, trust_remote_code=False)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(
             f"init_from={init_from!r} has no config.json that can be read: {error}"
         ) from error

@@ -12,6 +12,7 @@ from transformers import TrainerControl
 from transformers.trainer_utils import EvalLoopOutput, has_length
 
 from ..data.draws import step_generators, step_quantiles
+from ..data.streaming import StreamError
 from ..evaluation import NelboEstimate, nelbo
 from ..evaluation.summary import summarise_texts
 from ..modeling.modeling_lomdm import LoMDMOutput
@@ -380,6 +381,7 @@ class LoMDMTrainer(FolderWriter):
                 with a model of another kind, which the final save would replace.
             FloatingPointError: a loss or gradient that is not finite.
             OSError: a checkpoint could not be written; the ones before it are kept.
+            StreamError: a stream that cannot be read any further; what was trained is saved.
             SystemExit: Ctrl-C, SIGTERM or SIGHUP, with the status of the shells, 128 and the number
                 of the signal.
         """
@@ -396,10 +398,22 @@ class LoMDMTrainer(FolderWriter):
             logger.warning("Resuming from %s.", self._checkpoint)
         resume = None if self._checkpoint is None else str(self._checkpoint)
         with Interruption(once=self.accelerator.num_processes == 1) as self._interruption:
-            result = super().train(resume, trial, ignore_keys_for_eval)
+            try:
+                result = super().train(resume, trial, ignore_keys_for_eval)
+            except StreamError as error:
+                raise StreamError(f"{error}; training stops: {self._save_last(trial)}") from error
         self._obey_signal()
         self._check_steps(self.state.global_step)
         return result
+
+    def _save_last(self, trial) -> str:
+        """Saves what was trained until the data ended, and says so."""
+        last = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        # one of several processes cannot save alone
+        if self.accelerator.num_processes == 1 and self.num_steps_trained and not last.is_dir():
+            self._save_checkpoint(self.model, trial)
+        saved = checkpointing.describe_last(self.args.output_dir)
+        return f"{saved}. Mended files are other data: pass init_from, and another output_dir."
 
     def _obey_signal(self) -> None:
         """Ends the process where any was told to stop, also after the last step."""
@@ -407,15 +421,8 @@ class LoMDMTrainer(FolderWriter):
         if not int(self.accelerator.reduce(told, "sum")):
             return
         number = self._interruption.signal or signal.SIGTERM
-        last = checkpointing.complete_checkpoints(self.args.output_dir)[-1:]
-        saved = (
-            f"{last[0]} is saved, the same command goes on from it"
-            if last
-            else "there is no checkpoint"
-        )
-        logger.warning(
-            "Stopped by %s after step %d: %s.", number.name, self.state.global_step, saved
-        )
+        step, saved = self.state.global_step, checkpointing.describe_last(self.args.output_dir)
+        logger.warning("Stopped by %s after step %d: %s.", number.name, step, saved)
         raise SystemExit(128 + number)
 
     def _run(self) -> dict:
