@@ -24,7 +24,7 @@ from .trainer import LoMDMTrainer
 # texts that are revealed in its orders, or their probability.
 CREDITS = ("certainty", "log_likelihood", "likelihood")
 # The law that `certainty` imitates is softmax(-SLOPE entropy) over the masked positions.
-SLOPE = 30.0
+SLOPE = 60.0
 
 
 class Reveals(NamedTuple):
