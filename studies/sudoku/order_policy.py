@@ -1,11 +1,11 @@
 r"""Trains the order in which a LoMDM fills in Sudokus, and nothing else of it.
 
-First by imitation of certainty, with rates that may differ by a factor of e^30; then by the
+First by imitation of certainty, with rates that may differ by a factor of e^40; then by the
 probability of the solution that each order gives (docs/method.md, "an order by policy gradient"):
 
     python studies/sudoku/order_policy.py --model checkpoints/lomdm-sudoku \
         --train_file sudoku17_solved.csv --output_dir outputs/sudoku-certainty \
-        --credit certainty --log_rate_range 30 --max_steps 600 --bf16 True
+        --credit certainty --log_rate_range 40 --max_steps 600 --bf16 True
     python studies/sudoku/order_policy.py --model outputs/sudoku-certainty \
         --train_file sudoku17_solved.csv --output_dir outputs/sudoku-policy \
         --credit likelihood --sure 0.999 --max_steps 200 --bf16 True

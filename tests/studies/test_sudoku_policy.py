@@ -22,7 +22,8 @@ SHORT = ["--max_steps", "2", "--per_device_train_batch_size", "2", "--max_valida
 
 def test_rows_have_as_many_clues_as_asked_for_and_stay_the_same():
     rows = EasierPuzzles(load_puzzles(PUZZLES), 52, 54, variants=2)
-    clues = [sum(label == -100 for label in row["labels"]) for row in rows]
+    labels = [rows[number]["labels"] for number in range(len(rows))]
+    clues = [sum(label == -100 for label in row) for row in labels]
     assert len(clues) == len(rows) == 2 * len(rows.puzzles)
     assert set(clues) == {52, 53, 54}
     assert rows[3] == rows[3] != rows[3 + len(rows.puzzles)]
@@ -34,13 +35,13 @@ def test_rows_have_as_many_clues_as_asked_for_and_stay_the_same():
 def test_the_two_stages_train_psi_alone(tmp_path):
     words = ["--train_file", PUZZLES, *SHORT, "--report_to", "none"]
     first, second = tmp_path / "certainty", tmp_path / "policy"
-    started = ["--model", CHECKPOINT, "--credit", "certainty", "--log_rate_range", "30"]
+    started = ["--model", CHECKPOINT, "--credit", "certainty", "--log_rate_range", "40"]
     main([*words, *started, "--output_dir", str(first)])
     main([*words, "--model", str(first), "--credit", "likelihood", "--output_dir", str(second)])
     weights = [load_file(folder / "model.safetensors") for folder in (first, second)]
     changed = {name.split(".")[0] for name in weights[0] if not same(name, *weights)}
     assert changed == {"psi"}
-    assert json.loads((second / "config.json").read_text())["log_rate_range"] == 30
+    assert json.loads((second / "config.json").read_text())["log_rate_range"] == 40
     shipped = load_file(Path(CHECKPOINT, "model.safetensors"))
     assert {name.split(".")[0] for name in shipped if not same(name, shipped, weights[0])} == {
         "psi",
@@ -57,7 +58,7 @@ def same(name, *weights):
 @pytest.mark.parametrize(
     "words, message",
     [
-        (["--clues", "30"], "--clues must be two numbers"),
+        (["--clues", "40"], "--clues must be two numbers"),
         (["--clues", "40", "30"], "--clues must be two numbers"),
         (["--model", "nowhere"], "--model nowhere cannot be loaded"),
         (["--num_orders", "1"], "num_orders must be at least 2, got 1"),

@@ -13,7 +13,7 @@ from conftest import build_model
 from hf_lomdm import LoMDMScheduler
 from hf_lomdm.training import order_policy
 from hf_lomdm.training.order_policy import (
-    SLOPE,
+    WIDTH,
     OrderPolicyTrainer,
     certainty_objective,
     draw_reveals,
@@ -122,17 +122,15 @@ def test_the_likelihood_of_orders_is_the_probability_of_the_text_by_the_sampler(
     torch.testing.assert_close(exact, oracles.log_likelihood(table).exp())
 
 
-def test_certainty_is_the_divergence_from_the_law_of_the_entropies(model):
+def test_certainty_is_the_distance_from_the_log_rates_of_the_entropies():
+    model = make_vivid(log_rate_range=3.0)
     masked = torch.tensor([[True, True, False, False], [True, True, False, True]])
     batch = make_batch(model, 2)
     earned = certainty_objective(model, batch, masked)
     for row, at in enumerate(masked):
-        text = TEXT.masked_fill(at, model.config.mask_token_id)
-        out = model(text[None])
-        law = out.logits[0, at].softmax(-1).detach()
-        certain = (-SLOPE * torch.special.entr(law).sum(-1)).softmax(-1)
-        rates = out.rates[0, at]
-        exact = -(certain * (certain * rates.sum() / rates).log()).sum()
+        out = model(TEXT.masked_fill(at, model.config.mask_token_id)[None])
+        entropy = torch.distributions.Categorical(logits=out.logits[0, at].detach()).entropy()
+        exact = -(out.rates[0, at].log() - 3 * (-entropy / WIDTH).exp()).var(unbiased=False)
         torch.testing.assert_close(earned[row], exact, **EXACT)
         psi = list(model.psi.parameters())
         found, expected = (
@@ -247,6 +245,16 @@ def test_where_all_is_sure_training_changes_nothing(tmp_path):
         assert torch.equal(value, before[name]), name
 
 
+def test_a_text_with_nothing_to_reveal_is_refused(tmp_path):
+    trainer = policy_trainer(tmp_path)
+    batch = {
+        "input_ids": torch.tensor([[3, 4], [5, 6]]),
+        "labels": torch.tensor([[3, 4], [-100] * 2]),
+    }
+    with pytest.raises(ValueError, match="nothing to reveal"):
+        trainer.objective(trainer.model, batch)
+
+
 def test_certainty_is_learned(tmp_path):
     trainer = policy_trainer(
         tmp_path,
@@ -266,6 +274,7 @@ def test_certainty_is_learned(tmp_path):
         ({"system": {"block_size": 4}}, "block_size=4"),
         ({"system": {"rate_type": "uniform"}}, "rate_type='uniform'"),
         ({"policy": {"credit": "entropy"}}, "credit must be one of .* got 'entropy'"),
+        ({"policy": {"credit": "certainty"}}, "needs rates .* log_rate_range=None"),
         ({"policy": {"num_orders": 1}}, "num_orders must be at least 2, got 1"),
         ({"policy": {"sure": 0.0}}, r"sure must be in \(0, 1], got 0.0"),
     ],

@@ -23,8 +23,9 @@ from .trainer import LoMDMTrainer
 # What psi is paid for: to take the surest position first (a warm start), the log-probability of the
 # texts that are revealed in its orders, or their probability.
 CREDITS = ("certainty", "log_likelihood", "likelihood")
-# The law that `certainty` imitates is softmax(-SLOPE entropy) over the masked positions.
-SLOPE = 60.0
+# In nats: two positions that are nearly certain differ in their log-rates by `r / WIDTH` times what
+# their entropies differ, and less the more uncertain they are.
+WIDTH = 0.6
 
 
 class Reveals(NamedTuple):
@@ -137,27 +138,29 @@ def order_objective(
 def certainty_objective(model: Any, batch: Batch, masked: Tensor) -> Tensor:
     """How well psi takes the surest position first, `[B]`, from states with `masked` `[B, L]`.
 
-    It is minus the KL divergence of its law of the next position from `softmax(-SLOPE entropy)`.
+    It is minus the mean square, over the masked positions, of what its log-rates differ from those
+    of the entropies `H`, `r exp(-H / WIDTH)`, both up to a constant. `r` is `log_rate_range`.
     """
     states = batch._replace(ids=batch.ids.masked_fill(masked, model.config.mask_token_id))
     with torch.no_grad():
         features = model.encode(states)
         rows = masked.nonzero(as_tuple=True)
         logits = model.token_logits(features[rows])
-        found = certainty(logits, model.config.mask_token_id, "entropy").to(precision(model))
-        scores = torch.full(masked.shape, -math.inf, dtype=found.dtype, device=masked.device)
-        law = scores.index_put(rows, SLOPE * found.to(scores)).softmax(-1)
+        entropy = -certainty(logits, model.config.mask_token_id, "entropy").to(features.device)
+        wanted = model.config.log_rate_range * torch.exp(-entropy / WIDTH).to(precision(model))
     torch.clear_autocast_cache()
-    log_law = log_next_position(model, features, states, masked).masked_fill(~masked, 0.0)
-    return (law * log_law + torch.special.entr(law)).sum(-1)
+    log_rates = model.rate_law.reverse_rates(model, features, states).log()
+    difference = torch.zeros_like(log_rates).index_put(rows, log_rates[rows] - wanted)
+    count = masked.sum(-1, keepdim=True)
+    centred = (difference - difference.sum(-1, keepdim=True) / count) * masked
+    return -(centred.square() / count).sum(-1)
 
 
 class OrderPolicyTrainer(LoMDMTrainer):
     """Trains the head psi of a LoMDM, and nothing else, on the orders that it draws.
 
-    All states of a micro-batch are in memory at once: as many passes of texts as there are
-    reveals. Evaluation gives the bound of these orders, `-log p` of the text revealed in one of
-    them, which is the mean over orders where the sampler's own probability is inside the logarithm.
+    Evaluation gives the bound of these orders: the mean of `-log p` of the text revealed in them.
+    All states of a micro-batch, one for each draw, are in memory at once.
 
     Args:
         num_orders: orders of each text, 2 or more, that are compared with each other.
@@ -184,7 +187,7 @@ class OrderPolicyTrainer(LoMDMTrainer):
         self.model.psi.requires_grad_(True)
 
     def objective(self, model: Any, inputs: dict[str, Any]) -> LoMDMOutput:
-        """Minus what orders earn, per maskable token, or the divergence from certainty."""
+        """Minus what orders earn, per maskable token, or the distance from certainty."""
         batch = self._texts(model, inputs)
         count = batch.maskable.sum(-1)
         if self.credit == "certainty":
@@ -221,6 +224,8 @@ class OrderPolicyTrainer(LoMDMTrainer):
     def _texts(self, model: Any, inputs: dict[str, Any]) -> Batch:
         labels, mask = inputs["labels"], inputs.get("attention_mask")
         maskable = labels != -100 if mask is None else (labels != -100) & mask.bool()
+        if not maskable.any(1).all():
+            raise ValueError("labels of a text hold nothing to reveal. Leave such texts out.")
         return model.make_batch(inputs["input_ids"], mask, maskable)
 
     def _seeds(self, generators: list[Generator], batch: Batch, count: int) -> Tensor:
@@ -234,6 +239,11 @@ def check_policy(config: Any, num_orders: int, credit: str, sure: float, process
             f"the model has rate_type={config.rate_type!r}, block_size={config.block_size}, "
             f"logit_shift={config.logit_shift}; an order policy needs a learned order in one "
             "window. Pass a LoMDM without blocks."
+        )
+    if credit == "certainty" and config.log_rate_range is None:
+        raise ValueError(
+            "credit='certainty' needs rates that can say so, and the model has log_rate_range=None."
+            " Give it one, for example 40."
         )
     if num_orders < 2:
         raise ValueError(
