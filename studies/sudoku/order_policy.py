@@ -5,18 +5,20 @@ probability of the solution that each order gives (docs/method.md, "an order by 
 
     python studies/sudoku/order_policy.py --model checkpoints/lomdm-sudoku \
         --train_file sudoku17_solved.csv --output_dir outputs/sudoku-certainty \
-        --credit certainty --log_rate_range 40 --max_steps 600 --bf16 True
+        --credit certainty --log_rate_range 40 --max_steps 1600 \
+        --per_device_train_batch_size 16 --bf16 True
     python studies/sudoku/order_policy.py --model outputs/sudoku-certainty \
         --train_file sudoku17_solved.csv --output_dir outputs/sudoku-policy \
-        --credit likelihood --sure 0.999 --max_steps 200 --bf16 True
+        --credit likelihood --sure 0.999 --clues 26 36 --num_orders 4 \
+        --head_learning_rate 1e-4 --max_steps 60 --per_device_train_batch_size 16 --bf16 True
 
-The first takes minutes, the second half an hour on a core; in a minute, to see it run, with
-`--max_steps 2 --per_device_train_batch_size 2 --max_validation_rows 2` each. The same command
-started again continues from the newest checkpoint. Puzzles are those that the model was trained on
-(`train.py --task sudoku` keeps the last tenth of the file for validation), in any guise, with as
-many clues as `--clues` says. Evaluation gives what the order costs: `-log p` of the solutions
-revealed in orders of psi. `output_dir` then holds the model, to be measured by `evaluate.py sudoku
---sampler sequential`.
+Each takes minutes on a core; in a minute, to see them run, with `--max_steps 2
+--per_device_train_batch_size 2 --max_validation_rows 2` each. The same command started again
+continues from the newest checkpoint. Puzzles are those that the model was trained on (`train.py
+--task sudoku` keeps the last tenth of the file for validation), in any guise, with as many clues as
+`--clues` says. Evaluation gives what the order costs: `-log p` of the solutions revealed in orders
+of psi. `output_dir` then holds the model, to be measured by `evaluate.py sudoku --sampler
+sequential`.
 """
 
 import hashlib

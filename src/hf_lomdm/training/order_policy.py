@@ -209,6 +209,10 @@ class OrderPolicyTrainer(LoMDMTrainer):
         rates, quantiles = torch.ones_like(noise), inputs["quantiles"][:, None]
         return draw_order_view(rates, batch.maskable, quantiles, noise).masked
 
+    def evaluate(self, *args, metric_key_prefix: str = "eval_own_orders", **options):
+        """As in `LoMDMTrainer`, by another name: orders of the order bound are phi's."""
+        return super().evaluate(*args, metric_key_prefix=metric_key_prefix, **options)
+
     @torch.no_grad()
     def estimate(self, batch: dict[str, Tensor], generators: list[Generator]) -> NelboEstimate:
         """`-log p` of each text revealed in orders of psi, the mean over `eval_num_samples`."""
