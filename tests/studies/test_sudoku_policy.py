@@ -48,7 +48,8 @@ def test_the_two_stages_train_psi_alone(tmp_path):
         "phi",
     }
     assert not weights[0]["phi.out.weight"].any()
-    assert json.loads((second / "eval_results.json").read_text())["eval_own_orders_velocity"] == 0
+    assert json.loads((second / "eval_results.json").read_text())["eval_velocity"] == 0
+    assert "orders drawn from psi alone" in (second / "README.md").read_text()
 
 
 def same(name, *weights):

@@ -129,7 +129,6 @@ def describe_diffusion(config: PretrainedConfig) -> Description:
     measures = {
         "eval_nelbo": "order bound",
         "eval_without_order_nelbo": "order bound with c2 = 0 at evaluation",
-        "eval_own_orders_nelbo": "bound by orders drawn from psi alone",
     }
     process = {
         "length": config.max_position_embeddings,

@@ -7,6 +7,7 @@ gradient").
 """
 
 import math
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +19,7 @@ from ..modeling.modeling_lomdm import LoMDMOutput
 from ..modeling.process_lomdm import draw_order_view
 from ..modeling.random_lomdm import position_exponentials, position_uniforms, row_seeds
 from ..modeling.token_draw_lomdm import certainty, inverse_cdf
+from .model_card import Description
 from .trainer import LoMDMTrainer
 
 # What psi is paid for: to take the surest position first (a warm start), the log-probability of the
@@ -209,9 +211,10 @@ class OrderPolicyTrainer(LoMDMTrainer):
         rates, quantiles = torch.ones_like(noise), inputs["quantiles"][:, None]
         return draw_order_view(rates, batch.maskable, quantiles, noise).masked
 
-    def evaluate(self, *args, metric_key_prefix: str = "eval_own_orders", **options):
-        """As in `LoMDMTrainer`, by another name: orders of the order bound are phi's."""
-        return super().evaluate(*args, metric_key_prefix=metric_key_prefix, **options)
+    def describe(self) -> Description:
+        """What the model card says: the measure is not the order bound, whose orders are phi's."""
+        measures = {"eval_nelbo": "bound by orders drawn from psi alone"}
+        return replace(super().describe(), measures=measures, objective="orders of psi alone")
 
     @torch.no_grad()
     def estimate(self, batch: dict[str, Tensor], generators: list[Generator]) -> NelboEstimate:
