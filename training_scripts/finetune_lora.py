@@ -1,4 +1,4 @@
-r"""Fine-tunes on prompts and answers with LoRA: prompts are given, order heads are full.
+r"""Fine-tunes on prompts and answers, with LoRA or in full: prompts are given.
 
     python training_scripts/finetune_lora.py --model checkpoints/lomdm-enwiki \
         --train_file pairs.jsonl --output_dir outputs/pairs --max_steps 50

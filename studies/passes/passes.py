@@ -44,6 +44,7 @@ SETTINGS = {
         for sampler, order in ORDERS.items()
         for steps in (41, 21, 14, 7)
     },
+    "ancestral, 41 steps": UNIFORM,
     **{
         f"threshold {tau}": {"sampler": "threshold", "threshold": tau}
         for tau in (0.999, 0.99, 0.95, 0.9, 0.7)

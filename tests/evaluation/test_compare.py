@@ -12,10 +12,10 @@ from hf_lomdm.evaluation.compare import (
     difference,
     measure_table,
     measures,
-    plot_comparison,
     read_records,
 )
 from hf_lomdm.evaluation.corpus import evaluate_corpus
+from hf_lomdm.visualization import plot_comparison
 
 TEXTS = [[0, 2, 1, 1], [2, 2, 0, 1], [1, 0], [2, 1, 0, 0], [0, 0, 2], [1, 1, 2, 2]]
 

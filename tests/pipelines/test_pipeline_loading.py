@@ -1,6 +1,7 @@
 """The options of diffusers' loader in `LoMDMPipeline.from_pretrained`: each is honoured or refused
 by name."""
 
+import socket
 from pathlib import Path
 
 import pytest
@@ -171,8 +172,10 @@ def test_components_that_are_passed_to_remote_code_are_taken(folder, tmp_path):
         "tokenizer_config.json",
     ],
 )
-@pytest.mark.parametrize("text", ["[" * 100_000, "{", "[1]", "3", ""], ids=range(5))
-def test_a_file_that_is_no_mapping_is_refused_in_one_line(folder, name, text):
+@pytest.mark.parametrize("text", ["[" * 100_000, "{", "[1]", "3", "", '"org/name"'], ids=range(6))
+def test_a_file_that_is_no_mapping_is_refused_in_one_line(folder, name, text, monkeypatch):
+    """diffusers takes a string in the scheduler's file for a repository, and would fetch it."""
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: pytest.fail("it asks the network"))
     (folder / name).write_text(text)
     with pytest.raises((ValueError, OSError)) as error:
         LoMDMPipeline.from_pretrained(folder)

@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tiny_tokenizer import build_tokenizer
+
 ROOT = Path(__file__).parents[2] / "studies" / "moses"
 
 
@@ -63,3 +65,18 @@ def test_a_line_that_is_no_molecule_is_named_and_nothing_is_written(tmp_path, mo
     with pytest.raises(SystemExit, match=r"'C\(C' is no molecule"):
         runpy.run_path(str(ROOT / "randomise.py"), run_name="__main__")
     assert not (tmp_path / "out.txt").exists()
+
+
+def test_an_autoregressive_model_writes_on_behind_a_scaffold(tmp_path):
+    import torch
+    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+
+    write_on = runpy.run_path(str(ROOT / "decorate_causal.py"))["write_on"]
+    ids = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    sizes |= {"intermediate_size": 16, "vocab_size": 11, "max_position_embeddings": 9}
+    torch.manual_seed(0)
+    model = GPTNeoXForCausalLM(GPTNeoXConfig(**ids, **sizes)).eval()
+    texts = write_on(model, build_tokenizer(), "ab", 20)
+    assert len(texts) == 20 and all(text.startswith("ab") for text in texts)
+    assert len(set(texts)) > 10

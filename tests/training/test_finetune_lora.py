@@ -383,12 +383,20 @@ def test_the_word_of_the_mask_token_and_unknown_words_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name, value",
-    [("completion_length", 0), ("completion_length", -1), ("lora_rank", 0), ("lora_alpha", -1)],
+    "name, value, least",
+    [
+        ("completion_length", 0, 1),
+        ("completion_length", -1, 1),
+        ("lora_rank", -1, 0),
+        ("lora_alpha", -1, 1),
+    ],
 )
-def test_numbers_of_the_command_are_in_their_ranges(name, value):
-    with pytest.raises(ValueError, match=f"{name} must be at least 1, got {value}"):
+def test_numbers_of_the_command_are_in_their_ranges(name, value, least):
+    with pytest.raises(ValueError, match=f"{name} must be at least {least}, got {value}"):
         FinetuningArguments("model", "file", **{name: value})
+    for unused in ({"lora_alpha": 8}, {"lora_dropout": 0.1}):
+        with pytest.raises(ValueError, match="is of LoRA, and lora_rank=0 trains all weights"):
+            FinetuningArguments("model", "file", lora_rank=0, **unused)
     for dropout in (-0.1, 1.0):
         with pytest.raises(ValueError, match=r"lora_dropout must be in \[0, 1\)"):
             FinetuningArguments("model", "file", lora_dropout=dropout)
@@ -454,3 +462,28 @@ def test_a_model_that_cannot_be_loaded_is_one_line(tmp_path, monkeypatch, kind):
     with pytest.raises(SystemExit, match=f"^error: --model {model} cannot be loaded: .") as error:
         finetune(model, tmp_path, records=copies(4))
     assert "\n" not in error.value.code
+
+
+def test_without_lora_all_weights_are_trained_and_the_whole_model_is_written(base, tmp_path):
+    settings = ["--max_steps", "60", "--per_device_train_batch_size", "16", "--ema_decay", "0.5"]
+    out = finetune(base, tmp_path, "--lora_rank", "0", *settings, "--learning_rate", "1e-2")
+    metrics = json.loads((out / "eval_results.json").read_text())
+    assert metrics["eval_nelbo"] < 1.46 < metrics["before_nelbo"]  # as above
+    assert not (out / "adapter").exists()
+    before, after = (
+        LoMDMForMaskedDiffusion.from_pretrained(folder).state_dict()
+        for folder in (base, out / "merged")
+    )
+    assert [name for name in before if torch.equal(before[name], after[name])] == []
+    card = (out / "merged" / "README.md").read_text()
+    assert f"| order bound | {metrics['eval_nelbo']:.4f} |" in card and "lora" not in card
+
+
+def test_the_default_learning_rate_is_smaller_where_all_weights_are_trained():
+    words = ["--model", "m", "--train_file", "f", "--output_dir", "o"]
+    for more, rate in (
+        ([], 1e-3),
+        (["--lora_rank", "0"], 1e-4),
+        (["--lora_rank=0", "--learning_rate", "1e-3"], 1e-3),
+    ):
+        assert command.parse([*words, *more])[1].learning_rate == rate

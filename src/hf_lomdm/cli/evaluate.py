@@ -51,7 +51,6 @@ from hf_lomdm.evaluation.chemnet import require_chemnet
 from hf_lomdm.evaluation.compare import (
     comparison_table,
     measure_table,
-    plot_comparison,
     read_records,
 )
 from hf_lomdm.evaluation.corpus import evaluate_corpus, is_diffusion, process_state, special_tokens
@@ -80,6 +79,7 @@ from hf_lomdm.modeling.rates_lomdm import EqualRates
 from hf_lomdm.pipelines import LoMDMPipeline
 from hf_lomdm.training.ema import take_average
 from hf_lomdm.visualization import visible
+from hf_lomdm.visualization.comparison import plot_comparison
 
 # By the `model_type` of the configuration; all others are AR models.
 MODEL_CLASSES = {"lomdm": LoMDMForMaskedDiffusion, "lomdm_order_adapter": OrderAdapter}

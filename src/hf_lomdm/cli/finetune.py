@@ -1,4 +1,4 @@
-r"""Fine-tune on prompts and answers with LoRA: prompts are given, order heads are full.
+r"""Fine-tune on prompts and answers, with LoRA or in full: prompts are given.
 
 On a GPU:
 
@@ -17,11 +17,14 @@ a plain one, saved with it. Special tokens that texts spell out are text. Answer
 filled up with EOS to `--completion_length` tokens, which is the `max_new_tokens` to sample with.
 The same command started again continues from the newest complete checkpoint.
 
-`OUTPUT_DIR/adapter` holds what was trained alone and names its base; `peft` reads it, and
-`export_to_hub.py` makes a Hub folder of it. `OUTPUT_DIR/merged` holds the whole model as a Hub
-folder. Both are averaged weights with `--ema_decay` (the default is 0: runs are short).
+With LoRA the order heads are trained in full. `OUTPUT_DIR/adapter` holds what was trained alone and
+names its base; `peft` reads it, and `export_to_hub.py` makes a Hub folder of it. `--lora_rank 0`
+trains all weights, by default at a tenth of the learning rate, and writes no adapter.
+`OUTPUT_DIR/merged` holds the whole model as a Hub folder. All are averaged weights with
+`--ema_decay` (the default is 0: runs are short).
 """
 
+import copy
 from pathlib import Path
 
 import torch
@@ -36,8 +39,9 @@ from hf_lomdm.pipelines import LoMDMPipeline
 from hf_lomdm.pipelines.hub_folder_lomdm import check_target
 from hf_lomdm.training.checkpointing import RunError
 from hf_lomdm.training.finetuning import (
+    FULL_LEARNING_RATE,
     FinetuningArguments,
-    LoraTrainingArguments,
+    FinetuningTrainingArguments,
     add_lora,
     load_finetuned,
     merge_adapter,
@@ -55,15 +59,24 @@ def main(arguments: list[str] | None = None) -> None:
         train(options, trainer, length)
 
 
+def parse(
+    arguments: list[str] | None,
+) -> tuple[FinetuningArguments, FinetuningTrainingArguments]:
+    """The arguments; the default of the learning rate depends on `lora_rank`."""
+    kinds = (FinetuningArguments, FinetuningTrainingArguments)
+    parser = HfArgumentParser(kinds, allow_abbrev=False)
+    if not parser.parse_args(arguments).lora_rank:
+        parser.set_defaults(learning_rate=FULL_LEARNING_RATE)
+    return parser.parse_args_into_dataclasses(arguments)
+
+
 def prepare(arguments: list[str] | None) -> tuple[FinetuningArguments, LoMDMTrainer, int]:
     """What the command line asks for, the trainer with its rows, and the tokens of an answer.
 
     Raises:
         ValueError: an argument, a file or the model cannot be used; says which and what to do.
     """
-    options, args = HfArgumentParser(
-        (FinetuningArguments, LoraTrainingArguments), allow_abbrev=False
-    ).parse_args_into_dataclasses(arguments)
+    options, args = parse(arguments)
     check(args)
     check_target(Path(args.output_dir) / "merged", "lomdm")
     set_seed(args.seed)
@@ -73,8 +86,10 @@ def prepare(arguments: list[str] | None) -> tuple[FinetuningArguments, LoMDMTrai
     if tokenizer.chat_template is None:
         tokenizer.chat_template = CHAT_TEMPLATE
     rows, length = load_rows(options, tokenizer, base.config)
-    model = add_lora(base, options.lora_rank, options.lora_alpha, options.lora_dropout)
-    model.print_trainable_parameters()
+    model = base
+    if options.lora_rank:
+        model = add_lora(base, options.lora_rank, options.lora_alpha, options.lora_dropout)
+        model.print_trainable_parameters()
     longest = max(len(row["input_ids"]) for split in rows.values() for row in split)
     trainer = LoMDMTrainer(
         model=model,
@@ -89,22 +104,24 @@ def prepare(arguments: list[str] | None) -> tuple[FinetuningArguments, LoMDMTrai
 
 
 def train(options: FinetuningArguments, trainer: LoMDMTrainer, length: int) -> None:
-    """Trains, measures, saves the adapter and the whole model, and answers the first prompt."""
+    """Trains, measures, saves an adapter and the whole model, and answers the first prompt."""
     args, folder = trainer.args, Path(trainer.args.output_dir)
     before = trainer.evaluate(metric_key_prefix="before")
     trainer.train(args.resume_from_checkpoint)
     after = trainer.evaluate()
-    trainer.save_model(str(folder / "adapter"))
+    if options.lora_rank:
+        trainer.save_model(str(folder / "adapter"))
     if trainer.is_world_process_zero():
-        write_base_config(trainer.model, folder / "adapter", options.model)
+        if options.lora_rank:
+            write_base_config(trainer.model, folder / "adapter", options.model)
         trainer.save_metrics("eval", before | after)
         record = describe_run(options, args, trainer, after)
-        pipe = save_merged(options, folder, trainer.processing_class, record)
+        pipe = save_whole(options, folder, trainer, record)
         report(before, after)
         show_answer(pipe, trainer.eval_dataset[0], length)
 
 
-def check(args: LoraTrainingArguments) -> None:
+def check(args: FinetuningTrainingArguments) -> None:
     """Raises `ValueError` for what this script does not do."""
     if args.fsdp or args.deepspeed:
         raise ValueError(
@@ -153,25 +170,31 @@ def report(before: dict[str, float], after: dict[str, float]) -> None:
 def describe_run(
     options: FinetuningArguments, args, trainer: LoMDMTrainer, metrics
 ) -> TrainingRecord:
-    """The record of the merged model."""
+    """The record of the whole model."""
     data = (
         f"prompts and answers of `{Path(options.train_file).name}`, of which only the answers count"
     )
     record = TrainingRecord.of(args, trainer.state.global_step, metrics, data)
-    record.settings |= {
-        name: getattr(options, name) for name in ("lora_rank", "lora_alpha", "lora_dropout")
-    }
+    if options.lora_rank:
+        record.settings |= {
+            name: getattr(options, name) for name in ("lora_rank", "lora_alpha", "lora_dropout")
+        }
     record.base_model = None if Path(options.model).exists() else options.model
     return record
 
 
-def save_merged(
-    options: FinetuningArguments, folder: Path, tokenizer, record: TrainingRecord
+def save_whole(
+    options: FinetuningArguments, folder: Path, trainer: LoMDMTrainer, record: TrainingRecord
 ) -> LoMDMPipeline:
-    """Writes the whole model of the saved adapter as a Hub folder, and loads it from there."""
-    merged = merge_adapter(load_finetuned(options, tokenizer), folder / "adapter")
-    card = model_card("merged", describe_diffusion(merged.config), record)
-    make_pipeline(merged, tokenizer).save_pretrained(folder / "merged", model_card=card)
+    """Writes the trained model as a Hub folder, and loads it from there."""
+    tokenizer = trainer.processing_class
+    if options.lora_rank:
+        model = merge_adapter(load_finetuned(options, tokenizer), folder / "adapter")
+    else:
+        with trainer.averaged_weights():
+            model = copy.deepcopy(trainer.accelerator.unwrap_model(trainer.model)).eval()
+    card = model_card("merged", describe_diffusion(model.config), record)
+    make_pipeline(model, tokenizer).save_pretrained(folder / "merged", model_card=card)
     record.save(folder / "merged")  # an export makes its card from it
     return LoMDMPipeline.from_pretrained(folder / "merged")
 

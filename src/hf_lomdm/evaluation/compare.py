@@ -1,4 +1,4 @@
-"""Systems side by side: records of evaluations in one table and one picture, with error bars.
+"""Systems side by side: records of evaluations in one table, with errors.
 
 Records of the same rows are compared text by text: what makes a text hard is the same for both
 systems and cancels, so that the error of the difference is often several times smaller than the
@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-
-from .corpus import Z95
 
 # Further rows of the table for likelihood records.
 _DETAILS = {
@@ -133,58 +131,6 @@ def comparison_table(records: dict[str, dict[str, Any]]) -> str:
             ]
         )
     return _align(lines)
-
-
-def plot_comparison(records: dict[str, dict[str, Any]], path: str | Path) -> None:
-    """Draws each measure of the records in its own panel, with 95 % intervals, to a file.
-
-    Raises:
-        ValueError: matplotlib is not installed, the format of the file is unknown, or there is
-            nothing to draw.
-    """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ValueError(
-            "plots need matplotlib. Install it: pip install 'hf-lomdm[viz]'."
-        ) from error
-    columns = {name: measures(record) for name, record in records.items()}
-    names = list(dict.fromkeys(measure for column in columns.values() for measure in column))
-    if not names:
-        raise ValueError(
-            "the records hold no measures with standard errors, so there is nothing to draw."
-        )
-    across = min(3, len(names))
-    down = math.ceil(len(names) / across)
-    figure = Figure(
-        figsize=(4.2 * across, (1.1 + 0.32 * len(records)) * down), layout="constrained"
-    )
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(down, across, squeeze=False, sharey=True).flatten()
-    for axis, measure in zip(axes, names, strict=False):
-        _draw_measure(axis, measure, columns)
-    for axis in axes[len(names) :]:
-        axis.set_visible(False)
-    try:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=150)
-    except ValueError as error:
-        raise ValueError(
-            f"the plot cannot be written to {path}: {error}. Pass for example comparison.png."
-        ) from error
-
-
-def _draw_measure(axis: Any, measure: str, columns: dict[str, dict[str, tuple]]) -> None:
-    """One panel: the measure of each record, one below the other."""
-    for place, column in enumerate(columns.values()):
-        value, error = column.get(measure, (math.nan, None))
-        reach = None if error is None else Z95 * error
-        axis.errorbar(value, place, xerr=reach, fmt="o", capsize=3, color="C0")
-    axis.set_yticks(range(len(columns)), list(columns))
-    axis.set_ylim(len(columns) - 0.5, -0.5)
-    axis.set_title(measure, fontsize="medium")
-    axis.grid(axis="x", alpha=0.3)
 
 
 def _find_measures(

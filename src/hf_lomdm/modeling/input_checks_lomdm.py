@@ -54,6 +54,15 @@ def check_certainties(sample: Tensor, certainties: Tensor | None) -> None:
     )
 
 
+def check_timestep(timestep: float | Tensor) -> None:
+    """Raises `ValueError` for what is no number, or more than one."""
+    number = isinstance(timestep, Real)
+    if isinstance(timestep, Tensor):
+        number = timestep.numel() == 1
+    wrong = f"timestep must be one number, got {describe(timestep)}. Pass timesteps[i]."
+    require(number, wrong)
+
+
 def describe(value: object) -> str:
     """What an error says of a value: dtype and shape of a tensor, anything else as it is."""
     return (

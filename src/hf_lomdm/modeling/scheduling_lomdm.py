@@ -8,8 +8,9 @@ position counted from the first real token. So a row alone, padded, in a batch, 
 the fast path gets the same tokens.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from numbers import Real
+from typing import Any
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -24,7 +25,7 @@ from .input_checks_lomdm import (
     check_certainties,
     check_given,
     check_shapes,
-    describe,
+    check_timestep,
     float64_rates,
     require,
 )
@@ -134,6 +135,13 @@ class LoMDMScheduler(Corrections, SchedulerMixin, ConfigMixin):
     ):
         self.num_inference_steps: int | None = None
         self.timesteps: Tensor | None = None
+
+    @classmethod
+    def from_config(cls, config: Any = None, **kwargs) -> Any:
+        """As in diffusers, which takes what is no mapping for the name of a repository to load."""
+        wrong = f"config must be a mapping of settings, got {config!r}. Pass scheduler.config."
+        require(isinstance(config, Mapping), wrong)
+        return super().from_config(config, **kwargs)
 
     def register_to_config(self, **kwargs) -> None:
         """Changes settings; the constructor does it too. Each is checked (`check_setting`)."""
@@ -416,12 +424,7 @@ class LoMDMScheduler(Corrections, SchedulerMixin, ConfigMixin):
         require(
             total is not None, "timesteps is None. Call set_timesteps(num_inference_steps) first."
         )
-        number = (
-            timestep.numel() == 1 if isinstance(timestep, Tensor) else isinstance(timestep, Real)
-        )
-        require(
-            number, f"timestep must be one number, got {describe(timestep)}. Pass timesteps[i]."
-        )
+        check_timestep(timestep)
         if isinstance(timestep, Tensor) and timestep.device.type not in ("cpu", "mps"):
             return (timestep.reshape(()) * total).round().clamp(1, total).to(device, torch.int64)
         steps_left = float(timestep) * total

@@ -15,6 +15,8 @@ from ..modeling.modeling_lomdm import LoMDMForMaskedDiffusion
 from .arguments import LoMDMTrainingArguments, ModelArguments
 from .models import foreign_model, is_foreign
 
+# The default of `learning_rate` where all weights are trained.
+FULL_LEARNING_RATE = 1e-4
 # Modules that are trained in full where the model has them.
 RATE_MODULES = ("phi", "psi", "omega")
 
@@ -53,7 +55,10 @@ class FinetuningArguments:
         metadata={"help": "Of a model that is converted: learned (the default), uniform, ..."},
     )
     lora_rank: int = field(
-        default=16, metadata={"help": "Rank of the updates of the backbone's linear layers."}
+        default=16,
+        metadata={
+            "help": "Rank of the updates of the backbone's linear layers, or 0: all weights."
+        },
     )
     lora_alpha: int = field(
         default=32, metadata={"help": "Scale of the updates; they are multiplied by alpha / rank."}
@@ -63,24 +68,31 @@ class FinetuningArguments:
     )
 
     def __post_init__(self):
-        for name in ("completion_length", "lora_rank", "lora_alpha"):
+        for name, least in (("completion_length", 1), ("lora_rank", 0), ("lora_alpha", 1)):
             value = getattr(self, name)
-            if value is not None and value < 1:
+            if value is not None and value < least:
                 raise ValueError(
-                    f"{name} must be at least 1, got {value}. Leave it out for the default."
+                    f"{name} must be at least {least}, got {value}. Leave it out for the default."
                 )
         if not 0 <= self.lora_dropout < 1:
             raise ValueError(
                 f"lora_dropout must be in [0, 1), got {self.lora_dropout}. The default is 0."
             )
+        for name in ("lora_alpha", "lora_dropout") if not self.lora_rank else ():
+            if getattr(self, name) != type(self).__dataclass_fields__[name].default:
+                raise ValueError(
+                    f"{name}={getattr(self, name)} is of LoRA, and lora_rank=0 trains all weights. "
+                    "Leave it out."
+                )
 
 
 @dataclass
-class LoraTrainingArguments(LoMDMTrainingArguments):
-    """`LoMDMTrainingArguments` with the defaults of a short run on few weights."""
+class FinetuningTrainingArguments(LoMDMTrainingArguments):
+    """`LoMDMTrainingArguments` with the defaults of a short run."""
 
     learning_rate: float = field(
-        default=1e-3, metadata={"help": "Peak learning rate of the low-rank updates."}
+        default=1e-3,
+        metadata={"help": "Peak learning rate; the default is 1e-4 with lora_rank 0."},
     )
     ema_decay: float = field(
         default=0.0, metadata={"help": "Decay of the moving average of the weights; 0 = none."}

@@ -82,8 +82,10 @@ def plot_order_over_steps(records: Mapping[int, Mapping], path: str | os.PathLik
     figure.savefig(path, dpi=DPI)
 
 
-def figure_and_axes(width: float, height: float, note: str, columns: int = 1) -> tuple[Any, list]:
-    """A matplotlib figure, its size in inches, with panels side by side, in our style.
+def figure_and_axes(
+    width: float, height: float, note: str, columns: int = 1, rows: int = 1
+) -> tuple[Any, list]:
+    """A matplotlib figure, its size in inches, with panels row by row, in our style.
 
     Args:
         note: a sentence or two below the panels, which says what there is to see.
@@ -97,7 +99,7 @@ def figure_and_axes(width: float, height: float, note: str, columns: int = 1) ->
     figure = Figure(figsize=(width, height), layout="constrained")
     columns_of_note = int(width * CHARACTERS)
     figure.supxlabel("\n".join(textwrap.wrap(note, columns_of_note)), fontsize="small")
-    all_axes = [figure.add_subplot(1, columns, column + 1) for column in range(columns)]
+    all_axes = [figure.add_subplot(rows, columns, place + 1) for place in range(rows * columns)]
     for axes in all_axes:
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.3, linewidth=0.6)
