@@ -181,7 +181,7 @@ def test_seeds_draw_orders_by_their_law_and_the_true_tokens_are_revealed(model):
     for steps, probability, _ in ways(model, table):
         order = [FREE[revealed[0]] for _, revealed, _ in steps]
         drawn = (chosen == torch.tensor(order)).all(-1)
-        expected = float(probability) * count
+        expected = float(probability.detach()) * count
         chi2 += (int(drawn.sum()) - expected) ** 2 / expected
         log_p = torch.stack([-table.nll[state, revealed[0]] for state, revealed, _ in steps])
         torch.testing.assert_close(reveals.log_p[drawn][0], log_p.detach(), **EXACT)
