@@ -17,13 +17,13 @@ from hf_lomdm.modeling.checkpoint_lomdm import weight_shapes
 from without_package import run_without_package
 
 ROOT = Path(__file__).parents[1]
-NAMES = ("lomdm-enwiki", "lomdm-sudoku", "lomdm-moses")
+NAMES = ("lomdm-enwiki", "lomdm-sudoku", "lomdm-moses", "lomdm-sudoku-order")
 FOLDERS = tuple(ROOT / "checkpoints" / name for name in NAMES)
 FILES = {"README.md", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
 FILES |= {"scheduler/scheduler_config.json", "training_record.json", "order.png"}
 # where both are as good, the fast suite runs the Sudoku model
 EACH = [
-    pytest.param(folder, marks=[] if "sudoku" in folder.name else [pytest.mark.slow])
+    pytest.param(folder, marks=[] if folder.name == "lomdm-sudoku" else [pytest.mark.slow])
     for folder in FOLDERS
 ]
 AUTO_CLASSES = """
@@ -73,8 +73,8 @@ def test_auto_classes_load_them_with_the_package_and_do_not_ask_to_run_code(fold
 @pytest.mark.parametrize("folder", EACH, ids=lambda folder: folder.name)
 def test_their_exported_hub_folders_write_the_same_without_the_package(folder, tmp_path):
     exported = export_to_hub_folder(folder, tmp_path / "export")
-    prompts = {"lomdm-sudoku": PUZZLE, "lomdm-enwiki": "The city of", "lomdm-moses": "c1ccccc1"}
-    prompt = prompts[folder.name]
+    prompts = {"lomdm-enwiki": "The city of", "lomdm-moses": "c1ccccc1"}
+    prompt = prompts.get(folder.name, PUZZLE)
     code, arguments = REMOTE_CODE, (exported, prompt)
     sequences, size, module = run_without_package(code, *arguments, folder=tmp_path)
     pipe = load(folder)
@@ -114,6 +114,17 @@ def test_the_one_of_sudoku_solves_a_puzzle_of_30_clues():
         PUZZLE, num_inference_steps=81, generator=torch.Generator().manual_seed(0)
     )
     assert out.texts == [SOLUTION]
+
+
+def test_the_one_with_an_order_of_its_own_solves_it_in_that_order():
+    generator = [torch.Generator().manual_seed(seed) for seed in range(8)]
+    how = {"num_inference_steps": 81, "num_return_sequences": 8, "generator": generator}
+    solved = {
+        folder.name: load(folder)(PUZZLE, sampler="sequential", **how).texts.count(SOLUTION)
+        for folder in (FOLDERS[1], FOLDERS[3])
+    }
+    assert load(FOLDERS[3]).scheduler.config.sampler == "sequential"
+    assert solved["lomdm-sudoku"] < 4 < solved["lomdm-sudoku-order"]
 
 
 def test_the_one_of_moses_writes_molecules_that_end():
