@@ -163,7 +163,7 @@ def test_steps_are_a_limit_that_is_kept_evenly(count):
 def test_no_certainty_is_one_at_a_time_with_the_law_of_one_at_a_time(make_model, count):
     """`threshold=1` and `entropy_bound=0`: the exact process, in the order of certainty too."""
     pipe = make_pipe(make_model().double())
-    limits = dict(threshold=1.0, entropy_bound=0.0)
+    limit = {"threshold": 1.0, "entropy_bound": 0.0}[count]
     for sampler in ORDERS:
         plain, bounded = (
             pipe(
@@ -174,7 +174,7 @@ def test_no_certainty_is_one_at_a_time_with_the_law_of_one_at_a_time(make_model,
                 generator=[torch.Generator().manual_seed(seed) for seed in (1, 2)],
                 **options,
             )
-            for options in ({}, dict(count=count, **limits))
+            for options in ({}, {"count": count, count: limit})
         )
         assert torch.equal(plain.sequences, bounded.sequences)
         assert torch.equal(plain.order, bounded.order)
@@ -230,7 +230,12 @@ def test_the_names_are_an_order_with_a_count(make_model, sampler):
     pipe = make_pipe(make_model().double())
     order = {"threshold": "confidence", "entropy_bound": "entropy"}[sampler]
     named, spelt = (
-        pipe(None, 31, generator=torch.Generator().manual_seed(0), **options, **BOUNDS)
+        pipe(
+            *(None, 31),
+            generator=torch.Generator().manual_seed(0),
+            **options,
+            **{sampler: BOUNDS[sampler]},
+        )
         for options in (dict(sampler=sampler), dict(sampler=order, count=sampler))
     )
     assert torch.equal(named.sequences, spelt.sequences) and torch.equal(named.order, spelt.order)

@@ -61,7 +61,7 @@ def same(name, *weights):
     [
         (["--clues", "40"], "--clues must be two numbers"),
         (["--clues", "40", "30"], "--clues must be two numbers"),
-        (["--model", "nowhere"], "--model nowhere cannot be loaded"),
+        (["--model", "no/such/folder"], "--model no/such/folder cannot be loaded"),
         (["--num_orders", "1"], "num_orders must be at least 2, got 1"),
         (["--sure", "2"], "sure must be in"),
     ],

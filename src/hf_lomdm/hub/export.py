@@ -15,6 +15,7 @@ from ..modeling.configuration_lomdm import LoMDMConfig
 from ..modeling.modeling_lomdm import LoMDMForMaskedDiffusion
 from ..modeling.scheduling_lomdm import LoMDMScheduler
 from ..pipelines import LoMDMPipeline
+from ..pipelines.hub_folder_lomdm import check_target
 from ..training import model_card as cards
 from ..training.ema import AVERAGE, take_average
 from ..training.uploading import explained_upload
@@ -81,6 +82,7 @@ def export_to_hub_folder(
     else:
         model = model if dtype is None else copy.deepcopy(model).to(dtype)
         settings["block_size"] = model.config.block_size
+    check_target(output, model.config.model_type)
     _check_replaced(output, model.config)
     settings |= {**(scheduler_config or {}), "mask_token_id": model.config.mask_token_id}
     pipe = LoMDMPipeline(model, LoMDMScheduler(**settings), tokenizer)
