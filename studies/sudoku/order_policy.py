@@ -27,7 +27,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch.utils.data import Dataset
 from transformers import HfArgumentParser, set_seed
 
 from hf_lomdm import LoMDMForMaskedDiffusion
@@ -35,16 +34,7 @@ from hf_lomdm.cli.errors import FROM_OUTSIDE, loading, user_errors
 from hf_lomdm.data.arguments import DataArguments
 from hf_lomdm.data.batches import LoMDMDataCollator
 from hf_lomdm.data.splits import data_fingerprint
-from hf_lomdm.data.sudoku import (
-    CELLS,
-    PAD,
-    VARIANTS,
-    Puzzle,
-    add_clues,
-    augment,
-    load_sudoku,
-    training_rows,
-)
+from hf_lomdm.data.sudoku import CELLS, PAD, VARIANTS, Puzzle, SudokuRows, load_sudoku
 from hf_lomdm.training.arguments import LoMDMTrainingArguments
 from hf_lomdm.training.checkpointing import RunError
 from hf_lomdm.training.order_policy import CREDITS, OrderPolicyTrainer
@@ -97,27 +87,21 @@ class PolicyTrainingArguments(LoMDMTrainingArguments):
     seed: int = 1
 
 
-class EasierPuzzles(Dataset):
+class EasierPuzzles(SudokuRows):
     """Rows of puzzles in any guise, with `fewest` to `most` clues, or their own if these are more.
 
     Row `i` is the same whenever it is read.
     """
 
     def __init__(self, puzzles: Sequence[Puzzle], fewest: int, most: int, variants: int):
-        self.puzzles, self.fewest, self.most, self.variants = puzzles, fewest, most, variants
+        super().__init__(puzzles, variants)
+        self.fewest, self.most = fewest, most
         contents = json.dumps([puzzles, fewest, most, variants])
-        # called as in `datasets.Dataset`
         self._fingerprint = hashlib.sha256(contents.encode()).hexdigest()
 
-    def __len__(self) -> int:
-        return len(self.puzzles) * self.variants
-
-    def __getitem__(self, index: int) -> dict[str, list[int]]:
-        generator = torch.Generator().manual_seed(index)
-        puzzle = augment(self.puzzles[index % len(self.puzzles)], generator)
+    def draw_clues(self, own: int, generator: torch.Generator) -> int:
         total = int(torch.randint(self.fewest, self.most + 1, (), generator=generator))
-        given = sum(map(bool, puzzle.clues))
-        return training_rows([add_clues(puzzle, max(given, total), generator)])[0]
+        return max(own, total)
 
 
 def load_model(policy: PolicyArguments) -> LoMDMForMaskedDiffusion:

@@ -224,9 +224,12 @@ class SudokuRows(Dataset):
     def __getitem__(self, index: int) -> dict[str, list[int]]:
         generator = torch.Generator().manual_seed(index)
         puzzle = augment(self.puzzles[index % len(self.puzzles)], generator)
-        fewest = sum(map(bool, puzzle.clues))
-        total = int(torch.randint(fewest, max(fewest, MOST_CLUES) + 1, (), generator=generator))
+        total = self.draw_clues(sum(map(bool, puzzle.clues)), generator)
         return training_rows([add_clues(puzzle, total, generator)])[0]
+
+    def draw_clues(self, own: int, generator: torch.Generator) -> int:
+        """How many clues a puzzle with `own` clues is given."""
+        return int(torch.randint(own, max(own, MOST_CLUES) + 1, (), generator=generator))
 
 
 def sudoku_tokenizer() -> PreTrainedTokenizerFast:

@@ -258,9 +258,8 @@ class LoMDMLM(TemplateLM):
     def _check_known(self, rows: list[list[int]]) -> None:
         unknown = self.tokenizer.unk_token_id
         if unknown not in (self.eot_token_id, self.prefix_token_id):
-            check_known(
-                sum(ids.count(unknown) for ids in rows), sum(map(len, rows)), "the requests"
-            )
+            found = sum(ids.count(unknown) for ids in rows)
+            check_known(found, sum(map(len, rows)), "the requests")
 
     @torch.no_grad()
     def _is_greedy(
@@ -375,10 +374,8 @@ def _load(
     if not isinstance(pretrained, (str, Path)):
         pipe = pretrained
         if how:
-            raise ValueError(
-                f"model_args has {sorted(how)}, but pretrained is a pipeline. Build it as it shall "
-                "be."
-            )
+            wrong = f"model_args has {sorted(how)}, but pretrained is a pipeline."
+            raise ValueError(f"{wrong} Build it as it shall be.")
     else:
         if Path(pretrained).is_dir() and how.get("revision", "main") != "main":
             raise ValueError(

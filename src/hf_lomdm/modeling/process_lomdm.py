@@ -477,6 +477,11 @@ def _masked_rates(
     return w_masked, block_sum(w_masked, blocks), block_sum(v * masked, blocks)
 
 
+def log_prob_next(rates: Tensor, masked: Tensor) -> Tensor:
+    """Log-law `[B, L]` of the next position, `v_i / sum of v` over those `masked` `[B, L]`."""
+    return rates.log().masked_fill(~masked, -torch.inf).log_softmax(-1)
+
+
 def rloo_score(bounds: Tensor, log_q: Tensor) -> Tensor:
     """The RLOO term `[B, N]` of `K` independent views; the baseline is the others' mean bound.
 

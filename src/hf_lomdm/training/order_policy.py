@@ -16,7 +16,7 @@ from torch import Generator, Tensor
 from ..evaluation import NelboEstimate
 from ..modeling.batch_lomdm import Batch
 from ..modeling.modeling_lomdm import LoMDMOutput
-from ..modeling.process_lomdm import draw_order_view
+from ..modeling.process_lomdm import draw_order_view, log_prob_next, rloo_score
 from ..modeling.random_lomdm import position_exponentials, position_uniforms, row_seeds
 from ..modeling.token_draw_lomdm import certainty, inverse_cdf
 from .model_card import Description
@@ -57,7 +57,7 @@ def log_next_position(model: Any, features: Tensor, states: Batch, masked: Tenso
     It is differentiable in psi. Arguments as in `Reveals`.
     """
     rates = model.rate_law.reverse_rates(model, features, states)
-    return rates.log().masked_fill(~masked, -torch.inf).log_softmax(-1)
+    return log_prob_next(rates, masked)
 
 
 @torch.no_grad()
@@ -131,9 +131,7 @@ def order_objective(
     )
     to_come = log_p.flip(-1).cumsum(-1).flip(-1)
     value = to_come if credit == "log_likelihood" else to_come[..., :1].exp()
-    # minus the mean of the others
-    advantage = (value - value.mean(0)) * num_orders / (num_orders - 1)
-    score = (advantage * log_q).sum(-1).mean(0)
+    score = rloo_score(value, log_q).sum(-1)
     return value[..., 0].mean(0) + score - score.detach(), -log_p.sum(-1).mean(0)
 
 
