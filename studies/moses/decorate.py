@@ -31,20 +31,26 @@ MOST_WINDOWS, LONGEST_WINDOW = 3, 8
 MOST_DRAWN = 24
 
 
-def parse_options() -> argparse.Namespace:
+def make_parser(description: str | None, output: str) -> argparse.ArgumentParser:
+    """The options of whatever decorates scaffolds."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", type=nonempty, required=True)
     parser.add_argument("--file", type=nonempty, required=True, help="molecules with the scaffolds")
     parser.add_argument("--train_file", type=nonempty, help="what is not new")
     parser.add_argument("--num_scaffolds", type=whole(1), default=200)
     parser.add_argument("--num_samples", type=whole(1), default=100, help="for each")
+    parser.add_argument("--seed", type=whole(0), default=0)
+    parser.add_argument("--output", type=nonempty, default=output)
+    return parser
+
+
+def parse_options() -> argparse.Namespace:
+    parser = make_parser(__doc__, "outputs/studies/decorate.json")
     parser.add_argument("--batch_size", type=whole(1), default=64)
     parser.add_argument("--num_inference_steps", type=whole(1), default=24)
     parser.add_argument("--sampler")
-    parser.add_argument("--seed", type=whole(0), default=0)
-    parser.add_argument("--output", type=nonempty, default="outputs/studies/decorate.json")
     parser.add_argument("--picture", type=nonempty, help="draw the first ones to this file")
     return parser.parse_args()
 

@@ -8,7 +8,6 @@ the model writes on until it ends the molecule. What it adds hangs on the last a
 and the measures are those of `decorate.py`; `decorated` counts what is more than the scaffold.
 """
 
-import argparse
 import importlib
 import random
 import sys
@@ -18,7 +17,6 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from hf_lomdm.cli.errors import loading, user_errors
-from hf_lomdm.cli.option_types import nonempty, whole
 from hf_lomdm.data.tokenizers import load_tokenizer
 from hf_lomdm.evaluation.molecule_descriptors import canonical, require_rdkit
 from hf_lomdm.evaluation.molecule_reference import known_molecules
@@ -28,23 +26,9 @@ sys.path.append(str(Path(__file__).parent))
 decorate = importlib.import_module("decorate")
 
 
-def parse_options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--model", type=nonempty, required=True)
-    parser.add_argument("--file", type=nonempty, required=True, help="molecules with the scaffolds")
-    parser.add_argument("--train_file", type=nonempty, help="what is not new")
-    parser.add_argument("--num_scaffolds", type=whole(1), default=200)
-    parser.add_argument("--num_samples", type=whole(1), default=100, help="for each")
-    parser.add_argument("--seed", type=whole(0), default=0)
-    parser.add_argument("--output", type=nonempty, default="outputs/studies/decorate_causal.json")
-    return parser.parse_args()
-
-
 @user_errors()
 def main() -> None:
-    options = parse_options()
+    options = decorate.make_parser(__doc__, "outputs/studies/decorate_causal.json").parse_args()
     require_rdkit()
     with loading("--model", options.model):
         model = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32).eval()

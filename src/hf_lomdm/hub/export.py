@@ -82,7 +82,6 @@ def export_to_hub_folder(
     else:
         model = model if dtype is None else copy.deepcopy(model).to(dtype)
         settings["block_size"] = model.config.block_size
-    check_target(output, model.config.model_type)
     _check_replaced(output, model.config)
     settings |= {**(scheduler_config or {}), "mask_token_id": model.config.mask_token_id}
     pipe = LoMDMPipeline(model, LoMDMScheduler(**settings), tokenizer)
@@ -103,6 +102,7 @@ def export_to_hub_folder(
 
 def _check_replaced(output: Path, config: LoMDMConfig) -> None:
     """Refuses to replace a model that is not a version of this one."""
+    check_target(output, config.model_type)
     if not (output / "config.json").is_file():
         return
     there, ours = LoMDMConfig.get_config_dict(output)[0], config.to_dict()
