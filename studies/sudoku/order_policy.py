@@ -34,7 +34,7 @@ from hf_lomdm.cli.errors import FROM_OUTSIDE, loading, user_errors
 from hf_lomdm.data.arguments import DataArguments
 from hf_lomdm.data.batches import LoMDMDataCollator
 from hf_lomdm.data.splits import data_fingerprint
-from hf_lomdm.data.sudoku import CELLS, PAD, VARIANTS, Puzzle, SudokuRows, load_sudoku
+from hf_lomdm.data.sudoku import CELLS, PAD, VARIANTS, VOCABULARY, Puzzle, SudokuRows, load_sudoku
 from hf_lomdm.training.arguments import LoMDMTrainingArguments
 from hf_lomdm.training.checkpointing import RunError
 from hf_lomdm.training.order_policy import CREDITS, OrderPolicyTrainer
@@ -113,6 +113,12 @@ def load_model(policy: PolicyArguments) -> LoMDMForMaskedDiffusion:
             dtype=torch.float32,
             attn_implementation="eager",  # on a CPU in bfloat16 the faster one for 81 cells
             **options,
+        )
+    found = model.config.vocab_size, model.config.max_position_embeddings
+    if found != (VOCABULARY, CELLS):
+        raise ValueError(
+            f"--model {policy.model} has {found[0]} tokens and {found[1]} positions, a model of "
+            f"Sudokus {VOCABULARY} and {CELLS}. Pass one of --task sudoku."
         )
     if options:
         for head in (model.phi, model.psi):

@@ -15,7 +15,7 @@ from hf_lomdm.evaluation.compare import (
     read_records,
 )
 from hf_lomdm.evaluation.corpus import evaluate_corpus
-from hf_lomdm.visualization import plot_comparison
+from hf_lomdm.visualization import comparison, plot_comparison
 
 TEXTS = [[0, 2, 1, 1], [2, 2, 0, 1], [1, 0], [2, 1, 0, 0], [0, 0, 2], [1, 1, 2, 2]]
 
@@ -162,6 +162,15 @@ def test_the_plot_is_written(records, tmp_path, name):
     assert len(content) > 5_000 and (
         content[:4] == b"\x89PNG" or b"perplexity" in content or b"<svg" in content
     )
+
+
+def test_a_bar_of_the_plot_is_the_95_percent_interval():
+    axes = pytest.importorskip("matplotlib.figure").Figure().add_subplot()
+    columns = {"one": {"loss": (2.0, 0.5)}, "two": {"loss": (3.0, None)}}
+    comparison._draw_measure(axes, "loss", columns, named=True)
+    (segment,) = (bars.get_segments()[0] for bars in axes.collections)
+    assert segment[:, 0].tolist() == pytest.approx([2 - 1.96 * 0.5, 2 + 1.96 * 0.5], abs=1e-3)
+    assert [line.get_xdata().tolist() for line in axes.lines][-1] == [3.0]
 
 
 def test_records_are_named_by_what_tells_them_apart(records, tmp_path):

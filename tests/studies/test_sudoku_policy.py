@@ -17,6 +17,7 @@ from order_policy import EasierPuzzles, main  # noqa: E402
 
 PUZZLES = str(ROOT / "tests" / "fixtures" / "sudoku.csv")
 CHECKPOINT = str(ROOT / "checkpoints" / "lomdm-sudoku")
+OF_TEXTS = CHECKPOINT.replace("lomdm-sudoku", "lomdm-enwiki")
 SHORT = ["--max_steps", "2", "--per_device_train_batch_size", "2", "--max_validation_rows", "2"]
 
 
@@ -62,6 +63,7 @@ def same(name, *weights):
         (["--clues", "40"], "--clues must be two numbers"),
         (["--clues", "40", "30"], "--clues must be two numbers"),
         (["--model", "no/such/folder"], "--model no/such/folder cannot be loaded"),
+        (["--model", OF_TEXTS], "a model of Sudokus 12 and 81"),
         (["--num_orders", "1"], "num_orders must be at least 2, got 1"),
         (["--sure", "2"], "sure must be in"),
     ],

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file
 from transformers import AutoModel
 
 from conftest import build_model
@@ -466,7 +467,8 @@ def test_a_model_that_cannot_be_loaded_is_one_line(tmp_path, monkeypatch, kind):
 
 def test_without_lora_all_weights_are_trained_and_the_whole_model_is_written(base, tmp_path):
     settings = ["--max_steps", "60", "--per_device_train_batch_size", "16", "--ema_decay", "0.5"]
-    out = finetune(base, tmp_path, "--lora_rank", "0", *settings, "--learning_rate", "1e-2")
+    settings += ["--save_strategy", "steps", "--save_steps", "60", "--learning_rate", "1e-2"]
+    out = finetune(base, tmp_path, "--lora_rank", "0", *settings)
     metrics = json.loads((out / "eval_results.json").read_text())
     assert metrics["eval_nelbo"] < 1.46 < metrics["before_nelbo"]  # as above
     assert not (out / "adapter").exists()
@@ -475,6 +477,8 @@ def test_without_lora_all_weights_are_trained_and_the_whole_model_is_written(bas
         for folder in (base, out / "merged")
     )
     assert [name for name in before if torch.equal(before[name], after[name])] == []
+    average = load_file(out / "checkpoint-60" / "ema.safetensors")
+    assert all(torch.equal(after[name], average[name]) for name in average)
     card = (out / "merged" / "README.md").read_text()
     assert f"| order bound | {metrics['eval_nelbo']:.4f} |" in card and "lora" not in card
 
