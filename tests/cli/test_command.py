@@ -122,11 +122,17 @@ def test_a_chat_answers_line_by_line(tmp_path, monkeypatch, capsys):
     pipe.save_pretrained(tmp_path / "model")
     answers = []
     for _ in range(2):
-        monkeypatch.setattr(sys, "stdin", io.StringIO("abc\ncab\n\nnever read\n"))
+        # the second line is of characters that the tokenizer does not know
+        monkeypatch.setattr(sys, "stdin", io.StringIO("abc\n\u96ea\ncab\n\nnever read\n"))
         options = ["--max_new_tokens", "6", "--system", "be", "--seed", "3"]
         run("chat", str(tmp_path / "model"), *options, monkeypatch=monkeypatch)
-        answers.append(capsys.readouterr().out.splitlines())
+        out, err = capsys.readouterr()
+        answers.append(out.splitlines())
+        assert err.count("error: ") == 1 and "\u96ea" in err
     assert answers[0] == answers[1] and len(answers[0]) == 2  # two lines, two answers, one seed
+    monkeypatch.setattr(sys, "stdin", io.StringIO("abc\ncab\n"))
+    run("chat", str(tmp_path / "model"), *options, monkeypatch=monkeypatch)
+    assert capsys.readouterr().out.splitlines() == answers[0]  # as if it had not been said
 
 
 def test_a_missing_extra_is_one_line(monkeypatch):

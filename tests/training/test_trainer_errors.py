@@ -151,6 +151,33 @@ def test_a_collator_that_masks_is_refused_before_it_reaches_the_weights(tmp_path
     trainer.train()
 
 
+@pytest.mark.parametrize("how", ["label_smoothing_factor", "compute_loss_func"])
+def test_a_plain_trainer_that_takes_the_labels_out_is_refused_at_its_first_step(tmp_path, how):
+    smoothed = {"label_smoothing_factor": 0.1} if how == "label_smoothing_factor" else {}
+    own = {} if smoothed else {how: lambda outputs, labels, **_: outputs.logits.sum()}
+    args = TrainingArguments(
+        str(tmp_path), max_steps=2, use_cpu=True, report_to="none", disable_tqdm=True, **smoothed
+    )
+    model = build_model()
+    trainer = Trainer(model, args, collate, train_dataset=make_texts(), **own)
+    with pytest.raises(ValueError, match="labels: none given in training, .* set it to 0"):
+        trainer.train()
+
+
+def test_training_without_labels_goes_on_once_a_mask_was_seen():
+    model, clean = build_model(), torch.zeros((2, 6), dtype=torch.int64)
+    mask = model.config.mask_token_id
+    model.train()
+    model(input_ids=clean, output_logits=False)  # hidden states alone may be what is trained
+    with torch.no_grad():
+        model(input_ids=clean)
+    with pytest.raises(ValueError, match="no position of input_ids is masked"):
+        model(input_ids=clean)
+    model(input_ids=clean.index_fill(1, torch.tensor([0]), mask)).logits[:, 0].logsumexp(-1)
+    model(input_ids=clean)  # a batch in which chance masked nothing
+    model.eval()(input_ids=clean)
+
+
 @pytest.mark.parametrize(
     "name", ["compute_metrics", "preprocess_logits_for_metrics", "compute_loss_func"]
 )

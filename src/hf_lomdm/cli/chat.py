@@ -2,7 +2,8 @@
 
     lomdm chat outputs/chat/merged --max_new_tokens 64
 
-An empty line or Ctrl-D ends it. The model writes an answer of `--max_new_tokens` tokens, in as many
+An empty line or Ctrl-D ends it. A line that cannot be answered, such as one of characters that the
+tokenizer does not know, is named and left out. The model writes an answer of `--max_new_tokens` tokens, in as many
 steps, and stops at its EOS.
 """
 
@@ -12,7 +13,7 @@ from typing import Any
 
 import torch
 
-from hf_lomdm.cli.errors import user_errors
+from hf_lomdm.cli.errors import one_line, user_errors
 from hf_lomdm.cli.option_types import SEED, between, nonempty, whole
 from hf_lomdm.cli.sample import DTYPES, MOST_STEPS, MOST_TOKENS, load
 from hf_lomdm.modeling.scheduling_lomdm import SAMPLERS
@@ -56,9 +57,13 @@ def main(arguments: list[str] | None = None) -> None:
     messages: list[dict[str, str]] = start
     generator = torch.Generator().manual_seed(options.seed)
     while line := ask():
-        messages.append({"role": "user", "content": line})
-        text = answer(pipe, messages, options, generator)
-        messages.append({"role": "assistant", "content": text})
+        question = {"role": "user", "content": line}
+        try:
+            text = answer(pipe, [*messages, question], options, generator)
+        except ValueError as error:  # of this line: the conversation goes on without it
+            print(f"error: {one_line(error)}", file=sys.stderr, flush=True)
+            continue
+        messages += [question, {"role": "assistant", "content": text}]
         print(visible(text), flush=True)
 
 

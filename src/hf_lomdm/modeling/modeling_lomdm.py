@@ -70,6 +70,7 @@ class LoMDMForMaskedDiffusion(Adapted, LoMDMWithLoss):
         else:
             self._take_over(backbone)
         self.rate_law = RATE_LAWS[config.rate_type]
+        self._has_trained_on_masks = False
         modules = self.rate_law.modules(config)
         self.phi, self.psi, self.omega = (modules.get(name) for name in ("phi", "psi", "omega"))
         self.post_init()
@@ -252,6 +253,7 @@ class LoMDMForMaskedDiffusion(Adapted, LoMDMWithLoss):
         check_unread(self.config, unread)
         check_forward_arguments(self, labels, past_key_values, logits_to_keep, output_hidden_states)
         if labels is None:
+            self._check_something_to_learn(input_ids, output_logits)
             inputs = {
                 "input_ids": input_ids,
                 "inputs_embeds": inputs_embeds,
@@ -270,6 +272,25 @@ class LoMDMForMaskedDiffusion(Adapted, LoMDMWithLoss):
         )
         batch = self.make_batch(clean, attention_mask, maskable, inputs_embeds)
         return self._loss(batch, quantiles, generator, bound)
+
+    def _check_something_to_learn(self, input_ids: Tensor | None, output_logits: bool) -> None:
+        """Raises `ValueError` where training without labels begins on texts without a mask.
+
+        A trainer that takes the labels out (`label_smoothing_factor`) would fit what is read. Asked
+        until a mask has been seen: looking waits for the device.
+        """
+        learns = self.training and torch.is_grad_enabled() and output_logits
+        if self._has_trained_on_masks or input_ids is None or not learns:
+            return
+        if torch.compiler.is_compiling():
+            return
+        if not (input_ids == self.config.mask_token_id).any():
+            raise ValueError(
+                "labels: none given in training, and no position of input_ids is masked, so there "
+                "is nothing to learn. Pass labels (a Trainer with label_smoothing_factor takes "
+                "them out: set it to 0), mask input_ids, or call eval() or output_logits=False."
+            )
+        self._has_trained_on_masks = True
 
     def make_batch(
         self,
