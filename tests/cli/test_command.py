@@ -116,8 +116,8 @@ def test_a_chat_answers_line_by_line(tmp_path, monkeypatch, capsys):
     from tiny_tokenizer import build_tokenizer
 
     tokenizer = build_tokenizer()
-    turn = "{% for m in messages %}{{ m['role'][0] }}{{ m['content'] }}{% endfor %}"
-    tokenizer.chat_template = turn
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    tokenizer.unk_token = "<pad>"
     pipe = LoMDMPipeline(build_model(), LoMDMScheduler(mask_token_id=10), tokenizer)
     pipe.save_pretrained(tmp_path / "model")
     answers = []
