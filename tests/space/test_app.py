@@ -270,8 +270,9 @@ def test_settings_that_the_page_would_not_send_are_refused_before_any_work(
         with pytest.raises(app.gr.Error, match=f"^'?{label} must be "):
             next(write("tiny", *SETTINGS[:place], value, *SETTINGS[place + 1 :]))
     for unknown in ("other", None, ["tiny"], 1):
-        with pytest.raises(app.gr.Error, match="Choose one of the models"):
+        with pytest.raises(app.gr.Error, match="Choose one of the models") as refused:
             next(write(unknown, *SETTINGS))
+        assert refused.value.title == "Nothing was written"
 
 
 @pytest.fixture

@@ -131,12 +131,17 @@ def _writer(models: dict[str, Shown]) -> Any:
         try:
             yield from _find(models, name).write(Settings(*fields))
         except Refused as error:  # what the visitor typed; anything else is a bug and stays one
-            raise gr.Error(str(error), print_exception=False) from error
+            raise _refusal(str(error)) from error
 
     return write
 
 
 def _find(models: dict[str, Shown], name: Any) -> Shown:
     if not isinstance(name, str) or name not in models:
-        raise gr.Error("Choose one of the models of the page.", print_exception=False)
+        raise _refusal("Choose one of the models of the page.")
     return models[name]
+
+
+def _refusal(reason: str) -> gr.Error:
+    """What the page shows of a visitor's mistake; the log of the server has nothing to say."""
+    return gr.Error(reason, title="Nothing was written", print_exception=False)
