@@ -7,8 +7,9 @@ import sys
 
 import pytest
 import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
 
-from hf_lomdm import LoMDMPipeline, LoMDMScheduler
+from hf_lomdm import LoMDMForMaskedDiffusion, LoMDMPipeline, LoMDMScheduler
 from hub_server import HubServer
 from tiny_tokenizer import build_tokenizer
 from without_package import run_without_package
@@ -29,6 +30,7 @@ PULL = """
 import json
 import sys
 import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
 from diffusers import DiffusionPipeline
 from transformers import AutoModel, AutoTokenizer
 
@@ -120,6 +122,7 @@ model.push_to_hub("tester/plain")
 PULL_PLAIN = """
 import json
 import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
 from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM
 
 name, revision = "tester/plain", sys.argv[1]
@@ -213,3 +216,17 @@ def test_a_pushed_model_alone_brings_its_code(make_model, tmp_path):
         assert torch.allclose(
             torch.tensor(values), expected, atol=1e-6 if dtype == "torch.float32" else 0.1
         )
+
+
+def test_a_hub_that_cannot_be_reached_is_asked_once(monkeypatch):
+    asked = []
+
+    def unreachable(name, file, **_):
+        asked.append(file)
+        raise LocalEntryNotFoundError("no connection")
+
+    monkeypatch.setattr("transformers.utils.hub.hf_hub_download", unreachable)
+    for name in ("nowhere", "nowhere/at-all"):
+        with pytest.raises(OSError, match="couldn't connect"):
+            LoMDMForMaskedDiffusion.from_pretrained(name)
+    assert asked == ["config.json"] * 2  # each question waits for a connection

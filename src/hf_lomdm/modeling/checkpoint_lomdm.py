@@ -57,10 +57,13 @@ class Checkpoint:
             self.folder = Path(self.name)
 
     def find(self, name: str) -> str | None:
-        """The path of one of its files, downloaded if need be; `None` if it has none."""
-        return cached_file(
-            self.name, name, _raise_exceptions_for_missing_entries=False, **self.download
-        )
+        """The path of one of its files, downloaded if need be; `None` if it has none.
+
+        Raises:
+            OSError: `config.json`, which is asked for first, when the Hub cannot be reached.
+        """
+        strict = {"_raise_exceptions_for_missing_entries": name == CONFIG}
+        return cached_file(self.name, name, **strict, **self.download)
 
     def weight_files(self) -> list[str]:
         """Paths of the safetensors files that hold the weights, all of them of this folder.
