@@ -114,8 +114,15 @@ def test_copies_train_alone_in_rounds_as_in_one_go_and_the_winner_is_kept(search
     assert {trainer.num_steps_trained for trainer in trainers} == {2}  # of each, in each round
     assert found.checkpoint.name == "checkpoint-4"
     weights = load_file(found.checkpoint / "model.safetensors")
-    name, last = [seen for seen in judge.seen if seen[0] == "left_to_right"][-1]
+    first, last = [state for name, state in judge.seen if name == "left_to_right"]
     assert all(torch.equal(weights[key], last[key]) for key in weights)
+    # started again it takes no step, and judges what it judged before
+    trainers.clear()
+    _, judge = search(trainer=make)
+    assert {trainer.num_steps_trained for trainer in trainers} == {0}
+    states = [state for name, state in judge.seen if name == "left_to_right"]
+    for state, before in zip(states, (first, last), strict=True):
+        assert all(torch.equal(state[key], before[key]) for key in state)
     # rounds neither restart nor skip
     order = {"position_log_rates": found.log_rates, "rate_type": "uniform"}
     model = build_model(max_position_embeddings=LENGTH, **order)
@@ -140,6 +147,24 @@ def test_no_order_is_better_than_a_worse_one(search):
     worse = {name: [bound + (name != "random") for bound in b] for name, b in BOUNDS.items()}
     found, _ = search(worse)
     assert found.name == "random" and found.log_rates is None
+
+
+def search_on(search, random, left_to_right, **options):
+    """A search whose third round and those behind it are of these two bounds by round."""
+    later = {"random": [1.0, 0.98, *random], "left_to_right": [0.5, 0.5, *left_to_right]}
+    found, judge = search({**BOUNDS, "right_to_left": [0.6, 0.6], **later}, **options)
+    return found.name, len([name for name, _ in judge.seen if name == "random"])
+
+
+def test_an_order_that_is_only_learned_sooner_does_not_win(search):
+    # of a lead of 0.5, then 0.48, then 0.3, the random order makes up the rest in the fourth round
+    assert search_on(search, [0.8, 0.5], [0.5, 0.5]) == ("random", 4)
+    # a lead that stays wins as soon as it stays
+    assert search_on(search, [0.8, 0.81], [0.5, 0.5]) == ("left_to_right", 4)
+
+
+def test_a_lead_that_shrinks_within_its_error_has_not_shrunk(search):
+    assert search_on(search, [], [], spread=0.05) == ("left_to_right", 2)
 
 
 def train_words(tmp_path, *words):

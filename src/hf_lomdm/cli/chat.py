@@ -3,8 +3,8 @@
     lomdm chat outputs/chat/merged --max_new_tokens 64
 
 An empty line or Ctrl-D ends it. A line that cannot be answered, such as one of characters that the
-tokenizer does not know, is named and left out. The model writes an answer of `--max_new_tokens` tokens, in as many
-steps, and stops at its EOS.
+tokenizer does not know, is named and left out. The model writes an answer of `--max_new_tokens`
+tokens, in as many steps, and stops at its EOS.
 """
 
 import argparse

@@ -6,6 +6,7 @@ same texts and draws: by successive halving, with a copy in random order beside 
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ from ..evaluation.compare import difference
 from ..evaluation.corpus import evaluate_corpus
 from ..evaluation.records import write_record
 from .arguments import LoMDMTrainingArguments
+from .checkpointing import is_complete
 from .trainer import LoMDMTrainer
 
 RANDOM = "random"
@@ -57,9 +59,10 @@ def search_order(
     """The best of `candidate_orders`, each tried in `output_dir/order_search`.
 
     All candidates train for `order_search` steps, the better half of the orders goes on for as
-    many, and so on until one is left. It wins if it is clearly better than no order. The record of
-    all rounds is `output_dir/order_search.json`. Killed and started again, the search goes on from
-    its checkpoints.
+    many, and so on until one is left; this one goes on as long as it loses its lead over the random
+    order. It wins if it is clearly better than no order. The record of all rounds is
+    `output_dir/order_search.json`. Killed and started again, the search goes on from its
+    checkpoints.
 
     Args:
         make_trainer: a trainer with a new model of `position_log_rates`, for these arguments.
@@ -67,7 +70,7 @@ def search_order(
     """
     orders, folder = candidate_orders(length), Path(args.output_dir) / "order_search"
     names, rounds = list(LATENESS), []
-    while len(names) > 1:
+    while len(names) > 1 or _loses_its_lead(rounds, names[0]):
         steps = (len(rounds) + 1) * args.order_search
         records = {
             name: _try(make_trainer, orders[name], _audition(args, folder / name, steps))
@@ -75,7 +78,7 @@ def search_order(
         }
         rounds.append(_summary(records, steps))
         print(f"order search, {steps} steps: {_line(rounds[-1])}", flush=True)
-        names = sorted(names, key=lambda name: records[name]["value"])[: len(names) // 2]
+        names = sorted(names, key=lambda name: records[name]["value"])[: -(-len(names) // 2)]
     gain, error, _ = difference(records[RANDOM], records[names[0]])
     clear = error is not None and gain > Z * error
     winner = names[0] if clear else RANDOM
@@ -86,8 +89,22 @@ def search_order(
     return found
 
 
+def _loses_its_lead(rounds: list[dict[str, Any]], name: str) -> bool:
+    """Whether an order leads clearly, and clearly by less than one round before.
+
+    A steady order is learned sooner than a random one. Where that is all, the lead goes away.
+    """
+    before, now = (tried["bounds"][name] for tried in rounds[-2:])
+    if now["standard_error"] is None:
+        return False
+    lost = now["minus_random"] - before["minus_random"]
+    leads = -now["minus_random"] > Z * now["standard_error"]
+    return leads and lost > Z * math.hypot(now["standard_error"], before["standard_error"])
+
+
 def _audition(args: LoMDMTrainingArguments, folder: Path, steps: int) -> LoMDMTrainingArguments:
-    """The arguments of one trial: a constant learning rate, no evaluation, one checkpoint."""
+    """The arguments of one trial: a constant learning rate, no evaluation, a checkpoint a round."""
+    end = folder / f"checkpoint-{steps}"
     return dataclasses.replace(
         args,
         output_dir=str(folder),
@@ -99,8 +116,8 @@ def _audition(args: LoMDMTrainingArguments, folder: Path, steps: int) -> LoMDMTr
         eval_strategy="no",
         save_strategy="steps",
         save_steps=args.order_search,
-        save_total_limit=1,
-        resume_from_checkpoint="auto",
+        save_total_limit=None,  # a search that is started again reads those of earlier rounds
+        resume_from_checkpoint=str(end) if is_complete(end) else "auto",
         load_best_model_at_end=False,
         push_to_hub=False,
         report_to="none",
