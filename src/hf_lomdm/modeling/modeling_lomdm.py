@@ -487,7 +487,7 @@ def check_forward_arguments(
             f"layers take part), got {type(past_key_values).__name__} of "
             f"{len(past_key_values.layers)} layers."
         )
-    if model.training and model.is_gradient_checkpointing:
+    if model.training and any(getattr(m, "gradient_checkpointing", False) for m in model.modules()):
         raise ValueError(
             "past_key_values is dropped by gradient checkpointing in training. Call model.eval() "
             "first."
