@@ -174,6 +174,12 @@ def test_training_without_labels_goes_on_once_a_mask_was_seen():
 
     with pytest.raises(ValueError, match="no position of input_ids is masked"):
         step(clean)
+    weights = dict(model.named_parameters())
+    sums = torch.func.grad(
+        lambda own: torch.func.functional_call(model, own, (masked,)).logits[..., :10].sum()
+    )(weights)
+    assert sums["lm_head.bias"].abs().sum() > 0
+    model.has_trained_on_masks = False
     model.eval()
     step(clean)  # gradients for their own sake
     model.train()

@@ -409,9 +409,12 @@ class _Learned(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, logits: Tensor, model: LoMDMForMaskedDiffusion, input_ids: Tensor) -> Tensor:
-        ctx.model, ctx.input_ids = model, input_ids
+    def forward(logits: Tensor, model: LoMDMForMaskedDiffusion, input_ids: Tensor) -> Tensor:
         return logits.view_as(logits)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:  # else torch.func could not take it
+        _, ctx.model, ctx.input_ids = inputs
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
