@@ -1,5 +1,6 @@
 """Fixtures for all tests: the smallest real models."""
 
+import gc
 import os
 import shutil
 import tempfile
@@ -12,6 +13,9 @@ os.environ.setdefault(
     "TORCHINDUCTOR_CACHE_DIR",
     f"{tempfile.gettempdir()}/hf-lomdm-compiled-{os.environ.get('ATEN_CPU_CAPABILITY', 'unset')}",
 )
+
+# Tests see processes that die, never a disk without power: nothing has to wait for the disk.
+os.fsync = lambda descriptor: None
 
 import pytest
 import torch
@@ -44,6 +48,14 @@ def build_model(**overrides) -> LoMDMForMaskedDiffusion:
         torch.nn.init.normal_(model.phi.given)
     torch.set_rng_state(generator_state)
     return model.eval()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def little_to_search():
+    """The collector of garbage, which each run of a trainer calls, passes over what is there before
+    the tests of a file: all libraries and all collected tests."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture
