@@ -22,6 +22,10 @@ import torch
 
 from hf_lomdm import LoMDMConfig, LoMDMForMaskedDiffusion
 
+# Nothing that is there by now will be garbage: the collector, which each run of a trainer calls,
+# need not search it, here and in the processes that tests fork.
+gc.freeze()
+
 TINY = {
     "vocab_size": 11,
     "mask_token_id": 10,
@@ -52,8 +56,7 @@ def build_model(**overrides) -> LoMDMForMaskedDiffusion:
 
 @pytest.fixture(scope="module", autouse=True)
 def little_to_search():
-    """The collector of garbage, which each run of a trainer calls, passes over what is there before
-    the tests of a file: all libraries and all collected tests."""
+    """The collector of garbage passes over what has come since: collected tests, more libraries."""
     gc.collect()
     gc.freeze()
 

@@ -97,29 +97,31 @@ def causal_folder(tmp_path_factory) -> Path:
     return folder
 
 
-# their blocks compile, quantise or convert; those of the other pages run in the fast suite
-LONG = ("conversion.md", "ecosystem.md", "space.md")
+# what every reader runs, in one process; each of the other pages has one of its own
+FIRST = [ROOT / "README.md", ROOT / "docs" / "tutorials" / "quickstart.md"]
+OTHERS = [page for page in PAGES if blocks(page) and page not in FIRST]
+RUN = "import runpy, sys; [runpy.run_path(path, run_name='__main__') for path in sys.argv[1:]]"
 
 
 @pytest.mark.parametrize(
-    "page",
-    [
-        pytest.param(page, marks=[pytest.mark.slow] if page.name in LONG else [])
-        for page in PAGES
-        if blocks(page)
-    ],
-    ids=lambda page: page.name,
+    "pages",
+    [FIRST, *(pytest.param([page], marks=pytest.mark.slow) for page in OTHERS)],
+    ids=lambda pages: "-".join(page.name for page in pages),
 )
-def test_every_python_block_of_the_page_runs_from_the_root_of_the_repository(
-    page, tmp_path, hub_folder, causal_folder
+def test_every_python_block_of_a_page_runs_from_the_root_of_the_repository(
+    pages, tmp_path, request
 ):
-    code = "\n".join(blocks(page)).replace(PLACEHOLDER, str(hub_folder))
-    code = code.replace(CAUSAL, str(causal_folder))
-    for word, module in NEEDS.items():
-        if word in code and importlib.util.find_spec(module) is None:
-            pytest.skip(f"{page.name} needs {module}")
-    script = tmp_path / "blocks.py"
-    script.write_text(code)
+    scripts = []
+    for page in pages:
+        code = "\n".join(blocks(page))
+        for name, fixture in ((PLACEHOLDER, "hub_folder"), (CAUSAL, "causal_folder")):
+            if name in code:
+                code = code.replace(name, str(request.getfixturevalue(fixture)))
+        for word, module in NEEDS.items():
+            if word in code and importlib.util.find_spec(module) is None:
+                pytest.skip(f"{page.name} needs {module}")
+        scripts.append(tmp_path / f"{page.stem}.py")
+        scripts[-1].write_text(code)
     # a process of its own: blocks compile, quantise and set up accelerators
     environment = {
         **os.environ,
@@ -127,7 +129,7 @@ def test_every_python_block_of_the_page_runs_from_the_root_of_the_repository(
         "OMP_NUM_THREADS": "1",
         "TMPDIR": str(tmp_path),
     }
-    command = [sys.executable, str(script)]
+    command = [sys.executable, "-c", RUN, *map(str, scripts)]
     done = subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
     )

@@ -11,7 +11,7 @@ from hf_lomdm import LoMDMPipeline, LoMDMScheduler
 
 # A chi-square statistic this many standard deviations out has probability 3e-5; seeds are fixed.
 Z = 4.0
-MASK, SAMPLES = oracles.SMALLEST["mask_token_id"], 20_000
+MASK, SAMPLES = oracles.SMALLEST["mask_token_id"], 5_000
 
 
 @pytest.fixture
