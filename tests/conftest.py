@@ -14,16 +14,12 @@ os.environ.setdefault(
     f"{tempfile.gettempdir()}/hf-lomdm-compiled-{os.environ.get('ATEN_CPU_CAPABILITY', 'unset')}",
 )
 
+import pytest
+
 # Tests see processes that die, never a disk without power: nothing has to wait for the disk.
 os.fsync = lambda descriptor: None
-
-import pytest
-import torch
-
-from hf_lomdm import LoMDMConfig, LoMDMForMaskedDiffusion
-
-# Nothing that is there by now will be garbage: the collector, which each run of a trainer calls,
-# need not search it, here and in the processes that tests fork.
+# The collector of garbage, which each run of a trainer calls, need not search what is there by now:
+# in a process that a test forks, all libraries.
 gc.freeze()
 
 TINY = {
@@ -40,8 +36,13 @@ TINY = {
 }
 
 
-def build_model(**overrides) -> LoMDMForMaskedDiffusion:
+def build_model(**overrides):
     """A random model in eval mode whose token laws and rates differ clearly between positions."""
+    # not above: the process that hands out the tests to others would wait for it
+    import torch
+
+    from hf_lomdm import LoMDMConfig, LoMDMForMaskedDiffusion
+
     generator_state = torch.get_rng_state()
     torch.manual_seed(overrides.pop("seed", 0))
     model = LoMDMForMaskedDiffusion(LoMDMConfig(**{**TINY, "initializer_range": 0.3, **overrides}))

@@ -244,10 +244,10 @@ def test_corrections_keep_the_law_of_an_exact_network(sampler, corrector_k):
 
 def test_corrections_bring_a_wrong_law_to_that_of_the_network():
     """All at once is a product of marginals; enough Gibbs steps forget it."""
-    assert distance(write_exact(exact_pipe(), 4_000, 1), exact_pipe().model.law) > 3 * Z
+    assert distance(write_exact(exact_pipe(), 2_000, 1), exact_pipe().model.law) > 3 * Z
     for corrector_k in (1, 2):
-        pipe = exact_pipe(corrector_steps=24, corrector_k=corrector_k)
-        assert distance(write_exact(pipe, 4_000, 1), pipe.model.law) < Z
+        pipe = exact_pipe(corrector_steps=16, corrector_k=corrector_k)
+        assert distance(write_exact(pipe, 2_000, 1), pipe.model.law) < Z
 
 
 def test_ancestral_corrections_reveal_one_at_a_time():

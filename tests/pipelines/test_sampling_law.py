@@ -138,5 +138,5 @@ def test_ancestral_approaches_the_exact_process_as_steps_grow(pipe, grid):
     # the error is about proportional to 1 / steps
     assert gaps[1] < gaps[0] / 2 and gaps[2] < gaps[1] / 2 and gaps[2] < 0.03
     pipe.scheduler = LoMDMScheduler(mask_token_id=MASK, sampler="ancestral", grid=grid)
-    assert distance(write(pipe, [MASK] * 3, 32, samples=4_000).sequences, exact) < Z
-    assert distance(write(pipe, [MASK] * 3, 1, samples=4_000).sequences, exact) > Z
+    assert distance(write(pipe, [MASK] * 3, 32, samples=2_000).sequences, exact) < Z
+    assert distance(write(pipe, [MASK] * 3, 1, samples=2_000).sequences, exact) > Z

@@ -59,7 +59,14 @@ def whole(tmp_path_factory) -> dict[str, torch.Tensor]:
     return checkpoint_tensors(folder / "checkpoint-4")
 
 
-@pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
+@pytest.mark.parametrize(
+    "number",
+    [
+        pytest.param(number, marks=[pytest.mark.slow] if number is signal.SIGHUP else [])
+        for number in SIGNALS
+    ],
+    ids=lambda number: number.name,
+)
 def test_a_signal_saves_a_checkpoint_says_so_and_the_same_command_goes_on_bit_by_bit(
     tmp_path, whole, number
 ):
