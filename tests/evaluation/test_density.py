@@ -38,6 +38,7 @@ def test_a_measured_density_keeps_the_value_whatever_the_batches_of_the_pilot(
     assert abs(even["value"] - fitted["value"]) < Z * error < 0.1 and fitted["density"] == density
 
 
+@pytest.mark.slow
 def test_a_measured_density_lowers_the_error_of_a_trained_model():
     model = LoMDMForMaskedDiffusion.from_pretrained(CHECKPOINT, dtype=torch.float32).eval()
     text = (CHECKPOINT.parents[1] / "LICENSE").read_text()  # English that nobody edits
