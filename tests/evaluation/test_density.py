@@ -38,6 +38,7 @@ def test_a_measured_density_keeps_the_value_whatever_the_batches_of_the_pilot(
     assert abs(even["value"] - fitted["value"]) < Z * error < 0.1 and fitted["density"] == density
 
 
+# what decides between densities is computed below, without a trained model
 @pytest.mark.slow
 def test_a_measured_density_lowers_the_error_of_a_trained_model():
     model = LoMDMForMaskedDiffusion.from_pretrained(CHECKPOINT, dtype=torch.float32).eval()
@@ -60,6 +61,10 @@ def test_the_fitted_density_is_even_only_where_that_is_predicted_to_be_best():
     level = torch.full((2,), 3.0).double()
     assert _predicted_variance(even, level, spread, 1) == pytest.approx(0.01)  # noise alone
     assert _predicted_variance(even, level, spread, 1) < _predicted_variance(rms, level, spread, 1)
+    # a quarter of the draws falls into the first half and counts 2 each, the others count 2/3
+    skew, square = torch.tensor([0.5, 1.5]).double(), 0.25 * 2**2 + 0.75 * (2 / 3) ** 2
+    expected = 3.0**2 * (square - 1) + 0.1**2 * square
+    assert _predicted_variance(skew, level, spread, 1) == pytest.approx(expected)
 
 
 def test_input_that_cannot_work_is_an_error_with_a_remedy(make_model):
