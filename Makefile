@@ -38,7 +38,7 @@ hub-folders: $(VENV)/.installed-demo
 	done
 
 test: $(VENV)/.installed-dev
-	$(run) -m pytest -m "not slow" -n auto --dist loadfile
+	$(run) -m pytest -m "not slow" -n auto --dist worksteal
 
 test-slow: $(VENV)/.installed-dev
 	$(run) -m pytest -m slow

@@ -1,5 +1,6 @@
 """Fixtures for all tests: the smallest real models."""
 
+import gc
 import os
 import shutil
 import tempfile
@@ -14,9 +15,12 @@ os.environ.setdefault(
 )
 
 import pytest
-import torch
 
-from hf_lomdm import LoMDMConfig, LoMDMForMaskedDiffusion
+# Tests see processes that die, never a disk without power: nothing has to wait for the disk.
+os.fsync = lambda descriptor: None
+# The collector of garbage, which each run of a trainer calls, need not search what is there by now:
+# in a process that a test forks, all libraries.
+gc.freeze()
 
 TINY = {
     "vocab_size": 11,
@@ -32,8 +36,13 @@ TINY = {
 }
 
 
-def build_model(**overrides) -> LoMDMForMaskedDiffusion:
+def build_model(**overrides):
     """A random model in eval mode whose token laws and rates differ clearly between positions."""
+    # not above: the process that hands out the tests to others would wait for it
+    import torch
+
+    from hf_lomdm import LoMDMConfig, LoMDMForMaskedDiffusion
+
     generator_state = torch.get_rng_state()
     torch.manual_seed(overrides.pop("seed", 0))
     model = LoMDMForMaskedDiffusion(LoMDMConfig(**{**TINY, "initializer_range": 0.3, **overrides}))
@@ -44,6 +53,13 @@ def build_model(**overrides) -> LoMDMForMaskedDiffusion:
         torch.nn.init.normal_(model.phi.given)
     torch.set_rng_state(generator_state)
     return model.eval()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def little_to_search():
+    """The collector of garbage passes over what has come since: collected tests, more libraries."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

@@ -97,17 +97,20 @@ def causal_folder(tmp_path_factory) -> Path:
     return folder
 
 
-# their blocks compile, quantise or convert; those of the other pages run in the fast suite
-LONG = ("conversion.md", "ecosystem.md", "space.md")
+# what every reader runs, in one process, without names of each other
+FIRST = [page for page in PAGES if page.name in ("README.md", "quickstart.md") and blocks(page)]
 
 
+def test_every_python_block_of_the_first_pages_runs_from_the_root_of_the_repository(tmp_path):
+    assert [page.name for page in FIRST] == ["README.md", "quickstart.md"]
+    codes = ["\n".join(blocks(page)) for page in FIRST]
+    run_from_root("\n".join(f"exec({code!r}, {{}})" for code in codes), tmp_path)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "page",
-    [
-        pytest.param(page, marks=[pytest.mark.slow] if page.name in LONG else [])
-        for page in PAGES
-        if blocks(page)
-    ],
+    [page for page in PAGES if blocks(page) and page not in FIRST],
     ids=lambda page: page.name,
 )
 def test_every_python_block_of_the_page_runs_from_the_root_of_the_repository(
@@ -118,6 +121,10 @@ def test_every_python_block_of_the_page_runs_from_the_root_of_the_repository(
     for word, module in NEEDS.items():
         if word in code and importlib.util.find_spec(module) is None:
             pytest.skip(f"{page.name} needs {module}")
+    run_from_root(code, tmp_path)
+
+
+def run_from_root(code: str, tmp_path: Path) -> None:
     script = tmp_path / "blocks.py"
     script.write_text(code)
     # a process of its own: blocks compile, quantise and set up accelerators

@@ -12,6 +12,7 @@ SHIPPED = Path(__file__).parents[1] / "checkpoints" / "lomdm-enwiki"
 LOAD = (
     f"print(type(transformers.AutoModelForMaskedLM.from_pretrained({str(SHIPPED)!r})).__module__)"
 )
+LOAD_CONFIG = f"print(type(AutoConfig.from_pretrained({str(SHIPPED)!r})).__module__)"
 
 
 def run(code: str) -> str:
@@ -21,56 +22,58 @@ def run(code: str) -> str:
     return done.stdout.strip()
 
 
-def test_the_import_brings_no_library_that_the_model_does_not_need():
+@pytest.fixture(scope="module")
+def found() -> list[str]:
+    """What one interpreter that imports the package first finds, step by step."""
     heavy = ("diffusers", "datasets", "evaluate", "matplotlib")
-    assert (
-        run(f"import sys, hf_lomdm; print([name for name in {heavy} if name in sys.modules])")
-        == "[]"
+    steps = (
+        f"import sys, hf_lomdm; print([name for name in {heavy} if name in sys.modules])",
+        "print(hf_lomdm.LoMDMForMaskedDiffusion._auto_class)",
+        # a model brings the Auto classes while what our model needs is half imported
+        "from transformers import BertModel",
+        f"from transformers import AutoConfig; {LOAD_CONFIG}",
+        f"import transformers; {LOAD}",
     )
+    return run("\n".join(steps)).splitlines()
 
 
-ORDERS = (
-    "import hf_lomdm, transformers",
-    "import hf_lomdm; from diffusers import DiffusionPipeline; import transformers",
-    # a model brings the Auto classes while what our model needs is half imported
-    "import hf_lomdm; from transformers import BertModel; import transformers",
-)
-MORE_ORDERS = (
-    "from transformers import AutoModel; import hf_lomdm, transformers",
-    "import hf_lomdm; from transformers import PreTrainedModel, Trainer; import transformers",
-    "from hf_lomdm import LoMDMScheduler; import transformers",
-    "from hf_lomdm.modeling.backbone_lomdm import LoMDMLayer; import transformers",
-)
+def test_the_import_brings_no_library_that_the_model_does_not_need(found):
+    assert found[0] == "[]"
 
 
+def test_saved_models_take_their_code_along_where_no_auto_class_was_imported(found):
+    assert found[1] == "AutoModel"
+
+
+def test_auto_classes_know_the_model_and_its_configuration_without_remote_code(found):
+    assert found[2] == "hf_lomdm.modeling.configuration_lomdm"
+    assert found[3] == "hf_lomdm.modeling.modeling_lomdm"
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "imports",
-    [*ORDERS, *(pytest.param(order, marks=pytest.mark.slow) for order in MORE_ORDERS)],
+    [
+        "import hf_lomdm, transformers",
+        "import hf_lomdm; from diffusers import DiffusionPipeline; import transformers",
+        "import hf_lomdm; from transformers import BertModel; import transformers",
+        "from transformers import AutoModel; import hf_lomdm, transformers",
+        "import hf_lomdm; from transformers import PreTrainedModel, Trainer; import transformers",
+        "from hf_lomdm import LoMDMScheduler; import transformers",
+        "from hf_lomdm.modeling.backbone_lomdm import LoMDMLayer; import transformers",
+    ],
 )
 def test_auto_classes_know_the_model_in_any_order_of_imports_without_remote_code(imports):
     assert run(f"{imports}; {LOAD}") == "hf_lomdm.modeling.modeling_lomdm"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    "imports",
-    [
-        "import hf_lomdm",
-        pytest.param(
-            "from transformers import AutoConfig; import hf_lomdm", marks=pytest.mark.slow
-        ),
-    ],
+    "imports", ["import hf_lomdm", "from transformers import AutoConfig; import hf_lomdm"]
 )
 def test_auto_config_alone_knows_the_configuration_without_remote_code(imports):
-    load = f"print(type(AutoConfig.from_pretrained({str(SHIPPED)!r})).__module__)"
-    code = f"{imports}; from transformers import AutoConfig; {load}"
+    code = f"{imports}; from transformers import AutoConfig; {LOAD_CONFIG}"
     assert run(code) == "hf_lomdm.modeling.configuration_lomdm"
-
-
-def test_saved_models_take_their_code_along_where_no_auto_class_was_imported():
-    assert (
-        run("from hf_lomdm import LoMDMForMaskedDiffusion as M; print(M._auto_class)")
-        == "AutoModel"
-    )
 
 
 def test_every_public_name_is_there_and_another_is_an_attribute_error():

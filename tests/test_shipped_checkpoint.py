@@ -21,11 +21,6 @@ NAMES = ("lomdm-enwiki", "lomdm-sudoku", "lomdm-moses", "lomdm-sudoku-order")
 FOLDERS = tuple(ROOT / "checkpoints" / name for name in NAMES)
 FILES = {"README.md", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
 FILES |= {"scheduler/scheduler_config.json", "training_record.json", "order.png"}
-# where both are as good, the fast suite runs the Sudoku model
-EACH = [
-    pytest.param(folder, marks=[] if folder.name == "lomdm-sudoku" else [pytest.mark.slow])
-    for folder in FOLDERS
-]
 AUTO_CLASSES = """
 import json, sys
 import torch
@@ -63,14 +58,18 @@ def test_they_carry_weights_configurations_tokenizer_and_card_and_no_code(folder
     assert "auto_map" not in json.loads((folder / "config.json").read_text())
 
 
-@pytest.mark.parametrize("folder", EACH, ids=lambda folder: folder.name)
+# the fast suite loads one of them so in tests/test_import.py
+@pytest.mark.slow
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
 def test_auto_classes_load_them_with_the_package_and_do_not_ask_to_run_code(folder):
     command = [sys.executable, "-c", AUTO_CLASSES, str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     assert done.stdout.split() == ["hf_lomdm.modeling.modeling_lomdm", "True"], done.stderr[-2000:]
 
 
-@pytest.mark.parametrize("folder", EACH, ids=lambda folder: folder.name)
+# and folders without the package in tests/pipelines/test_pipeline_remote_code.py
+@pytest.mark.slow
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
 def test_their_exported_hub_folders_write_the_same_without_the_package(folder, tmp_path):
     exported = export_to_hub_folder(folder, tmp_path / "export")
     prompts = {"lomdm-enwiki": "The city of", "lomdm-moses": "c1ccccc1"}

@@ -99,7 +99,7 @@ def exact_values(model, bound) -> torch.Tensor:
 
 
 def test_gaps_are_those_of_enumeration(smallest):
-    actual = exact_gap(smallest, ROWS, positions=4, num_texts=6, num_samples=120, **QUIET)
+    actual = exact_gap(smallest, ROWS, positions=4, num_texts=6, num_samples=60, **QUIET)
     exact = exact_values(smallest, lambda table: -oracles.log_likelihood(table))
     assert actual["exact"]["value"] == pytest.approx(float(exact.mean()), rel=1e-5)
     for name, bound in (("order", oracles.order_bound), ("time", oracles.time_bound)):

@@ -77,7 +77,15 @@ def test_links_devices_and_pipes_stay_what_they_are(tmp_path):
     os.close(reader)
 
 
-@pytest.mark.parametrize("pipe", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_standard_output_that_is_a_file_gets_the_record_and_stays_open(capfd):
+    print(1, flush=True)
+    write_record("/dev/stdout", 2)
+    print(3)
+    assert capfd.readouterr().out.split() == ["1", "2", "3"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pipe", [False, True])
 def test_standard_output_gets_the_record_and_stays_open(tmp_path, pipe):
     code = (
         "from hf_lomdm.evaluation.records import write_record as w; print(1, flush=True); "

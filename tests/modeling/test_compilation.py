@@ -4,9 +4,18 @@ import pytest
 import torch
 from tiny_texts import IDS, PADDING
 
+BLOCKS = {"rate_type": "token", "block_size": 4}
 
-@pytest.mark.parametrize("padding", [None, PADDING])
-@pytest.mark.parametrize("overrides", [{}, {"rate_type": "token", "block_size": 4}])
+
+@pytest.mark.parametrize(
+    "overrides, padding",
+    [
+        ({}, PADDING),
+        (BLOCKS, None),
+        pytest.param({}, None, marks=pytest.mark.slow),
+        pytest.param(BLOCKS, PADDING, marks=pytest.mark.slow),
+    ],
+)
 def test_the_network_compiles_without_graph_breaks(make_model, padding, overrides):
     model = make_model(**overrides)
     compiled = torch.compile(model, fullgraph=True, backend="eager")
@@ -17,9 +26,7 @@ def test_the_network_compiles_without_graph_breaks(make_model, padding, override
 
 
 SIZES = [(2, 6), (3, 6), (5, 6), (4, 7), (7, 9), (2, 12), (9, 8), (6, 5), (8, 10), (2, 20)]
-FAMILY = pytest.mark.parametrize(
-    "overrides", [{"dropout": 0.1}, {"block_size": 4}], ids=["whole", "blocks"]
-)
+WHOLE, BLOCKED = {"dropout": 0.1}, {"block_size": 4}
 
 
 def same_outputs(actual, expected) -> None:
@@ -29,9 +36,11 @@ def same_outputs(actual, expected) -> None:
     torch.testing.assert_close(actual.rates, expected.rates)
 
 
-@FAMILY
-@pytest.mark.parametrize("dynamic", [None, pytest.param(True, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("gradients", [False, pytest.param(True, marks=pytest.mark.slow)])
+# a size that is part of the graph is seen by the exported one, too
+@pytest.mark.slow
+@pytest.mark.parametrize("overrides", [WHOLE, BLOCKED], ids=["whole", "blocks"])
+@pytest.mark.parametrize("dynamic", [None, True])
+@pytest.mark.parametrize("gradients", [False, True])
 def test_a_few_graphs_serve_all_batch_sizes_and_lengths(make_model, overrides, dynamic, gradients):
     model, graphs = make_model(**overrides), []
     torch.compiler.reset()
@@ -46,8 +55,15 @@ def test_a_few_graphs_serve_all_batch_sizes_and_lengths(make_model, overrides, d
     assert len(graphs) <= (3 if dynamic is None else 1)
 
 
-@FAMILY
-@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize(
+    "overrides, padded",
+    [
+        (WHOLE, False),
+        (BLOCKED, True),
+        pytest.param(WHOLE, True, marks=pytest.mark.slow),
+        pytest.param(BLOCKED, False, marks=pytest.mark.slow),
+    ],
+)
 def test_an_exported_graph_serves_all_batch_sizes_and_lengths(make_model, overrides, padded):
     model = make_model(**overrides)
     shortest = 1 + overrides.get("block_size", 1)  # a single block has a graph of its own

@@ -132,7 +132,7 @@ def test_one_reveal_per_step_writes_with_the_exact_probabilities(make_model, rat
     out = make_pipe(model)(
         [[3] * 3],
         3,
-        num_return_sequences=20_000,
+        num_return_sequences=5_000,
         generator=torch.Generator().manual_seed(0),
         output_type="seq",
     )

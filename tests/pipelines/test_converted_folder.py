@@ -1,5 +1,6 @@
 """A converted model as a Hub folder: it loads without the package and writes the same."""
 
+import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
@@ -41,6 +42,8 @@ def converted(**options) -> LoMDMPipeline:
     return pipe
 
 
+# the fast suite sees a folder of a Llama without the package in tests/training/test_adapted.py
+@pytest.mark.slow
 def test_it_loads_and_saves_and_loads_without_the_package(tmp_path):
     pipe = converted(block_size=2)
     pipe.save_pretrained(tmp_path / "first")

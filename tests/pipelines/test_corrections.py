@@ -64,8 +64,22 @@ def test_given_positions_stay_and_the_last_reveals_are_counted(make_model, setti
         assert [step for step, *_ in reveals] == list(range(pipe.num_timesteps))
 
 
-@pytest.mark.parametrize("rate_type, block_size", [("learned", None), ("token", 4), ("learned", 4)])
-@pytest.mark.parametrize("settings", REMASKING + CORRECTORS, ids=name)
+# every way in blocks, and one of each kind without blocks and with rates of tokens
+ALONE = [("learned", 4, settings) for settings in REMASKING + CORRECTORS]
+ALONE += [("learned", None, REMASKING[0]), ("token", 4, CORRECTORS[0])]
+MORE_ALONE = [
+    (*kind, settings)
+    for kind in (("learned", None), ("token", 4))
+    for settings in REMASKING + CORRECTORS
+    if (*kind, settings) not in ALONE
+]
+
+
+@pytest.mark.parametrize(
+    "rate_type, block_size, settings",
+    [*ALONE, *(pytest.param(*case, marks=pytest.mark.slow) for case in MORE_ALONE)],
+    ids=lambda value: name(value) if isinstance(value, dict) else None,
+)
 def test_rows_are_what_they_are_alone_with_and_without_cache(
     make_model, rate_type, block_size, settings
 ):
@@ -175,7 +189,7 @@ def remask(settings: dict, steps: int) -> torch.Tensor:
     """Texts of the exact network, after a share of reveals that were not the last."""
     model, scheduler = exact_pipe().model, LoMDMScheduler(EXACT_MASK, **ANCESTRAL, **settings)
     scheduler.set_timesteps(steps)
-    sample, generator = torch.full((10_000, N), EXACT_MASK), torch.Generator().manual_seed(0)
+    sample, generator = torch.full((5_000, N), EXACT_MASK), torch.Generator().manual_seed(0)
     # unequal, but the same in every state: a token must not tell how soon it is masked again
     rates = torch.tensor([0.4, 1.0, 1.4]).expand(sample.shape)
     known, reveals = {"given": torch.zeros_like(sample).bool()}, 0.0
@@ -210,22 +224,30 @@ def distance(samples: torch.Tensor, law: dict) -> float:
 
 # ------------------------------------------------------------------------------------ corrector
 
+SAMPLERS = {"sequential": 1, "random": 2, "left_to_right": 3, "confidence": 2}  # and the fast k
 
-@pytest.mark.parametrize("sampler", ["sequential", "random", "left_to_right", "confidence"])
-@pytest.mark.parametrize("corrector_k", [1, 2, 3])
+
+@pytest.mark.parametrize(
+    "sampler, corrector_k",
+    [
+        pytest.param(sampler, k, marks=[] if k == first else pytest.mark.slow)
+        for sampler, first in SAMPLERS.items()
+        for k in (1, 2, 3)
+    ],
+)
 def test_corrections_keep_the_law_of_an_exact_network(sampler, corrector_k):
     pipe = exact_pipe(sampler=sampler, corrector_steps=3, corrector_k=corrector_k)
-    out = write_exact(pipe, 10_000, N)
+    out = write_exact(pipe, 4_000, N)
     # by certainty the first samples have another law: a greedy order of an exact network has not
     assert distance(out, pipe.model.law) < Z
 
 
 def test_corrections_bring_a_wrong_law_to_that_of_the_network():
     """All at once is a product of marginals; enough Gibbs steps forget it."""
-    assert distance(write_exact(exact_pipe(), 4_000, 1), exact_pipe().model.law) > 3 * Z
+    assert distance(write_exact(exact_pipe(), 2_000, 1), exact_pipe().model.law) > 3 * Z
     for corrector_k in (1, 2):
-        pipe = exact_pipe(corrector_steps=24, corrector_k=corrector_k)
-        assert distance(write_exact(pipe, 4_000, 1), pipe.model.law) < Z
+        pipe = exact_pipe(corrector_steps=16, corrector_k=corrector_k)
+        assert distance(write_exact(pipe, 2_000, 1), pipe.model.law) < Z
 
 
 def test_ancestral_corrections_reveal_one_at_a_time():

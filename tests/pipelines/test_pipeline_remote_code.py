@@ -12,6 +12,7 @@ PIPELINE = """
 import json
 import torch
 from diffusers import DiffusionPipeline
+from transformers import AutoModel
 
 first, second = sys.argv[1:]
 pipe = DiffusionPipeline.from_pretrained(first, trust_remote_code=True)
@@ -21,7 +22,11 @@ out = pipe("ab", 5, max_length=20, generator=torch.Generator().manual_seed(3))
 same = type(pipe).from_pretrained(first, trust_remote_code=True)
 sums = [model.lm_head.weight.sum().item() for model in (pipe.model, same.model)]
 written = [out.texts, out.sequences.tolist(), out.order.tolist()]
-print("RESULT", json.dumps([*written, sums, pipe.model.__module__]))
+model = AutoModel.from_pretrained(first, trust_remote_code=True)
+options = {"max_new_tokens": 6, "num_inference_steps": 3, "sampler": "threshold"}
+options |= {"guidance_scale": 1.5, "generator": torch.Generator().manual_seed(3)}
+generated = model.generate(torch.tensor([[1, 3, 4]]), **options).tolist()
+print("RESULT", json.dumps([*written, sums, pipe.model.__module__, generated]))
 """
 
 AUTO_CLASSES = """
@@ -66,13 +71,15 @@ FAMILY = [
     "rate_type, block_size",
     [("learned", None), *(pytest.param(*kind, marks=pytest.mark.slow) for kind in FAMILY)],
 )
-def test_pipeline_loads_saves_and_loads_as_remote_code_and_writes_the_same(
+def test_pipeline_and_generate_are_the_same_as_remote_code_after_saving_and_loading(
     pipe, make_model, tmp_path, rate_type, block_size
 ):
     pipe.model = make_model(rate_type=rate_type, block_size=block_size)
     pipe.save_pretrained(tmp_path / "first")
     code, folders = PIPELINE, (tmp_path / "first", tmp_path / "second")
-    texts, sequences, order, sums, module = run_without_package(code, *folders, folder=tmp_path)
+    texts, sequences, order, sums, module, generated = run_without_package(
+        code, *folders, folder=tmp_path
+    )
     expected = pipe("ab", 5, max_length=20, generator=torch.Generator().manual_seed(3))
     assert module.startswith("diffusers_modules.")
     assert (
@@ -85,6 +92,9 @@ def test_pipeline_loads_saves_and_loads_as_remote_code_and_writes_the_same(
     assert (
         reloaded("ab", 5, max_length=20, generator=torch.Generator().manual_seed(3)).texts == texts
     )
+    options = {"max_new_tokens": 6, "sampler": "threshold", "guidance_scale": 1.5}
+    plain = pipe([[1, 3, 4]], 3, generator=torch.Generator().manual_seed(3), **options)
+    assert generated == plain.sequences.tolist()
 
 
 @pytest.mark.slow
@@ -98,32 +108,6 @@ def test_auto_classes_load_as_remote_code_with_the_same_weights(pipe, tmp_path):
     for values in rates:
         # threads may sum in another order
         assert torch.allclose(torch.tensor(values), expected, atol=1e-6)
-
-
-GENERATE = """
-import json
-import torch
-from transformers import AutoModel
-
-model = AutoModel.from_pretrained(sys.argv[1], trust_remote_code=True)
-options = {"max_new_tokens": 6, "num_inference_steps": 3, "sampler": "threshold"}
-options |= {"guidance_scale": 1.5, "generator": torch.Generator().manual_seed(3)}
-print("RESULT", json.dumps(model.generate(torch.tensor([[1, 3, 4]]), **options).tolist()))
-"""
-
-
-def test_generate_of_a_model_that_is_remote_code_is_the_pipeline_of_its_folder(pipe, tmp_path):
-    pipe.save_pretrained(tmp_path / "first")
-    found = run_without_package(GENERATE, tmp_path / "first", folder=tmp_path)
-    expected = pipe(
-        [[1, 3, 4]],
-        3,
-        max_new_tokens=6,
-        sampler="threshold",
-        guidance_scale=1.5,
-        generator=torch.Generator().manual_seed(3),
-    )
-    assert found == expected.sequences.tolist()
 
 
 ENTRANCES = """

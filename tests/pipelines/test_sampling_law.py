@@ -11,7 +11,7 @@ from hf_lomdm import LoMDMPipeline, LoMDMScheduler
 
 # A chi-square statistic this many standard deviations out has probability 3e-5; seeds are fixed.
 Z = 4.0
-MASK, SAMPLES = oracles.SMALLEST["mask_token_id"], 20_000
+MASK, SAMPLES = oracles.SMALLEST["mask_token_id"], 5_000
 
 
 @pytest.fixture
@@ -138,5 +138,5 @@ def test_ancestral_approaches_the_exact_process_as_steps_grow(pipe, grid):
     # the error is about proportional to 1 / steps
     assert gaps[1] < gaps[0] / 2 and gaps[2] < gaps[1] / 2 and gaps[2] < 0.03
     pipe.scheduler = LoMDMScheduler(mask_token_id=MASK, sampler="ancestral", grid=grid)
-    assert distance(write(pipe, [MASK] * 3, 32, samples=4_000).sequences, exact) < Z
-    assert distance(write(pipe, [MASK] * 3, 1, samples=4_000).sequences, exact) > Z
+    assert distance(write(pipe, [MASK] * 3, 32, samples=2_000).sequences, exact) < Z
+    assert distance(write(pipe, [MASK] * 3, 1, samples=2_000).sequences, exact) > Z

@@ -14,7 +14,7 @@ sys.path.insert(0, str(ROOT / "studies" / "word_orders"))
 
 from text_orders import ORDERS, State, cost_in_order, distance_to_known, main  # noqa: E402
 
-CHECKPOINT = str(ROOT / "checkpoints" / "lomdm-enwiki")
+from tiny_tokenizer import build_tokenizer  # noqa: E402
 
 
 @pytest.fixture
@@ -104,9 +104,12 @@ def test_the_learned_order_draws_with_the_rates():
     torch.testing.assert_close(shares, rates[0] / 2, atol=0.015, rtol=0)  # 4 standard errors
 
 
-def test_the_script_measures_each_order_on_whole_rows(text, tmp_path, capsys):
-    output = tmp_path / "found.json"
-    words = ["--model", CHECKPOINT, "--file", text, "--output", str(output)]
+def test_the_script_measures_each_order_on_whole_rows(make_model, tmp_path, capsys):
+    make_model(max_position_embeddings=16).save_pretrained(tmp_path / "model")
+    build_tokenizer().save_pretrained(tmp_path / "model")
+    text, output = tmp_path / "text.txt", tmp_path / "found.json"
+    text.write_text("abcdefg" * 20)
+    words = ["--model", str(tmp_path / "model"), "--file", str(text), "--output", str(output)]
     main([*words, "--max_rows", "3", "--orders", "left_to_right", "certain"])
     record = json.loads(output.read_text())
     first, second = record["orders"]["left_to_right"], record["orders"]["certain"]
@@ -123,8 +126,8 @@ def test_the_script_measures_each_order_on_whole_rows(text, tmp_path, capsys):
     with pytest.raises(SystemExit, match="2"):
         main([*words, "--max_rows", "1"])
     assert "argument --max_rows: must be a whole number of at least 2" in capsys.readouterr().err
-    (tmp_path / "short.txt").write_text("The city")
-    with pytest.raises(SystemExit, match="must give 2 rows of 64 tokens"):
+    (tmp_path / "short.txt").write_text("abc")
+    with pytest.raises(SystemExit, match="must give 2 rows of 16 tokens"):
         main(
             [
                 *words,

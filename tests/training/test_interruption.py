@@ -3,8 +3,6 @@
 import fcntl
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -61,7 +59,14 @@ def whole(tmp_path_factory) -> dict[str, torch.Tensor]:
     return checkpoint_tensors(folder / "checkpoint-4")
 
 
-@pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
+@pytest.mark.parametrize(
+    "number",
+    [
+        pytest.param(number, marks=[pytest.mark.slow] if number is signal.SIGHUP else [])
+        for number in SIGNALS
+    ],
+    ids=lambda number: number.name,
+)
 def test_a_signal_saves_a_checkpoint_says_so_and_the_same_command_goes_on_bit_by_bit(
     tmp_path, whole, number
 ):
@@ -117,26 +122,23 @@ def test_handlers_come_back_what_is_ignored_stays_ignored_and_the_second_signal_
             signal.signal(number, handler)
 
 
-HOLD = """
-import sys, time
-from hf_lomdm.training.checkpointing import lock
-lock(sys.argv[1])
-print("held", flush=True)
-time.sleep(600)
-"""
+def hold(folder: Path, held) -> None:
+    checkpointing.lock(folder)
+    held.set()
+    time.sleep(600)
 
 
 def test_a_second_process_is_told_that_the_folder_is_in_use_and_a_kill_frees_it(tmp_path):
-    holder = subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True
-    )
-    assert holder.stdout.readline() == "held\n"
+    held = FORKS.Event()
+    holder = FORKS.Process(target=hold, args=(tmp_path, held))
+    holder.start()
+    assert held.wait(timeout=300)
     with pytest.raises(
         ValueError, match="another process is training in output_dir='.*'. Wait for it or stop it"
     ):
         make_trainer(tmp_path, max_steps=1).train("auto")
     holder.kill()
-    holder.communicate()
+    holder.join()
     make_trainer(tmp_path, max_steps=1).train("auto")
     make_trainer(tmp_path, max_steps=1).train("auto")  # the same process may
 

@@ -108,37 +108,43 @@ def test_every_training_argument_is_compared_refused_or_harmless_by_name():
     assert names - harmless - set(REFUSED) == compared and not harmless & (compared | set(REFUSED))
 
 
+OTHER_SETTINGS = [
+    ({"learning_rate": 1e-5}, "learning_rate="),
+    ({"bound": "time"}, "bound='order', not 'time'"),
+    ({"rate_type": "uniform"}, "rate_type='learned', not 'uniform'"),
+    ({"num_attention_heads": 4}, "num_attention_heads=2, not 4"),  # the same shapes
+    (
+        {"lr_scheduler_type": "cosine", "lr_scheduler_kwargs": {"num_cycles": 1}},
+        "lr_scheduler_type=.*; lr_scheduler_kwargs=None, not {'",
+    ),
+    ({"ema_decay": 0.5}, "ema_decay="),
+    ({"frozen_modules": ["psi"]}, r"frozen_modules=None, not \['psi'\]"),
+    (
+        {"gradient_accumulation_steps": 2},
+        r"per_device_train_batch_size \* gradient_accumulation_steps \* world_size=8, not 16",
+    ),
+]
+# compared in the same way as one of those
+MORE_SETTINGS = [
+    ({"seed": 7}, "seed="),
+    ({"c2": 0.1}, "c2="),
+    ({"max_position_embeddings": 64}, "max_position_embeddings="),
+    ({"weight_decay": 0.1}, "weight_decay="),
+    ({"adam_beta1": 0.5}, "adam_beta1="),
+    ({"warmup_steps": 1}, "warmup_steps="),
+    ({"lr_scheduler_type": "constant"}, "lr_scheduler_type='linear', not 'constant'"),
+    ({"max_grad_norm": 0.5}, "max_grad_norm="),
+    ({"dataloader_drop_last": True}, "dataloader_drop_last="),
+    (
+        {"per_device_train_batch_size": 4},
+        r"per_device_train_batch_size \* gradient_accumulation_steps \* world_size=8, not 4",
+    ),
+]
+
+
 @pytest.mark.parametrize(
     "change, named",
-    [
-        ({"learning_rate": 1e-5}, "learning_rate="),
-        ({"seed": 7}, "seed="),
-        ({"bound": "time"}, "bound='order', not 'time'"),
-        ({"rate_type": "uniform"}, "rate_type='learned', not 'uniform'"),
-        ({"c2": 0.1}, "c2="),
-        ({"num_attention_heads": 4}, "num_attention_heads=2, not 4"),  # the same shapes
-        ({"max_position_embeddings": 64}, "max_position_embeddings="),
-        ({"weight_decay": 0.1}, "weight_decay="),
-        ({"adam_beta1": 0.5}, "adam_beta1="),
-        ({"warmup_steps": 1}, "warmup_steps="),
-        ({"lr_scheduler_type": "constant"}, "lr_scheduler_type='linear', not 'constant'"),
-        (
-            {"lr_scheduler_type": "cosine", "lr_scheduler_kwargs": {"num_cycles": 1}},
-            "lr_scheduler_type=.*; lr_scheduler_kwargs=None, not {'",
-        ),
-        ({"max_grad_norm": 0.5}, "max_grad_norm="),
-        ({"ema_decay": 0.5}, "ema_decay="),
-        ({"frozen_modules": ["psi"]}, r"frozen_modules=None, not \['psi'\]"),
-        ({"dataloader_drop_last": True}, "dataloader_drop_last="),
-        (
-            {"per_device_train_batch_size": 4},
-            r"per_device_train_batch_size \* gradient_accumulation_steps \* world_size=8, not 4",
-        ),
-        (
-            {"gradient_accumulation_steps": 2},
-            r"per_device_train_batch_size \* gradient_accumulation_steps \* world_size=8, not 16",
-        ),
-    ],
+    [*OTHER_SETTINGS, *(pytest.param(*case, marks=pytest.mark.slow) for case in MORE_SETTINGS)],
 )
 def test_a_checkpoint_of_a_run_with_other_settings_is_an_error_that_names_the_setting(
     tmp_path, make_model, change, named

@@ -88,7 +88,18 @@ def train(tmp_path, monkeypatch, capsys):
     return run
 
 
-@pytest.mark.parametrize("config", sorted(path.stem for path in CONFIGS.glob("*.yaml")))
+def with_slow(names: list[str], fast: str) -> list:
+    """All names; those that are not in `fast` read nothing that one of these does not read."""
+    slow = pytest.mark.slow
+    return [pytest.param(name, marks=[] if name in fast.split() else slow) for name in names]
+
+
+@pytest.mark.parametrize(
+    "config",
+    with_slow(
+        sorted(path.stem for path in CONFIGS.glob("*.yaml")), "enwiki sudoku moses lm1b_packed owt"
+    ),
+)
 def test_every_configuration_trains_two_steps_and_leaves_a_folder_that_loads(train, config):
     folder, printed = train(config)
     model, tokenizer = AutoModel.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
@@ -121,7 +132,10 @@ def test_the_same_command_again_continues_and_a_finished_run_is_left_as_it_is(tr
         train("tiny", seed=7)
 
 
-@pytest.mark.parametrize("config, system", [("text8", None), ("text8", "ar"), ("sudoku", None)])
+@pytest.mark.parametrize(
+    "config, system",
+    [("text8", None), ("text8", "ar"), pytest.param("sudoku", None, marks=pytest.mark.slow)],
+)
 def test_other_data_in_the_same_folder_are_refused(train, tmp_path, config, system):
     settings = {} if config == "sudoku" else {"validation_file": SOURCES[config]["validation_file"]}
     folder, _ = train(config, system, **settings)
@@ -148,7 +162,11 @@ def test_other_data_in_the_same_folder_are_refused(train, tmp_path, config, syst
 
 
 @pytest.mark.parametrize(
-    "system", sorted(path.stem for path in (CONFIGS / "systems").glob("*.yaml"))
+    "system",
+    with_slow(
+        sorted(path.stem for path in (CONFIGS / "systems").glob("*.yaml")),
+        "lomdm block_lomdm uniform_psi mdlm_two_views genmd4 sedd ar",
+    ),
 )
 def test_every_system_trains_two_steps_and_leaves_a_folder_that_loads(train, system):
     folder, printed = train("tiny", system)
