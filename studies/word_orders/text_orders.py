@@ -59,15 +59,17 @@ def distance_to_known(masked: Tensor) -> Tensor:
 
 
 class State(NamedTuple):
-    """What an order sees, each `[B, L]`: masks, entropy of the token law, rates, noise.
+    """What an order sees, each `[B, L]`: masks, entropy of the token law, rates, noise, texts.
 
-    `noise` is uniform on `[0, 1)` and float64, as all preferences are.
+    `noise` is uniform on `[0, 1)` and float64, as all preferences are. `texts` are the finished
+    ones, for orders that are told what comes.
     """
 
     masked: Tensor
     entropy: Tensor
     rates: Tensor
     noise: Tensor
+    texts: Tensor
 
     def position(self) -> Tensor:
         return (
@@ -85,7 +87,8 @@ class State(NamedTuple):
         return distance_to_known(self.masked).clamp(max=self.masked.shape[1])
 
 
-ORDERS: dict[str, Callable[[State], Tensor]] = {  # how much each position is preferred
+Orders = dict[str, Callable[[State], Tensor]]  # how much each position is preferred
+ORDERS: Orders = {
     "random": lambda state: state.noise,
     # minus the time of an exponential clock: Plackett-Luce
     "learned": lambda state: state.noise.log() / state.rates,
@@ -100,28 +103,38 @@ ORDERS: dict[str, Callable[[State], Tensor]] = {  # how much each position is pr
 
 @torch.no_grad()
 def cost_in_order(
-    model: LoMDMForMaskedDiffusion, texts: Tensor, order: str, generator: torch.Generator
+    model: LoMDMForMaskedDiffusion,
+    texts: Tensor,
+    order: str,
+    generator: torch.Generator,
+    orders: Orders = ORDERS,
 ) -> Tensor:
-    """`-log p` of each reveal of `texts` `[B, L]` in one of `ORDERS`, by reveal, in nats."""
+    """`-log p` of each reveal of `texts` `[B, L]` in one of `orders`, by reveal, in nats."""
     masked, costs = torch.ones_like(texts, dtype=torch.bool), []
     for _ in tqdm(range(texts.shape[1]), desc=order, leave=False):
         out = model(texts.masked_fill(masked, model.config.mask_token_id))
         law = out.logits.double().log_softmax(-1)  # [B, L, V]
         noise = torch.rand(texts.shape, generator=generator, dtype=torch.float64).to(texts.device)
-        state = State(masked, torch.special.entr(law.exp()).sum(-1), out.rates, noise)
+        state = State(masked, torch.special.entr(law.exp()).sum(-1), out.rates, noise, texts)
         # [B, 1]
-        place = ORDERS[order](state).masked_fill(~masked, -torch.inf).argmax(-1, keepdim=True)
+        place = orders[order](state).masked_fill(~masked, -torch.inf).argmax(-1, keepdim=True)
         costs.append(-law.gather(-1, texts[..., None]).squeeze(-1).gather(1, place))
         masked = masked.scatter(1, place, False)
     return torch.cat(costs, dim=1)
 
 
-def measure(model: LoMDMForMaskedDiffusion, texts: Tensor, order: str) -> dict:
+def measure(
+    model: LoMDMForMaskedDiffusion,
+    texts: Tensor,
+    order: str,
+    orders: Orders = ORDERS,
+    drawn: dict[str, int] = DRAWN,
+) -> dict:
     """Nats per token of each text in `order`, and its mean cost in each quarter of the reveals."""
     generator = torch.Generator().manual_seed(0)
-    repeats = DRAWN.get(order, 1)
+    repeats = drawn.get(order, 1)
     parts = [
-        torch.stack([cost_in_order(model, rows, order, generator) for _ in range(repeats)])
+        torch.stack([cost_in_order(model, rows, order, generator, orders) for _ in range(repeats)])
         .mean(0)
         .cpu()
         for rows in texts.split(BATCH_ROWS)

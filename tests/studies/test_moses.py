@@ -1,12 +1,18 @@
 """The scripts of studies/moses: templates of scaffolds, and their tables."""
 
+import json
 import random
 import runpy
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from transformers import AutoTokenizer
 
+from conftest import build_model
+from hf_lomdm import LoMDMPipeline, LoMDMScheduler
+from hf_lomdm.evaluation.token_classes import SmilesClasses
 from tiny_tokenizer import build_tokenizer
 
 ROOT = Path(__file__).parents[2] / "studies" / "moses"
@@ -80,3 +86,34 @@ def test_an_autoregressive_model_writes_on_behind_a_scaffold(tmp_path):
     texts = write_on(model, build_tokenizer(), "ab", 20)
     assert len(texts) == 20 and all(text.startswith("ab") for text in texts)
     assert len(set(texts)) > 10
+
+
+def test_an_order_by_kind_reveals_that_kind_first_and_the_rest_at_random():
+    script = runpy.run_path(str(ROOT / "fixed_orders.py"))
+    model = str(ROOT.parents[1] / "checkpoints" / "lomdm-moses")
+    tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
+    orders = script["orders_of"](SmilesClasses(tokenizer, len(tokenizer)))
+    ids = torch.tensor(tokenizer.encode("C1CCN(C)C1", add_special_tokens=False))[None]
+    noise = torch.rand(1, 10, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    state = script["text_orders"].State(ids >= 0, noise, noise, noise, ids)
+    at_random = noise.argsort(-1, descending=True)[0].tolist()
+    for name, places in (("rings_first", {1, 9}), ("branches_first", {5, 7})):
+        ranked = orders[name](state).argsort(-1, descending=True)[0].tolist()
+        assert set(ranked[:2]) == places
+        assert ranked[2:] == [place for place in at_random if place not in places]
+
+
+def test_fixed_orders_are_measured_on_whole_rows(tmp_path, capsys):
+    pipe = LoMDMPipeline(build_model(), LoMDMScheduler(mask_token_id=10), build_tokenizer())
+    pipe.save_pretrained(tmp_path / "model")
+    (tmp_path / "three.txt").write_text("abc\nabcdefg\ngab\n")
+    output = tmp_path / "record.json"
+    main = runpy.run_path(str(ROOT / "fixed_orders.py"))["main"]
+    main(
+        ["--model", str(tmp_path / "model"), "--file", str(tmp_path / "three.txt")]
+        + ["--output", str(output)]
+    )
+    record = json.loads(output.read_text())
+    assert record["length"] == 32 and record["orders"]["random"]["value"] > 0
+    assert record["orders"]["random"]["minus_first"]["value"] == 0
+    assert "rings_first" in record["orders"] and "rings_first" in capsys.readouterr().out

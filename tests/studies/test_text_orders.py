@@ -62,7 +62,7 @@ def test_orders_prefer_what_their_names_say():
         torch.tensor([[0.5, 9.0, 0.1, 2.0, 0.7, 9.0]]),
         torch.full((1, 6), 0.5, dtype=torch.float64),
     )
-    state = State(masked, entropy, torch.ones(1, 6), noise)
+    state = State(masked, entropy, torch.ones(1, 6), noise, masked)
     first = {
         name: prefer(state).masked_fill(~masked, -torch.inf) for name, prefer in ORDERS.items()
     }
@@ -87,7 +87,9 @@ def test_orders_prefer_what_their_names_say():
 
 def test_where_nothing_is_known_near_and_far_start_anywhere():
     noise = torch.rand(60, 6, generator=draw(), dtype=torch.float64)
-    state = State(torch.ones(60, 6, dtype=torch.bool), torch.zeros(60, 6), torch.ones(60, 6), noise)
+    state = State(
+        torch.ones(60, 6, dtype=torch.bool), torch.zeros(60, 6), torch.ones(60, 6), noise, noise
+    )
     for order in ("near", "far", "random"):
         assert set(ORDERS[order](state).argmax(-1).tolist()) == set(range(6))
 
@@ -95,7 +97,9 @@ def test_where_nothing_is_known_near_and_far_start_anywhere():
 def test_the_learned_order_draws_with_the_rates():
     rates = torch.tensor([0.2, 0.5, 1.3]).expand(20000, 3)
     noise = torch.rand(rates.shape, generator=draw(), dtype=torch.float64)
-    state = State(torch.ones(rates.shape, dtype=torch.bool), torch.zeros(rates.shape), rates, noise)
+    state = State(
+        torch.ones(rates.shape, dtype=torch.bool), torch.zeros(rates.shape), rates, noise, noise
+    )
     shares = ORDERS["learned"](state).argmax(-1).bincount() / len(rates)
     torch.testing.assert_close(shares, rates[0] / 2, atol=0.015, rtol=0)  # 4 standard errors
 

@@ -160,22 +160,31 @@ def test_a_plain_trainer_that_takes_the_labels_out_is_refused_at_its_first_step(
     )
     model = build_model()
     trainer = Trainer(model, args, collate, train_dataset=make_texts(), **own)
-    with pytest.raises(ValueError, match="labels: none given in training, .* set it to 0"):
+    with pytest.raises(ValueError, match="labels: none given, .* set it to 0"):
         trainer.train()
 
 
 def test_training_without_labels_goes_on_once_a_mask_was_seen():
-    model, clean = build_model(), torch.zeros((2, 6), dtype=torch.int64)
-    mask = model.config.mask_token_id
-    model.train()
-    model(input_ids=clean, output_logits=False)  # hidden states alone may be what is trained
-    with torch.no_grad():
-        model(input_ids=clean)
+    model, clean = build_model().train(), torch.full((2, 6), 3)
+    masked = clean.index_fill(1, torch.tensor([0]), model.config.mask_token_id)
+    model(input_ids=clean).last_hidden_state.sum().backward()  # states alone may be what is trained
+
+    def step(ids):
+        model(input_ids=ids).logits[..., :10].sum().backward()
+
     with pytest.raises(ValueError, match="no position of input_ids is masked"):
-        model(input_ids=clean)
-    model(input_ids=clean.index_fill(1, torch.tensor([0]), mask)).logits[:, 0].logsumexp(-1)
-    model(input_ids=clean)  # a batch in which chance masked nothing
-    model.eval()(input_ids=clean)
+        step(clean)
+    weights = dict(model.named_parameters())
+    sums = torch.func.grad(
+        lambda own: torch.func.functional_call(model, own, (masked,)).logits[..., :10].sum()
+    )(weights)
+    assert sums["lm_head.bias"].abs().sum() > 0
+    model.has_trained_on_masks = False
+    model.eval()
+    step(clean)  # gradients for their own sake
+    model.train()
+    step(masked)
+    step(clean)  # a batch in which chance masked nothing
 
 
 @pytest.mark.parametrize(

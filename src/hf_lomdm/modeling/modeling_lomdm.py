@@ -71,7 +71,7 @@ class LoMDMForMaskedDiffusion(Adapted, LoMDMWithLoss):
         else:
             self._take_over(backbone)
         self.rate_law = RATE_LAWS[config.rate_type]
-        self._has_trained_on_masks = False
+        self.has_trained_on_masks = False  # by logits; `_Learned` asks until then
         modules = self.rate_law.modules(config)
         self.phi, self.psi, self.omega = (modules.get(name) for name in ("phi", "psi", "omega"))
         self.post_init()
@@ -254,7 +254,6 @@ class LoMDMForMaskedDiffusion(Adapted, LoMDMWithLoss):
         check_unread(self.config, unread)
         check_forward_arguments(self, labels, past_key_values, logits_to_keep, output_hidden_states)
         if labels is None:
-            self._check_something_to_learn(input_ids, output_logits)
             inputs = {
                 "input_ids": input_ids,
                 "inputs_embeds": inputs_embeds,
@@ -273,25 +272,6 @@ class LoMDMForMaskedDiffusion(Adapted, LoMDMWithLoss):
         )
         batch = self.make_batch(clean, attention_mask, maskable, inputs_embeds)
         return self._loss(batch, quantiles, generator, bound)
-
-    def _check_something_to_learn(self, input_ids: Tensor | None, output_logits: bool) -> None:
-        """Raises `ValueError` where training without labels begins on texts without a mask.
-
-        A trainer that takes the labels out (`label_smoothing_factor`) would fit what is read. Asked
-        until a mask has been seen: looking waits for the device.
-        """
-        learns = self.training and torch.is_grad_enabled() and output_logits
-        if self._has_trained_on_masks or input_ids is None or not learns:
-            return
-        if torch.compiler.is_compiling():
-            return
-        if not (input_ids == self.config.mask_token_id).any():
-            raise ValueError(
-                "labels: none given in training, and no position of input_ids is masked, so there "
-                "is nothing to learn. Pass labels (a Trainer with label_smoothing_factor takes "
-                "them out: set it to 0), mask input_ids, or call eval() or output_logits=False."
-            )
-        self._has_trained_on_masks = True
 
     def make_batch(
         self,
@@ -358,6 +338,9 @@ class LoMDMForMaskedDiffusion(Adapted, LoMDMWithLoss):
         logits = self.token_logits(hidden) if output_logits or self.rates_need_logits else None
         if self.rates_need_logits:
             rates = self.rates_of_logits(logits)
+        begins = self.training and not self.has_trained_on_masks
+        if begins and text["input_ids"] is not None and not torch.compiler.is_compiling():
+            logits = None if logits is None else _Learned.apply(logits, self, text["input_ids"])
         return LoMDMOutput(
             logits=logits if output_logits else None,
             rates=rates,
@@ -417,6 +400,33 @@ class LoMDMForMaskedDiffusion(Adapted, LoMDMWithLoss):
     def rates_of_logits(self, logits: Tensor) -> Tensor:
         """Reverse rates `[...]`, float32 or wider, of the token law `[..., V]`."""
         return self.rate_law.rates_of_logits(self, logits)
+
+
+class _Learned(torch.autograd.Function):
+    """The logits as they are; the first backward pass raises if nothing was masked.
+
+    A trainer that takes the labels out (`label_smoothing_factor`) would teach the model to copy
+    what it reads. Asked until a mask has been seen: looking waits for the device.
+    """
+
+    @staticmethod
+    def forward(logits: Tensor, model: LoMDMForMaskedDiffusion, input_ids: Tensor) -> Tensor:
+        return logits.view_as(logits)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:  # else torch.func could not take it
+        _, ctx.model, ctx.input_ids = inputs
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
+        if not (ctx.input_ids == ctx.model.config.mask_token_id).any():
+            raise ValueError(
+                "labels: none given, and no position of input_ids is masked, so that the model "
+                "learns to copy. Pass labels (a Trainer with label_smoothing_factor takes them "
+                "out: set it to 0), or mask input_ids."
+            )
+        ctx.model.has_trained_on_masks = True
+        return grad, None, None
 
 
 def _check_prompts(input_ids: Tensor, attention_mask: Tensor | None) -> None:
@@ -481,7 +491,7 @@ def check_forward_arguments(
             f"layers take part), got {type(past_key_values).__name__} of "
             f"{len(past_key_values.layers)} layers."
         )
-    if model.training and model.is_gradient_checkpointing:
+    if model.training and any(getattr(m, "gradient_checkpointing", False) for m in model.modules()):
         raise ValueError(
             "past_key_values is dropped by gradient checkpointing in training. Call model.eval() "
             "first."
