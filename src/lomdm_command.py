@@ -6,13 +6,13 @@ from pathlib import Path
 
 COMMANDS = {
     "train": "train a model on text, or on what a configuration names",
-    "sample": "write text, and show the order of its reveals",
+    "sample": "write text, and show the order in which it was written",
     "chat": "talk with a model that has a chat template",
-    "evaluate": "measure likelihood, texts, order, puzzles",
+    "evaluate": "measure likelihood, texts, order, puzzles, molecules",
     "finetune": "train a model on prompts and answers, with LoRA",
     "export": "make a folder for the Hub, and upload it",
-    "convert": "make a model of this family of a public MDLM or BD3-LM",
-    "space": "open a page on which models write",
+    "convert": "convert a public MDLM or BD3-LM to a model of this library",
+    "space": "serve a page that shows models writing",
 }
 # The option that a first word stands for; that of `evaluate` says what to measure.
 FIRST_WORD = {

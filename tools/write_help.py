@@ -51,13 +51,19 @@ COMMON = [
     "push_to_hub",
     "hub_model_id",
 ]
-MORE = "--help-all shows every option, those of transformers.TrainingArguments too."
+MORE = "--help-all lists every option, also those of transformers.TrainingArguments."
 
 
 def pages() -> dict[str, str]:
     """Name and text of every page."""
     commands = [f"  {name:<9} {what}" for name, what in lomdm_command.COMMANDS.items()]
-    front = ["usage: lomdm COMMAND ...", "", *commands, "", "lomdm COMMAND --help tells more."]
+    front = [
+        "usage: lomdm COMMAND ...",
+        "",
+        *commands,
+        "",
+        "lomdm COMMAND --help lists the options of a command.",
+    ]
     written = {"lomdm": front, "train": train_page(), "finetune": finetune_page()}
     for name in lomdm_command.COMMANDS.keys() - written.keys():
         written[name] = parser_page(name)
@@ -72,8 +78,8 @@ def train_page() -> list[str]:
         "  lomdm train --config tiny.yaml --config mdlm.yaml",
         "  lomdm train my.txt --init_from HuggingFaceTB/SmolLM2-135M --lora_rank 8",
         "",
-        "The same command again goes on where it stopped. A text on the command line takes the",
-        f"place of the one in a configuration. {MORE}",
+        "An interrupted run continues with the same command. A text on the command line replaces",
+        f"the text of a configuration. {MORE}",
         *topic("The text", DataArguments),
         *topic("The model", ModelArguments),
         *topic("The training", LoMDMTrainingArguments, COMMON),

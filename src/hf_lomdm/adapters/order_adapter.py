@@ -54,11 +54,11 @@ SETTINGS = (
 
 
 class OrderAdapter(LoMDMForMaskedDiffusion):
-    """Order heads on a frozen masked language model, usable wherever the model of a LoMDM is.
+    """Order heads on a frozen masked language model; works in place of a LoMDM's model.
 
-    The token law is the base's, but for tokens that are never revealed; the order is learned. Only
-    the heads are trained, and only they are in its `state_dict` and in what `save_pretrained`
-    writes.
+    The base predicts the tokens, except those that are never revealed, such as special tokens; the
+    heads learn the order. Only the heads are trained, and only they are in `state_dict` and in the
+    folder that `save_pretrained` writes.
 
     Args:
         config: see `OrderAdapterConfig`.
@@ -95,13 +95,13 @@ class OrderAdapter(LoMDMForMaskedDiffusion):
 
     @classmethod
     def attach(cls, base: PreTrainedModel, name: str | None = None, **settings) -> "OrderAdapter":
-        """Fresh heads on a loaded base, in eval mode; all rates are equal until they are trained.
+        """Adds new heads to a loaded base, in eval mode; until training all rates are equal.
 
         Args:
             base: see `OrderAdapter`.
-            name: where a saved adapter finds the base; default where it was loaded from.
-            settings: `SETTINGS` of the configuration; the tokenizer of `name`, which tells the
-                special tokens, is not read where `mask_token_id` is among them.
+            name: where a saved adapter finds the base; default: where it was loaded from.
+            settings: `SETTINGS` of the configuration. Without `mask_token_id` among them, the
+                special tokens are read from the tokenizer of `name`.
         Raises:
             ValueError: a base that does not fit, or without a tokenizer.
         """
@@ -119,7 +119,7 @@ class OrderAdapter(LoMDMForMaskedDiffusion):
         output_loading_info: bool = False,
         **kwargs,
     ) -> "OrderAdapter | tuple[OrderAdapter, dict]":
-        """A saved adapter with its base, or fresh heads on a base, in eval mode.
+        """Loads a saved adapter with its base, or adds new heads to a base, in eval mode.
 
         Args:
             pretrained_model_name_or_path: Hub name or folder, of an adapter or of a base.

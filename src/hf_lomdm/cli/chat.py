@@ -3,7 +3,7 @@
     lomdm chat outputs/chat/merged --max_new_tokens 64
 
 An empty line or Ctrl-D ends it. A line that cannot be answered, such as one of characters that the
-tokenizer does not know, is named and left out. The model writes an answer of `--max_new_tokens`
+tokenizer does not know, is named and skipped. The model writes an answer of `--max_new_tokens`
 tokens, in as many steps, and stops at its EOS.
 """
 
@@ -27,16 +27,20 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", type=nonempty, required=True, help="folder or repository")
-    parser.add_argument("--system", type=nonempty, help="what the model is told first")
     parser.add_argument(
-        "--max_new_tokens", type=whole(1, MOST_TOKENS), default=64, help="of an answer"
+        "--system", type=nonempty, help="system message: what the model is told first"
+    )
+    parser.add_argument(
+        "--max_new_tokens", type=whole(1, MOST_TOKENS), default=64, help="tokens of an answer"
     )
     parser.add_argument(
         "--num_inference_steps", type=whole(1, MOST_STEPS), help="default: one per token"
     )
     parser.add_argument("--sampler", choices=SAMPLERS, help="default: the folder's")
-    parser.add_argument("--temperature", type=between(0), help="0 = the likeliest tokens")
-    parser.add_argument("--top_p", type=between(0, 1), help="keep the likeliest tokens up to this")
+    parser.add_argument("--temperature", type=between(0), help="0 = the most likely tokens")
+    parser.add_argument(
+        "--top_p", type=between(0, 1), help="keep the most likely tokens up to this probability"
+    )
     parser.add_argument("--seed", type=SEED, default=0, help="of the whole conversation")
     parser.add_argument("--dtype", choices=DTYPES, help="default: as stored; on the CPU float32")
     return parser.parse_args(arguments)

@@ -44,7 +44,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--tokenizer",
         type=nonempty,
-        help="folder or Hub name of its tokenizer, as it was trained with, such as gpt2",
+        help="folder or Hub name of the tokenizer of its training, such as gpt2",
     )
     average = parser.add_mutually_exclusive_group()
     average.add_argument(
@@ -60,12 +60,12 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "--no_ema", dest="ema", action="store_false", help="the weights themselves"
     )
     parser.add_argument(
-        "--block_size", type=whole(1), help="of a BD3-LM, where its config does not say it"
+        "--block_size", type=whole(1), help="of a BD3-LM, if its config does not contain it"
     )
     parser.add_argument(
         "--max_length",
         type=whole(1),
-        help="tokens per text in its training, where no config says it",
+        help="tokens per text in its training, if no config contains it",
     )
     parser.add_argument(
         "--mask_token_id",

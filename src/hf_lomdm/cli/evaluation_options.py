@@ -27,10 +27,10 @@ def parse_arguments(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--compare", nargs="+", metavar="RECORD", help="records of one task, side by side"
+        "--compare", nargs="+", metavar="RECORD", help="compare these records of one task"
     )
     parser.add_argument(
-        "--plot", type=nonempty, help="write the comparison as a picture to this file, a new one"
+        "--plot", type=nonempty, help="write a picture of the comparison to this new file"
     )
     commands = parser.add_subparsers(dest="command")
 
@@ -60,24 +60,33 @@ def _add_likelihood(commands) -> None:
     _add_text(parser)
     _add_bound(parser)
     parser.add_argument(
-        "--pilot", action="store_true", help="first find out how many samples +-0.1 of PPL needs"
+        "--pilot", action="store_true", help="first estimate how many samples +-0.1 of PPL needs"
     )
     parser.add_argument(
-        "--fit_density", action="store_true", help="draw shares revealed by the measured loss"
+        "--fit_density",
+        action="store_true",
+        help="fit the density of the share revealed to the loss of a pilot",
     )
     parser.add_argument(
-        "--compare_bounds", action="store_true", help="also: samples for equal error, time : order"
+        "--compare_bounds",
+        action="store_true",
+        help="also estimate how many samples each bound needs for the same error",
     )
     positions = whole(1, MAX_EXACT_POSITIONS)
     parser.add_argument(
         "--exact_gap",
         type=positions,
         metavar="N",
-        help="also: gap to the exact value of N positions",
+        help="also measure the gap between the bounds and the exact value of N positions",
     )
-    parser.add_argument("--span", action="store_true", help="the N positions are neighbours")
     parser.add_argument(
-        "--num_texts", type=whole(2), default=32, help="rows that pilot, density and extras measure"
+        "--span", action="store_true", help="the N positions of --exact_gap are neighbours"
+    )
+    parser.add_argument(
+        "--num_texts",
+        type=whole(2),
+        default=32,
+        help="rows for --pilot, --fit_density, --compare_bounds and --exact_gap",
     )
 
 
@@ -85,9 +94,13 @@ def _add_zero_shot(commands) -> None:
     parser = _command(commands, "zero-shot", "nats per token of the seven sets")
     parser.add_argument("--sets", nargs="+", choices=list(SETS), default=list(SETS))
     parser.add_argument(
-        "--file", action="append", default=[], metavar="SET=PATH", help="instead of the Hub"
+        "--file",
+        action="append",
+        default=[],
+        metavar="SET=PATH",
+        help="read this set from a file instead of the Hub; may be repeated",
     )
-    parser.add_argument("--max_rows", type=whole(1), help="the first rows of each set only")
+    parser.add_argument("--max_rows", type=whole(1), help="measure only the first rows of each set")
     _add_bound(parser)
 
 
@@ -104,7 +117,7 @@ def _add_generation(commands) -> None:
         "--num_inference_steps", type=whole(1), default=256, help="of a diffusion model"
     )
     parser.add_argument(
-        "--sweep", action="store_true", help="steps 8, 16, 32, ... and one per token instead"
+        "--sweep", action="store_true", help="measure 8, 16, 32, ... steps and one step per token"
     )
     parser.add_argument("--max_length", type=whole(1), help="tokens; default: the model's longest")
     parser.add_argument("--batch_size", type=whole(1), default=16)
@@ -138,10 +151,10 @@ def _add_sudoku(commands) -> None:
     parser.add_argument(
         "--clues",
         type=whole(0, CELLS),
-        help="cells given of each, more than it has; default: its own",
+        help="clues of each puzzle, more than its own; default: its own",
     )
     parser.add_argument(
-        "--num_inference_steps", type=whole(1), default=CELLS, help="default: a cell at a time"
+        "--num_inference_steps", type=whole(1), default=CELLS, help="default: one cell per step"
     )
     parser.add_argument("--batch_size", type=whole(1), default=64)
     parser.add_argument("--sampler", help="default: the folder's")
@@ -153,12 +166,12 @@ def _add_molecules(commands) -> None:
     smiles = "one SMILES a line, or a column SMILES; or a .npz of their statistics"
     parser.add_argument("--reference", type=nonempty, required=True, help=f"test set: {smiles}")
     parser.add_argument(
-        "--scaffold_reference", type=nonempty, help="another, whose scaffolds training lacks"
+        "--scaffold_reference", type=nonempty, help="test set with scaffolds not in training"
     )
-    parser.add_argument("--train_file", type=nonempty, help="what is not new, for novelty")
+    parser.add_argument("--train_file", type=nonempty, help="training molecules, for novelty")
     parser.add_argument("--num_samples", type=whole(2), default=30_000, help="molecules written")
     parser.add_argument(
-        "--num_inference_steps", type=whole(1), help="default: a position at a time"
+        "--num_inference_steps", type=whole(1), help="default: one position per step"
     )
     parser.add_argument("--batch_size", type=whole(1), default=64)
     parser.add_argument("--sampler", help="default: the folder's")
@@ -168,7 +181,7 @@ def _add_molecules(commands) -> None:
     parser.add_argument(
         "--file", type=nonempty, help="SMILES whose likelihood and order are measured too"
     )
-    parser.add_argument("--max_rows", type=whole(1), help="the first molecules of --file only")
+    parser.add_argument("--max_rows", type=whole(1), help="measure only the first of --file")
 
 
 def _command(commands, command: str, summary: str) -> argparse.ArgumentParser:
@@ -196,30 +209,32 @@ def _add_text(parser: argparse.ArgumentParser) -> None:
         required=True,
         help="a .txt, .jsonl, .csv or .parquet file, or a folder of them",
     )
-    parser.add_argument("--column", default="text", help="that holds the text")
+    parser.add_argument("--column", default="text", help="column that holds the text")
     parser.add_argument(
         "--sample_by",
         default="paragraph",
-        help="a document of a .txt file: line, paragraph, document",
+        help="what one document of a .txt file is: line, paragraph, document",
     )
     parser.add_argument("--detokenizer", choices=list(DETOKENIZERS))
     parser.add_argument(
-        "--documents", action="store_true", help="each document on its own; default: packed rows"
+        "--documents", action="store_true", help="measure each document alone; default: packed rows"
     )
     parser.add_argument(
         "--stride", type=whole(1), help="tokens counted per further window of a long document"
     )
     parser.add_argument(
-        "--max_rows", type=whole(1), help="the first packed rows, or documents, only"
+        "--max_rows", type=whole(1), help="measure only the first packed rows, or documents"
     )
 
 
 def _add_bound(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--bound", default="order", help="order or time")
     parser.add_argument(
-        "--num_samples", type=whole(1), default=2, help="per text; 2 or more for an error"
+        "--num_samples", type=whole(1), default=2, help="draws per text; 2 or more for an error"
     )
-    parser.add_argument("--num_orders", type=whole(1), help="orders of the tighter bound")
+    parser.add_argument(
+        "--num_orders", type=whole(1), help="orders per draw of a tighter, more expensive bound"
+    )
     parser.add_argument("--batch_tokens", type=whole(1), default=8192)
     parser.add_argument("--without_order", action="store_true", help="all rates equal: c2 = 0")
 

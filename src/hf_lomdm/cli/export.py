@@ -40,7 +40,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--base_name",
         type=nonempty,
-        help="of an adapter, which is written alone: its base's name on the Hub; default the run's",
+        help="for an adapter: the name of its base on the Hub; default: the name in the run",
     )
     parser.add_argument("--max_shard_size", help='for example "5GB"')
     parser.add_argument(

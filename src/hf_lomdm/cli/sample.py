@@ -46,16 +46,20 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--sampler", choices=SAMPLERS, help="default: the folder's")
     parser.add_argument(
-        "--threshold", type=between(0, 1), help="of the count of --sampler threshold"
+        "--threshold",
+        type=between(0, 1),
+        help="of --sampler threshold: probability above which positions are revealed",
     )
     parser.add_argument(
-        "--entropy_bound", type=between(0), help="of the count of --sampler entropy_bound, in nats"
+        "--entropy_bound", type=between(0), help="of --sampler entropy_bound, in nats"
     )
-    parser.add_argument("--temperature", type=between(0), help="0 = the likeliest tokens")
+    parser.add_argument("--temperature", type=between(0), help="0 = the most likely tokens")
     parser.add_argument(
-        "--top_p", type=between(0, 1), help="keep the likeliest tokens up to this probability"
+        "--top_p", type=between(0, 1), help="keep the most likely tokens up to this probability"
     )
-    parser.add_argument("--seed", type=SEED, default=0, help="of the first text, the others follow")
+    parser.add_argument(
+        "--seed", type=SEED, default=0, help="of the first text; the next texts add 1, 2, ..."
+    )
     parser.add_argument(
         "--num_return_sequences", type=whole(1, MOST_TEXTS), default=1, help="texts per prompt"
     )
@@ -75,7 +79,7 @@ def add_pictures(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--html",
         type=new_file,
-        help="write a page to step through the order of all texts to this file",
+        help="write a page that plays the order of all texts to this file",
     )
     parser.add_argument(
         "--molecules",

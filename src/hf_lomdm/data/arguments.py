@@ -16,9 +16,9 @@ class DataArguments:
         default="text",
         metadata={
             "help": (
-                "text, or sudoku: csv files with the columns puzzle and solution, clues given; of "
-                "the settings of the text train_file, validation_file and the largest numbers of "
-                "rows count."
+                "text, or sudoku: csv files with the columns puzzle and solution, with the clues "
+                "given. sudoku uses only train_file, validation_file, max_train_rows and "
+                "max_validation_rows of the settings of the text."
             ),
             "choices": list(TASKS),
         },
@@ -27,8 +27,8 @@ class DataArguments:
         default=None,
         metadata={
             "help": (
-                "Hub name or folder of a data set; `pydoc_topics` is the reference inside every "
-                "CPython."
+                "Hub name or folder of a data set; `pydoc_topics` is the language reference that "
+                "every CPython contains."
             )
         },
     )
@@ -43,7 +43,7 @@ class DataArguments:
     )
     validation_split: str | None = field(
         default=None,
-        metadata={"help": "Split to validate on; without one the last tenth of the train text."},
+        metadata={"help": "Split to validate on; default: the last tenth of the train text."},
     )
     train_file: str | None = field(
         default=None,
@@ -61,9 +61,9 @@ class DataArguments:
         default=False,
         metadata={
             "help": (
-                "Read dataset_name while training instead of before: nothing is kept on disk. "
-                "Needs max_steps and tokenizer. Without validation_file the first thousand "
-                "documents of validation_split, or of the train text, validate."
+                "Read dataset_name during training instead of before: nothing is kept on disk. "
+                "Needs max_steps and tokenizer. Without validation_file, the first thousand "
+                "documents of validation_split, or of the train text, are held out for validation."
             )
         },
     )
@@ -77,31 +77,31 @@ class DataArguments:
     text_column: str = field(default="text", metadata={"help": "Column that holds the text."})
     detokenizer: str | None = field(
         default=None,
-        metadata={"help": "Undo the tokenisation of a corpus: lm1b, ptb, wikitext or lambada."},
+        metadata={"help": "Undo the word splitting of a corpus: lm1b, ptb, wikitext or lambada."},
     )
     tokenizer: str | None = field(
         default=None, metadata={"help": "Hub name or folder of a tokenizer."}
     )
     train_tokenizer: str | None = field(
         default=None,
-        metadata={"help": "Make a tokenizer from the train text instead: bpe:4096, char or byte."},
+        metadata={"help": "Train a tokenizer on the train text instead: bpe:4096, char or byte."},
     )
     max_length: int = field(default=1024, metadata={"help": "Tokens per row."})
     packing: bool = field(
         default=True,
         metadata={
-            "help": "Cut the concatenated documents into full rows; else one document per row."
+            "help": "Join the documents and cut them into full rows; false: one document per row."
         },
     )
     insert_special_tokens: bool = field(
-        default=True, metadata={"help": "BOS in front of each row and EOS behind it."}
+        default=True, metadata={"help": "Put BOS before each row and EOS after it."}
     )
     fill_with_eos: bool = field(
         default=False,
         metadata={
             "help": (
-                "Rows of one document each end in EOS up to max_length, in place of padding: the "
-                "model learns where texts end. Needs packing false."
+                "Fill rows of one document up to max_length with EOS instead of padding, so that "
+                "the model learns where texts end. Needs packing false."
             )
         },
     )

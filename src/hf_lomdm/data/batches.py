@@ -18,7 +18,7 @@ class Text(NamedTuple):
 
 @dataclass
 class LoMDMDataCollator:
-    """Rows to a batch, padded on the right to `max_length`, so that shapes never change.
+    """Makes a batch of rows, padded on the right to `max_length`, so that shapes never change.
 
     Returns `input_ids` and `labels`, both `[B, max_length]` int64; labels are -100 at padding and
     where a row's own `labels` (optional, as long as its `input_ids`) say -100 = given.
@@ -29,7 +29,7 @@ class LoMDMDataCollator:
     max_length: int
 
     def __call__(self, rows: list[dict]) -> dict[str, Tensor]:
-        """The batch of these rows, longest row at most `max_length`."""
+        """The batch of these rows, each of at most `max_length` tokens."""
         texts = [_as_text(row) for row in rows]
         longest = max(len(text.ids) for text in texts)
         if longest > self.max_length:

@@ -40,7 +40,7 @@ CHOSEN_BY_THE_CALLER = (
 
 
 class LoMDMConfig(PreTrainedConfig):
-    """Sizes, special tokens and the process; `rate_type` and `block_size` span the family.
+    """Sizes, special tokens and process of a model; `rate_type` and `block_size` name the system.
 
     The defaults are MDLM small with the GPT-2 vocabulary and one extra entry for the mask token.
 
@@ -49,9 +49,9 @@ class LoMDMConfig(PreTrainedConfig):
         hidden_size, num_hidden_layers, num_attention_heads: of the backbone; `hidden_size` is a
             multiple of the heads.
         intermediate_size: width of the MLP; `None` is `4 * hidden_size`.
-        max_position_embeddings: longest text that the model takes, in tokens; with blocks, the
-            context of a block (itself included, rounded up to whole blocks): texts may be longer.
-            `None` is 1024, or what `backbone_config` says.
+        max_position_embeddings: longest text that the model takes, in tokens. With blocks it is the
+            context of a block (itself included, rounded up to whole blocks), and texts may be
+            longer. `None` is 1024, or the value of `backbone_config`.
         mask_token_id: id of the mask token, below `vocab_size`; its probability under the model is
             exactly zero.
         pad_token_id, bos_token_id, eos_token_id: ids or `None`; none of them may be the mask token.
@@ -59,29 +59,29 @@ class LoMDMConfig(PreTrainedConfig):
             the paper); `"uniform"`, all rates 1 (MDLM); `"token"`, a learned rate for each entry of
             the vocabulary (GenMD4); `"score"`, forward rates 1 and reverse rates from the sum of
             unnormalised scores (SEDD).
-        block_size: positions per block, counted from the first real token; blocks follow each other
-            from left to right (BD3-LM, with 1 an AR model). `None` is one window.
+        block_size: positions per block, counted from the first real token. Blocks are written from
+            left to right (BD3-LM; with 1 an AR model). `None`: no blocks.
         c1, c2: level and range of the learned rates, `c1 > c2 >= 0`; 0.7 and 0.65 are the paper's
             best (Table 4).
-        log_rate_range: `None` for the paper's law of learned rates; a number `r` for `exp(r
-            NormSig(g))`, whose rates differ by a factor of `e^r` at most, where that of c1 and c2
-            allows 2 or 3 between two halves of a text.
-        position_log_rates: a given order for `"learned"` and `"uniform"` rates in one window: a
-            number `b_i` for each position up to `max_position_embeddings`, whose rates are then
-            multiplied by `exp(b_i)`. `None` gives no order. `train.py --order_search` finds one.
+        log_rate_range: `None` for the paper's learned rates. A number `r` for the rates `exp(r
+            NormSig(g))`, which differ by a factor of `e^r` at most; with c1 and c2, the rates of
+            two halves of a text differ by a factor of 2 or 3.
+        position_log_rates: a fixed order for `"learned"` and `"uniform"` rates without blocks: a
+            number `b_i` for each position up to `max_position_embeddings`; the rates of position
+            `i` are multiplied by `exp(b_i)`. `None`: no fixed order. `train.py --order_search`
+            searches for one.
         bound: the objective of training: `"order"` (docs/method.md, "order bound") or `"time"` (the
             paper's NELBO).
-        time_epsilon: only for training by the time bound. `None` draws importance-sampled times of
-            the uncut bound; a number in (0, 1), such as the paper's 1e-3, draws uniform times in
-            `[time_epsilon, 1]` and adds the reconstruction term of `[0, time_epsilon]`. Evaluation
-            is never cut.
-        time_range: only for training by the time bound, BD3-LM's clipped schedule: uniform local
-            times in `[low, high]` within `[0, 1]`, each with the weight `1/u` that it has in the
-            bound and no correction for the rest, so that the training loss is no bound then.
-            Evaluation is never clipped.
-        num_views: masked views of each text in the training loss; `None` is two where forward rates
-            are learned (`"learned"`, `"token"`: RLOO compares views, and more of them make its
-            gradient quieter) and else one.
+        time_epsilon: only for training by the time bound. `None` draws times by importance sampling
+            from the uncut bound. A number in (0, 1), such as the paper's 1e-3, draws uniform times
+            in `[time_epsilon, 1]` and adds the reconstruction term of `[0, time_epsilon]`.
+            Evaluation is never cut.
+        time_range: only for training by the time bound: BD3-LM's clipped schedule. Local times are
+            uniform in `[low, high]` within `[0, 1]`, each with its weight `1/u` in the bound; the
+            rest is left out, so the training loss is no bound. Evaluation is never clipped.
+        num_views: views (random maskings) of each text in the training loss. `None` is two if
+            forward rates are learned (`"learned"`, `"token"`), because RLOO compares views, and
+            else one. More views make the gradient of RLOO less noisy.
         dropout: of both residual branches of every backbone layer in training. The order heads have
             none.
         rope_theta: base of the rotary position embedding.
@@ -90,16 +90,17 @@ class LoMDMConfig(PreTrainedConfig):
             ** -0.5`, that of `torch.nn.Linear` (0.021 at 768): a fixed 0.02 leaves narrow models
             with almost uniform attention.
         tie_word_embeddings: whether the LM head uses the embedding matrix.
-        backbone_config: configuration of a model of transformers (or its dict), whose layers,
-            embeddings and prediction head then take the place of the ones here; `None` = our own.
-            `vocab_size`, `hidden_size`, `num_hidden_layers` and `tie_word_embeddings` are then
-            taken from it, `num_attention_heads` and `intermediate_size` are those of the order
-            heads, and `dropout` and `rope_theta` are not used by the backbone.
-        logit_shift: the token law of a position is read at the position before it, where a causal
-            model keeps it; only with `backbone_config` (docs/backbones.md).
-        base: only of a folder that holds updates and heads without the weights of their base: where
-            these are (`name`, `revision`), what they are (`fingerprint`, `fingerprint_float16`, or
-            `None` for any), and the factor of the updates (`lora_scale`).
+        backbone_config: configuration of a model of transformers (or its dict), which replaces the
+            layers, embeddings and prediction head of this library; `None` = our own. The model then
+            takes `vocab_size`, `hidden_size`, `num_hidden_layers` and `tie_word_embeddings` from
+            it; `num_attention_heads` and `intermediate_size` are those of the order heads, and the
+            backbone does not use `dropout` and `rope_theta`.
+        logit_shift: whether a token is predicted at the position before it, as in a causal model;
+            only with `backbone_config` (docs/backbones.md).
+        base: only for a folder that holds updates and heads without the weights of their base:
+            where the base is (`name`, `revision`), which weights it has (`fingerprint`,
+            `fingerprint_float16`, or `None` for any), and the factor of the updates
+            (`lora_scale`).
 
     Raises:
         ValueError: a value of another type or out of range (`allowed`), with the name, the value

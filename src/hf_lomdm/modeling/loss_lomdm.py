@@ -41,16 +41,16 @@ class LoMDMOutput(ModelOutput):
         logits: `[B, L, V]`, unnormalised token law in the model's dtype, the mask token at `-inf`;
             or `None`.
         rates: `[B, L]` float32, reverse rates `v_i(z) > 0`.
-        last_hidden_state: `[B, L, D]`, what `token_logits` projects (with `logit_shift` the states
+        last_hidden_state: `[B, L, D]`, the input of `token_logits` (with `logit_shift` the states
             of the positions before).
         hidden_states: as in `LoMDMModel`.
-    With labels (everything but the loss is detached, and summed over the blocks of a text):
-        loss: scalar, nats per maskable token; its value is the bound, its gradient that of section
-            2 (RLOO).
+    With labels (everything except the loss is detached, and summed over the blocks of a text):
+        loss: scalar, nats per maskable token; its value is the bound, its gradient includes the
+            score term (docs/method.md, "Gradients").
         rates: `[B, L]`, the reverse rates of the first view, with an order head; else `None`.
         nelbo, main, velocity: `[B]`, nats per text; `nelbo = main + velocity`.
-        score: `[B]`, the RLOO term whose gradient is in the loss (its value is not); `None` where
-            it has none.
+        score: `[B]`, the RLOO term; its gradient is in the loss, its value is not. `None` if the
+            loss has no such term.
         forward_rates: `[B, L]` float32, `w_i(x) > 0`.
         rate_ratio: `[B]`, `V / W` over the masked positions, 1 when the reverse rates fit the
             forward ones.

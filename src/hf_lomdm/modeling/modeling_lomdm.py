@@ -46,8 +46,9 @@ from .token_losses_lomdm import TokenLosses  # noqa: F401  diffusers copies what
 class LoMDMForMaskedDiffusion(Adapted, LoMDMWithLoss):
     """A masked diffusion language model: backbone, LM head, and the rates of its `rate_type`.
 
-    Without labels it gives the token law `p_i(z)` and the reverse rates `v_i(z)` of a partly masked
-    text; with labels the loss, a bound on `-log P(x)` in nats per token (docs/method.md).
+    Without labels it returns logits of the token law `p_i(z)` and the reverse rates `v_i(z)` of a
+    partly masked text `z`. With labels it returns the loss of clean texts, a bound on `-log P(x)`
+    in nats per token (docs/method.md).
     """
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
@@ -175,7 +176,7 @@ class LoMDMForMaskedDiffusion(Adapted, LoMDMWithLoss):
         return_dict_in_generate: bool = False,
         **options,
     ) -> Tensor | ModelOutput:
-        """Writes texts as `LoMDMPipeline` does, for who calls models by the names of transformers.
+        """Writes texts as `LoMDMPipeline` does, by the method name of transformers.
 
         Args:
             input_ids: `[B, L]`, prompts or templates, padded on either side; `None` = no prompt.
@@ -228,23 +229,23 @@ class LoMDMForMaskedDiffusion(Adapted, LoMDMWithLoss):
             labels: `[B, L]`, the clean token ids; -100 = given, neither masked nor counted.
             quantiles: `[B]` in `(0, 1)`, fixes the number of reveals (order bound) or the local
                 time (time bound) of each text; default: stratified within the batch.
-            generator: source of masks and orders; one, or one per text (then a text does not depend
-                on its batch).
+            generator: source of masks and orders; one for the batch, or one per text (then a text
+                does not depend on its batch).
             bound: `"order"` or `"time"`; default `config.bound`.
-            output_logits: `False` leaves the vocabulary projection to `token_logits`.
-            past_key_values: without labels and with blocks only: a `DynamicCache()` of the blocks
-                before, to which the keys and values of `input_ids` (whole blocks, the last may be
-                short) are added; `crop` it to take them out again. `attention_mask` is then that of
-                all positions, `[B, P + L]`.
-            logits_to_keep: outputs of the last positions alone, without labels only; default all.
-            inputs_embeds: `[B, L, D]` instead of `input_ids`; with labels, what given positions are
-                read as (peft's prompt tuning).
-            output_hidden_states: without labels only; default of the configuration.
+            output_logits: `False` skips the vocabulary projection; `token_logits` does it later.
+            past_key_values: only without labels and with blocks: a `DynamicCache()` of the blocks
+                before. The keys and values of `input_ids` (whole blocks, the last may be short) are
+                added to it; `crop` removes them. `attention_mask` is then that of all positions,
+                `[B, P + L]`.
+            logits_to_keep: only without labels: outputs of this many last positions; default all.
+            inputs_embeds: `[B, L, D]` instead of `input_ids`; with labels, the embeddings of given
+                positions (peft's prompt tuning).
+            output_hidden_states: only without labels; default: the configuration's.
             unread: the other standard arguments of transformers, all `None` or `False`.
-            return_dict: `False` returns the values that are not `None` as a tuple; default of the
-                configuration.
-        With blocks and without labels, a block sees itself and what `input_ids` holds before it:
-        the model's own law is that of blocks with nothing masked before them.
+            return_dict: `False` returns the values that are not `None` as a tuple; default: the
+                configuration's.
+        With blocks and without labels, a block reads itself and the `input_ids` before it. The
+        model is trained with clean blocks before a block, so these should hold no masks.
 
         Raises:
             ValueError: shapes that do not agree, ids outside the vocabulary, a bound that does not
@@ -293,9 +294,9 @@ class LoMDMForMaskedDiffusion(Adapted, LoMDMWithLoss):
 
         They are float32 or wider.
 
-        `given`: `[B, L]` bool, the positions that are never masked (`phi` may put what follows from
-        them first); `None` = none. `inputs_embeds`: `[B, L, D]`, what positions of the id -100 are
-        read as.
+        `given`: `[B, L]` bool, the positions that are never masked, on which the rates of the
+        others may depend; `None` = none. `inputs_embeds`: `[B, L, D]`, the embeddings of positions
+        with the id -100.
         """
         maskable = None if given is None else ~given
         return self.rate_law.forward_rates(

@@ -51,20 +51,21 @@ class Conversion:
         settings: dict[str, Any] | None = None,
         **options,
     ) -> Any:
-        """A causal language model as a masked diffusion model, in eval mode (docs/backbones.md).
+        """Converts a causal language model to a masked diffusion model, in eval mode.
 
-        With `block_size=1`, `rate_type="uniform"` and `logit_shift=True` it is the causal model.
-        `with_mask_token(tokenizer, model.config)` gives its tokenizer the mask token.
+        With `block_size=1`, `rate_type="uniform"` and `logit_shift=True` it has the likelihood of
+        the causal model (docs/backbones.md). `with_mask_token(tokenizer, model.config)` adds the
+        mask token to the tokenizer.
 
         Args:
-            source: Hub name or folder, or a model, which is then used up.
-            block_size, rate_type, logit_shift: of `LoMDMConfig`.
-            mask_token: an id or a token; default the tokenizer's, else a row of the embedding that
-                no text uses, else a new row.
-            tokenizer: default the one beside the model.
+            source: Hub name or folder; or a model, whose modules the new model takes over.
+            block_size, rate_type, logit_shift: as in `LoMDMConfig`.
+            mask_token: an id or a token; default: the tokenizer's mask token, else a row of the
+                embedding that no text uses, else a new row.
+            tokenizer: default: the tokenizer of `source`.
             settings: further fields of `LoMDMConfig`.
-            options: of `AutoModelForCausalLM.from_pretrained` (`dtype`, `device_map`, `revision`,
-                `attn_implementation`, `quantization_config`, ...).
+            options: arguments of `AutoModelForCausalLM.from_pretrained` (`dtype`, `device_map`,
+                `revision`, `attn_implementation`, `quantization_config`, ...).
         Raises:
             ValueError: a model, tokenizer or mask token that does not fit, with the reason.
         """
@@ -84,9 +85,10 @@ class Conversion:
         settings: dict[str, Any] | None = None,
         **options,
     ) -> Any:
-        """A masked language model (BERT, ModernBERT) as a masked diffusion model, in eval mode.
+        """Converts a masked language model (BERT, ModernBERT) to a masked diffusion model.
 
-        Arguments and errors are those of `from_causal_lm`; the token law is at its position.
+        The model is in eval mode. Arguments and errors are those of `from_causal_lm`, except
+        `logit_shift`: each token is predicted at its own position.
         """
         settings = {"block_size": block_size, "rate_type": rate_type, **(settings or {})}
         return cls._convert(AutoModelForMaskedLM, source, mask_token, tokenizer, settings, options)

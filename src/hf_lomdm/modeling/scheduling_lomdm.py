@@ -66,45 +66,45 @@ class LoMDMScheduler(Corrections, SchedulerMixin, ConfigMixin):
 
     Args:
         mask_token_id: id of the mask token; positions that hold it are masked. It is never drawn.
-        sampler: how positions are drawn. `"sequential"`: `ceil(remaining / steps left)` per step,
-            without replacement with weights `v` (one at a time it is the exact process).
-            `"ancestral"`: each by itself with the probability that its rate gives for the step.
-            Reference orders, with the counts of `sequential`: `"random"`, `"left_to_right"`,
-            `"confidence"` (largest probability first), `"margin"` (largest difference of the two
-            best), `"entropy"` (lowest first), the last three of the token law as it is:
-            temperature, `top_p` and `top_k` move no position. `"threshold"` is `"confidence"` and
-            `"entropy_bound"` is `"entropy"` with the count of that name.
+        sampler: how positions are drawn. `"sequential"`: without replacement, weighted by the rates
+            `v` (one position at a time is the exact process). `"ancestral"`: each position
+            independently, with the probability that its rate gives for the step.
+            Reference orders: `"random"`, `"left_to_right"`, `"confidence"` (largest probability
+            first), `"margin"` (largest difference of the two best first), `"entropy"` (lowest
+            first). The last three use the model's own token law: temperature, `top_p` and `top_k`
+            do not change the positions. `"threshold"` is `"confidence"`, and `"entropy_bound"` is
+            `"entropy"`, each with the count of that name.
         grid: times of `ancestral`. `"adaptive"`: each row chooses its step so that `remaining /
             steps left` reveals are expected. `"uniform"`: equal steps of time (the paper's).
         count: how many positions a step reveals, in the order of the sampler. `"steps"`:
             `ceil(remaining / steps left)`. `"threshold"`: the longest prefix in which every largest
-            probability exceeds `threshold`. `"entropy_bound"`: the longest prefix whose entropies
-            without their largest sum up to at most `entropy_bound`. The last two reveal at least as
-            many as `"steps"`, so that the number of steps is a limit, and one at least. `None`: the
-            sampler's own. For every sampler but `"ancestral"`.
+            probability exceeds `threshold`. `"entropy_bound"`: the longest prefix whose entropies,
+            without the largest of them, sum to at most `entropy_bound`. The last two reveal at
+            least as many as `"steps"`, so the number of steps is a limit. `None`: the count of the
+            sampler. `"ancestral"` takes no count.
         threshold: a probability; 1 reveals one position at a time.
         entropy_bound: in nats; 0 reveals one position at a time.
-        remasking: by which probability a revealed position is masked again, for the sampler
-            `"ancestral"` on the `"uniform"` grid (ReMDM). With the largest one that keeps the
-            marginals, `limit`: `"cap"` is `min(sigma, limit)`, `"rescale"` is `sigma * limit`,
+        remasking: the probability with which a revealed position is masked again (ReMDM), for the
+            sampler `"ancestral"` on the `"uniform"` grid. `limit` is the largest probability that
+            keeps the marginals. `"cap"` is `min(sigma, limit)`, `"rescale"` is `sigma * limit`,
             `"confidence"` is `sigma * limit` times the softmax of minus the probability that a
             token had when it was revealed. `None`: a reveal is final.
         sigma: the strength of `remasking`; 0 is none.
         loop_start, loop_stop: two times. In the steps between them time stands still and positions
-            are masked again, in the others none is; the others share the time evenly. `None`:
-            remasking in all steps.
-        corrector_steps: corrections of a text, or of each block, when all is revealed.
-        corrector_k: positions that a correction masks. They are revealed again as the sampler and
-            the count have it, one at a time or in fewer passes (`"ancestral"`: as `"sequential"`).
-        corrector_selection: `"random"`, which keeps the law of a consistent network, or
-            `"confidence"`, those whose tokens were the least probable when they were revealed.
-        block_size: positions per block, counted from the first real token, or `None` for one
-            window. Blocks are revealed from left to right; a step goes on to the next block when it
-            finishes one. On the adaptive grid the expected reveals of a step go to the leftmost
-            blocks first.
-        temperature: divides the logits of the token draw; 0 takes the likeliest token.
-        top_p: keep the likeliest tokens up to this probability, after `top_k`; `None` keeps all.
-        top_k: keep this many of the likeliest tokens; `None` keeps all.
+            are masked again. In the other steps none is masked again; they share the time evenly.
+            `None`: remasking in all steps.
+        corrector_steps: number of corrections of a text, or of each block, after all is revealed.
+        corrector_k: positions that a correction masks and reveals again with the same sampler and
+            count (`"ancestral"`: as `"sequential"`).
+        corrector_selection: the positions to mask. `"random"` keeps the law of a consistent
+            network. `"confidence"`: those whose tokens were the least probable when revealed.
+        block_size: positions per block, counted from the first real token; `None`: no blocks.
+            Blocks are revealed left to right; a step that finishes a block continues in the next.
+            On the adaptive grid the expected reveals of a step go to the leftmost blocks first.
+        temperature: divides the logits of the token draw; 0 takes the most likely token.
+        top_p: keep the most likely tokens up to this total probability, after `top_k`; `None`
+            keeps all.
+        top_k: keep this many of the most likely tokens; `None` keeps all.
 
     Raises:
         ValueError: if a value is out of range, with the name, the value and the remedy.

@@ -63,14 +63,14 @@ class LoMDMPipelineOutput(BaseOutput):
 
     The sequences of one prompt stand side by side.
 
-    sequences: `[B, L]` int64, everything, padding at the far right.
+    sequences: `[B, L]` int64, prompts and results, padded on the right.
     texts: `B` strings, prompt included, cut before the first EOS after the prompt (in a template:
-        behind its last given position); `None` without a tokenizer or with `output_type="seq"`.
+        after its last given position); `None` without a tokenizer or with `output_type="seq"`.
     order: `[B, L]` int64, 0-based step of the last reveal; -1 = given, -2 = padding.
     num_reveals: `[B, L]` int64, how often a position was revealed; 0 = given or padding.
     num_forward_passes: forward passes of the model over the batch.
     row_passes: `[B]` int64, the passes in which a row had something to reveal.
-    tokens_per_pass: reveals of a pass in a row, the mean.
+    tokens_per_pass: mean number of reveals of a pass in a row.
     seconds: wall time of the call.
     """
 
@@ -159,51 +159,56 @@ class LoMDMPipeline(DiffusionPipeline):
         stop_strings: str | list[str] | None = None,
         streamer: Any = None,
     ) -> LoMDMPipelineOutput | tuple:
-        """Continues prompts, fills templates or, without a prompt, writes freely.
+        """Continues prompts, fills templates or, without a prompt, writes texts from nothing.
 
         Args:
-            prompt: one text, a list of texts, or a list of token id lists (these need no
-                tokenizer). A prompt is a prefix; one that contains the mask token is a template,
-                filled in place (a model with blocks does not read what stands behind the block of a
-                mask). If the model has a `bos_token_id`, a text that is a prefix gets it in front;
-                ids and templates are taken as they are, and without a prompt it is written too.
-            num_inference_steps: reveal steps `K`, or with a `count` by the token laws their limit;
-                steps with nothing left to reveal make no forward pass. A model with blocks takes
-                `K` steps for each block, a model without for each window: beyond
-                `max_position_embeddings`, the second half of a text that long is the context of the
-                next half.
-            max_length: tokens of a row, prompt included; default `max_position_embeddings`. Behind
-                an EOS nothing is written but the rest of its block or window.
+            prompt: one text, a list of texts, or a list of token id lists (without tokenizer).
+                A prompt without masks is a prefix. One that contains the mask token is a template,
+                whose masks are filled in; a model with blocks does not read the blocks after the
+                block of a mask. If the model has a `bos_token_id`, a text that is a prefix gets it
+                in front, and a text without a prompt starts with it; ids and templates are taken as
+                they are.
+            num_inference_steps: number of reveal steps `K`, or their limit if `count` depends on
+                the token laws. Steps with nothing left to reveal make no forward pass. A model with
+                blocks takes `K` steps for each block, a model without blocks for each window. The
+                first window has `max_position_embeddings` tokens; longer texts continue in windows
+                of half this length, which read the half before them.
+            max_length: tokens of a row, prompt included; default `max_position_embeddings`. After
+                an EOS only the rest of its block or window is written.
             max_new_tokens: tokens after each prefix, in place of `max_length`.
-            num_return_sequences: for each prompt.
+            num_return_sequences: results for each prompt.
             sampler, grid, temperature, top_p, top_k, count, threshold, entropy_bound, remasking,
                 sigma, loop_start, loop_stop, corrector_steps, corrector_k, corrector_selection: as
                 in the scheduler, whose values are the default.
-            generator: one, or one per result; default the global one. A result does not depend on
-                its batch.
+            generator: one, or a list with one per result; default the global one. A result does not
+                depend on the others of its batch.
             output_type: `"text"` (texts need a tokenizer) or `"seq"`.
             return_dict: `False` returns the values that are not `None` as a tuple.
-            use_cache: with blocks, keep the keys and values of finished blocks; `False` is slower,
-                the text the same.
+            use_cache: with blocks, keep the keys and values of finished blocks; `False` is slower
+                and gives the same text.
             callback_on_step_end: called as `callback(pipe, step, timestep, tensors)` after every
-                step; it may return a dict with a new `sample` or `order`. `pipe._interrupt = True`
-                makes it the last one, masks stay.
+                step; it may return a dict with a new `sample` or `order`. With
+                `pipe._interrupt = True` it stops the call after this step; masks then remain.
             callback_on_step_end_tensor_inputs: which of `sample`, `order`, `rates`, `revealed` it
                 is given, `[B, S]` of the present block or window (`rates` are those of the latest
                 forward pass); default `["sample"]`.
-            guidance_scale: the law of a token is proportional to `p^scale * q^(1 - scale)`, `p`
-                with and `q` without the prompt, read in one doubled batch; 1 is `p` alone.
-            logits_processor: any `LogitsProcessorList` of transformers. It is given the canvas of
-                the row of each place, `[M, L]`, masks among them, and the scores there, `[M, V]`.
+            guidance_scale: tokens are drawn from a distribution proportional to
+                `p^scale * q^(1 - scale)`, with `p` the model with the prompt and `q` without it;
+                both are read in one doubled batch. 1 is `p` alone.
+            logits_processor: any `LogitsProcessorList` of transformers. For the `M` positions that
+                a step reveals, it gets the whole row of each, `[M, L]` with its masks, and the
+                scores, `[M, V]`.
             allowed_tokens: `{position: [token id, ...]}`, positions counted from the first of a
                 row, for all results, or a list with one for each. No other token is written there.
-                These three shape the token law after one another and move no position.
-            messages: a conversation, `[{"role": ..., "content": ...}, ...]`, or a list of them, in
-                place of `prompt`; the chat template of the tokenizer makes it a prefix.
-            stop_strings: what ends a text behind its prompt. Behind its window or block nothing is
-                written any more, and `texts` are cut before it.
-            streamer: of transformers, for one text: `put` is given the prompt and each finished
-                block or window, `put_draft` (`TextDiffusionStreamer`) the present one in each step.
+                Guidance, processor and allowed tokens act in this order and only on the tokens, not
+                on the choice of positions.
+            messages: a conversation, `[{"role": ..., "content": ...}, ...]`, or a list of
+                conversations, instead of `prompt`; the tokenizer's chat template makes it a prefix.
+            stop_strings: strings that end a text after its prompt. `texts` are cut before them, and
+                nothing is written after the window or block that contains them.
+            streamer: a streamer of transformers, for one text: `put` gets the prompt and each
+                finished block or window, `put_draft` (`TextDiffusionStreamer`) the present one in
+                each step.
         Raises:
             ValueError: input that cannot be used, with its name, its value and the remedy; weights
                 with NaN.

@@ -173,15 +173,14 @@ MODES = (
 
 @dataclass
 class ModelArguments:
-    """Objective, start, sizes and process of the model; from the sizes on as in `LoMDMConfig`."""
+    """Objective, start, sizes and process of the model; sizes and process as in `LoMDMConfig`."""
 
     objective: str = field(
         default="diffusion",
         metadata={
             "help": (
-                "diffusion, or ar: an autoregressive GPT-NeoX of the same sizes, to which "
-                "rate_type, block_size, c1, c2, bound, num_views, time_epsilon and time_range mean "
-                "nothing."
+                "diffusion, or ar: an autoregressive GPT-NeoX of the same sizes; it does not use "
+                "rate_type, block_size, c1, c2, bound, num_views, time_epsilon and time_range."
             ),
             "choices": list(OBJECTIVES),
         },
@@ -191,10 +190,10 @@ class ModelArguments:
         metadata={
             "help": (
                 "Start from this trained model of the same objective, a folder or Hub name: its "
-                "trunk and LM head are copied, what its rate_type adds (order heads, token rates) "
-                "starts afresh. All sizes are the folder's, whatever is said here, but for "
-                "max_position_embeddings if given; the tokenizer must be the folder's, and is so "
-                "by default. Without effect where training resumes from a checkpoint."
+                "backbone and LM head are copied, and order heads or token rates start new. All "
+                "sizes are those of the folder, except max_position_embeddings if given. The "
+                "tokenizer must equal the folder's, which is the default. No effect if training "
+                "resumes from a checkpoint."
             )
         },
     )
@@ -202,8 +201,8 @@ class ModelArguments:
         default=True,
         metadata={
             "help": (
-                "Where init_from is a causal model of transformers: keep the token law of a "
-                "position at the position before it."
+                "If init_from is a causal model of transformers: predict a token at the position "
+                "before it, as that model does."
             )
         },
     )
@@ -211,9 +210,9 @@ class ModelArguments:
         default=None,
         metadata={
             "help": (
-                "Train low-rank updates of this rank of the backbone's linear layers, and order "
-                "heads or token rates in full; the backbone stays as it is, with bf16 in bfloat16. "
-                "Default: all weights."
+                "Train low-rank updates of this rank for the backbone's linear layers, and all "
+                "weights of order heads or token rates; the backbone stays as it is, with bf16 in "
+                "bfloat16. Default: train all weights."
             )
         },
     )
@@ -235,13 +234,13 @@ class ModelArguments:
         default=None,
         metadata={
             "help": (
-                "Width of each MLP, in a converted model of those of the order heads; default 4 * "
+                "Width of each MLP; in a converted model, of those of the order heads. Default 4 * "
                 "hidden_size."
             )
         },
     )
     max_position_embeddings: int | None = field(
-        default=None, metadata={"help": "Longest text; default max_length."}
+        default=None, metadata={"help": "Tokens of the longest text; default max_length."}
     )
     rate_type: str = field(
         default="learned",
@@ -255,7 +254,7 @@ class ModelArguments:
     block_size: int | None = field(
         default=None,
         metadata={
-            "help": "Positions per block, written block after block (BD3-LM); default one window."
+            "help": "Positions per block, written left to right (BD3-LM); default no blocks."
         },
     )
     c1: float = field(default=0.7, metadata={"help": "Level of the learned rates."})
@@ -264,8 +263,8 @@ class ModelArguments:
         default=None,
         metadata={
             "help": (
-                "Largest log ratio of two learned rates, which are then exp(r NormSig(g)), for "
-                "example 5; default the paper's c1 + c2 NormSig(g)."
+                "A number r, for example 5, for the learned rates exp(r NormSig(g)), of which two "
+                "differ by a factor of e^r at most; default the paper's c1 + c2 NormSig(g)."
             )
         },
     )
@@ -273,8 +272,8 @@ class ModelArguments:
         default=None,
         metadata={
             "help": (
-                "A given order for learned or uniform rates: a number for each position, whose "
-                "rates are multiplied by its exponential; default none."
+                "A fixed order for learned or uniform rates: a number for each position; the rates "
+                "of a position are multiplied by the exponential of its number. Default none."
             )
         },
     )
@@ -282,14 +281,15 @@ class ModelArguments:
         default="order", metadata={"help": "What training minimises: order, or time (the paper's)."}
     )
     time_epsilon: float | None = field(
-        default=None, metadata={"help": "Cut of the time bound in training, or none."}
+        default=None,
+        metadata={"help": "Smallest time in training by the time bound; default no cut."},
     )
     time_range: list[float] | None = field(
         default=None,
         metadata={
             "help": (
-                "Two numbers: local times that training by the time bound draws (BD3-LM clips "
-                "them)."
+                "Two numbers: the range of local times in training by the time bound (BD3-LM "
+                "clips them)."
             )
         },
     )
@@ -297,8 +297,8 @@ class ModelArguments:
         default=None,
         metadata={
             "help": (
-                "Masked views of each text in the loss; default 2 (the least) with learned rates, "
-                "else 1."
+                "Views (random maskings) of each text in the loss; default 2 (the least) with "
+                "learned rates, else 1."
             )
         },
     )
@@ -311,8 +311,8 @@ class ModelArguments:
         metadata={
             "help": (
                 "Attention in training: sdpa (the default), eager, flex_attention, "
-                "flash_attention_2, ... On a CPU in bfloat16 eager is faster for rows of up to 128 "
-                "tokens. It is not saved with the model."
+                "flash_attention_2, ... On a CPU in bfloat16, eager is faster for rows of at most "
+                "128 tokens. The choice is not saved with the model."
             )
         },
     )
@@ -344,7 +344,7 @@ class LoMDMTrainingArguments(TrainingArguments):
     )
     frozen_modules: list[str] | None = field(
         default=None,
-        metadata={"help": "Modules of the model that stay as they start, for example psi."},
+        metadata={"help": "Modules of the model that are not trained, for example psi."},
     )
     ema_decay: float = field(
         default=0.9999, metadata={"help": "Decay of the moving average of the weights; 0 = none."}
@@ -353,10 +353,10 @@ class LoMDMTrainingArguments(TrainingArguments):
         default=0,
         metadata={
             "help": (
-                "Before training, try orders on copies of the network, each alone for this many "
-                "steps, the better half for as many more, until one is left; if it is clearly "
-                "better than none, it becomes position_log_rates, and training goes on from its "
-                "copy. 0 = no search."
+                "Before training, train a copy of the network in each of several orders for this "
+                "many steps, continue with the better half for as many more, and so on until one "
+                "is left. If it is clearly better than a random order, it becomes "
+                "position_log_rates, and training continues from its copy. 0 = no search."
             )
         },
     )
@@ -367,30 +367,31 @@ class LoMDMTrainingArguments(TrainingArguments):
         default="auto",
         metadata={
             "help": (
-                "auto: the newest complete checkpoint of output_dir, if there is one; or a folder."
+                "auto: the newest complete checkpoint of output_dir, if there is one; or the "
+                "folder of a checkpoint."
             )
         },
     )
     logging_nan_inf_filter: bool = field(
         default=False,
         metadata={
-            "help": "Hide losses that are not finite. They stop training here, so leave it off."
+            "help": "Hide losses that are not finite. They stop training here: leave it off."
         },
     )
     ddp_find_unused_parameters: bool | None = field(
         default=False,
-        metadata={"help": "Every weight takes part in every step, so that DDP need not search."},
+        metadata={"help": "Not needed: every weight takes part in every step."},
     )
     ddp_timeout: int = field(
         default=24 * 3600,
         metadata={
-            "help": "Seconds that processes wait for each other: a day, for one makes the rows."
+            "help": "Seconds that processes wait for each other: a day, as one makes the rows."
         },
     )
     hub_strategy: str = field(
         default="end",
         metadata={
-            "help": "end: what is uploaded is the average, as a Hub folder; see transformers."
+            "help": "end: upload the averaged weights as a Hub folder; for others see transformers."
         },
     )
     report_to: None | str | list[str] = field(

@@ -44,21 +44,20 @@ SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 class LoMDMTrainer(FolderWriter):
-    """Trains `LoMDMForMaskedDiffusion`.
+    """Trains `LoMDMForMaskedDiffusion`; a `transformers.Trainer` with these differences.
 
-    What differs from `transformers.Trainer`:
-
-    - Text `j` of the global batch of step `s` sees the same quantile and the same draws however the
-      batch is split into micro-steps and processes; quantiles are stratified over the global batch.
-    - The loss is the bound of the global batch divided by its maskable tokens, for texts of unequal
-    length too.
-    - The order heads have `head_learning_rate`, `frozen_modules` none; weights are averaged
-      (`ema_decay`), and the average is what is evaluated and what `save_model` writes: a Hub folder
-      that loads as a model and as a pipeline without this package.
+    - The random masks of a text depend on the seed, the step and the place of the text in the
+      global batch, not on micro-steps and processes. The quantiles (of the time, or of the number
+      of reveals) are stratified over the global batch.
+    - The loss is the bound of the global batch divided by its maskable tokens, also for texts of
+      unequal length.
+    - The order heads have their own `head_learning_rate`; `frozen_modules` are not trained.
+    - Weights are averaged (`ema_decay`). Evaluation uses the average, and `save_model` writes it:
+      a Hub folder that loads as a model and as a pipeline without this package.
     - Evaluation is by the order bound, with its standard error, on fixed draws.
-    - A checkpoint is complete or absent; training that is killed and started again gives the same
-      weights, bit by bit on the CPU. Ctrl-C, SIGTERM and SIGHUP save one first. A loss or gradient
-      that is not finite stops training before it reaches the weights.
+    - A checkpoint is complete or absent. Training that is killed and started again gives the same
+      weights, bit by bit on the CPU. Ctrl-C, SIGTERM and SIGHUP save a checkpoint first.
+    - A loss or gradient that is not finite stops training before it changes the weights.
 
     Takes the arguments of `transformers.Trainer`, with `args` a `LoMDMTrainingArguments`. Batches
     hold `input_ids` and `labels` `[B, L]` (-100 = given or padding), and `attention_mask` `[B, L]`
