@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from hf_lomdm.evaluation import nelbo
 from hf_lomdm.training.order_search import candidate_orders
 from hf_lomdm.training.parsing import parse_arguments
 
@@ -124,8 +125,9 @@ def test_systems_are_what_their_names_say(system):
     _, model, training = parse_arguments([*words, "--output_dir", "unused"])
     assert (training.order_search > 0) == (system == "lomdm")
     assert (model.log_rate_range is not None) == (system == "lomdm")
-    assert model.bound == ("time" if system == "paper" else "order")
-    learned = system in ("lomdm", "no_search", "paper")
+    assert model.bound == ("time" if system in ("paper", "cut") else "order")
+    assert (model.time_range is None) == (system != "cut")
+    learned = system in ("lomdm", "no_search", "paper", "cut")
     assert model.rate_type == ("learned" if learned else "uniform")
     assert learned or model.num_views == 2
 
@@ -215,3 +217,17 @@ def test_candidates_are_orders_of_the_row():
     assert orders["outside_in"].index(min(orders["outside_in"])) == 2
     assert all(max(order) - min(order) == pytest.approx(6) for order in orders.values())
     assert candidate_orders(1)["left_to_right"] == [0]
+
+
+def test_an_estimate_by_a_cut_leaves_out_what_lies_behind_it(tmp_path, make_model, monkeypatch):
+    monkeypatch.setattr(measure, "CUT_DRAWS", 100)
+    texts = torch.tensor([[3, 4, 5], [6, 7, 8]])
+    found = {}
+    for low in (1e-6, 0.5):
+        model = make_model(bound="time", time_range=[low, 1.0])
+        model.save_pretrained(tmp_path)
+        found[low] = measure.cut_estimate(tmp_path, texts)
+    uncut = nelbo(make_model(), texts, num_samples=1000, bound="time").nelbo.mean() / 3
+    error = 4 * found[1e-6]["standard_error"] + 0.05
+    assert abs(found[1e-6]["value"] - uncut) < error
+    assert found[0.5]["value"] < 0.7 * uncut  # u below a half is never drawn
