@@ -272,7 +272,7 @@ def run_plot(options: argparse.Namespace) -> None:
     records = [json.loads(Path(name).read_text(encoding="utf-8")) for name in options.records]
     note = (
         "What to see: the further left a curve is at its best, the fewer passes that setting "
-        "needs. Of solved puzzles more is better, of a distance less. Bars: two standard errors."
+        "needs. Of solved puzzles and MAUVE more is better, of a distance less. Bars: two errors."
     )
     figure, panels = figure_and_axes(7 * len(records), 6, note, len(records))
     names = list(dict.fromkeys(family(name) for record in records for name in record["found"]))
@@ -288,9 +288,10 @@ def run_plot(options: argparse.Namespace) -> None:
             styles = {"color": colours[label], "marker": markers[label]}
             errors = [2 * one["standard_error"] for one in points]
             panel.errorbar(passes, values, yerr=errors, capsize=2, label=label, **styles)
-        panel.set(
-            xlabel="forward passes", ylabel=record["unit"], title=record["task"], xscale="log"
-        )
+        title = record["task"].removeprefix("passes_")
+        panel.set(xlabel="forward passes", ylabel=record["unit"], title=title)
+        panel.set_xscale("log", base=2)
+        panel.xaxis.set_major_formatter("{x:g}")
     add_legend(figure, columns=4)
     figure.savefig(options.output, dpi=DPI)
     print(f"picture: {options.output}")

@@ -180,15 +180,22 @@ def read(judge, tokenizer, starts: list[str], ends: list[str], parts: Path | Non
 
 
 def reading(nats: Tensor, full: Tensor) -> dict[str, float]:
-    """Nats per judge token of texts `[B, 2]` with their error, and less those of `FULL`."""
-    each = nats[:, 0] / nats[:, 1].mean()
-    error = (each - each.mean() * nats[:, 1] / nats[:, 1].mean()).std() / len(nats) ** 0.5
-    less = float(each.mean() - full[:, 0].sum() / full[:, 1].sum())
+    """Nats per judge token of texts `[B, 2]`, and less those of `FULL`, paired, with errors."""
+    (value, parts), (base, base_parts) = map(ratio, (nats, full))
+    error, paired = (part.std() / len(nats) ** 0.5 for part in (parts, parts - base_parts))
     return {
-        "judge_nats": float(each.mean()),
+        "judge_nats": value,
         "judge_nats_standard_error": float(error),
-        "judge_nats_minus_full": less,
+        "judge_nats_minus_full": value - base,
+        "judge_nats_minus_full_standard_error": float(paired),
     }
+
+
+def ratio(nats: Tensor) -> tuple[float, Tensor]:
+    """Nats per token of texts `[B, 2]`, and how much each text moves it `[B]` (delta method)."""
+    total, tokens = nats.unbind(-1)
+    value = total.sum() / tokens.sum()
+    return float(value), (total - value * tokens) / tokens.mean()
 
 
 def compare(states: dict[str, Tensor]) -> dict[str, dict[str, float]]:

@@ -58,6 +58,10 @@ def test_nats_are_per_token_of_the_judge_with_the_error_of_a_ratio():
     assert abs(found["judge_nats_minus_full"] - 8 / 6) < 1e-12
     rest = nats[:, 0] - 16 / 6 * nats[:, 1]
     assert abs(found["judge_nats_standard_error"] - float(rest.std() / 2 / 3**0.5)) < 1e-12
+    # of half the nats the parts are half as large
+    paired = found["judge_nats_minus_full_standard_error"]
+    assert abs(paired - float(rest.std() / 4 / 3**0.5)) < 1e-12
+    assert texts.reading(nats, nats)["judge_nats_minus_full_standard_error"] == 0
 
 
 @pytest.fixture
