@@ -307,7 +307,7 @@ def test_slices_of_the_token_draw_change_nothing(monkeypatch):
     for sampler in ("sequential", "entropy"):
         whole, _ = run(make(3, sampler=sampler), start, logits, rates, generators(1, 2))
         with monkeypatch.context() as patch:
-            patch.setattr(token_draw, "SLICE_SIZE", 30)  # two positions at a time
+            patch.setattr(token_draw, "CPU_SLICE_SIZE", 30)  # two positions at a time
             sliced, _ = run(make(3, sampler=sampler), start, logits, rates, generators(1, 2))
         assert torch.equal(whole, sliced)
 
